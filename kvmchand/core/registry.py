@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which domains there are, what they offer, and who is connected. Pure state: the host does what follows from it.
+
+A channel lives from its server's offer until both ends are gone. It stands at its path only while its server is there and
+no later offer has taken the path over. An end is held by one client connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from kvmchand.core import paths, rings
+from kvmchand.errors import AccessDenied, Busy, InternalError, LimitReached, NotFound
+from kvmchand.ids import ChannelId, ClientId, DomainId
+
+
+class DomainKind(Enum):
+    """What answers for a domain."""
+
+    HOST = "host"
+    LOCAL = "local"
+
+
+class Side(Enum):
+    """An end of a channel, in the order of its live byte's offset from cli_live."""
+
+    CLIENT = 0
+    SERVER = 1
+
+
+class State(Enum):
+    """A channel's, as `kvmchan ls` shows it."""
+
+    WAITING = "waiting"
+    """The server is there, and no client has come yet."""
+    CONNECTED = "connected"
+    CLIENT_GONE = "client-gone"
+    """The server is there; another client may come while the path is still its."""
+    SERVER_GONE = "server-gone"
+    """The client may still read what was written."""
+
+
+@dataclass(slots=True)
+class End:
+    """Who holds an end, and the process it was given to."""
+
+    holder: ClientId
+    pid: int
+
+
+@dataclass(slots=True)
+class Channel:
+    number: ChannelId
+    path: str
+    server_domain: DomainId
+    client_domain: DomainId
+    rings: rings.Rings
+    server: End | None = None
+    client: End | None = None
+    had_client: bool = False
+
+    @property
+    def state(self) -> State:
+        if self.server is None:
+            return State.SERVER_GONE
+        if self.client is not None:
+            return State.CONNECTED
+        return State.CLIENT_GONE if self.had_client else State.WAITING
+
+    def end(self, side: Side) -> End | None:
+        return self.server if side is Side.SERVER else self.client
+
+
+@dataclass(slots=True)
+class Registry:
+    max_ring: int = rings.XEN_RING_MAX
+    max_channels: int = 65536
+    """Per domain, of those it offers."""
+    domains: dict[DomainId, DomainKind] = field(default_factory=dict)
+    channels: dict[ChannelId, Channel] = field(default_factory=dict)
+    _offers: dict[str, Channel] = field(default_factory=dict)
+    _held: dict[ClientId, tuple[Channel, Side]] = field(default_factory=dict)
+    _offered: dict[DomainId, int] = field(default_factory=dict)
+    _last: int = 0
+
+    def add_domain(self, domain: DomainId, kind: DomainKind) -> None:
+        self.domains[domain] = kind
+
+    def _require_domain(self, domain: int) -> DomainId:
+        known = DomainId(domain)
+        if known not in self.domains:
+            listed = ", ".join(str(each) for each in sorted(self.domains))
+            raise NotFound(f"there is no domain {domain}: the daemon knows {listed}")
+        return known
+
+    def _require_free(self, holder: ClientId) -> None:
+        if holder in self._held:
+            raise InternalError("this connection has a channel already: open one connection a channel")
+
+    def offer(self, caller: DomainId, peer: int, path: str, read_min: int, write_min: int, end: End) -> Channel:
+        """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
+        hand by any, keeps its client but loses the path."""
+        self._require_free(end.holder)
+        absolute = paths.resolve(path, caller)
+        paths.require_writable(absolute, caller)
+        client_domain = self._require_domain(peer)
+        chosen = rings.choose(read_min, write_min, self.max_ring)
+        standing = self._offers.get(absolute)
+        if standing is not None and caller not in (standing.server_domain, paths.HOST):
+            raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
+        if self._offered.get(caller, 0) >= self.max_channels:
+            raise LimitReached(f"domain {caller} has {self.max_channels} channels: max_channels in the daemon's settings")
+        self._last += 1
+        channel = Channel(ChannelId(self._last), absolute, caller, client_domain, chosen, server=end)
+        self.channels[channel.number] = self._offers[absolute] = channel
+        self._held[end.holder] = (channel, Side.SERVER)
+        self._offered[caller] = self._offered.get(caller, 0) + 1
+        return channel
+
+    def connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
+        """The channel that `domain` offers `caller` at `path`, its client end now held."""
+        self._require_free(end.holder)
+        absolute = paths.resolve(path, caller)
+        server_domain = self._require_domain(domain)
+        channel = self._offers.get(absolute)
+        if channel is None or channel.server_domain != server_domain:
+            raise NotFound(f"domain {domain} offers no vchan at {absolute[:80]}: start its server first")
+        if channel.client_domain != caller:
+            raise AccessDenied(f"the vchan at {absolute[:80]} is for domain {channel.client_domain}, and this is domain {caller}")
+        if channel.client is not None:
+            raise Busy(f"the vchan at {absolute[:80]} has a client, process {channel.client.pid}: one at a time")
+        channel.client = end
+        channel.had_client = True
+        self._held[end.holder] = (channel, Side.CLIENT)
+        return channel
+
+    def held(self, holder: ClientId) -> tuple[Channel, Side] | None:
+        return self._held.get(holder)
+
+    def release(self, holder: ClientId) -> tuple[Channel, Side] | None:
+        """Ends what a connection holds, if anything. The channel is out of the registry once neither end is held."""
+        held = self._held.pop(holder, None)
+        if held is None:
+            return None
+        channel, side = held
+        if side is Side.SERVER:
+            channel.server = None
+            if self._offers.get(channel.path) is channel:
+                del self._offers[channel.path]
+        else:
+            channel.client = None
+        if channel.server is None and channel.client is None:
+            del self.channels[channel.number]
+            self._offered[channel.server_domain] -= 1
+            if not self._offered[channel.server_domain]:
+                del self._offered[channel.server_domain]
+        return held
+
+    def visible(self, caller: DomainId, after: ChannelId) -> list[Channel]:
+        """The channels numbered above `after` that a domain may list: domain 0 all, another those it is an end of."""
+        return [
+            channel
+            for number, channel in self.channels.items()
+            if number > after and caller in (paths.HOST, channel.server_domain, channel.client_domain)
+        ]

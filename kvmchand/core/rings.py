@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How large a channel's rings are and where they lie, by Xen's rules (xen/io/libxenvchan.h)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmchand.errors import InvalidArgument
+from kvmchand.ids import Size
+
+PAGE = 4096
+XEN_RING_MAX = 1 << 20
+RING_MAX = 1 << 30
+"""What the settings may allow at the most: indexes are 32 bits, and a call answers with an int."""
+
+_SMALL, _LARGE = 10, 11  # the two orders that fit into the shared page, each once
+_OWN_PAGES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Orders of the two rings: `left` the client writes and the server reads, `right` the other way."""
+
+    left: int
+    right: int
+
+    @property
+    def size(self) -> Size:
+        """Bytes of the region: the shared page, and the rings that don't fit into it."""
+        return Size(PAGE + sum(1 << order for order in (self.left, self.right) if order >= _OWN_PAGES))
+
+
+def _order(least: int) -> int:
+    return max(_OWN_PAGES, (least - 1).bit_length())
+
+
+def choose(read_min: int, write_min: int, most: int = XEN_RING_MAX) -> Rings:
+    """The rings for a server that wants to read and write at least so many bytes; InvalidArgument over `most`."""
+    for name, least in (("read_min", read_min), ("write_min", write_min)):
+        if least > most:
+            raise InvalidArgument(f"{name} is {least} bytes, and rings may have {most}: max_ring in the daemon's settings")
+    small, large = 1 << _SMALL, 1 << _LARGE
+    if read_min <= small and write_min <= large:
+        return Rings(_SMALL, _LARGE)
+    if read_min <= large and write_min <= small:
+        return Rings(_LARGE, _SMALL)
+    if read_min <= large:
+        return Rings(_LARGE, _order(write_min))
+    if write_min <= large:
+        return Rings(_order(read_min), _LARGE)
+    return Rings(_order(read_min), _order(write_min))

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every error that crosses a process boundary: one code, one errno, one exception.
+
+    KvmchanError (an OSError: errno, and the sentence as strerror)
+    ├── InvalidArgument   EINVAL        a path, domain or size that can't be
+    ├── TooLong           E2BIG         a path over the limit
+    ├── AccessDenied      EACCES        not the caller's to use
+    ├── NotFound          ENOENT        no such domain, or nothing offered at the path
+    ├── Busy              EBUSY         another client is connected
+    ├── LimitReached      ENOSPC        a limit in the settings
+    ├── OutOfResources    EMFILE        the machine's descriptors or memory
+    ├── ProtocolError     EPROTO        the peer's bytes break the protocol, or its version is another
+    ├── Unreachable       ECONNREFUSED  no daemon answers
+    ├── TimedOut          ETIMEDOUT     the daemon took too long
+    ├── ChannelClosed     EPIPE         the other end has gone
+    └── InternalError     EIO           a bug of ours
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class KvmchanError(OSError):
+    """What failed, on what, and what to do; `errno` as a C caller would see it."""
+
+    code = "internal"
+    number = errno.EIO
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(self.number, sentence)
+
+    @property
+    def sentence(self) -> str:
+        """The whole message, without the number."""
+        return str(self.strerror)
+
+
+class InvalidArgument(KvmchanError):
+    code, number = "invalid", errno.EINVAL
+
+
+class TooLong(KvmchanError):
+    code, number = "too-long", errno.E2BIG
+
+
+class AccessDenied(KvmchanError):
+    code, number = "denied", errno.EACCES
+
+
+class NotFound(KvmchanError):
+    code, number = "not-found", errno.ENOENT
+
+
+class Busy(KvmchanError):
+    code, number = "busy", errno.EBUSY
+
+
+class LimitReached(KvmchanError):
+    code, number = "limit", errno.ENOSPC
+
+
+class OutOfResources(KvmchanError):
+    code, number = "resources", errno.EMFILE
+
+
+class ProtocolError(KvmchanError):
+    code, number = "protocol", errno.EPROTO
+
+
+class Unreachable(KvmchanError):
+    code, number = "unreachable", errno.ECONNREFUSED
+
+
+class TimedOut(KvmchanError):
+    code, number = "timeout", errno.ETIMEDOUT
+
+
+class ChannelClosed(KvmchanError):
+    code, number = "closed", errno.EPIPE
+
+
+class InternalError(KvmchanError):
+    code, number = "internal", errno.EIO
+
+
+_BY_CODE: dict[str, type[KvmchanError]] = {kind.code: kind for kind in KvmchanError.__subclasses__()}
+_BY_NUMBER: dict[int, type[KvmchanError]] = {kind.number: kind for kind in KvmchanError.__subclasses__()}
+
+
+def from_code(code: str, sentence: str) -> KvmchanError:
+    """The exception for a code received; a code of a newer daemon is an InternalError."""
+    return _BY_CODE.get(code, InternalError)(sentence)
+
+
+def from_errno(number: int, sentence: str) -> KvmchanError:
+    """The exception for an errno of the data plane; one that is not in the table keeps its number."""
+    error = _BY_NUMBER.get(number, KvmchanError)(sentence)
+    error.errno = number
+    return error

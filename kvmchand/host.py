@@ -1,0 +1,392 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The daemon's main process on a host: owns every descriptor, applies the registry's rules, and starts the services.
+
+It parses no outside byte: what clients say comes from the local process, encoded anew. It answers clients itself, so that
+regions pass through no other process.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kvmchand import log
+from kvmchand.config import Settings
+from kvmchand.core.paths import HOST
+from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
+from kvmchand.errors import Busy, InternalError, InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+from kvmchand.ipc import Service
+from kvmchand.lifeline import Lifelines
+from kvmchand.linux import libc
+from kvmchand.loop import HUNG_UP, Loop
+from kvmchand.privsep import group_number, raise_descriptor_limit
+from kvmchand.region import Region
+from kvmchand.wire import client, internal
+from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.packet import receive_packet, send_packet
+
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_BACKLOG = 512
+_IDLE_CLIENTS = 1024
+"""Connections a domain may have beside those of its channels."""
+_RESTARTS_MAX = 5
+"""Restarts of a service in a row that got nowhere, after which the daemon gives up."""
+_LISTING_BYTES = PACKET_MAX // 2
+
+
+@dataclass(slots=True)
+class Client:
+    """Main's side of a client: a duplicate of its connection, on which it is answered."""
+
+    number: ClientId
+    sock: socket.socket
+    domain: DomainId
+    pid: int
+
+
+@dataclass(slots=True)
+class _Listener:
+    """A local socket: main keeps it, so that it outlives the local process."""
+
+    domain: DomainId
+    sock: socket.socket
+    path: Path = field(default_factory=Path)
+
+
+class Host:
+    """The process's whole state. close() leaves nothing of it on the machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._registry = Registry(settings.limits.max_ring, settings.limits.max_channels)
+        self._regions: dict[ChannelId, Region] = {}
+        self._clients: dict[ClientId, Client] = {}
+        self._last_client = ClientId(0)
+        self._listeners: list[_Listener] = []
+        self._local: Service | None = None
+        self._local_failures = 0
+        self._failure: KvmchanError | None = None
+        self._undo = ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        settings = self._settings
+        raise_descriptor_limit()
+        self._take_runtime_dir(settings.runtime_dir)
+        self._lifelines = Lifelines(self._end)
+        self._undo.callback(self._lifelines.close)
+        self._loop.add(self._lifelines.fd, self._lifelines.on_event)
+        self._wake_on_signals()
+        self._registry.add_domain(HOST, DomainKind.HOST)
+        self._listen(HOST, client.SOCKET_NAME)
+        for domain in settings.local_domains:
+            self._registry.add_domain(domain, DomainKind.LOCAL)
+            self._listen(domain, client.socket_name(domain))
+        self._start_local()
+
+    def run(self) -> None:
+        """Serves until SIGTERM or SIGINT. Established channels outlive it, but nothing else does."""
+        self._loop.run()
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        if self._local is not None:
+            self._local.stop()
+            self._local = None
+        for each in self._clients.values():
+            each.sock.close()
+        self._clients.clear()
+        for region in self._regions.values():
+            region.close()
+        self._regions.clear()
+        self._undo.close()
+        self._loop.close()
+
+    # ---- setting up ----
+
+    def _take_runtime_dir(self, path: Path) -> None:
+        try:
+            path.mkdir(mode=0o755, parents=True, exist_ok=True)
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidArgument(f"the runtime directory {path} can't be used: {error.strerror}") from error
+        self._undo.callback(os.close, directory)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise Busy(f"another kvmchand serves {path}: stop it, or give this one another --runtime-dir") from None
+
+    def _wake_on_signals(self) -> None:
+        reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._undo.callback(reading.close)
+        self._undo.callback(writing.close)
+        writing.setblocking(False)
+        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        self._undo.callback(signal.set_wakeup_fd, before)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        self._loop.add(reading.fileno(), lambda _events: self._loop.stop())
+
+    def _listen(self, domain: DomainId, name: str) -> None:
+        path = self._settings.runtime_dir / name
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._undo.callback(sock.close)
+        try:
+            path.unlink(missing_ok=True)  # of a daemon that was killed: we hold the directory's lock
+            before = os.umask(0o777)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(before)
+            self._undo.callback(path.unlink, missing_ok=True)
+            group = group_number(self._settings.socket.group)
+            if group >= 0:
+                os.chown(path, -1, group)
+            os.chmod(path, self._settings.socket.mode)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            if isinstance(error, KvmchanError):
+                raise
+            raise InvalidArgument(f"the socket {path} can't be made: {error.strerror}") from error
+        self._listeners.append(_Listener(domain, sock, path))
+
+    # ---- the local process ----
+
+    def _start_local(self) -> None:
+        service = self._local = Service("local")
+        mode = self._settings.socket.mode
+        group = group_number(self._settings.socket.group) if mode & 0o020 else -1
+        for listener in self._listeners:
+            listen = internal.Listen(
+                listener.domain,
+                bool(mode & 0o002),
+                Size(os.geteuid()),
+                group,
+                2 * self._settings.limits.max_channels + _IDLE_CLIENTS,
+            )
+            send_packet(service.sock, internal.to_local.encode(listen), [listener.sock.fileno()])
+        for each in self._clients.values():
+            send_packet(
+                service.sock, internal.to_local.encode(internal.Restore(each.number, each.domain)), [each.sock.fileno()]
+            )
+        first = ClientId(self._last_client + 1)
+        send_packet(service.sock, internal.to_local.encode(internal.Start(first, self._settings.service_user)))
+        # After the connections: whoever has died is found dead before anyone else's request is looked at.
+        self._loop.add(service.sock.fileno(), self._on_local, last=True)
+
+    def _on_local(self, _events: int) -> None:
+        service = self._local
+        if service is None:
+            return
+        try:
+            data, fds = receive_packet(service.sock)
+        except OSError:
+            data = b""
+        if not data:
+            self._on_local_death(service)
+            return
+        with fds:
+            message = internal.to_main.decode(data)
+            if isinstance(message, internal.Started):
+                self._on_local_started()
+                return
+            asking = self._clients.get(message.client)
+            if asking is None:
+                if len(fds) != 1:
+                    return  # it hung up meanwhile
+                asking = self._adopt(message.client, socket.socket(fileno=fds.steal()[0]))
+        self._local_failures = 0
+        self._answer(asking, message.request)
+
+    def _on_local_started(self) -> None:
+        where = ", ".join(f"{each.path} (domain {each.domain})" for each in self._listeners)
+        log.info(f"ready: {where}")
+        _notify("READY=1")
+
+    def _on_local_death(self, service: Service) -> None:
+        self._loop.remove(service.sock.fileno())
+        culprit = service.marker.get()
+        how = service.stop()
+        self._local_failures += 1
+        log.warning(f"the local process ended ({how}); starting it again")
+        # Its numbers go on above any that it can have given out.
+        self._last_client = ClientId(max(self._last_client, culprit or 0) + _IDLE_CLIENTS)
+        if culprit is not None and culprit in self._clients:
+            log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
+            self._drop(self._clients[culprit])
+        if self._local_failures > _RESTARTS_MAX:
+            self._local = None
+            self._failure = InternalError(f"the local process ended {self._local_failures} times in a row: see the log above")
+            self._loop.stop()
+            return
+        self._start_local()
+
+    # ---- clients ----
+
+    def _adopt(self, number: ClientId, sock: socket.socket) -> Client:
+        # From the socket itself and not from what the local process says.
+        name = Path(os.fsdecode(sock.getsockname())).name
+        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        domain = next(each.domain for each in self._listeners if each.path.name == name)
+        adopted = self._clients[number] = Client(number, sock, domain, pid)
+        self._last_client = max(self._last_client, number)
+        self._loop.add(sock.fileno(), lambda _events: self._on_hang_up(adopted), HUNG_UP)
+        return adopted
+
+    def _on_hang_up(self, gone: Client) -> None:
+        held = self._registry.held(gone.number)
+        self._forget(gone)
+        if held is None:
+            return
+        channel, side = held
+        region = self._regions[channel.number]
+        if region.is_mapped(side):
+            # It closed its descriptors, or a child of it did, but the channel is in use: wait for the mapping's end.
+            self._lifelines.watch(gone.number, region, side)
+        else:
+            self._end(gone.number)
+
+    def _forget(self, gone: Client) -> None:
+        del self._clients[gone.number]
+        self._loop.remove(gone.sock.fileno())
+        gone.sock.close()
+
+    def _drop(self, dropped: Client) -> None:
+        """Ends a connection from our side, and with it what it holds."""
+        try:
+            dropped.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        self._forget(dropped)
+        self._end(dropped.number)
+
+    def _end(self, holder: ClientId) -> None:
+        """An end without a close: does for it what it should have done, and releases it."""
+        held = self._registry.held(holder)
+        if held is not None:
+            channel, side = held
+            self._regions[channel.number].bury(side)
+            self._release(holder)
+
+    def _release(self, holder: ClientId) -> None:
+        held = self._registry.release(holder)
+        if held is not None and held[0].number not in self._registry.channels:
+            self._regions.pop(held[0].number).close()
+
+    # ---- requests ----
+
+    def _answer(self, asking: Client, request: str) -> None:
+        fds: tuple[int, ...] = ()
+        with ExitStack() as undo:
+            try:
+                message = client.requests.decode(request.encode())
+                match message:
+                    case client.Offer():
+                        reply, fds = self._offer(asking, message, undo)
+                    case client.Connect():
+                        reply, fds = self._connect(asking, message, undo)
+                    case client.Close():
+                        self._release(asking.number)
+                        reply = client.Closed()
+                    case client.List():
+                        reply = self._list(asking, message.after)
+                    case _:
+                        raise InternalError(f"no answer to {type(message).__name__}")
+            except KvmchanError as error:
+                reply, fds = client.Error(error.code, error.sentence), ()
+            try:
+                send_packet(asking.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+            except OSError:
+                # It does not read its answers, or is gone; then so is what it asked for.
+                self._drop(asking)
+
+    def _offer(self, asking: Client, offer: client.Offer, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
+        end = End(asking.number, asking.pid)
+        channel = self._registry.offer(asking.domain, offer.peer, offer.path, offer.read_min, offer.write_min, end)
+        try:
+            self._regions[channel.number] = region = Region.create(channel.rings)
+        except BaseException:
+            self._registry.release(asking.number)
+            raise
+        return self._grant(asking, channel, region, Side.SERVER, undo)
+
+    def _connect(self, asking: Client, request: client.Connect, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
+        end = End(asking.number, asking.pid)
+        channel = self._registry.connect(asking.domain, request.domain, request.path, end)
+        return self._grant(asking, channel, self._regions[channel.number], Side.CLIENT, undo)
+
+    def _grant(
+        self, asking: Client, channel: Channel, region: Region, side: Side, undo: ExitStack
+    ) -> tuple[client.Granted, tuple[int, ...]]:
+        try:
+            memory, event = region.grant(side)
+        except BaseException:
+            self._release(asking.number)
+            raise
+        undo.callback(os.close, memory)
+        if side is Side.CLIENT:
+            region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
+        return client.Granted(channel.number, channel.path, channel.rings.left, channel.rings.right), (memory, event)
+
+    def _list(self, asking: Client, after: ChannelId) -> client.Listing:
+        domains = tuple(client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items()))
+        channels: list[client.ChannelInfo] = []
+        room = _LISTING_BYTES
+        for channel in self._registry.visible(asking.domain, after):
+            if room < 0:
+                return client.Listing(domains, tuple(channels), more=True)
+            channels.append(self._describe(channel))
+            room -= len(channel.path) + 320
+        return client.Listing(domains, tuple(channels), more=False)
+
+    def _describe(self, channel: Channel) -> client.ChannelInfo:
+        ready = self._regions[channel.number].ready()
+        return client.ChannelInfo(
+            channel.number,
+            channel.path,
+            channel.state.value,
+            channel.server_domain,
+            channel.client_domain,
+            channel.server.pid if channel.server else 0,
+            channel.client.pid if channel.client else 0,
+            Size(1 << channel.rings.left),
+            Size(1 << channel.rings.right),
+            Size(ready.server),
+            Size(ready.client),
+        )
+
+
+def _notify(state: str) -> None:
+    """Tells the service manager, if there is one (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.connect("\0" + address[1:] if address.startswith("@") else address)
+            sock.send(state.encode())
+    except OSError as error:
+        log.warning(f"the service manager at {address} can't be told {state}: {error.strerror}")
+
+
+def serve(settings: Settings) -> None:
+    """Runs the host's daemon until it is told to stop."""
+    libc.set_process_name("kvmchand")
+    host = Host(settings)
+    try:
+        host.run()
+    finally:
+        host.close()

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The numbers things go by. Distinct types, for mixing them up is the natural mistake here."""
+
+from __future__ import annotations
+
+from typing import NewType
+
+DomainId = NewType("DomainId", int)
+"""0 is the host; a guest's is its libvirt id; a local domain's is given to `kvmchand host --local-domain`."""
+
+ChannelId = NewType("ChannelId", int)
+"""Counts up from 1 for as long as the daemon runs."""
+
+ClientId = NewType("ClientId", int)
+"""One connection to a local socket. Counts up from 1 in the local process, also across its restarts."""
+
+Size = NewType("Size", int)
+"""Bytes."""

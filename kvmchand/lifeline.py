@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Ends whose connection is gone while their region is still mapped.
+
+A program may close every descriptor it did not open itself; its channels must go on. The kernel reports when a description of
+the region goes (inotify: IN_CLOSE_WRITE at the last reference, mappings included), and the lock on it says whose it was. An
+end is watched from the loss of its connection until its mapping goes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from kvmchand.core.registry import Side
+from kvmchand.ids import ClientId
+from kvmchand.linux import libc
+from kvmchand.region import Region
+
+_EVENTS_BYTES = 64 * 1024
+
+
+class Lifelines:
+    """Calls `on_end` with the holder of each watched end whose mapping has gone."""
+
+    def __init__(self, on_end: Callable[[ClientId], None]) -> None:
+        self._on_end = on_end
+        self._watched: dict[ClientId, tuple[Region, Side, int]] = {}
+        self.fd = libc.inotify_init()
+
+    def watch(self, holder: ClientId, region: Region, side: Side) -> None:
+        """Takes over an end. May call `on_end` at once. Where the kernel gives no watch, the end counts as gone."""
+        try:
+            watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{region.memory}", libc.IN_CLOSE_WRITE)
+        except OSError:
+            self._on_end(holder)
+            return
+        self._watched[holder] = (region, side, watch)
+        self._look()
+
+    def on_event(self, _events: int) -> None:
+        try:
+            os.read(self.fd, _EVENTS_BYTES)
+        except BlockingIOError:
+            return
+        # Which watch it was does not matter: few ends are here, and an overflow would not say.
+        self._look()
+
+    def _look(self) -> None:
+        gone = [holder for holder, (region, side, _) in self._watched.items() if not region.is_mapped(side)]
+        for holder in gone:
+            _, _, watch = self._watched.pop(holder)
+            if not any(watch == other for _, _, other in self._watched.values()):
+                libc.inotify_rm_watch(self.fd, watch)
+            self._on_end(holder)
+
+    def close(self) -> None:
+        os.close(self.fd)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The C library's functions we call by ctypes, each declared once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _raise_on_error(result: int, function: Any, _arguments: tuple[Any, ...]) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{function.__name__}: {os.strerror(number)}")
+    return result
+
+
+def _declare(name: str, *arguments: type) -> Callable[..., int]:
+    function = getattr(_libc, name)
+    function.argtypes = arguments
+    function.restype = ctypes.c_int
+    function.errcheck = _raise_on_error
+    return function  # type: ignore[no-any-return]
+
+
+_inotify_init1 = _declare("inotify_init1", ctypes.c_int)
+_inotify_add_watch = _declare("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
+_inotify_rm_watch = _declare("inotify_rm_watch", ctypes.c_int, ctypes.c_int)
+_prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+IN_CLOSE_WRITE = 0x8
+_PR_SET_NAME = 15
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def inotify_init() -> int:
+    """A new inotify descriptor, non-blocking and close-on-exec. EMFILE: the user's max_user_instances."""
+    return _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def inotify_add_watch(fd: int, path: str, mask: int) -> int:
+    """A watch's number. ENOSPC: the user's max_user_watches."""
+    return _inotify_add_watch(fd, os.fsencode(path), mask)
+
+
+def inotify_rm_watch(fd: int, watch: int) -> None:
+    _inotify_rm_watch(fd, watch)
+
+
+def set_process_name(name: str) -> None:
+    """What `ps -o comm` shows of this thread; 15 bytes are kept."""
+    buffer = ctypes.create_string_buffer(os.fsencode(name)[:15])
+    _prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
+
+
+def set_no_new_privileges() -> None:
+    """From here on no exec of this process gains privileges."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One process's event loop: descriptors, and what to call when they are ready."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+
+READABLE = select.EPOLLIN
+HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+_BATCH = 64
+
+Callback = Callable[[int], None]
+
+
+class Loop:
+    """Level-triggered. A callback gets the ready events; it takes one packet or connection at a time, so that all get a turn."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._callbacks: dict[int, Callback] = {}
+        self._last: set[int] = set()
+        self._running = False
+
+    def add(self, fd: int, callback: Callback, events: int = READABLE, *, last: bool = False) -> None:
+        """Watches `fd`, which stays the caller's. `last`: after all others that are ready at the same time."""
+        self._epoll.register(fd, events)
+        self._callbacks[fd] = callback
+        if last:
+            self._last.add(fd)
+
+    def remove(self, fd: int) -> None:
+        """Stops watching; before the descriptor is closed."""
+        self._epoll.unregister(fd)
+        del self._callbacks[fd]
+        self._last.discard(fd)
+
+    def run(self, timeout: Callable[[], float | None] = lambda: None) -> None:
+        """Until stop(). `timeout` is asked before each wait: seconds until run() should look again, or None."""
+        self._running = True
+        while self._running:
+            limit = timeout()
+            ready = self._epoll.poll(-1 if limit is None else limit, _BATCH)
+            if self._last and len(ready) > 1:
+                ready.sort(key=lambda each: each[0] in self._last)
+            for fd, events in ready:
+                callback = self._callbacks.get(fd)
+                if callback is not None:
+                    callback(events)
+
+    def stop(self) -> None:
+        self._running = False
+
+    def close(self) -> None:
+        self._epoll.close()

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a process of the daemon may do: the descriptors it may open, and the user it runs as."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import resource
+from pathlib import Path
+
+from kvmchand.errors import InvalidArgument
+from kvmchand.linux import libc
+
+
+def raise_descriptor_limit() -> None:
+    """Each channel costs descriptors: takes as many as the kernel gives."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    for limit in (max(hard, most), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+            return
+        except (OSError, ValueError):
+            continue
+
+
+def drop_privileges(user: str) -> None:
+    """Root becomes `user` for good; whoever else stays who it is."""
+    libc.set_no_new_privileges()
+    if os.geteuid() != 0:
+        return
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise InvalidArgument(f"there is no user {user!r}: set service_user in the daemon's settings") from None
+    os.setgroups([])
+    os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
+    os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
+
+
+def group_number(name: str) -> int:
+    """A group's number; -1 for the empty name."""
+    if not name:
+        return -1
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise InvalidArgument(f"there is no group {name!r}: set socket.group in the daemon's settings") from None

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A channel's shared memory, and its event channel, as the daemon holds them.
+
+The region is a memfd: zeroed, and sealed against shrinking and growing, so that no end can take the memory away under the
+other. The daemon never maps it. Each end gets an open file description of its own with a lock on one byte of it, so the
+daemon can ask whether that end still has the region mapped. Lives until both ends are gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvmchand.core.registry import Side
+from kvmchand.core.rings import Rings
+from kvmchand.errors import OutOfResources
+from kvmchand.linux import ofd
+
+# struct vchan_interface (include/xen/io/libxenvchan.h).
+_HEADER = struct.Struct("=IIIIHHBBBB")
+_LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Bytes waiting to be read at each end; 0 where the indexes can't be true."""
+
+    server: int
+    client: int
+
+
+class Region:
+    """One channel's memory and event channel. The descriptors in here are ours until close()."""
+
+    __slots__ = ("_events", "_memory", "rings")
+
+    def __init__(self, rings: Rings, memory: int, events: dict[Side, socket.socket]) -> None:
+        self.rings = rings
+        self._memory = memory
+        self._events = events
+
+    @classmethod
+    def create(cls, rings: Rings) -> Region:
+        with ExitStack() as undo:
+            try:
+                memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, memory)
+                os.ftruncate(memory, rings.size)
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+                server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            except OSError as error:
+                raise OutOfResources(f"the daemon can't make a channel of {rings.size} bytes: {error.strerror}") from error
+            undo.pop_all()
+        return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
+
+    def grant(self, side: Side) -> tuple[int, int]:
+        """New descriptors for an end: the memory, locked as that end's (the caller closes it), and the end's event
+        channel (stays ours)."""
+        try:
+            memory = os.open(f"/proc/self/fd/{self._memory}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
+        try:
+            ofd.lock_byte(memory, side.value)
+        except BaseException:
+            os.close(memory)
+            raise
+        return memory, self._events[side].fileno()
+
+    @property
+    def memory(self) -> int:
+        """The descriptor of the memory; stays ours."""
+        return self._memory
+
+    def is_mapped(self, side: Side) -> bool:
+        """Whether any process still has what grant() gave this end, mapped or open."""
+        return ofd.byte_is_locked(self._memory, side.value)
+
+    def bury(self, side: Side) -> None:
+        """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
+        os.pwrite(self._memory, b"\0", _LIVE_OFFSET[side])
+        self.signal(Side.SERVER if side is Side.CLIENT else Side.CLIENT)
+
+    def signal(self, side: Side) -> None:
+        """Sends an end an event, which goes in at the other end of the socket pair."""
+        entrance = self._events[Side.SERVER if side is Side.CLIENT else Side.CLIENT]
+        try:
+            entrance.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # full: events are pending; or shut down, by an end that harms itself
+
+    def ready(self) -> Ready:
+        left_cons, left_prod, right_cons, right_prod, *_ = _HEADER.unpack(os.pread(self._memory, _HEADER.size, 0))
+        left, right = (left_prod - left_cons) % 2**32, (right_prod - right_cons) % 2**32
+        return Ready(
+            server=left if left <= 1 << self.rings.left else 0,
+            client=right if right <= 1 << self.rings.right else 0,
+        )
+
+    def close(self) -> None:
+        for event in self._events.values():
+            event.close()
+        memory, self._memory = self._memory, -1
+        if memory >= 0:
+            os.close(memory)

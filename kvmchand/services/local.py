@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The local process: reads what the clients of the local sockets say, and passes on to main what makes sense.
+
+It holds no region and decides nothing but who may connect. A client's answer comes from main, on the client's own connection.
+A client lives until its connection ends or its bytes break the protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+from kvmchand import log
+from kvmchand.errors import AccessDenied, KvmchanError, LimitReached, ProtocolError, TimedOut
+from kvmchand.ids import ClientId, DomainId
+from kvmchand.ipc import Marker
+from kvmchand.linux import libc
+from kvmchand.loop import READABLE, Loop
+from kvmchand.privsep import drop_privileges
+from kvmchand.wire import client, internal
+from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+HELLO_DEADLINE = 5.0
+"""Seconds a new connection has to say hello."""
+HALF_OPEN_MAX = 256
+"""Connections that may be without a hello at once. Ours say it at once, so the oldest is the one to drop."""
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_SO_PEERGROUPS = 59
+
+
+class Phase(Enum):
+    """How far a client has come."""
+
+    NEW = "new"
+    """Hello is due."""
+    GREETED = "greeted"
+    """Main does not know of it yet."""
+    KNOWN = "known"
+    """Main has a duplicate of its connection."""
+
+
+@dataclass(slots=True)
+class Client:
+    number: ClientId
+    sock: socket.socket
+    listener: Listener
+    phase: Phase
+    deadline: float = 0.0
+
+
+@dataclass(slots=True)
+class Listener:
+    """A listening socket, and who may connect to it."""
+
+    sock: socket.socket
+    settings: internal.Listen
+    clients: int = 0
+
+    def check(self, sock: socket.socket) -> None:
+        """AccessDenied unless the process at the other end may use this socket."""
+        _, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        allowed = self.settings
+        if allowed.public or uid in (0, allowed.owner):
+            return
+        if allowed.group >= 0 and (gid == allowed.group or allowed.group in _peer_groups(sock)):
+            return
+        raise AccessDenied(f"user {uid} may not use kvmchand: join the group in its settings (socket.group)")
+
+
+def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
+    try:
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 65536 * 4)
+    except OSError:
+        return ()
+    return struct.unpack(f"={len(data) // 4}I", data)
+
+
+class Local:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        self._main = main
+        self._marker = marker
+        self._loop = Loop()
+        self._listeners: dict[DomainId, Listener] = {}
+        self._half_open: dict[ClientId, Client] = {}  # oldest first
+        self._next = 1
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._loop.add(main.fileno(), self._on_main)
+
+    def run(self) -> None:
+        self._loop.run(self._until_deadline)
+
+    # ---- main ----
+
+    def _on_main(self, _events: int) -> None:
+        data, fds = receive_packet(self._main)
+        with fds:
+            if not data:
+                self._loop.stop()
+                return
+            message = internal.to_local.decode(data)
+            match message:
+                case internal.Listen():
+                    (fd,) = fds.steal()
+                    listener = Listener(socket.socket(fileno=fd), message)
+                    self._listeners[message.domain] = listener
+                    self._loop.add(fd, lambda _events: self._on_connection(listener))
+                case internal.Restore():
+                    (fd,) = fds.steal()
+                    self._serve(message.client, socket.socket(fileno=fd), self._listeners[message.domain], Phase.KNOWN)
+                case internal.Start():
+                    self._next = message.first_client
+                    drop_privileges(message.user)
+                    send_packet(self._main, internal.to_main.encode(internal.Started()))
+
+    # ---- connections ----
+
+    def _on_connection(self, listener: Listener) -> None:
+        try:
+            sock, _ = listener.sock.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning(f"a connection was dropped, for lack of descriptors: {error.strerror}")
+            self._refuse_without_descriptors(listener)
+            return
+        number, self._next = ClientId(self._next), self._next + 1
+        sock.setblocking(False)
+        try:
+            listener.check(sock)
+            if listener.clients >= listener.settings.max_clients:
+                raise LimitReached(f"domain {listener.settings.domain} has {listener.clients} connections: close some")
+        except KvmchanError as error:
+            _say(sock, error)
+            sock.close()
+            return
+        new = self._serve(number, sock, listener, Phase.NEW)
+        new.deadline = time.monotonic() + HELLO_DEADLINE
+        self._half_open[number] = new
+        if len(self._half_open) > HALF_OPEN_MAX:
+            oldest = next(iter(self._half_open.values()))
+            self._drop(oldest, LimitReached(f"over {HALF_OPEN_MAX} connections have not said hello: this is the oldest"))
+
+    def _refuse_without_descriptors(self, listener: Listener) -> None:
+        """Takes a connection off the queue and closes it, or the full queue would keep us awake."""
+        os.close(self._spare)
+        try:
+            listener.sock.accept()[0].close()
+        except OSError:
+            pass
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _serve(self, number: ClientId, sock: socket.socket, listener: Listener, phase: Phase) -> Client:
+        sock.setblocking(False)
+        served = Client(number, sock, listener, phase)
+        listener.clients += 1
+        self._loop.add(sock.fileno(), lambda _events: self._on_client(served), READABLE)
+        return served
+
+    def _drop(self, dropped: Client, error: KvmchanError | None = None) -> None:
+        """Ends a connection, also for main, which sees its duplicate hang up."""
+        if error is not None:
+            log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
+            _say(dropped.sock, error)
+        self._half_open.pop(dropped.number, None)
+        dropped.listener.clients -= 1
+        self._loop.remove(dropped.sock.fileno())
+        try:
+            dropped.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        dropped.sock.close()
+
+    def _until_deadline(self) -> float | None:
+        """Drops who is overdue; seconds until the next one is."""
+        now = time.monotonic()
+        while self._half_open:
+            oldest = next(iter(self._half_open.values()))
+            if oldest.deadline > now:
+                return oldest.deadline - now
+            self._drop(oldest, TimedOut(f"no hello came within {HELLO_DEADLINE:.0f} s"))
+        return None
+
+    # ---- clients ----
+
+    def _on_client(self, sender: Client) -> None:
+        self._marker.set(sender.number)
+        try:
+            data, fds = receive_packet(sender.sock)
+            with fds:
+                if data:
+                    self._on_request(sender, data, fds)
+                else:
+                    self._drop(sender)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._drop(sender, error if isinstance(error, KvmchanError) else None)
+        self._marker.clear()
+
+    def _on_request(self, sender: Client, data: bytes, fds: Fds) -> None:
+        request = client.requests.decode(data)
+        if len(fds):
+            raise ProtocolError(f"{len(fds)} descriptors came with a request: none belongs there")
+        if sender.phase is Phase.NEW:
+            self._greet(sender, request)
+        elif isinstance(request, client.Hello):
+            raise ProtocolError("a second hello came")
+        else:
+            encoded = client.requests.encode(request).decode()
+            ask = internal.to_main.encode(internal.Ask(sender.number, encoded))
+            if len(ask) > PACKET_MAX:
+                raise ProtocolError("a request is too long to be passed on")
+            send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
+            sender.phase = Phase.KNOWN
+
+    def _greet(self, sender: Client, request: object) -> None:
+        if not isinstance(request, client.Hello):
+            raise ProtocolError("a request came before the hello")
+        if request.version != client.VERSION:
+            raise ProtocolError(f"the client speaks version {request.version}, and kvmchand version {client.VERSION}: use the same release")
+        domain = sender.listener.settings.domain
+        send_packet(sender.sock, client.replies.encode(client.Welcome(client.VERSION, domain)), flags=socket.MSG_DONTWAIT)
+        sender.phase = Phase.GREETED
+        del self._half_open[sender.number]
+
+
+def _say(sock: socket.socket, error: KvmchanError) -> None:
+    try:
+        send_packet(sock, client.replies.encode(client.Error(error.code, error.sentence)), flags=socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # it does not listen
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-local")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is main's, which ends us
+    Local(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

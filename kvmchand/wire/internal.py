@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The messages between the daemon's main process and its local process, over a socket pair of their own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmchand.wire.codec import Codec
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmchand.ids import ClientId, DomainId, Size
+    from kvmchand.wire.codec import Packet
+
+
+@dataclass(frozen=True, slots=True)
+class Listen:
+    """main → local: accept on the listening socket beside this. `public`: any user may connect, else root, the daemon's
+    own user, and members of `group` (-1: none)."""
+
+    domain: DomainId
+    public: bool
+    owner: Size
+    group: int
+    max_clients: int
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """main → local, after a restart: the connection beside this is `client`'s, and has said hello."""
+
+    client: ClientId
+    domain: DomainId
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """main → local: all sockets are sent; drop privileges, number new clients from `first_client` on, and serve."""
+
+    first_client: ClientId
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """local → main: serving."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """local → main: `client` asks `request`, encoded anew from what was decoded. With a client's first, its connection is
+    beside this; main answers on it."""
+
+    client: ClientId
+    request: Packet
+
+
+TO_LOCAL: dict[str, type] = {"listen": Listen, "restore": Restore, "start": Start}
+TO_MAIN: dict[str, type] = {"started": Started, "ask": Ask}
+
+to_local = Codec(TO_LOCAL)
+to_main = Codec(TO_MAIN)

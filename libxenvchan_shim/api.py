@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""vchans for Python programs: the same channels as libxenvchan's, on the same ring code.
+
+    with libxenvchan_shim.listen(peer=1, path="data/vchan/1/5") as vchan:
+        request = vchan.recv(16)
+
+Every failure is a KvmchanError: an OSError whose strerror is a sentence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from enum import Enum
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from kvmchand.errors import ChannelClosed, InvalidArgument, KvmchanError
+from libxenvchan_shim import control, dataplane
+
+if TYPE_CHECKING:
+    from kvmchand.ids import Size
+
+    Buffer = bytes | bytearray | memoryview
+
+_DEFAULT_RING = 65536
+
+
+class State(Enum):
+    """What the other end of a vchan is."""
+
+    GONE = 0
+    """It closed, or its process or domain ended. What it wrote can still be read."""
+    OPEN = 1
+    """It is there; or, at a server with server_persist, one may come."""
+    WAITING = 2
+    """No client has come yet."""
+
+
+class Vchan:
+    """One end of a vchan. Use it in one thread at a time; made by listen() and connect()."""
+
+    def __init__(self, connection: control.Connection, grant: control.Grant, *, is_server: bool) -> None:
+        """Takes both the connection and the grant."""
+        self._connection = connection
+        self.path = grant.granted.path
+        """Absolute."""
+        self.is_server = is_server
+        # blocking and server_persist are plain fields of the structure, as for C programs.
+        self._ctrl = dataplane.attach(
+            dataplane.Grant(
+                grant.region,
+                grant.event,
+                -1,
+                int(is_server),
+                grant.granted.channel & 0x7FFFFFFF,
+                grant.granted.left_order,
+                grant.granted.right_order,
+            )
+        )
+
+    def _open(self) -> ctypes._Pointer[dataplane.Control]:
+        if self._ctrl is None:
+            raise ChannelClosed(f"the vchan at {self.path} has been closed here")
+        return self._ctrl
+
+    @property
+    def blocking(self) -> bool:
+        """Whether calls wait for data or room, instead of giving b"" or 0. False at first, as in C."""
+        return bool(self._open().contents.blocking)
+
+    @blocking.setter
+    def blocking(self, value: bool) -> None:
+        self._open().contents.blocking = -1 if value else 0
+
+    @property
+    def server_persist(self) -> bool:
+        """Whether a server's state is OPEN even while no client is there."""
+        return bool(self._open().contents.server_persist)
+
+    @server_persist.setter
+    def server_persist(self, value: bool) -> None:
+        self._open().contents.server_persist = -1 if value else 0
+
+    def send(self, data: Buffer) -> int:
+        """Puts all of `data`, or nothing: its length, or 0 where it does not fit and the vchan is not blocking. Blocking,
+        more than the ring holds is EMSGSIZE. ChannelClosed once the peer has gone."""
+        return self._put(dataplane.send, data)
+
+    def write(self, data: Buffer) -> int:
+        """Puts what fits, which may be 0; blocking, all of it. ChannelClosed once the peer has gone."""
+        return self._put(dataplane.write, data)
+
+    def _put(self, function: object, data: Buffer) -> int:
+        ctrl = self._open()
+        view = memoryview(data).cast("B")
+        source: object
+        if isinstance(data, bytes):
+            source = data
+        elif view.readonly:
+            source = view.tobytes()
+        else:
+            source = (ctypes.c_char * len(view)).from_buffer(view)
+        return int(function(ctrl, source, len(view)))  # type: ignore[operator]
+
+    def recv(self, size: int) -> bytes:
+        """Takes exactly `size` bytes; b"" where there are fewer and the vchan is not blocking. ChannelClosed once the peer has
+        gone and left fewer."""
+        return self._take(dataplane.recv, size)
+
+    def read(self, size: int) -> bytes:
+        """Takes 1 to `size` bytes; b"" where there are none and the vchan is not blocking. ChannelClosed once the peer has
+        gone and all is read."""
+        return self._take(dataplane.read, size)
+
+    def _take(self, function: object, size: int) -> bytes:
+        ctrl = self._open()
+        if size < 0:
+            raise InvalidArgument(f"{size} bytes can't be read")
+        buffer = ctypes.create_string_buffer(size)
+        count = int(function(ctrl, buffer, size))  # type: ignore[operator]
+        return buffer.raw[:count]
+
+    @property
+    def data_ready(self) -> int:
+        """Bytes that can be read at once. Also asks for an event when there are more."""
+        return int(dataplane.data_ready(self._open()))
+
+    @property
+    def buffer_space(self) -> int:
+        """Bytes that can be written at once. Also asks for an event when there is more room."""
+        return int(dataplane.buffer_space(self._open()))
+
+    @property
+    def state(self) -> State:
+        return State(dataplane.is_open(self._open()))
+
+    def wait(self) -> None:
+        """Blocks until an event is pending, and takes it. A signal whose handler does not raise does not end it."""
+        ctrl = self._open()
+        while True:
+            try:
+                dataplane.wait(ctrl)
+                return
+            except OSError as error:
+                if error.errno != errno.EINTR:
+                    raise
+
+    def fileno(self) -> int:
+        """The descriptor that is readable while an event is pending. It stays the vchan's."""
+        return int(dataplane.fd_for_select(self._open()))
+
+    def close(self) -> None:
+        """Closes this end, once; what was written stays readable to the peer."""
+        ctrl, self._ctrl = self._ctrl, None
+        if ctrl is None:
+            return
+        dataplane.hang_up(ctrl)
+        try:
+            self._connection.close_channel()
+        except KvmchanError:
+            pass  # the daemon is gone, or ends the channel with the connection
+        finally:
+            self._connection.close()
+            dataplane.detach(ctrl)
+
+    def __enter__(self) -> Vchan:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_ctrl", None) is not None:
+            self.close()
+
+
+def _connection() -> control.Connection:
+    runtime_dir, domain = os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")
+    return control.Connection(control.socket_path(runtime_dir, domain))
+
+
+def listen(
+    peer: int, path: str, *, read_min: int = _DEFAULT_RING, write_min: int = _DEFAULT_RING, blocking: bool = False, persist: bool = False
+) -> Vchan:
+    """Offers domain `peer` a vchan at `path`, whose rings hold at least so many bytes. Does not wait for a client.
+
+    Raises NotFound (no daemon, or no such domain), Unreachable, InvalidArgument, TooLong, AccessDenied (not below the
+    caller's own node), LimitReached, OutOfResources or ProtocolError (another version).
+    """
+    for name, size in (("read_min", read_min), ("write_min", write_min)):
+        if size < 0:
+            raise InvalidArgument(f"{name} is {size}: give a number of bytes")
+    connection = _connection()
+    try:
+        vchan = Vchan(connection, connection.offer(peer, path, _size(read_min), _size(write_min)), is_server=True)
+    except BaseException:
+        connection.close()
+        raise
+    vchan.blocking, vchan.server_persist = blocking, persist
+    return vchan
+
+
+def connect(domain: int, path: str, *, blocking: bool = False) -> Vchan:
+    """Connects to the vchan that `domain` offers the caller at `path`. NotFound, at once, if it offers none; Busy while another
+    client is connected; otherwise as listen()."""
+    connection = _connection()
+    try:
+        vchan = Vchan(connection, connection.connect(domain, path), is_server=False)
+    except BaseException:
+        connection.close()
+        raise
+    vchan.blocking = blocking
+    return vchan
+
+
+def _size(value: int) -> Size:
+    return min(value, 2**63 - 1)  # type: ignore[return-value]

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A client's connection to the daemon: one per open channel, whose end it is.
+
+Used by libxenvchan.so's embedded interpreter, which must start fast, and by the Python API; so it imports little.
+"""
+
+from __future__ import annotations
+
+import os
+from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
+from fcntl import F_DUPFD_CLOEXEC, fcntl
+
+from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
+from kvmchand.wire import client
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    from kvmchand.ids import ChannelId, Size
+
+    Reply = TypeVar("Reply")
+
+RUNTIME_DIR = "/run/kvmchand"
+PATH_MAX = 4096
+"""Characters of a path that the protocol carries; the daemon's own limits are lower."""
+DEADLINE = 10.0
+"""Seconds the daemon may take to answer."""
+_STDIO_MAX = 2
+
+
+def socket_path(runtime_dir: str, domain: str) -> str:
+    """The daemon's socket, from the values of KVMCHAN_RUNTIME_DIR and KVMCHAN_DOMAIN, "" where unset."""
+    directory = runtime_dir or RUNTIME_DIR
+    if not domain:
+        return f"{directory}/{client.SOCKET_NAME}"
+    if not (domain.isascii() and domain.isdigit()):
+        raise InvalidArgument(f"KVMCHAN_DOMAIN is {domain[:20]!r}: set it to a local domain's number, or unset it")
+    return f"{directory}/{client.socket_name(int(domain))}"
+
+
+class Connection:
+    """A greeted connection. Blocking, with a deadline; one request at a time."""
+
+    def __init__(self, path: str) -> None:
+        """Connects; NotFound or Unreachable if no daemon is there, ProtocolError if it is of another version."""
+        self._path = path
+        self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
+        try:
+            self._sock.settimeout(DEADLINE)
+            try:
+                self._sock.connect(path)
+            except OSError as error:
+                kind = NotFound if isinstance(error, FileNotFoundError) else Unreachable
+                raise kind(
+                    f"no kvmchand answers at {path} ({error.strerror or error}): start it, or set KVMCHAN_RUNTIME_DIR to where it is"
+                ) from error
+            self._greet()
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def adopt(cls, fd: int) -> Connection:
+        """One that is greeted already; takes the descriptor."""
+        made = cls.__new__(cls)
+        made._path = "the daemon's socket"
+        made._sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        made._sock.settimeout(DEADLINE)
+        return made
+
+    def _greet(self) -> None:
+        with self._ask(client.Hello(client.VERSION), client.Welcome)[1]:
+            pass
+
+    def _ask(self, request: object, wanted: type[Reply]) -> tuple[Reply, Fds]:
+        try:
+            send_packet(self._sock, client.requests.encode(request))
+            data, fds = receive_packet(self._sock)
+        except TimeoutError:
+            raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
+        except OSError as error:
+            if isinstance(error, ProtocolError):
+                raise
+            raise Unreachable(f"kvmchand at {self._path} ended the connection: {error.strerror}") from error
+        try:
+            return self._judge(data, wanted), fds
+        except BaseException:
+            fds.close()
+            raise
+
+    def _judge(self, data: bytes, wanted: type[Reply]) -> Reply:
+        if not data:
+            raise Unreachable(f"kvmchand at {self._path} ended the connection")
+        reply: Any = client.replies.decode(data)
+        if type(reply) is client.Error:
+            raise from_code(reply.code, reply.sentence)
+        if type(reply) is not wanted:
+            raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted.__name__}")
+        return reply
+
+    def offer(self, peer: int, path: str, read_min: Size, write_min: Size) -> Grant:
+        return self._granted(client.Offer(peer, _carried(path), read_min, write_min))
+
+    def connect(self, domain: int, path: str) -> Grant:
+        return self._granted(client.Connect(domain, _carried(path)))
+
+    def _granted(self, request: object) -> Grant:
+        reply, fds = self._ask(request, client.Granted)
+        if len(fds) != 2:
+            count = len(fds)
+            fds.close()
+            raise ProtocolError(f"kvmchand at {self._path} granted a channel with {count} descriptors, not 2")
+        region, event = fds.steal()
+        return Grant(reply, region, _duplicate_above_stdio(event))
+
+    def close_channel(self) -> None:
+        """Ends this connection's end of its channel, and waits until the daemon has."""
+        self._ask(client.Close(), client.Closed)[1].close()
+
+    def list(self, after: ChannelId) -> client.Listing:
+        reply, fds = self._ask(client.List(after), client.Listing)
+        fds.close()
+        return reply
+
+    def detach(self) -> int:
+        """The descriptor, which is now the caller's."""
+        return self._sock.detach()
+
+    def close(self) -> None:
+        self._sock.close()
+
+
+class Grant:
+    """What a connection was granted. The descriptors are the holder's."""
+
+    __slots__ = ("event", "granted", "region")
+
+    def __init__(self, granted: client.Granted, region: int, event: int) -> None:
+        self.granted = granted
+        self.region = region
+        self.event = event
+
+
+def _carried(path: str) -> str:
+    if len(path) > PATH_MAX:
+        raise TooLong(f"the path has {len(path)} characters: too many")
+    if not path.isascii():
+        raise InvalidArgument(f"the path {path[:80]!r} has characters that no path may have: letters, digits and -/_@")
+    return path
+
+
+def _duplicate_above_stdio(fd: int) -> int:
+    """`fd`, or where that is a number of stdio's, which the program may write to, another in its place."""
+    if fd > _STDIO_MAX:
+        return fd
+    try:
+        return int(fcntl(fd, F_DUPFD_CLOEXEC, _STDIO_MAX + 1))
+    finally:
+        os.close(fd)
+
+
+def _above_stdio(sock: socket) -> socket:
+    return socket(AF_UNIX, SOCK_SEQPACKET, 0, _duplicate_above_stdio(sock.detach()))

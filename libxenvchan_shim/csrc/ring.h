@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * One direction of a vchan, as one end sees it.
+ *
+ * Everything used to compute an address is private; of the shared page only the peer's index is ever read, and it is
+ * checked against the size before it is believed. Lives as long as the mapping it points into.
+ */
+#ifndef KVMCHAN_RING_H
+#define KVMCHAN_RING_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define RING_BROKEN UINT32_MAX
+
+struct ring {
+	uint32_t *own_index;	    /* shared; we write it, and never read it back */
+	const uint32_t *peer_index; /* shared; the peer writes it */
+	uint8_t *buffer;	    /* shared, size bytes */
+	uint32_t size;		    /* a power of two */
+	uint32_t own;		    /* our index */
+	uint32_t peer;		    /* the peer's index when we last looked */
+	bool produces;
+};
+
+/* Bytes to read (consumer) or room to write (producer) as last seen. No shared memory is touched. */
+uint32_t ring_known(const struct ring *ring);
+/* The same after a look at the peer's index: RING_BROKEN if it can't be true. */
+uint32_t ring_look(struct ring *ring);
+/* Copies @count bytes, at most ring_known(), and publishes our index. */
+void ring_put(struct ring *ring, const void *data, uint32_t count);
+void ring_get(struct ring *ring, void *data, uint32_t count);
+
+#endif

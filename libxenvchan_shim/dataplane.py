@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The C data plane by ctypes: libkvmchan-dataplane.so, the same objects as libxenvchan.so's without the interpreter.
+
+Prototypes are those of include/libxenvchan.h and libxenvchan_shim/csrc/vchan.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvmchand.errors import from_errno
+
+_NAME = "libkvmchan-dataplane.so"
+
+
+class Grant(ctypes.Structure):
+    """struct kvmchan_grant."""
+
+    _fields_ = [
+        ("region_fd", ctypes.c_int32),
+        ("event_fd", ctypes.c_int32),
+        ("control_fd", ctypes.c_int32),
+        ("is_server", ctypes.c_int32),
+        ("port", ctypes.c_uint32),
+        ("left_order", ctypes.c_uint32),
+        ("right_order", ctypes.c_uint32),
+    ]
+
+
+class _Ring(ctypes.Structure):
+    _fields_ = [("shr", ctypes.c_void_p), ("buffer", ctypes.c_void_p), ("order", ctypes.c_int)]
+
+
+class Control(ctypes.Structure):
+    """struct libxenvchan."""
+
+    _fields_ = [
+        ("handle", ctypes.c_void_p),
+        ("ring", ctypes.c_void_p),
+        ("event", ctypes.c_void_p),
+        ("event_port", ctypes.c_uint32),
+        ("is_server", ctypes.c_int, 1),
+        ("server_persist", ctypes.c_int, 1),
+        ("blocking", ctypes.c_int, 1),
+        ("read", _Ring),
+        ("write", _Ring),
+        ("xs_path", ctypes.c_void_p),
+    ]
+
+
+def _library() -> Path:
+    """KVMCHAN_LIBDIR's, or beside this package as installed."""
+    folder = os.environ.get("KVMCHAN_LIBDIR")
+    return (Path(folder) if folder else Path(__file__).parent / "lib") / _NAME
+
+
+_lib = ctypes.CDLL(str(_library()), use_errno=True)
+_lib.kvmchan_last_error.restype = ctypes.c_char_p
+_lib.kvmchan_last_error.argtypes = ()
+
+
+def last_error() -> OSError:
+    """The exception for this thread's last failed call, with its sentence."""
+    return from_errno(ctypes.get_errno(), _lib.kvmchan_last_error().decode(errors="replace"))
+
+
+def _not_negative(result: int, _function: Any, _arguments: Any) -> int:
+    if result < 0:
+        raise last_error()
+    return result
+
+
+def _not_null(result: Any, _function: Any, _arguments: Any) -> Any:
+    if not result:
+        raise last_error()
+    return result
+
+
+def _declare(name: str, restype: Any, *argtypes: Any, errcheck: Any = None) -> Callable[..., Any]:
+    function = getattr(_lib, name)
+    function.restype = restype
+    function.argtypes = argtypes
+    if errcheck is not None:
+        function.errcheck = errcheck
+    return function  # type: ignore[no-any-return]
+
+
+_CONTROL = ctypes.POINTER(Control)
+_BYTES = (_CONTROL, ctypes.c_void_p, ctypes.c_size_t)
+
+attach = _declare("kvmchan_attach", _CONTROL, ctypes.POINTER(Grant), errcheck=_not_null)
+hang_up = _declare("kvmchan_hang_up", None, _CONTROL)
+detach = _declare("kvmchan_detach", None, _CONTROL)
+recv = _declare("libxenvchan_recv", ctypes.c_int, *_BYTES, errcheck=_not_negative)
+read = _declare("libxenvchan_read", ctypes.c_int, *_BYTES, errcheck=_not_negative)
+send = _declare("libxenvchan_send", ctypes.c_int, *_BYTES, errcheck=_not_negative)
+write = _declare("libxenvchan_write", ctypes.c_int, *_BYTES, errcheck=_not_negative)
+wait = _declare("libxenvchan_wait", ctypes.c_int, _CONTROL, errcheck=_not_negative)
+fd_for_select = _declare("libxenvchan_fd_for_select", ctypes.c_int, _CONTROL)
+is_open = _declare("libxenvchan_is_open", ctypes.c_int, _CONTROL)
+data_ready = _declare("libxenvchan_data_ready", ctypes.c_int, _CONTROL)
+buffer_space = _declare("libxenvchan_buffer_space", ctypes.c_int, _CONTROL)

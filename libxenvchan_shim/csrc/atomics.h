@@ -36,6 +36,12 @@ static inline void request(uint8_t *notify, uint8_t bits)
 	__atomic_fetch_or(notify, bits, __ATOMIC_SEQ_CST);
 }
 
+/* The same, forgetting what an earlier client asked for. */
+static inline void request_only(uint8_t *notify, uint8_t bits)
+{
+	__atomic_store_n(notify, bits, __ATOMIC_SEQ_CST);
+}
+
 /* The bits asked for. After publish(): the load that the sleeper's request() is fenced against. */
 static inline uint8_t requested(const uint8_t *notify)
 {

@@ -156,11 +156,11 @@ static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 		v->page->left_order = (uint16_t)grant->left_order;
 		v->page->right_order = (uint16_t)grant->right_order;
 		set_live(v->peer_live, 2);
-		request(v->ask, VCHAN_NOTIFY_WRITE);
+		request_only(v->ask, VCHAN_NOTIFY_WRITE);
 		set_live(v->own_live, 1);
 	} else {
 		set_live(v->own_live, 1);
-		request(v->ask, VCHAN_NOTIFY_WRITE);
+		request_only(v->ask, VCHAN_NOTIFY_WRITE);
 		event_send(v->event_fd);
 	}
 }
@@ -370,7 +370,7 @@ static int put(struct vchan *v, const void *data, uint32_t count)
 	return (int)count;
 }
 
-/* recv and read: between @least and @most bytes. */
+/* recv and read: between @least and @most bytes. As on Xen, taking none also counts as having read. */
 static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 {
 	for (;;) {
@@ -381,7 +381,8 @@ static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 			/* Before the look, so that what was written before a close is seen. */
 			open = vchan_open(v);
 			/* A call that is about to wait asks for no event yet: spinning may do. */
-			if (!open || !v->ctrl.blocking || ring_look(&v->in) >= least)
+			if (!open || !v->ctrl.blocking || least > v->in.size ||
+			    ring_look(&v->in) >= least)
 				available = ring_available(v, &v->in, most);
 			if (available == RING_BROKEN)
 				return fail_broken(v);
@@ -414,7 +415,9 @@ int libxenvchan_read(struct libxenvchan *ctrl, void *data, size_t size)
 
 	if (check_call(v, size) < 0)
 		return -1;
-	return receive(v, data, 1, (uint32_t)size);
+	if (size == 0 && ring_look(&v->in) == 0)
+		return vchan_open(v) ? 0 : fail_closed();
+	return receive(v, data, size ? 1 : 0, (uint32_t)size);
 }
 
 int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size)
@@ -429,8 +432,9 @@ int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size)
 		if (!vchan_open(v))
 			return fail_closed();
 		if (available < size)
-			available = v->ctrl.blocking ? ring_look(&v->out)
-						     : ring_available(v, &v->out, size);
+			available = v->ctrl.blocking && size <= v->out.size
+					    ? ring_look(&v->out)
+					    : ring_available(v, &v->out, size);
 		if (available == RING_BROKEN)
 			return fail_broken(v);
 		if (size <= available)

@@ -20,8 +20,9 @@ from kvmchand.core.rings import Rings
 from kvmchand.errors import OutOfResources
 from kvmchand.linux import ofd
 
-# struct vchan_interface (include/xen/io/libxenvchan.h).
-_HEADER = struct.Struct("=IIIIHHBBBB")
+# The shared page, as libxenvchan_shim/csrc/vchan.c lays it out.
+_INDEXES = struct.Struct("=II")  # cons, prod
+_LEFT_INDEXES, _RIGHT_INDEXES = 252, 508
 _LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
 
 
@@ -94,7 +95,8 @@ class Region:
             pass  # full: events are pending; or shut down, by an end that harms itself
 
     def ready(self) -> Ready:
-        left_cons, left_prod, right_cons, right_prod, *_ = _HEADER.unpack(os.pread(self._memory, _HEADER.size, 0))
+        left_cons, left_prod = _INDEXES.unpack(os.pread(self._memory, _INDEXES.size, _LEFT_INDEXES))
+        right_cons, right_prod = _INDEXES.unpack(os.pread(self._memory, _INDEXES.size, _RIGHT_INDEXES))
         left, right = (left_prod - left_cons) % 2**32, (right_prod - right_cons) % 2**32
         return Ready(
             server=left if left <= 1 << self.rings.left else 0,

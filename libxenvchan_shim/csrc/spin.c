@@ -12,6 +12,10 @@
 #define MAX_LIMIT_US 1000000
 /* A wait that should sleep spins all the same every this many times. */
 #define PROBE_EVERY 32
+/* Pauses between two looks while a batch gathers, and how long it may. */
+#define GATHER_TURNS 16
+#define GATHER_MAX_NS 10000
+#define GATHER_PENALTY_MAX 63
 /* Looks between two looks at the clock. */
 #define TURNS_PER_CLOCK 16
 
@@ -59,6 +63,45 @@ bool spin_turn(struct spin_wait *wait)
 		return false;
 	relax();
 	return ++wait->turns % TURNS_PER_CLOCK || now() < wait->until;
+}
+
+static void gather_pause(void)
+{
+	int turn;
+
+	for (turn = 0; turn < GATHER_TURNS; turn++)
+		relax();
+}
+
+bool spin_gather_begin(struct spin *spin, struct spin_gather *gather, uint32_t seen)
+{
+	if (spin->gather_pause) {
+		spin->gather_pause--;
+		return false;
+	}
+	*gather = (struct spin_gather){.until = now() + GATHER_MAX_NS, .seen = seen};
+	gather_pause();
+	return true;
+}
+
+bool spin_gather_turn(struct spin *spin, struct spin_gather *gather, uint32_t seen)
+{
+	if (seen > gather->seen) {
+		gather->seen = seen;
+		gather->grew = true;
+		if (now() < gather->until) {
+			gather_pause();
+			return true;
+		}
+	}
+	if (gather->grew) {
+		spin->gather_penalty = 0;
+	} else {
+		if (spin->gather_penalty < GATHER_PENALTY_MAX)
+			spin->gather_penalty = 2 * spin->gather_penalty + 1;
+		spin->gather_pause = spin->gather_penalty;
+	}
+	return false;
 }
 
 void spin_end(struct spin *spin, const struct spin_wait *wait, bool slept)

@@ -21,6 +21,18 @@
 #define ORDER_IN_PAGE_MAX 11
 #define ORDER_MAX 30
 
+/*
+ * Where each ring's indexes are: in the page's grants, which are not used here, with a cache line boundary between cons
+ * and prod. In Xen's place, beside each other and the live and notify bytes, one cache line would go back and forth
+ * between the two ends at every call. There the page shows the indexes as of the last request for an event (vchan_show).
+ */
+#define LEFT_INDEXES 252
+#define RIGHT_INDEXES 508
+#define BETWEEN_LINES(offset) (((offset) + sizeof(uint32_t)) % 128 == 0)
+
+_Static_assert(BETWEEN_LINES(LEFT_INDEXES) && BETWEEN_LINES(RIGHT_INDEXES), "one end's line each");
+_Static_assert(sizeof(struct ring_shared) == 8, "Xen's ABI");
+
 _Static_assert(offsetof(struct vchan_interface, left) == 0, "Xen's ABI");
 _Static_assert(offsetof(struct vchan_interface, right) == 8, "Xen's ABI");
 _Static_assert(offsetof(struct vchan_interface, left_order) == 16, "Xen's ABI");
@@ -61,6 +73,7 @@ struct vchan {
 	uint8_t *peer_live;
 	uint8_t *ask;	/* where we ask the peer for events */
 	uint8_t *asked; /* where the peer asks us */
+	uint32_t *shown_in, *shown_out; /* where the page shows our indexes */
 };
 
 static struct vchan *vchan_of(struct libxenvchan *ctrl)
@@ -103,6 +116,8 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 {
 	struct vchan_interface *page = v->page;
 	uint8_t *base = (uint8_t *)page;
+	struct ring_shared *left_indexes = (struct ring_shared *)(base + LEFT_INDEXES);
+	struct ring_shared *right_indexes = (struct ring_shared *)(base + RIGHT_INDEXES);
 	struct ring left = {
 		.buffer = base + ring_offset(grant->left_order, PAGE),
 		.size = 1u << grant->left_order,
@@ -115,14 +130,16 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 
 	/* left: the client writes, the server reads. */
 	left.produces = !server;
-	left.own_index = server ? &page->left.cons : &page->left.prod;
-	left.peer_index = server ? &page->left.prod : &page->left.cons;
+	left.own_index = server ? &left_indexes->cons : &left_indexes->prod;
+	left.peer_index = server ? &left_indexes->prod : &left_indexes->cons;
 	right.produces = server;
-	right.own_index = server ? &page->right.prod : &page->right.cons;
-	right.peer_index = server ? &page->right.cons : &page->right.prod;
+	right.own_index = server ? &right_indexes->prod : &right_indexes->cons;
+	right.peer_index = server ? &right_indexes->cons : &right_indexes->prod;
 
 	v->in = server ? left : right;
 	v->out = server ? right : left;
+	v->shown_in = server ? &page->left.cons : &page->right.cons;
+	v->shown_out = server ? &page->right.prod : &page->left.prod;
 	v->own_live = server ? &page->srv_live : &page->cli_live;
 	v->peer_live = server ? &page->cli_live : &page->srv_live;
 	v->ask = server ? &page->cli_notify : &page->srv_notify;
@@ -132,10 +149,10 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 	v->ctrl.is_server = server ? -1 : 0;
 	v->ctrl.event = (xenevtchn_handle *)&v->event_fd;
 	v->ctrl.event_port = grant->port;
-	v->ctrl.read.shr = server ? &page->left : &page->right;
+	v->ctrl.read.shr = server ? left_indexes : right_indexes;
 	v->ctrl.read.order = (int)(server ? grant->left_order : grant->right_order);
 	v->ctrl.read.buffer = v->in.buffer;
-	v->ctrl.write.shr = server ? &page->right : &page->left;
+	v->ctrl.write.shr = server ? right_indexes : left_indexes;
 	v->ctrl.write.order = (int)(server ? grant->right_order : grant->left_order);
 	v->ctrl.write.buffer = v->out.buffer;
 }
@@ -148,6 +165,20 @@ static int vchan_resume(struct vchan *v)
 	if (ring_look(&v->in) == RING_BROKEN || ring_look(&v->out) == RING_BROKEN)
 		return fail(EPROTO, "the server's ring indexes can't be true");
 	return 0;
+}
+
+/* Brings what the page shows up to date; its cache line is ours just now, or our end is going. */
+static void vchan_show(struct vchan *v)
+{
+	show(v->shown_in, v->in.own);
+	show(v->shown_out, v->out.own);
+}
+
+/* Asks the peer for an event. */
+static void vchan_ask(struct vchan *v, uint8_t bit)
+{
+	vchan_show(v);
+	request(v->ask, bit);
 }
 
 static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
@@ -219,6 +250,7 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
 
+	vchan_show(v);
 	set_live(v->own_live, 0);
 	event_send(v->event_fd);
 }
@@ -314,8 +346,20 @@ static uint32_t ring_available(struct vchan *v, struct ring *ring, size_t want)
 	available = ring_look(ring);
 	if (want <= available) /* also when broken, as that is the largest number */
 		return available;
-	request(v->ask, ring->produces ? VCHAN_NOTIFY_READ : VCHAN_NOTIFY_WRITE);
+	vchan_ask(v, ring->produces ? VCHAN_NOTIFY_READ : VCHAN_NOTIFY_WRITE);
 	return ring_look(ring);
+}
+
+/* Lets more than the @available bytes gather in @ring, as long as the peer adds some: see spin.h. */
+static void ring_gather(struct ring *ring, struct spin *spin, uint32_t available)
+{
+	struct spin_gather gather;
+
+	if (available >= ring->size / 4 || !spin_gather_begin(spin, &gather, available))
+		return;
+	do {
+		available = ring_look(ring);
+	} while (available < ring->size / 4 && spin_gather_turn(spin, &gather, available));
 }
 
 /*
@@ -326,11 +370,14 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 {
 	enum event_result result;
 	struct spin_wait wait;
+	uint32_t available;
 
 	spin_begin(spin, &wait);
 	while (spin_turn(&wait)) {
-		if (ring_look(ring) >= want || !vchan_open(v)) {
+		available = ring_look(ring);
+		if (available >= want || !vchan_open(v)) {
 			spin_end(spin, &wait, false);
+			ring_gather(ring, spin, available);
 			return 0;
 		}
 	}
@@ -514,7 +561,7 @@ static int ring_ask(struct vchan *v, struct ring *ring, uint8_t bit)
 {
 	uint32_t available;
 
-	request(v->ask, bit);
+	vchan_ask(v, bit);
 	available = ring_look(ring);
 	return available == RING_BROKEN ? 0 : (int)available;
 }

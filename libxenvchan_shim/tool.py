@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(program: list[str]) -> None:
     folders = [str(folder), *sorted(str(each) for each in folder.glob("xen-*"))]
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, before] if before else folders)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and an ignored signal stays so
     try:
         os.execvp(program[0], program)
     except OSError as error:

@@ -13,7 +13,7 @@ import signal
 import socket
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvmchand import log
@@ -25,7 +25,7 @@ from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.ipc import Service
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
-from kvmchand.loop import HUNG_UP, Loop
+from kvmchand.loop import HALF_CLOSED, HUNG_UP, Loop
 from kvmchand.privsep import group_number, raise_descriptor_limit
 from kvmchand.region import Region
 from kvmchand.wire import client, internal
@@ -51,15 +51,6 @@ class Client:
     pid: int
 
 
-@dataclass(slots=True)
-class _Listener:
-    """A local socket: main keeps it, so that it outlives the local process."""
-
-    domain: DomainId
-    sock: socket.socket
-    path: Path = field(default_factory=Path)
-
-
 class Host:
     """The process's whole state. close() leaves nothing of it on the machine."""
 
@@ -70,7 +61,8 @@ class Host:
         self._regions: dict[ChannelId, Region] = {}
         self._clients: dict[ClientId, Client] = {}
         self._last_client = ClientId(0)
-        self._listeners: list[_Listener] = []
+        self._listeners: dict[str, tuple[DomainId, socket.socket]] = {}
+        """By path. They are main's, so that they outlive the local process."""
         self._local: Service | None = None
         self._local_failures = 0
         self._failure: KvmchanError | None = None
@@ -161,7 +153,7 @@ class Host:
             if isinstance(error, KvmchanError):
                 raise
             raise InvalidArgument(f"the socket {path} can't be made: {error.strerror}") from error
-        self._listeners.append(_Listener(domain, sock, path))
+        self._listeners[str(path)] = (domain, sock)
 
     # ---- the local process ----
 
@@ -169,15 +161,15 @@ class Host:
         service = self._local = Service("local")
         mode = self._settings.socket.mode
         group = group_number(self._settings.socket.group) if mode & 0o020 else -1
-        for listener in self._listeners:
+        for domain, listener in self._listeners.values():
             listen = internal.Listen(
-                listener.domain,
+                domain,
                 bool(mode & 0o002),
                 Size(os.geteuid()),
                 group,
                 2 * self._settings.limits.max_channels + _IDLE_CLIENTS,
             )
-            send_packet(service.sock, internal.to_local.encode(listen), [listener.sock.fileno()])
+            send_packet(service.sock, internal.to_local.encode(listen), [listener.fileno()])
         for each in self._clients.values():
             send_packet(
                 service.sock, internal.to_local.encode(internal.Restore(each.number, each.domain)), [each.sock.fileno()]
@@ -212,7 +204,7 @@ class Host:
         self._answer(asking, message.request)
 
     def _on_local_started(self) -> None:
-        where = ", ".join(f"{each.path} (domain {each.domain})" for each in self._listeners)
+        where = ", ".join(f"{path} (domain {domain})" for path, (domain, _) in self._listeners.items())
         log.info(f"ready: {where}")
         _notify("READY=1")
 
@@ -237,16 +229,20 @@ class Host:
     # ---- clients ----
 
     def _adopt(self, number: ClientId, sock: socket.socket) -> Client:
-        # From the socket itself and not from what the local process says.
-        name = Path(os.fsdecode(sock.getsockname())).name
+        # Both from the socket itself and not from what the local process says.
+        domain, _ = self._listeners[sock.getsockname()]
         pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        domain = next(each.domain for each in self._listeners if each.path.name == name)
         adopted = self._clients[number] = Client(number, sock, domain, pid)
         self._last_client = max(self._last_client, number)
-        self._loop.add(sock.fileno(), lambda _events: self._on_hang_up(adopted), HUNG_UP)
+        self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         return adopted
 
-    def _on_hang_up(self, gone: Client) -> None:
+    def _on_hang_up(self, gone: Client, events: int) -> None:
+        if not events & HUNG_UP:
+            # It closes its channel, and waits for us to end the connection.
+            self._release(gone.number)
+            self._forget(gone)
+            return
         held = self._registry.held(gone.number)
         self._forget(gone)
         if held is None:
@@ -298,9 +294,6 @@ class Host:
                         reply, fds = self._offer(asking, message, undo)
                     case client.Connect():
                         reply, fds = self._connect(asking, message, undo)
-                    case client.Close():
-                        self._release(asking.number)
-                        reply = client.Closed()
                     case client.List():
                         reply = self._list(asking, message.after)
                     case _:

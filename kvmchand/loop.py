@@ -7,7 +7,8 @@ import select
 from collections.abc import Callable
 
 READABLE = select.EPOLLIN
-HUNG_UP = select.EPOLLHUP | select.EPOLLERR
+HALF_CLOSED = select.EPOLLRDHUP
+HUNG_UP = select.EPOLLHUP
 _BATCH = 64
 
 Callback = Callable[[int], None]

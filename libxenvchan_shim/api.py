@@ -16,7 +16,7 @@ from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kvmchand.errors import ChannelClosed, InvalidArgument, KvmchanError
+from kvmchand.errors import ChannelClosed, InvalidArgument
 from libxenvchan_shim import control, dataplane
 
 if TYPE_CHECKING:
@@ -159,10 +159,7 @@ class Vchan:
         dataplane.hang_up(ctrl)
         try:
             self._connection.close_channel()
-        except KvmchanError:
-            pass  # the daemon is gone, or ends the channel with the connection
         finally:
-            self._connection.close()
             dataplane.detach(ctrl)
 
     def __enter__(self) -> Vchan:

@@ -7,7 +7,7 @@ Used by libxenvchan.so's embedded interpreter, which must start fast, and by the
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
+from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
@@ -41,11 +41,12 @@ def socket_path(runtime_dir: str, domain: str) -> str:
 
 
 class Connection:
-    """A greeted connection. Blocking, with a deadline; one request at a time."""
+    """Blocking, with a deadline; one request at a time. The hello goes out with the first."""
 
     def __init__(self, path: str) -> None:
-        """Connects; NotFound or Unreachable if no daemon is there, ProtocolError if it is of another version."""
+        """Connects; NotFound or Unreachable if no daemon is there. One of another version is found out by the first request."""
         self._path = path
+        self._greeted = False
         self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
         try:
             self._sock.settimeout(DEADLINE)
@@ -56,39 +57,48 @@ class Connection:
                 raise kind(
                     f"no kvmchand answers at {path} ({error.strerror or error}): start it, or set KVMCHAN_RUNTIME_DIR to where it is"
                 ) from error
-            self._greet()
         except BaseException:
             self.close()
             raise
 
     @classmethod
     def adopt(cls, fd: int) -> Connection:
-        """One that is greeted already; takes the descriptor."""
+        """One that has been used before; takes the descriptor."""
         made = cls.__new__(cls)
+        made._greeted = True
         made._path = "the daemon's socket"
         made._sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
         made._sock.settimeout(DEADLINE)
         return made
 
-    def _greet(self) -> None:
-        with self._ask(client.Hello(client.VERSION), client.Welcome)[1]:
-            pass
-
     def _ask(self, request: object, wanted: type[Reply]) -> tuple[Reply, Fds]:
         try:
+            if not self._greeted:
+                send_packet(self._sock, client.requests.encode(client.Hello(client.VERSION)))
             send_packet(self._sock, client.requests.encode(request))
-            data, fds = receive_packet(self._sock)
+        except BrokenPipeError:
+            pass  # it has refused us already, and says why
+        self._greeted = True
+        data, fds = self._receive_packet()
+        try:
+            return self._judge(data, wanted), fds
+        except BaseException:
+            fds.close()
+            raise
+
+    def _receive_packet(self) -> tuple[bytes, Fds]:
+        try:
+            try:
+                return receive_packet(self._sock)
+            except ConnectionResetError:
+                # The daemon left a packet of ours unread; what it said before that is still to come.
+                return receive_packet(self._sock)
         except TimeoutError:
             raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
         except OSError as error:
             if isinstance(error, ProtocolError):
                 raise
             raise Unreachable(f"kvmchand at {self._path} ended the connection: {error.strerror}") from error
-        try:
-            return self._judge(data, wanted), fds
-        except BaseException:
-            fds.close()
-            raise
 
     def _judge(self, data: bytes, wanted: type[Reply]) -> Reply:
         if not data:
@@ -116,8 +126,14 @@ class Connection:
         return Grant(reply, region, _duplicate_above_stdio(event))
 
     def close_channel(self) -> None:
-        """Ends this connection's end of its channel, and waits until the daemon has."""
-        self._ask(client.Close(), client.Closed)[1].close()
+        """Ends this connection and its end of its channel, and returns when the daemon has released it."""
+        try:
+            self._sock.shutdown(SHUT_WR)
+            self._receive_packet()[1].close()
+        except OSError:
+            pass  # the daemon is gone, and with it what there was to release
+        finally:
+            self.close()
 
     def list(self, after: ChannelId) -> client.Listing:
         reply, fds = self._ask(client.List(after), client.Listing)

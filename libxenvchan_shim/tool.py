@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from kvmchand.errors import InvalidArgument, KvmchanError, NotFound
@@ -105,7 +104,7 @@ def main() -> None:
             run(program)
         domains, channels = listing()
         if arguments.json:
-            print(json.dumps({"domains": [asdict(each) for each in domains], "channels": [asdict(each) for each in channels]}))
+            print(json.dumps({"domains": [each.as_dict() for each in domains], "channels": [each.as_dict() for each in channels]}))
         else:
             print(show(domains, channels))
     except KvmchanError as error:

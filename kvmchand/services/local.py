@@ -164,19 +164,22 @@ class Local:
         self._loop.add(sock.fileno(), lambda _events: self._on_client(served), READABLE)
         return served
 
-    def _drop(self, dropped: Client, error: KvmchanError | None = None) -> None:
-        """Ends a connection, also for main, which sees its duplicate hang up."""
-        if error is not None:
-            log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
-            _say(dropped.sock, error)
-        self._half_open.pop(dropped.number, None)
-        dropped.listener.clients -= 1
-        self._loop.remove(dropped.sock.fileno())
+    def _drop(self, dropped: Client, error: KvmchanError) -> None:
+        """Ends a connection for what it did, also for main, whose duplicate then hangs up."""
+        log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
+        _say(dropped.sock, error)
         try:
             dropped.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # gone already
-        dropped.sock.close()
+        self._forget(dropped)
+
+    def _forget(self, gone: Client) -> None:
+        """Closes our side of a connection; where main knows of it, it is main's to end."""
+        self._half_open.pop(gone.number, None)
+        gone.listener.clients -= 1
+        self._loop.remove(gone.sock.fileno())
+        gone.sock.close()
 
     def _until_deadline(self) -> float | None:
         """Drops who is overdue; seconds until the next one is."""
@@ -198,11 +201,13 @@ class Local:
                 if data:
                     self._on_request(sender, data, fds)
                 else:
-                    self._drop(sender)
+                    self._forget(sender)
         except BlockingIOError:
             pass
-        except OSError as error:
-            self._drop(sender, error if isinstance(error, KvmchanError) else None)
+        except KvmchanError as error:
+            self._drop(sender, error)
+        except OSError:
+            self._forget(sender)  # it went in the midst
         self._marker.clear()
 
     def _on_request(self, sender: Client, data: bytes, fds: Fds) -> None:
@@ -226,8 +231,6 @@ class Local:
             raise ProtocolError("a request came before the hello")
         if request.version != client.VERSION:
             raise ProtocolError(f"the client speaks version {request.version}, and kvmchand version {client.VERSION}: use the same release")
-        domain = sender.listener.settings.domain
-        send_packet(sender.sock, client.replies.encode(client.Welcome(client.VERSION, domain)), flags=socket.MSG_DONTWAIT)
         sender.phase = Phase.GREETED
         del self._half_open[sender.number]
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The messages between a client (libxenvchan, the Python API, the tool) and the daemon's local socket.
 
-A connection opens with Hello. After that each request gets one reply: its own, or Error. A connection that has
-opened a channel is that channel's end: it lives until Close or until the connection goes.
+A connection opens with Hello, which is answered only if it is refused. Each request gets one reply: its own, or Error. A connection that
+has opened a channel is that channel's end. To close it the client shuts its direction of the connection down, and the daemon ends
+the connection once the end is released; without that, the end lives until the connection and the region's mapping are gone.
 
 Changes by version:
     1: the first.
@@ -10,9 +11,8 @@ Changes by version:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmchand.wire.codec import Codec
+from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,23 +29,13 @@ def socket_name(domain: int) -> str:
     return f"domain-{domain}.sock"
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
-    """Client → daemon, first."""
+class Hello(Record):
+    """First, once. The daemon ends a connection of a version it does not speak, with an Error."""
 
     version: int
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
-    """The reply to Hello: the daemon's version, and the domain that this socket stands for."""
-
-    version: int
-    domain: DomainId
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(Record):
     """libxenvchan_server_init: offers `peer` a vchan at `path`. Reply: Granted."""
 
     peer: int
@@ -54,16 +44,14 @@ class Offer:
     write_min: Size
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
+class Connect(Record):
     """libxenvchan_client_init: connects to what `domain` offers at `path`. Reply: Granted."""
 
     domain: int
     path: str
 
 
-@dataclass(frozen=True, slots=True)
-class Granted:
+class Granted(Record):
     """An end of a channel. Two descriptors come beside it: the region, and this end of the event channel."""
 
     channel: ChannelId
@@ -72,33 +60,20 @@ class Granted:
     right_order: int
 
 
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Ends this connection's end of its channel. Reply: Closed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The channel's end is released."""
-
-
-@dataclass(frozen=True, slots=True)
-class List:
+class List(Record):
     """Asks for domains, and for channels numbered above `after`. Reply: Listing."""
 
     after: ChannelId
 
 
-@dataclass(frozen=True, slots=True)
-class DomainInfo:
+class DomainInfo(Record):
     """A domain the daemon knows. `kind`: host, local."""
 
     domain: DomainId
     kind: str
 
 
-@dataclass(frozen=True, slots=True)
-class ChannelInfo:
+class ChannelInfo(Record):
     """A channel. A pid of 0: nobody is at that end. Ready: bytes waiting to be read by that end."""
 
     channel: ChannelId
@@ -114,8 +89,7 @@ class ChannelInfo:
     client_ready: Size
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(Record):
     """`more`: ask again, with `after` the last channel here."""
 
     domains: tuple[DomainInfo, ...]
@@ -123,8 +97,7 @@ class Listing:
     more: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Error:
+class Error(Record):
     """The request failed. `code` is of kvmchand.errors; after a protocol error the daemon closes the connection."""
 
     code: str
@@ -135,14 +108,11 @@ REQUESTS: dict[str, type] = {
     "hello": Hello,
     "offer": Offer,
     "connect": Connect,
-    "close": Close,
     "list": List,
 }
 
 REPLIES: dict[str, type] = {
-    "welcome": Welcome,
     "granted": Granted,
-    "closed": Closed,
     "listing": Listing,
     "error": Error,
 }

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Messages to bytes and back: one JSON object a packet, `type` naming the message. Pure.
 
-A message is a frozen dataclass, and its annotations are the schema. Decoding believes nothing: the object has exactly the
+A message is a Record, and its annotations are the schema. Decoding believes nothing: the object has exactly the
 fields of its class, each of its type and in its range, or a ProtocolError says which is not.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import fields
+from json import JSONDecoder, JSONEncoder
 
 from kvmchand.errors import ProtocolError
 
@@ -60,12 +59,15 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
 }
 
 
+_from_json = JSONDecoder().decode
+
+
 class _Plan:
-    """How one dataclass stands in JSON."""
+    """How one record stands in JSON."""
 
     def __init__(self, cls: type, checks: Mapping[str, Callable[[Any], Any]]) -> None:
         self.cls = cls
-        self.fields = [(field.name, checks[str(field.type)]) for field in fields(cls)]
+        self.fields = [(name, checks[kind]) for name, kind in cls.__annotations__.items()]
 
     def build(self, value: Any) -> Any:
         if type(value) is not dict:
@@ -88,7 +90,7 @@ class _Plan:
 
 
 class Codec:
-    """The messages of one protocol. `records` are the dataclasses that stand inside messages, in tuples."""
+    """The messages of one protocol. `records` are those that stand inside messages, in tuples."""
 
     def __init__(self, kinds: Mapping[str, type], records: tuple[type, ...] = ()) -> None:
         checks = dict(_CHECKS)
@@ -97,11 +99,12 @@ class Codec:
             plan = self._records[cls] = _Plan(cls, checks)
             checks[f"tuple[{cls.__name__}, ...]"] = _tuple_check(plan)
         self._by_kind = {kind: _Plan(cls, checks) for kind, cls in kinds.items()}
+        self._to_json = JSONEncoder(separators=(",", ":"), default=self._show_record).encode
         self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
 
     def encode(self, message: Any) -> bytes:
         kind, plan = self._by_class[type(message)]
-        return json.dumps({"type": kind, **plan.show(message)}, separators=(",", ":"), default=self._show_record).encode()
+        return self._to_json({"type": kind, **plan.show(message)}).encode()
 
     def _show_record(self, value: Any) -> dict[str, Any]:
         return self._records[type(value)].show(value)
@@ -111,7 +114,7 @@ class Codec:
         if len(data) > PACKET_MAX:
             raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
         try:
-            value = json.loads(data)
+            value = _from_json(data.decode())
         except (ValueError, RecursionError):
             raise ProtocolError("a packet is not JSON") from None
         kind = value.pop("type", None) if type(value) is dict else None

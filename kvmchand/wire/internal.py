@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmchand.wire.codec import Codec
+from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from kvmchand.wire.codec import Packet
 
 
-@dataclass(frozen=True, slots=True)
-class Listen:
+class Listen(Record):
     """main → local: accept on the listening socket beside this. `public`: any user may connect, else root, the daemon's
     own user, and members of `group` (-1: none)."""
 
@@ -25,29 +23,25 @@ class Listen:
     max_clients: int
 
 
-@dataclass(frozen=True, slots=True)
-class Restore:
+class Restore(Record):
     """main → local, after a restart: the connection beside this is `client`'s, and has said hello."""
 
     client: ClientId
     domain: DomainId
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(Record):
     """main → local: all sockets are sent; drop privileges, number new clients from `first_client` on, and serve."""
 
     first_client: ClientId
     user: str
 
 
-@dataclass(frozen=True, slots=True)
-class Started:
+class Started(Record):
     """local → main: serving."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(Record):
     """local → main: `client` asks `request`, encoded anew from what was decoded. With a client's first, its connection is
     beside this; main answers on it."""
 

@@ -25,11 +25,11 @@ struct kvmchan_opened {
 	char path[4352]; /* absolute */
 };
 /* cffi: functions */
-/* Both return 0, or an errno with the sentence in @sentence, which holds @room bytes. */
+/* Returns 0, or an errno with the sentence in @sentence, which holds @room bytes. */
 int kvmchan_python_open(const struct kvmchan_request *request, struct kvmchan_opened *opened,
 			char *sentence, int room);
-/* Tells the daemon, and closes @control_fd in any case. */
-int kvmchan_python_close(int control_fd, char *sentence, int room);
+/* Tells the daemon, waits until it knows, and closes @control_fd. */
+void kvmchan_python_close(int control_fd);
 /* cffi: end */
 
 #endif

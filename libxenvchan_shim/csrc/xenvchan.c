@@ -105,7 +105,6 @@ struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, in
 
 void libxenvchan_close(struct libxenvchan *ctrl)
 {
-	char sentence[480];
 	int error = errno, control_fd;
 
 	if (!ctrl)
@@ -113,8 +112,8 @@ void libxenvchan_close(struct libxenvchan *ctrl)
 	kvmchan_hang_up(ctrl);
 	/* -1: the program closed it; the daemon then sees the end of the mapping. */
 	control_fd = kvmchan_steal_control(ctrl);
-	if (control_fd >= 0 && kvmchan_python_close(control_fd, sentence, sizeof(sentence)) != 0)
-		fail(EIO, "%s", sentence);
+	if (control_fd >= 0)
+		kvmchan_python_close(control_fd);
 	kvmchan_detach(ctrl);
 	errno = error;
 }

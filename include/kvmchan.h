@@ -8,8 +8,9 @@ extern "C" {
 #endif
 
 /*
- * The sentence behind the last NULL or -1 that a libxenvchan function returned in this thread: what failed, on
- * what, and what to do. Never NULL, "" if nothing failed yet. Valid until this thread's next libxenvchan call.
+ * The sentence behind the last NULL or -1 that a libxenvchan function returned in this thread: what
+ * failed, on what, and what to do. Never NULL, "" if nothing failed yet. Valid until this thread's
+ * next libxenvchan call.
  */
 const char *kvmchan_last_error(void);
 

@@ -3,11 +3,12 @@
  * libxenvchan: byte streams in shared memory between two domains, or two processes of one machine.
  *
  * Source- and binary-compatible with Xen's header of the same name. Xen's own header also draws in
- * xen/xen.h and the headers of libxenevtchn and libxengnttab; a program that uses those includes them itself.
+ * xen/xen.h and the headers of libxenevtchn and libxengnttab; a program that uses those includes
+ * them itself.
  *
- * Threads: one vchan may be used by one thread at a time, except that one thread may read while another
- * writes. Different vchans are independent. Errors: a function that fails returns NULL or -1 and sets errno;
- * kvmchan_last_error() in kvmchan.h has the sentence behind it.
+ * Threads: as on Xen, one thread at a time uses a vchan; different vchans are independent. Errors:
+ * a function that fails returns NULL or -1 and sets errno; kvmchan_last_error() in kvmchan.h has
+ * the sentence behind it.
  */
 #ifndef KVMCHAN_LIBXENVCHAN_H
 #define KVMCHAN_LIBXENVCHAN_H
@@ -34,8 +35,8 @@ struct libxenvchan_ring {
 };
 
 /*
- * A vchan. The library allocates it and libxenvchan_close() frees it. Programs set server_persist and
- * blocking; everything else is for reading.
+ * A vchan. The library allocates it and libxenvchan_close() frees it. Programs set server_persist
+ * and blocking; everything else is for reading.
  */
 struct libxenvchan {
 	union {
@@ -54,33 +55,37 @@ struct libxenvchan {
 };
 
 /*
- * Offers a vchan to the domain numbered @domain at @xs_path, absolute or relative to the caller's own
- * /local/domain/<id>. The rings hold at least @read_min (peer to us) and @write_min (us to peer) bytes, 1 MiB at
- * most unless the daemon's settings allow more. @logger may be NULL; it is told of a failure, and is not kept.
+ * Offers a vchan to the domain numbered @domain at @xs_path, absolute or relative to the caller's
+ * own /local/domain/<id>. The rings hold at least @read_min (peer to us) and @write_min (us to
+ * peer) bytes, 1 MiB at most unless the daemon's settings allow more. @logger may be NULL; it is
+ * told of a failure, and is not kept.
  *
- * Blocks for the daemon's answer only, never for a client. Returns NULL with errno ECONNREFUSED or ENOENT (no daemon),
- * EINVAL (path, domain or size), E2BIG (path too long), EACCES (not below the caller's own node), ENOENT (unknown
- * domain), ENOSPC (the domain has too many channels), EPROTO (a daemon of another version), EMFILE, ENOMEM.
- * The offer stands until close, or until the process ends; a second offer at the path takes the path over.
+ * Blocks for the daemon's answer only, never for a client. Returns NULL with errno ECONNREFUSED or
+ * ENOENT (no daemon), EINVAL (path, domain or size), E2BIG (path too long), EACCES (not below the
+ * caller's own node), ENOENT (unknown domain), ENOSPC (the domain has too many channels), EPROTO (a
+ * daemon of another version), EMFILE, ENOMEM. The offer stands until close, or until the process
+ * ends; a second offer at the path takes the path over.
  */
 struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path, size_t read_min, size_t write_min);
 
 /*
- * Connects to the vchan that @domain offers us at @xs_path. Does not wait for a server: NULL with errno ENOENT if
- * nothing is offered there, EACCES if it is offered to another domain, EBUSY while another client is connected;
- * otherwise as server_init.
+ * Connects to the vchan that @domain offers us at @xs_path. Does not wait for a server: NULL with
+ * errno ENOENT if nothing is offered there, EACCES if it is offered to another domain, EBUSY while
+ * another client is connected; otherwise as server_init.
  */
 struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path);
 
-/* Closes our end and frees @ctrl, which may be NULL. What was written stays readable to the peer, which is told. */
+/* Closes our end and frees @ctrl, which may be NULL. What was written stays readable to the peer,
+ * which is told. */
 void libxenvchan_close(struct libxenvchan *ctrl);
 
 /*
- * All four: -1 on error, with errno EPIPE when the channel is closed, EMSGSIZE when the call can never be met
- * (blocking, larger than the ring), EPROTO when the peer broke the ring's rules, EINTR when a signal ended a wait.
- * Non-blocking calls return 0 when the ring has too little data or room.
+ * All four: -1 on error, with errno EPIPE when the channel is closed, EMSGSIZE when the call can
+ * never be met (blocking, larger than the ring), EPROTO when the peer broke the ring's rules, EINTR
+ * when a signal ended a wait. Non-blocking calls return 0 when the ring has too little data or
+ * room.
  */
 /* Takes exactly @size bytes, or none. Closed counts only once too little is left in the ring. */
 int libxenvchan_recv(struct libxenvchan *ctrl, void *data, size_t size);
@@ -91,13 +96,15 @@ int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size);
 /* Puts as much of @size bytes as fits; blocking: all of it, in pieces where the ring is smaller. */
 int libxenvchan_write(struct libxenvchan *ctrl, const void *data, size_t size);
 
-/* Blocks until an event is pending, and takes it: 0, or -1 with errno EINTR, EPIPE (the peer and the daemon are gone). */
+/* Blocks until an event is pending, and takes it: 0, or -1 with errno EINTR, EPIPE (the peer and
+ * the daemon are gone). */
 int libxenvchan_wait(struct libxenvchan *ctrl);
 /* The descriptor that is readable while an event is pending. The vchan owns it. */
 int libxenvchan_fd_for_select(struct libxenvchan *ctrl);
 /* 1: the peer is there; 0: it is gone; 2 (server): no client has come yet. Never blocks. */
 int libxenvchan_is_open(struct libxenvchan *ctrl);
-/* Bytes that can be read, or written, at once. Neither blocks; both also ask for an event at the next change. */
+/* Bytes that can be read, or written, at once. Neither blocks; both also ask for an event at the
+ * next change. */
 int libxenvchan_data_ready(struct libxenvchan *ctrl);
 int libxenvchan_buffer_space(struct libxenvchan *ctrl);
 

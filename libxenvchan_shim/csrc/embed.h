@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What C asks of the embedded Python (libxenvchan_shim/embed.py). build_embed.py reads this file too. */
+/* What C asks of the embedded Python (libxenvchan_shim/embed.py). build_embed.py reads this file
+ * too. */
 #ifndef KVMCHAN_EMBED_H
 #define KVMCHAN_EMBED_H
 

@@ -13,17 +13,14 @@
 
 /* Xen's logger (xentoollog.h), as far as we call it. The level numbers are part of its ABI. */
 struct xentoollog_logger {
-	void (*vmessage)(struct xentoollog_logger *logger, int level, int errnoval, const char *context,
-			 const char *format, va_list arguments);
+	void (*vmessage)(struct xentoollog_logger *logger, int level, int errnoval,
+			 const char *context, const char *format, va_list arguments);
 };
 #define XTL_ERROR 8
 
 static _Thread_local char sentence[512];
 
-const char *kvmchan_last_error(void)
-{
-	return sentence;
-}
+const char *kvmchan_last_error(void) { return sentence; }
 
 int fail(int error, const char *format, ...)
 {

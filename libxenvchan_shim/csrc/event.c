@@ -28,10 +28,7 @@ static enum event_result event_take(int fd, int flags)
 	return EVENT_LOST;
 }
 
-enum event_result event_try(int fd)
-{
-	return event_take(fd, MSG_DONTWAIT);
-}
+enum event_result event_try(int fd) { return event_take(fd, MSG_DONTWAIT); }
 
 enum event_result event_wait(int fd)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The program whose process this is must not notice: nothing of its environment, working directory, locale, signals or
- * stdio is used or changed. Our Python code is found from where this library lies.
+ * The program whose process this is must not notice: nothing of its environment, working directory,
+ * locale, signals or stdio is used or changed. Our Python code is found from where this library
+ * lies.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -21,19 +22,21 @@
 #include "error.h"
 
 /*
- * A process may hold several of our libraries, but starts one interpreter: "unique" makes the dynamic linker give all of
- * them the same lock, however they were loaded.
+ * A process may hold several of our libraries, but starts one interpreter: "unique" makes the
+ * dynamic linker give all of them the same lock, however they were loaded.
  */
 __attribute__((visibility("default"))) pthread_mutex_t kvmchan_interpreter_lock =
-	PTHREAD_MUTEX_INITIALIZER;
+    PTHREAD_MUTEX_INITIALIZER;
 __asm__(".type kvmchan_interpreter_lock, %gnu_unique_object");
 
-/* ---- fork: the child's interpreter has the thread that forked, and no other ---- */
+/* ---- fork: the child has the thread that forked and no other; nobody else may hold our lock ----
+ */
 
 static _Thread_local PyGILState_STATE fork_state;
 
 static void before_fork(void)
 {
+	pthread_mutex_lock(&kvmchan_interpreter_lock);
 	fork_state = PyGILState_Ensure();
 	PyOS_BeforeFork();
 }
@@ -42,12 +45,14 @@ static void after_fork_in_parent(void)
 {
 	PyOS_AfterFork_Parent();
 	PyGILState_Release(fork_state);
+	pthread_mutex_unlock(&kvmchan_interpreter_lock);
 }
 
 static void after_fork_in_child(void)
 {
 	PyOS_AfterFork_Child();
 	PyGILState_Release(fork_state);
+	pthread_mutex_unlock(&kvmchan_interpreter_lock);
 }
 
 /* ---- where things are ---- */
@@ -56,11 +61,13 @@ static bool is_package_root(const char *directory)
 {
 	char file[PATH_MAX];
 
-	return snprintf(file, sizeof(file), "%s/libxenvchan_shim/embed.py", directory) < (int)sizeof(file) &&
+	return snprintf(file, sizeof(file), "%s/libxenvchan_shim/embed.py", directory) <
+		   (int)sizeof(file) &&
 	       access(file, R_OK) == 0;
 }
 
-/* The folder that holds our packages: the one above this library that does, in an install as in a build tree. */
+/* The folder that holds our packages: the one above this library that does, in an install as in a
+ * build tree. */
 static int find_packages(char *directory)
 {
 	Dl_info self;
@@ -78,7 +85,8 @@ static int find_packages(char *directory)
 		if (is_package_root(directory))
 			return 0;
 	}
-	return fail(ENOENT, "kvmchan's Python code is not above %s: install kvmchan again", self.dli_fname);
+	return fail(ENOENT, "kvmchan's Python code is not above %s: install kvmchan again",
+		    self.dli_fname);
 }
 
 /* ---- start ---- */
@@ -97,7 +105,8 @@ static PyStatus add_path(PyConfig *config, const char *directory)
 
 static PyStatus configure_and_start(PyConfig *config, const char *packages)
 {
-	/* Ours first, then the standard library, then where cffi's backend was when we were built. */
+	/* Ours first, then the standard library, then where cffi's backend was when we were built.
+	 */
 	const char *const paths[] = {packages, KVMCHAN_STDLIB, KVMCHAN_DYNLOAD, KVMCHAN_CFFI};
 	PyStatus status;
 	size_t i;
@@ -123,6 +132,19 @@ static PyStatus configure_and_start(PyConfig *config, const char *packages)
 	return Py_InitializeFromConfig(config);
 }
 
+/*
+ * Extension modules take Python's functions from the process's global symbols, where a program that
+ * loaded us as a plugin, with RTLD_LOCAL, has none. No matter if it fails: then import_modules()
+ * says what is missing.
+ */
+static void publish_libpython(void)
+{
+	Dl_info python;
+
+	if (dladdr((void *)&Py_IsInitialized, &python) && python.dli_fname)
+		(void)dlopen(python.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
+}
+
 static int start(void)
 {
 	char packages[PATH_MAX];
@@ -135,6 +157,7 @@ static int start(void)
 	if (access(KVMCHAN_STDLIB "/encodings/__init__.py", R_OK) < 0)
 		return fail(ENOENT, "Python's standard library is not at " KVMCHAN_STDLIB
 				    ": install the Python that kvmchan was built with");
+	publish_libpython();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
 	preconfig.utf8_mode = 1;
 	status = Py_PreInitialize(&preconfig);
@@ -151,13 +174,56 @@ static int start(void)
 	return 0;
 }
 
+/* What the exception that is set says, and no exception any more. */
+static int fail_of_exception(const char *module)
+{
+	PyObject *kind, *value, *trace, *text;
+	const char *reason;
+
+	PyErr_Fetch(&kind, &value, &trace);
+	text = value ? PyObject_Str(value) : NULL;
+	reason = text ? PyUnicode_AsUTF8(text) : NULL;
+	fail(EIO, "kvmchan's Python code can't load %s: install kvmchan again (%s)", module,
+	     reason ? reason : "no reason given");
+	PyErr_Clear();
+	Py_XDECREF(text);
+	Py_XDECREF(kind);
+	Py_XDECREF(value);
+	Py_XDECREF(trace);
+	return -1;
+}
+
+/* What cffi is about to import, since of a failure it would print and not tell. */
+static int import_modules(void)
+{
+	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
+	PyGILState_STATE state = PyGILState_Ensure();
+	int result = 0;
+	size_t i;
+
+	for (i = 0; i < sizeof(modules) / sizeof(*modules) && result == 0; i++) {
+		PyObject *module = PyImport_ImportModule(modules[i]);
+
+		if (!module)
+			result = fail_of_exception(modules[i]);
+		Py_XDECREF(module);
+	}
+	PyGILState_Release(state);
+	return result;
+}
+
 int interpreter_start(void)
 {
+	static bool has_modules;
 	int result = 0;
 
 	pthread_mutex_lock(&kvmchan_interpreter_lock);
 	if (!Py_IsInitialized())
 		result = start();
+	if (result == 0 && !has_modules) {
+		result = import_modules();
+		has_modules = result == 0;
+	}
 	pthread_mutex_unlock(&kvmchan_interpreter_lock);
 	return result;
 }

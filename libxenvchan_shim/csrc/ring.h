@@ -2,8 +2,9 @@
 /*
  * One direction of a vchan, as one end sees it.
  *
- * Everything used to compute an address is private; of the shared page only the peer's index is ever read, and it is
- * checked against the size before it is believed. Lives as long as the mapping it points into.
+ * Everything used to compute an address is private; of the shared page only the peer's index is
+ * ever read, and it is checked against the size before it is believed. Lives as long as the mapping
+ * it points into.
  */
 #ifndef KVMCHAN_RING_H
 #define KVMCHAN_RING_H
@@ -24,7 +25,8 @@ struct ring {
 	bool produces;
 };
 
-/* Bytes to read (consumer) or room to write (producer) as last seen. No shared memory is touched. */
+/* Bytes to read (consumer) or room to write (producer) as last seen. No shared memory is touched.
+ */
 uint32_t ring_known(const struct ring *ring);
 /* The same after a look at the peer's index: RING_BROKEN if it can't be true. */
 uint32_t ring_look(struct ring *ring);

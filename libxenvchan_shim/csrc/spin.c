@@ -12,9 +12,8 @@
 #define MAX_LIMIT_US 1000000
 /* A wait that should sleep spins all the same every this many times. */
 #define PROBE_EVERY 32
-/* Pauses between two looks while a batch gathers, and how long it may. */
+/* Pauses between two looks while a batch gathers; it may for as long as a spin may. */
 #define GATHER_TURNS 16
-#define GATHER_MAX_NS 10000
 #define GATHER_PENALTY_MAX 63
 /* Looks between two looks at the clock. */
 #define TURNS_PER_CLOCK 16
@@ -79,7 +78,7 @@ bool spin_gather_begin(struct spin *spin, struct spin_gather *gather, uint32_t s
 		spin->gather_pause--;
 		return false;
 	}
-	*gather = (struct spin_gather){.until = now() + GATHER_MAX_NS, .seen = seen};
+	*gather = (struct spin_gather){.until = now() + spin->limit, .seen = seen};
 	gather_pause();
 	return true;
 }
@@ -111,7 +110,8 @@ void spin_end(struct spin *spin, const struct spin_wait *wait, bool slept)
 	if (!spin->limit)
 		return;
 	took = now() - wait->start;
-	/* A sleep that followed no spin measures the wake-up too, so it can't show that waits are short. */
+	/* A sleep that followed no spin measures the wake-up too, so it can't show that waits are
+	 * short. */
 	if (slept && took < most && !wait->until)
 		took = spin->typical;
 	if (took > most)

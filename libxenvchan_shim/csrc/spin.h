@@ -2,8 +2,9 @@
 /*
  * How long a wait looks at memory before it sleeps.
  *
- * Sleeping and being woken costs tens of microseconds, so a wait that is usually shorter than that had better spin. Each
- * wait teaches how long waits take here; where they are long, none spins but an occasional one that asks whether that has changed.
+ * Sleeping and being woken costs tens of microseconds, so a wait that is usually shorter than that
+ * had better spin. Each wait teaches how long waits take here; where they are long, none spins but
+ * an occasional one that asks whether that has changed.
  */
 #ifndef KVMCHAN_SPIN_H
 #define KVMCHAN_SPIN_H
@@ -32,9 +33,10 @@ void spin_begin(struct spin *spin, struct spin_wait *wait);
 /* One look's pause: false when it is time to sleep. */
 bool spin_turn(struct spin_wait *wait);
 /*
- * Small calls of a stream cost most by the two ends taking the shared page's cache line from each other at every one of
- * them. So a spinning end that has what it waited for, while its peer goes on, lets a batch gather first. Where none
- * gathers, as between requests and answers, this soon stops trying.
+ * Small calls of a stream cost most by the two ends taking the shared page's cache line from each
+ * other at every one of them. So a spinning end that has what it waited for, while its peer goes
+ * on, lets a batch gather first. Where none gathers, as between requests and answers, this soon
+ * stops trying.
  */
 struct spin_gather {
 	uint64_t until;

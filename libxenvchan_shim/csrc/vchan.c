@@ -22,9 +22,10 @@
 #define ORDER_MAX 30
 
 /*
- * Where each ring's indexes are: in the page's grants, which are not used here, with a cache line boundary between cons
- * and prod. In Xen's place, beside each other and the live and notify bytes, one cache line would go back and forth
- * between the two ends at every call. There the page shows the indexes as of the last request for an event (vchan_show).
+ * Where each ring's indexes are: in the page's grants, which are not used here, with a cache line
+ * boundary between cons and prod. In Xen's place, beside each other and the live and notify bytes,
+ * one cache line would go back and forth between the two ends at every call. There the page shows
+ * the indexes as of the last request for an event (vchan_show).
  */
 #define LEFT_INDEXES 252
 #define RIGHT_INDEXES 508
@@ -71,15 +72,12 @@ struct vchan {
 	_Atomic enum state state;
 	uint8_t *own_live;
 	uint8_t *peer_live;
-	uint8_t *ask;	/* where we ask the peer for events */
-	uint8_t *asked; /* where the peer asks us */
+	uint8_t *ask;			/* where we ask the peer for events */
+	uint8_t *asked;			/* where the peer asks us */
 	uint32_t *shown_in, *shown_out; /* where the page shows our indexes */
 };
 
-static struct vchan *vchan_of(struct libxenvchan *ctrl)
-{
-	return (struct vchan *)ctrl;
-}
+static struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct vchan *)ctrl; }
 
 /* ---- set up and down ---- */
 
@@ -101,13 +99,14 @@ static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 
 	if (left < 10 || right < 10 || left > ORDER_MAX || right > ORDER_MAX ||
 	    (left == right && left <= ORDER_IN_PAGE_MAX))
-		return fail(EINVAL, "the daemon granted rings of orders %u and %u, which can't be", left,
-			    right);
+		return fail(EINVAL, "the daemon granted rings of orders %u and %u, which can't be",
+			    left, right);
 	*size = PAGE + ring_pages(left) + ring_pages(right);
 	if (fstat(grant->region_fd, &status) < 0)
 		return fail(errno, "the channel's memory can't be examined");
 	if (status.st_size < 0 || (uint64_t)status.st_size < *size)
-		return fail(EINVAL, "the daemon granted %lld bytes of memory for rings that need %zu",
+		return fail(EINVAL,
+			    "the daemon granted %lld bytes of memory for rings that need %zu",
 			    (long long)status.st_size, *size);
 	return 0;
 }
@@ -119,12 +118,12 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 	struct ring_shared *left_indexes = (struct ring_shared *)(base + LEFT_INDEXES);
 	struct ring_shared *right_indexes = (struct ring_shared *)(base + RIGHT_INDEXES);
 	struct ring left = {
-		.buffer = base + ring_offset(grant->left_order, PAGE),
-		.size = 1u << grant->left_order,
+	    .buffer = base + ring_offset(grant->left_order, PAGE),
+	    .size = 1u << grant->left_order,
 	};
 	struct ring right = {
-		.buffer = base + ring_offset(grant->right_order, PAGE + ring_pages(grant->left_order)),
-		.size = 1u << grant->right_order,
+	    .buffer = base + ring_offset(grant->right_order, PAGE + ring_pages(grant->left_order)),
+	    .size = 1u << grant->right_order,
 	};
 	bool server = grant->is_server;
 
@@ -261,7 +260,8 @@ int kvmchan_steal_control(struct libxenvchan *ctrl)
 	int fd = v->control_fd;
 
 	v->control_fd = -1;
-	/* A program may close all descriptors it did not open; the number may be another file's by now. */
+	/* A program may close all descriptors it did not open; the number may be another file's by
+	 * now. */
 	return v->control_cookie && socket_cookie(fd) == v->control_cookie ? fd : -1;
 }
 
@@ -287,10 +287,12 @@ static int fail_closed(void)
 	return fail(EPIPE, "the channel is closed: its other end has gone");
 }
 
+static int fail_interrupted(void) { return fail(EINTR, "a signal ended the wait"); }
+
 static int fail_size(size_t size, const struct ring *ring)
 {
-	return fail(EMSGSIZE, "%zu bytes never fit at once in a ring of %u: use read or write", size,
-		    ring->size);
+	return fail(EMSGSIZE, "%zu bytes never fit at once in a ring of %u: use read or write",
+		    size, ring->size);
 }
 
 /* The peer broke the rules: from now on we are gone to it, and say so. */
@@ -324,18 +326,19 @@ static void tell_peer(struct vchan *v, uint8_t bit)
 		event_send(v->event_fd);
 }
 
-static int wait_failed(struct vchan *v, enum event_result result)
+/* Nobody is left who could send an event: the peer is gone, and the daemon too. */
+static void vchan_lose(struct vchan *v)
 {
-	if (result == EVENT_INTERRUPTED)
-		return fail(EINTR, "a signal ended the wait");
-	atomic_store(&v->state, LOST);
-	set_live(v->peer_live, 0);
-	return fail_closed();
+	enum state usable = USABLE;
+
+	if (atomic_compare_exchange_strong(&v->state, &usable, LOST))
+		set_live(v->peer_live, 0);
 }
 
 /*
- * How much @ring has for a call that wants @want bytes, RING_BROKEN if the peer broke the rules. Where it falls
- * short an event is asked for, and then looked again: the change may have come before the request could be seen.
+ * How much @ring has for a call that wants @want bytes, RING_BROKEN if the peer broke the rules.
+ * Where it falls short an event is asked for, and then looked again: the change may have come
+ * before the request could be seen.
  */
 static uint32_t ring_available(struct vchan *v, struct ring *ring, size_t want)
 {
@@ -350,7 +353,8 @@ static uint32_t ring_available(struct vchan *v, struct ring *ring, size_t want)
 	return ring_look(ring);
 }
 
-/* Lets more than the @available bytes gather in @ring, as long as the peer adds some: see spin.h. */
+/* Lets more than the @available bytes gather in @ring, as long as the peer adds some: see spin.h.
+ */
 static void ring_gather(struct ring *ring, struct spin *spin, uint32_t available)
 {
 	struct spin_gather gather;
@@ -363,8 +367,9 @@ static void ring_gather(struct ring *ring, struct spin *spin, uint32_t available
 }
 
 /*
- * Blocks until @ring has @want bytes, the peer has gone or broke the rules, or a signal came: 0 to look again, or -1. Spins
- * first if that pays, which asks for no event and so spares both ends a system call.
+ * Blocks until @ring has @want bytes, the peer has gone or broke the rules, or a signal came: 0 to
+ * look again, or -1. Spins first if that pays, which asks for no event and so spares both ends a
+ * system call.
  */
 static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint32_t want)
 {
@@ -387,8 +392,10 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 			return 0;
 		}
 		result = event_wait(v->event_fd);
-		if (result != EVENT_TAKEN)
-			return wait_failed(v, result);
+		if (result == EVENT_INTERRUPTED)
+			return fail_interrupted();
+		if (result == EVENT_LOST)
+			vchan_lose(v); /* and look again: it may have written last */
 	}
 }
 
@@ -417,7 +424,8 @@ static int put(struct vchan *v, const void *data, uint32_t count)
 	return (int)count;
 }
 
-/* recv and read: between @least and @most bytes. As on Xen, taking none also counts as having read. */
+/* recv and read: between @least and @most bytes. As on Xen, taking none also counts as having read.
+ */
 static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 {
 	for (;;) {
@@ -429,7 +437,7 @@ static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 			open = vchan_open(v);
 			/* A call that is about to wait asks for no event yet: spinning may do. */
 			if (!open || !v->ctrl.blocking || least > v->in.size ||
-			    ring_look(&v->in) >= least)
+			    (available = ring_look(&v->in)) >= least)
 				available = ring_available(v, &v->in, most);
 			if (available == RING_BROKEN)
 				return fail_broken(v);
@@ -480,8 +488,8 @@ int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size)
 			return fail_closed();
 		if (available < size)
 			available = v->ctrl.blocking && size <= v->out.size
-					    ? ring_look(&v->out)
-					    : ring_available(v, &v->out, size);
+					? ring_look(&v->out)
+					: ring_available(v, &v->out, size);
 		if (available == RING_BROKEN)
 			return fail_broken(v);
 		if (size <= available)
@@ -530,6 +538,8 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 	enum event_result result = EVENT_NONE;
 	struct spin_wait wait;
 
+	if (check_call(v, 0) < 0)
+		return -1;
 	spin_begin(&v->spin_in, &wait);
 	if (wait.until)
 		result = event_try(v->event_fd);
@@ -543,20 +553,20 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 		result = event_wait(v->event_fd);
 		spin_end(&v->spin_in, &wait, slept);
 	}
-	return result == EVENT_TAKEN ? 0 : wait_failed(v, result);
+	if (result == EVENT_TAKEN)
+		return 0;
+	if (result == EVENT_INTERRUPTED)
+		return fail_interrupted();
+	vchan_lose(v);
+	return fail_closed();
 }
 
-int libxenvchan_fd_for_select(struct libxenvchan *ctrl)
-{
-	return vchan_of(ctrl)->event_fd;
-}
+int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)->event_fd; }
 
-int libxenvchan_is_open(struct libxenvchan *ctrl)
-{
-	return vchan_open(vchan_of(ctrl));
-}
+int libxenvchan_is_open(struct libxenvchan *ctrl) { return vchan_open(vchan_of(ctrl)); }
 
-/* Asks for an event at the next change, then looks. An index that can't be true counts as nothing. */
+/* Asks for an event at the next change, then looks. An index that can't be true counts as nothing.
+ */
 static int ring_ask(struct vchan *v, struct ring *ring, uint8_t bit)
 {
 	uint32_t available;

@@ -2,8 +2,8 @@
 /*
  * One end of a vchan on memory that is already there: the data plane.
  *
- * Nothing here knows of the daemon or of Python. What sets a channel up fills a struct kvmchan_grant and attaches; the
- * calls that move data, declared in libxenvchan.h, are in vchan.c.
+ * Nothing here knows of the daemon or of Python. What sets a channel up fills a struct
+ * kvmchan_grant and attaches; the calls that move data, declared in libxenvchan.h, are in vchan.c.
  */
 #ifndef KVMCHAN_VCHAN_H
 #define KVMCHAN_VCHAN_H
@@ -26,15 +26,17 @@ struct kvmchan_grant {
 };
 
 /*
- * Maps the region, takes our place in the shared page and tells the peer. Takes the descriptors, also when it fails;
- * region_fd is closed at once, for the mapping alone keeps the end alive. NULL with errno EINVAL (an order or size that can't be),
- * EPROTO (the page's indexes can't be true), ENOMEM.
+ * Maps the region, takes our place in the shared page and tells the peer. Takes the descriptors,
+ * also when it fails; region_fd is closed at once, for the mapping alone keeps the end alive. NULL
+ * with errno EINVAL (an order or size that can't be), EPROTO (the page's indexes can't be true),
+ * ENOMEM.
  */
 struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant);
 
 /* Says that our end is gone, and tells the peer. */
 void kvmchan_hang_up(struct libxenvchan *ctrl);
-/* The connection to the daemon, now the caller's; -1 where there is none, or the program has closed it. */
+/* The connection to the daemon, now the caller's; -1 where there is none, or the program has closed
+ * it. */
 int kvmchan_steal_control(struct libxenvchan *ctrl);
 /* Unmaps, closes what descriptors there are, and frees, with xs_path. */
 void kvmchan_detach(struct libxenvchan *ctrl);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Set-up and close of a vchan: the three functions of libxenvchan that need the daemon, by way of the embedded Python. */
+/* Set-up and close of a vchan: the three functions of libxenvchan that need the daemon, by way of
+ * the embedded Python. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,8 @@ static int open_end(const struct kvmchan_request *request, struct kvmchan_opened
 	if (interpreter_start() < 0)
 		return -1;
 	error = kvmchan_python_open(request, opened, sentence, sizeof(sentence));
+	if (!error && opened->region_fd < 0)
+		error = EIO; /* cffi could not run it, and returned 0 in its stead */
 	return error ? fail(error, "%s", sentence) : 0;
 }
 
@@ -46,13 +49,13 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 	if (open_end(request, &opened) < 0)
 		return NULL;
 	grant = (struct kvmchan_grant){
-		.region_fd = opened.region_fd,
-		.event_fd = opened.event_fd,
-		.control_fd = opened.control_fd,
-		.is_server = request->is_server,
-		.port = opened.port,
-		.left_order = opened.left_order,
-		.right_order = opened.right_order,
+	    .region_fd = opened.region_fd,
+	    .event_fd = opened.event_fd,
+	    .control_fd = opened.control_fd,
+	    .is_server = request->is_server,
+	    .port = opened.port,
+	    .left_order = opened.left_order,
+	    .right_order = opened.right_order,
 	};
 	ctrl = kvmchan_attach(&grant);
 	if (!ctrl)
@@ -70,20 +73,17 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 }
 
 /* The protocol's sizes are 63 bits; what is more is too much all the same. */
-static uint64_t ring_size(size_t size)
-{
-	return size < INT64_MAX ? size : INT64_MAX;
-}
+static uint64_t ring_size(size_t size) { return size < INT64_MAX ? size : INT64_MAX; }
 
 struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path, size_t read_min, size_t write_min)
 {
 	struct kvmchan_request request = {
-		.is_server = 1,
-		.peer = domain,
-		.path = xs_path,
-		.read_min = ring_size(read_min),
-		.write_min = ring_size(write_min),
+	    .is_server = 1,
+	    .peer = domain,
+	    .path = xs_path,
+	    .read_min = ring_size(read_min),
+	    .write_min = ring_size(write_min),
 	};
 	struct libxenvchan *ctrl = open_vchan(&request);
 

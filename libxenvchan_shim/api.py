@@ -14,7 +14,7 @@ import errno
 import os
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kvmchand.errors import ChannelClosed, InvalidArgument
 from libxenvchan_shim import control, dataplane
@@ -60,7 +60,7 @@ class Vchan:
             )
         )
 
-    def _open(self) -> ctypes._Pointer[dataplane.Control]:
+    def _open(self) -> Any:
         if self._ctrl is None:
             raise ChannelClosed(f"the vchan at {self.path} has been closed here")
         return self._ctrl
@@ -179,7 +179,13 @@ def _connection() -> control.Connection:
 
 
 def listen(
-    peer: int, path: str, *, read_min: int = _DEFAULT_RING, write_min: int = _DEFAULT_RING, blocking: bool = False, persist: bool = False
+    peer: int,
+    path: str,
+    *,
+    read_min: int = _DEFAULT_RING,
+    write_min: int = _DEFAULT_RING,
+    blocking: bool = False,
+    persist: bool = False,
 ) -> Vchan:
     """Offers domain `peer` a vchan at `path`, whose rings hold at least so many bytes. Does not wait for a client.
 

@@ -7,8 +7,9 @@ Used by libxenvchan.so's embedded interpreter, which must start fast, and by the
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SHUT_WR, SOCK_CLOEXEC, SOCK_SEQPACKET, socket
+from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
 from fcntl import F_DUPFD_CLOEXEC, fcntl
+from struct import pack
 
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
 from kvmchand.wire import client
@@ -49,14 +50,19 @@ class Connection:
         self._greeted = False
         self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
         try:
-            self._sock.settimeout(DEADLINE)
+            # Where the daemon's queue is full, a blocking connect waits for a place and one with a timeout of Python's fails.
+            self._sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("@ll", int(DEADLINE), 0))
             try:
                 self._sock.connect(path)
+            except BlockingIOError:
+                raise TimedOut(f"kvmchand at {path} took no connection within {DEADLINE:.0f} s") from None
             except OSError as error:
                 kind = NotFound if isinstance(error, FileNotFoundError) else Unreachable
                 raise kind(
-                    f"no kvmchand answers at {path} ({error.strerror or error}): start it, or set KVMCHAN_RUNTIME_DIR to where it is"
+                    f"no kvmchand answers at {path} ({error.strerror or error}): "
+                    "start it, or set KVMCHAN_RUNTIME_DIR to where it is"
                 ) from error
+            self._sock.settimeout(DEADLINE)
         except BaseException:
             self.close()
             raise
@@ -76,7 +82,9 @@ class Connection:
             if not self._greeted:
                 send_packet(self._sock, client.requests.encode(client.Hello(client.VERSION)))
             send_packet(self._sock, client.requests.encode(request))
-        except BrokenPipeError:
+        except TimeoutError:
+            raise TimedOut(f"kvmchand at {self._path} took no request within {DEADLINE:.0f} s") from None
+        except OSError:
             pass  # it has refused us already, and says why
         self._greeted = True
         data, fds = self._receive_packet()
@@ -103,7 +111,11 @@ class Connection:
     def _judge(self, data: bytes, wanted: type[Reply]) -> Reply:
         if not data:
             raise Unreachable(f"kvmchand at {self._path} ended the connection")
-        reply: Any = client.replies.decode(data)
+        try:
+            reply: Any = client.replies.decode(data)
+        except ProtocolError as error:
+            sentence = f"kvmchand at {self._path} can't be understood: {error.sentence}: use the same release"
+            raise ProtocolError(sentence) from error
         if type(reply) is client.Error:
             raise from_code(reply.code, reply.sentence)
         if type(reply) is not wanted:
@@ -118,12 +130,17 @@ class Connection:
 
     def _granted(self, request: object) -> Grant:
         reply, fds = self._ask(request, client.Granted)
-        if len(fds) != 2:
-            count = len(fds)
-            fds.close()
-            raise ProtocolError(f"kvmchand at {self._path} granted a channel with {count} descriptors, not 2")
-        region, event = fds.steal()
-        return Grant(reply, region, _duplicate_above_stdio(event))
+        with fds:
+            if len(fds) != 2:
+                raise ProtocolError(f"kvmchand at {self._path} granted a channel with {len(fds)} descriptors, not 2")
+            if not reply.path.isascii() or min(reply.left_order, reply.right_order) < 0:
+                raise ProtocolError(f"kvmchand at {self._path} granted a channel that can't be: use the same release")
+            region, event = fds.steal()
+        try:
+            return Grant(reply, region, _duplicate_above_stdio(event))
+        except BaseException:
+            os.close(region)
+            raise
 
     def close_channel(self) -> None:
         """Ends this connection and its end of its channel, and returns when the daemon has released it."""

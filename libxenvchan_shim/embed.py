@@ -29,7 +29,9 @@ def bind(ffi: Any) -> None:
     @ffi.def_extern(error=errno.EIO)  # type: ignore[untyped-decorator, unused-ignore]
     def kvmchan_python_open(request: Any, opened: Any, sentence: Any, room: int) -> int:
         try:
-            text = [ffi.string(each).decode(errors="surrogateescape") for each in (request.runtime_dir, request.domain, request.path)]
+            text = [
+                ffi.string(each).decode(errors="surrogateescape") for each in (request.runtime_dir, request.domain, request.path)
+            ]
             connection = Connection(socket_path(text[0], text[1]))
             try:
                 if request.is_server:

@@ -104,7 +104,9 @@ def main() -> None:
             run(program)
         domains, channels = listing()
         if arguments.json:
-            print(json.dumps({"domains": [each.as_dict() for each in domains], "channels": [each.as_dict() for each in channels]}))
+            print(
+                json.dumps({"domains": [each.as_dict() for each in domains], "channels": [each.as_dict() for each in channels]})
+            )
         else:
             print(show(domains, channels))
     except KvmchanError as error:

@@ -23,11 +23,13 @@
 
 /*
  * A process may hold several of our libraries, but starts one interpreter: "unique" makes the
- * dynamic linker give all of them the same lock, however they were loaded.
+ * dynamic linker give all of them the same state, however they were loaded.
  */
-__attribute__((visibility("default"))) pthread_mutex_t kvmchan_interpreter_lock =
-    PTHREAD_MUTEX_INITIALIZER;
-__asm__(".type kvmchan_interpreter_lock, %gnu_unique_object");
+__attribute__((visibility("default"))) struct {
+	pthread_mutex_t lock;
+	bool follows_forks;
+} kvmchan_interpreter = {.lock = PTHREAD_MUTEX_INITIALIZER};
+__asm__(".type kvmchan_interpreter, %gnu_unique_object");
 
 /* ---- fork: the child has the thread that forked and no other; nobody else may hold our lock ----
  */
@@ -36,26 +38,43 @@ static _Thread_local PyGILState_STATE fork_state;
 
 static void before_fork(void)
 {
-	pthread_mutex_lock(&kvmchan_interpreter_lock);
-	fork_state = PyGILState_Ensure();
-	PyOS_BeforeFork();
+	pthread_mutex_lock(&kvmchan_interpreter.lock);
+	if (Py_IsInitialized()) {
+		fork_state = PyGILState_Ensure();
+		PyOS_BeforeFork();
+	}
 }
 
 static void after_fork_in_parent(void)
 {
-	PyOS_AfterFork_Parent();
-	PyGILState_Release(fork_state);
-	pthread_mutex_unlock(&kvmchan_interpreter_lock);
+	if (Py_IsInitialized()) {
+		PyOS_AfterFork_Parent();
+		PyGILState_Release(fork_state);
+	}
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
 }
 
 static void after_fork_in_child(void)
 {
-	PyOS_AfterFork_Child();
-	PyGILState_Release(fork_state);
-	pthread_mutex_unlock(&kvmchan_interpreter_lock);
+	if (Py_IsInitialized()) {
+		PyOS_AfterFork_Child();
+		PyGILState_Release(fork_state);
+	}
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+}
+
+/* Before the interpreter starts: a fork meanwhile then waits until it has. */
+static void follow_forks(void)
+{
+	if (!kvmchan_interpreter.follows_forks)
+		kvmchan_interpreter.follows_forks =
+		    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
 }
 
 /* ---- where things are ---- */
+
+/* From KVMCHAN_LIBDIR/xen-4.17 to the folder of the packages. */
+#define LEVELS 4
 
 static bool is_package_root(const char *directory)
 {
@@ -76,7 +95,7 @@ static int find_packages(char *directory)
 	if (!dladdr((void *)&find_packages, &self) || !self.dli_fname ||
 	    !realpath(self.dli_fname, directory))
 		return fail(ENOENT, "libxenvchan can't tell where it lies in the file system");
-	for (level = 0; level < 8; level++) {
+	for (level = 0; level < LEVELS; level++) {
 		char *slash = strrchr(directory, '/');
 
 		if (!slash || slash == directory)
@@ -158,6 +177,7 @@ static int start(void)
 		return fail(ENOENT, "Python's standard library is not at " KVMCHAN_STDLIB
 				    ": install the Python that kvmchan was built with");
 	publish_libpython();
+	follow_forks();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
 	preconfig.utf8_mode = 1;
 	status = Py_PreInitialize(&preconfig);
@@ -169,7 +189,6 @@ static int start(void)
 	if (PyStatus_Exception(status))
 		return fail(EIO, "the embedded Python did not start: %s",
 			    status.err_msg ? status.err_msg : "no reason given");
-	pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 	PyEval_SaveThread();
 	return 0;
 }
@@ -217,13 +236,13 @@ int interpreter_start(void)
 	static bool has_modules;
 	int result = 0;
 
-	pthread_mutex_lock(&kvmchan_interpreter_lock);
+	pthread_mutex_lock(&kvmchan_interpreter.lock);
 	if (!Py_IsInitialized())
 		result = start();
 	if (result == 0 && !has_modules) {
 		result = import_modules();
 		has_modules = result == 0;
 	}
-	pthread_mutex_unlock(&kvmchan_interpreter_lock);
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
 	return result;
 }

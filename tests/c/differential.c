@@ -361,13 +361,13 @@ static void do_step(void)
 		do_client_init();
 }
 
+/* Where ring->shr points to is not shown: ours keeps the indexes elsewhere in the page. */
 static void show_side(const char *name, const struct libxenvchan *end,
 		      const struct libxenvchan_ring *ring)
 {
 	printf(" %s:%d", name, ring->order);
 	if (ring->order < 12)
 		printf("@%td", (const char *)ring->buffer - (const char *)end->ring);
-	printf(ring->shr == &end->ring->left ? "l" : "r");
 }
 
 static void show_ends(struct libxenvchan *end)

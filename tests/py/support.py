@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -66,7 +68,7 @@ class Daemon:
                 self.process.wait()
                 raise AssertionError(f"kvmchand was not ready in time: {self.log()}") from None
         notify_path.unlink()
-        self.baseline = self.fds()
+        self.baseline = self._fds_at_rest()
 
     @property
     def pid(self) -> int:
@@ -79,6 +81,19 @@ class Daemon:
 
     def fds(self) -> dict[str, list[str]]:
         return {"main": open_fds(self.pid), "local": open_fds(self.local_pid)}
+
+    def _fds_at_rest(self) -> dict[str, list[str]]:
+        # Once it answers a request, it is done with starting, and with telling us so.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
+            asking.settimeout(DEADLINE)
+            asking.connect(str(self.socket_path()))
+            asking.send(b'{"type":"hello","version":1}')
+            asking.send(b'{"type":"list","after":0}')
+            assert asking.recv(65536)
+            found = self.fds()
+        for fds in found.values():
+            fds.remove("socket")  # that connection
+        return found
 
     def log(self) -> str:
         return self.log_path.read_text()
@@ -97,7 +112,12 @@ class Daemon:
     def listing(self, domain: int = 0) -> dict[str, Any]:
         """`kvmchan ls --json`."""
         done = subprocess.run(
-            [str(KVMCHAN), "ls", "--json"], env=self.environment(domain), capture_output=True, text=True, timeout=DEADLINE, check=True
+            [str(KVMCHAN), "ls", "--json"],
+            env=self.environment(domain),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=True,
         )
         listed: dict[str, Any] = json.loads(done.stdout)
         return listed
@@ -108,7 +128,10 @@ class Daemon:
 
     def assert_clean(self) -> None:
         """No channel, and no descriptor more than at the start."""
-        eventually(lambda: self.channels() == [] and self.fds() == self.baseline, lambda: f"{self.channels()} {self.fds()} {self.baseline}")
+        eventually(
+            lambda: self.channels() == [] and self.fds() == self.baseline,
+            lambda: f"{self.channels()} {self.fds()} {self.baseline}",
+        )
 
     def stop(self) -> None:
         """Asserts that all is released, ends the daemon, and asserts that no process or socket is left."""
@@ -138,9 +161,77 @@ def eventually(holds: Callable[[], bool], state: Callable[[], str] = str) -> Non
 
 def run(*command: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a program to its end, and shows what it printed if that was not a success."""
-    done = subprocess.run([str(each) for each in command], env=env, capture_output=True, text=True, timeout=DEADLINE * 2, **options)
+    done = subprocess.run(
+        [str(each) for each in command], env=env, capture_output=True, text=True, timeout=DEADLINE * 2, **options
+    )
     assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+class Program:
+    """A running program that is told lines and says lines. As a context it must, at the end, have ended well, and have said
+    nothing more, nor anything on stderr."""
+
+    def __init__(self, *command: str | Path, env: dict[str, str] | None = None, **options: Any) -> None:
+        pipe = subprocess.PIPE
+        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+            [str(each) for each in command], bufsize=0, stdin=pipe, stdout=pipe, stderr=pipe, env=env, **options
+        )
+        self.status = 0
+        """How it shall end."""
+        self._heard = b""
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def line(self) -> str:
+        """What it says next, "" if nothing any more."""
+        assert self.process.stdout is not None
+        while b"\n" not in self._heard:
+            assert select.select([self.process.stdout], [], [], DEADLINE)[0], f"{self.process.args!r} says nothing"
+            more = os.read(self.process.stdout.fileno(), 65536)
+            if not more:
+                return ""
+            self._heard += more
+        line, _, self._heard = self._heard.partition(b"\n")
+        return line.decode()
+
+    def expect(self, line: str) -> None:
+        """Asserts what it says next."""
+        said = self.line()
+        rest = "" if said else self.process.communicate(timeout=DEADLINE)
+        assert said == line, f"{self.process.args!r} said {said!r}: {rest}"
+
+    def tell(self, line: str | bytes = "") -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write((line.encode() if isinstance(line, str) else line) + b"\n")
+
+    def ask(self, line: str | bytes) -> str:
+        self.tell(line)
+        answer = self.line()
+        assert answer, f"{self.process.args!r} did not answer {line!r}: {self.process.communicate(timeout=DEADLINE)}"
+        return answer
+
+    def finish(self) -> None:
+        """Closes its stdin and waits for its end."""
+        output, errors = self.process.communicate(timeout=DEADLINE)
+        ended = (self.process.returncode, self._heard + output, errors)
+        assert ended == (self.status, b"", b""), f"{self.process.args!r}: {ended}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_exception: object) -> None:
+        try:
+            if failed is None:
+                self.finish()
+        finally:
+            self.process.kill()
+            self.process.wait()
+            for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+                if stream is not None:
+                    stream.close()
 
 
 def compile_c(folder: Path, source: Path, *flags: str) -> Path:
@@ -152,7 +243,9 @@ def compile_c(folder: Path, source: Path, *flags: str) -> Path:
 
 def our_flags() -> list[str]:
     """`pkg-config --cflags --libs xenvchan` of the build."""
-    return run("pkg-config", "--cflags", "--libs", "xenvchan", env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}).stdout.split()
+    return run(
+        "pkg-config", "--cflags", "--libs", "xenvchan", env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}
+    ).stdout.split()
 
 
 def xen_flags() -> list[str]:
@@ -161,3 +254,116 @@ def xen_flags() -> list[str]:
 
 
 PYTHON = sys.executable
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process waits for something, as far as can be told from outside."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+@contextmanager
+def in_time(seconds: float = 2 * DEADLINE) -> Iterator[None]:
+    """Ends what takes longer, be it a blocked call of the library, by an exception."""
+
+    def late(_number: int, _frame: object) -> None:
+        raise AssertionError(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def acting_as(daemon: Daemon, domain: int = 0) -> Iterator[None]:
+    """What this process opens in here, it opens as `domain` of `daemon`."""
+    before = dict(os.environ)
+    os.environ.pop("KVMCHAN_DOMAIN", None)
+    os.environ.update(daemon.environment(domain))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+class RawClient:
+    """A connection to the daemon that says what a test wants, and hears what the daemon says to that."""
+
+    def __init__(self, daemon: Daemon, domain: int = 0) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.connect(str(daemon.socket_path(domain)))
+        self.sock.settimeout(DEADLINE)
+        self._granted: list[int] = []
+
+    def say(self, message: bytes | dict[str, Any], fds: Sequence[int] = ()) -> None:
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
+
+    def hello(self, **fields: Any) -> Self:
+        self.say({"type": "hello", "version": 1, **fields})
+        return self
+
+    def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:
+        """Asks for a channel."""
+        self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, **fields})
+        return self.hear()
+
+    def connect(self, domain: int = 0, path: str = "raw") -> dict[str, Any]:
+        self.say({"type": "connect", "domain": domain, "path": path})
+        return self.hear()
+
+    def list(self) -> dict[str, Any]:
+        self.say({"type": "list", "after": 0})
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """The next reply, with its descriptors as `fds`, which stay this connection's."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)
+        except ConnectionResetError:
+            data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)  # what it said before it left ours unread
+        assert data, "the daemon ended the connection without a word"
+        self._granted += fds
+        return {**json.loads(data), "fds": fds}
+
+    def hear_end(self) -> None:
+        """Asserts that the daemon has ended the connection, and says nothing more."""
+        try:
+            assert self.sock.recv(1 << 16) == b""
+        except ConnectionResetError:
+            pass
+
+    def hear_error(self, code: str) -> str:
+        """Asserts that the reply is this error; its sentence."""
+        reply = self.hear()
+        assert (reply["type"], reply.get("code"), reply["fds"]) == ("error", code, []), reply
+        sentence: str = reply["sentence"]
+        assert len(sentence) > 10
+        assert sentence.isprintable()
+        return sentence
+
+    def let_go(self) -> None:
+        """Closes the descriptors that came with replies."""
+        while self._granted:
+            os.close(self._granted.pop())
+
+    def close(self) -> None:
+        self.let_go()
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+def next_fd() -> int:
+    """The number the next descriptor gets: the same before and after, where none leaks."""
+    fd = os.dup(0)
+    os.close(fd)
+    return fd

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Our headers and libraries against Xen's: layout, prototypes, symbols, sonames and versions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, run, xen_flags
+
+PROGRAMS = ROOT / "tests" / "c" / "programs"
+OUR_INCLUDE = ROOT / "include"
+XEN_INCLUDE = REFERENCE / "include"
+
+FUNCTIONS = {
+    f"libxenvchan_{name}"
+    for name in (
+        "server_init",
+        "client_init",
+        "close",
+        "recv",
+        "read",
+        "send",
+        "write",
+        "wait",
+        "fd_for_select",
+        "is_open",
+        "data_ready",
+        "buffer_space",
+    )
+}
+
+# Every release that Xen's users have, its library's version node as `readelf` shows it in that release's packages.
+VERSION_NODES = {
+    "4.14": None,
+    "4.15": "VERS_4.15.0",
+    "4.16": "VERS_4.16.0",
+    "4.17": "VERS_4.17.0",
+    "4.18": "libxenvchan_4.18.0",
+    "4.19": "libxenvchan_4.19.0",
+    "4.20": "libxenvchan_4.20.0",
+    "4.21": "libxenvchan_4.21.0",
+    "4.22": "libxenvchan_4.22.0",
+}
+LIBRARIES = {
+    LIBDIR / "libxenvchan.so": None,
+    LIBDIR / "libxenvchan-preload.so": None,
+    **{LIBDIR / f"xen-{release}" / f"libxenvchan.so.{release}": node for release, node in VERSION_NODES.items()},
+}
+each_library = pytest.mark.parametrize(("library", "node"), LIBRARIES.items(), ids=[each.name for each in LIBRARIES])
+
+
+def layout(folder: Path, *flags: str) -> list[str]:
+    folder.mkdir()
+    return run(compile_c(folder, PROGRAMS / "layout.c", *flags)).stdout.splitlines()
+
+
+def test_structures_have_xens_layout(tmp_path: Path) -> None:
+    ours = layout(tmp_path / "ours", f"-I{OUR_INCLUDE}")
+    assert ours == layout(tmp_path / "xens", "-isystem", str(XEN_INCLUDE))
+    assert len(ours) == 31
+
+
+def test_control_structure_has_the_offsets_that_programs_rely_on(tmp_path: Path) -> None:
+    lines = layout(tmp_path / "ours", f"-I{OUR_INCLUDE}")
+    for expected in (
+        "struct libxenvchan size 88",
+        "struct libxenvchan gntshr at 0 size 8",
+        "struct libxenvchan gnttab at 0 size 8",
+        "struct libxenvchan ring at 8 size 8",
+        "struct libxenvchan event at 16 size 8",
+        "struct libxenvchan event_port at 24 size 4",
+        "struct libxenvchan is_server signed at 28 mask 0x01",
+        "struct libxenvchan server_persist signed at 28 mask 0x02",
+        "struct libxenvchan blocking signed at 28 mask 0x04",
+        "struct libxenvchan read at 32 size 24",
+        "struct libxenvchan write at 56 size 24",
+        "struct libxenvchan xs_path at 80 size 8",
+        "VCHAN_NOTIFY_WRITE 1",
+        "VCHAN_NOTIFY_READ 2",
+    ):
+        assert expected in lines
+
+
+def prototypes(include: Path) -> dict[str, str]:
+    """The declarations of a libxenvchan.h, by name, as the preprocessor leaves them."""
+    text = run("gcc", "-E", "-P", "-isystem", include, include / "libxenvchan.h").stdout
+    found = re.finditer(r"[^;{}#]*?\b(libxenvchan_\w+)\s*\([^;{}]*\)\s*;", text)
+    return {each.group(1): each.group(0).strip() for each in found}
+
+
+@pytest.mark.parametrize(("header", "other"), [(OUR_INCLUDE, XEN_INCLUDE), (XEN_INCLUDE, OUR_INCLUDE)], ids=["ours", "xens"])
+def test_prototypes_of_one_header_fit_the_other(tmp_path: Path, header: Path, other: Path) -> None:
+    """C lets a function be declared twice only with compatible types; and pointers to it go either way."""
+    declared = prototypes(other)
+    assert set(declared) == FUNCTIONS
+    pointers = [f"__typeof__({name}) *pointer_to_{name} = {name};" for name in sorted(FUNCTIONS)]
+    source = tmp_path / "prototypes.c"
+    lines = ["#include <libxenvchan.h>", *pointers, *declared.values()]
+    source.write_text("\n".join(lines) + "\n")
+    run("gcc", "-c", "-Wall", "-Wextra", "-Werror", "-isystem", header, source, "-o", tmp_path / "prototypes.o")
+
+
+@pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c++11", "c++20"])
+@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "kvmchan.h"])
+def test_headers_stand_alone_and_compile_without_a_warning(tmp_path: Path, header: str, standard: str) -> None:
+    plus = standard.startswith("c++")
+    compiler = "g++" if plus else "gcc"
+    if shutil.which(compiler) is None:
+        pytest.skip("g++ is not installed, so nothing can be said of our headers in C++")
+    source = tmp_path / ("program.cc" if plus else "program.c")
+    # Twice: the guards work. The flexible array and the union without a name are Xen's, and no C++ of the standard's.
+    source.write_text(f"#include <{header}>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
+    pedantic = [] if plus or standard == "c99" else ["-pedantic"]
+    flags = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", *pedantic, f"-I{OUR_INCLUDE}"]
+    run(compiler, *flags, "-fsyntax-only", source)
+
+
+def test_our_headers_names_are_those_of_xens_libraries(tmp_path: Path) -> None:
+    """Qubes' libvchan-xen includes libxenevtchn's and libxengnttab's headers beside ours."""
+    source = tmp_path / "program.c"
+    source.write_text(
+        "#include <libxenvchan.h>\n#include <xenevtchn.h>\n#include <xengnttab.h>\n#include <xentoollog.h>\n"
+        "xenevtchn_handle *event(struct libxenvchan *v) { return v->event; }\n"
+        "xengnttab_handle *table(struct libxenvchan *v) { return v->gnttab; }\n"
+    )
+    run("gcc", "-c", "-Wall", "-Wextra", "-Werror", f"-I{OUR_INCLUDE}", "-isystem", XEN_INCLUDE, source, "-o", tmp_path / "o")
+
+
+def exported(library: Path) -> dict[str, str | None]:
+    """The symbols a library defines, and the version of each."""
+    names = [line.split()[-1] for line in run("nm", "-D", "--defined-only", library).stdout.splitlines()]
+    pairs = [name.partition("@@") for name in names]
+    assert not any("@" in name for name, _, _ in pairs), "a hidden version"
+    return {name: version or None for name, _, version in pairs}
+
+
+@each_library
+def test_exports_are_xens_functions_and_ours(library: Path, node: str | None) -> None:
+    symbols = set(exported(library)) - {node}
+    assert symbols >= FUNCTIONS
+    assert [name for name in sorted(symbols - FUNCTIONS) if not name.startswith("kvmchan_")] == []
+
+
+@each_library
+def test_every_symbol_has_the_releases_version(library: Path, node: str | None) -> None:
+    symbols = exported(library)
+    # The node's own symbol has no version.
+    assert {symbols[name] for name in symbols if name != node} == {node}
+
+
+@each_library
+def test_version_definitions_are_the_releases(library: Path, node: str | None) -> None:
+    text = run("readelf", "--version-info", "--wide", library).stdout
+    definitions = text.partition("Version definition section")[2].partition("Version needs section")[0]
+    names = re.findall(r"Name: (\S+)", definitions)
+    assert names == ([library.name, node] if node else [])
+
+
+@each_library
+def test_soname_is_what_the_loader_looks_for(library: Path, node: str | None) -> None:
+    assert dynamic(library, "SONAME") == [library.name]
+
+
+def dynamic(library: Path, tag: str) -> list[str]:
+    text = run("readelf", "--dynamic", "--wide", library).stdout
+    return re.findall(rf"\({tag}\).*\[(.*)\]", text)
+
+
+def test_reference_is_what_we_say_of_its_release() -> None:
+    """The table above against the one library of Xen's that we have."""
+    library = REFERENCE_LIBDIR / "libxenvchan.so.4.17"
+    assert dynamic(library, "SONAME") == [library.name]
+    symbols = exported(library)
+    node = VERSION_NODES["4.17"]
+    # close_xs_srv: an internal function that it leaks.
+    assert set(symbols) - {node} == FUNCTIONS | {"close_xs_srv"}
+    assert {symbols[name] for name in FUNCTIONS} == {node}
+
+
+def test_every_library_that_is_built_is_checked_here() -> None:
+    built = set(LIBDIR.glob("**/*.so*")) - {LIBDIR / "libkvmchan-dataplane.so"}
+    assert built == set(LIBRARIES)
+
+
+def test_data_plane_knows_no_python() -> None:
+    library = LIBDIR / "libkvmchan-dataplane.so"
+    assert [name for name in dynamic(library, "NEEDED") if not name.startswith(("libc.so.", "ld-linux"))] == []
+    symbols = exported(library)
+    assert [name for name in symbols if not name.startswith(("libxenvchan_", "kvmchan_"))] == []
+    undefined = run("nm", "-D", "--undefined-only", library).stdout
+    assert re.findall(r"\bPy\w+|\b_cffi\w*", undefined) == []
+
+
+def test_program_compiled_with_xens_headers_links_with_ours(tmp_path: Path) -> None:
+    """What a distribution's build does: Xen's headers, -lxenvchan from our folder."""
+    program = compile_c(tmp_path, PROGRAMS / "loopback.c", *xen_flags()[:2], f"-L{LIBDIR}", "-lxenvchan")
+    assert "libxenvchan.so" in dynamic(program, "NEEDED")

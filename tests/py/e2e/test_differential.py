@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One program, compiled with Xen's headers, run over Xen's own libxenvchan and over ours: both must answer all the same.
+
+The program (tests/c/differential.c) asks a random series of questions, and the seed tells which. Xen's library runs on
+stand-ins for what it needs of Xen (tests/c/standins).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from support import C_BUILD, KVMCHAN, REFERENCE_LIBDIR, Daemon, run
+
+PROGRAM = C_BUILD / "differential"
+STEPS = 1500
+SEEDS = 3
+# What server_init is asked for: each of the ways in which the two rings can lie, and small, large and uneven ones.
+RINGS = [
+    (0, 0),
+    (1024, 2048),
+    (2048, 1024),
+    (2048, 4096),
+    (4096, 10),
+    (5000, 9000),
+    (65536, 65536),
+    (1048576, 1048576),
+    (1, 1048576),
+]
+
+
+def over_xens(folder: Path, *arguments: str) -> list[str]:
+    folder.mkdir()
+    environment = {**os.environ, "XEN_STANDIN_DIR": str(folder), "LD_LIBRARY_PATH": f"{C_BUILD}:{REFERENCE_LIBDIR}"}
+    return run(PROGRAM, *arguments, env=environment).stdout.splitlines()
+
+
+def over_ours(daemon: Daemon, *arguments: str) -> list[str]:
+    return run(KVMCHAN, "exec", "--", PROGRAM, *arguments, env=daemon.environment()).stdout.splitlines()
+
+
+def first_difference(ours: list[str], xens: list[str]) -> str:
+    """Where the two part, with what led to it."""
+    for number, (one, other) in enumerate(zip([*ours, "(nothing)"], [*xens, "(nothing)"], strict=False)):
+        if one != other:
+            before = "\n".join(ours[max(0, number - 8) : number])
+            return f"{before}\nours: {one}\nXen's: {other}"
+    return ""
+
+
+@pytest.mark.parametrize(("read_min", "write_min"), RINGS)
+def test_random_series_of_calls_are_answered_as_by_xens_library(
+    daemon: Daemon, tmp_path: Path, read_min: int, write_min: int
+) -> None:
+    for seed in range(SEEDS):
+        # Other seeds for every kind of ring.
+        number = 1 + seed + SEEDS * RINGS.index((read_min, write_min))
+        arguments = ["--raw", "--second-client", str(number), str(STEPS), str(read_min), str(write_min), f"data/vchan/{seed}"]
+        ours, xens = over_ours(daemon, *arguments), over_xens(tmp_path / f"standin-{seed}", *arguments)
+        assert first_difference(ours, xens) == "", f"seed {number}"
+        assert ours[-1] == "end"
+        assert len(ours) > STEPS // 2
+
+
+def test_rings_of_every_pair_of_sizes_are_xens(daemon: Daemon, tmp_path: Path) -> None:
+    ours, xens = over_ours(daemon, "--table", "data/vchan/table"), over_xens(tmp_path / "standin", "--table", "data/vchan/table")
+    assert first_difference(ours, xens) == ""
+    # 23 sizes either way, two of them too large.
+    assert len([line for line in ours if line.startswith("server_init") and line.endswith("ok")]) == 21 * 21
+    assert len([line for line in ours if line.startswith("server_init") and line.endswith("NULL")]) == 23 * 23 - 21 * 21

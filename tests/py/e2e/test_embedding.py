@@ -1,0 +1,505 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A program with our library in it must not notice that there is a Python in it, whatever it does and wherever it runs."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, LIBDIR, PYTHON, ROOT, SITE, Daemon, Program, compile_c, eventually, our_flags, run
+
+PROGRAMS = ROOT / "tests" / "c" / "programs"
+SHIM_DEADLINE = 10.0
+"""libxenvchan_shim/control.py's: what ends sooner has not waited for it."""
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A program of tests/c/programs by its name, compiled once."""
+    folder = tmp_path_factory.mktemp("programs")
+    flags = our_flags()
+
+    def get(name: str) -> Path:
+        made = folder / name
+        return made if made.exists() else compile_c(folder, PROGRAMS / f"{name}.c", "-pthread", *flags, "-lm")
+
+    return get
+
+
+Compiled = Callable[[str], Path]
+
+
+def assert_says(output: subprocess.CompletedProcess[str], stdout: str = "") -> None:
+    """Nothing but what the program itself says; run() has seen that it ended well."""
+    assert (output.stdout, output.stderr) == (stdout, "")
+
+
+def peer_of(compiled: Compiled, daemon: Daemon, domain: int, role: str) -> Program:
+    peer = Program(compiled("shell"), env=daemon.environment(domain))
+    assert peer.ask(role) == "ok"
+    return peer
+
+
+# ---- the environment that it starts in ----
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    """A folder in which no Python can start."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    names = ("json", "os", "_socket", "socket", "_json", "fcntl", "errno", "site", "sitecustomize", "usercustomize", "codecs")
+    for name in (*names, "_cffi_backend", "kvmchan_embed", "kvmchand", "libxenvchan_shim", "io", "abc", "startup"):
+        (folder / f"{name}.py").write_text("import posix\nposix._exit(99)\n")
+    (folder / "encodings").mkdir()
+    (folder / "encodings" / "__init__.py").write_text("import posix\nposix._exit(99)\n")
+    (folder / "pyvenv.cfg").write_text("home = /nonexistent\ninclude-system-site-packages = maybe\n")
+    for name in ("python3", "python"):
+        (folder / name).symlink_to("/nonexistent")
+    return folder
+
+
+def test_starts_whatever_pythons_environment_and_the_working_directory_hold(
+    daemon: Daemon, compiled: Compiled, hostile: Path
+) -> None:
+    environment = daemon.environment(
+        PYTHONPATH=str(hostile),
+        PYTHONHOME=str(hostile),
+        PYTHONPLATLIBDIR="nonexistent",
+        PYTHONSTARTUP=str(hostile / "startup.py"),
+        PYTHONEXECUTABLE="/nonexistent",
+        PYTHONUSERBASE=str(hostile),
+        PYTHONPYCACHEPREFIX=str(hostile),
+        PYTHONIOENCODING="no-such-encoding",
+        PYTHONUTF8="7",
+        PYTHONHASHSEED="not a number",
+        PYTHONMALLOC="no-such-allocator",
+        PYTHONCOERCECLOCALE="warn",
+        PYTHONWARNINGS="error",
+        PYTHONVERBOSE="2",
+        PYTHONDEBUG="1",
+        PYTHONDEVMODE="1",
+        PYTHONINSPECT="1",
+        PYTHONTRACEMALLOC="no-number",
+        PYTHONFAULTHANDLER="1",
+        PYTHONDUMPREFS="1",
+        LC_ALL="no_such_LOCALE",
+        PATH=str(hostile),
+        HOME=str(hostile),
+    )
+    # Python looks for pyvenv.cfg beside the program, too.
+    shutil.copy(compiled("loopback"), hostile / "program")
+    before = {each: each.stat().st_mtime_ns for each in hostile.rglob("*") if each.exists()}
+    assert_says(run("./program", "0", "data/hostile", env=environment, cwd=hostile), "ok\n")
+    assert {each: each.stat().st_mtime_ns for each in hostile.rglob("*") if each.exists()} == before
+
+    # The test tests something: each of the two keeps an ordinary Python from starting.
+    for spoiled in ({"PYTHONPATH": str(hostile)}, {"PYTHONHOME": str(hostile)}):
+        done = subprocess.run([PYTHON, "-c", "import json"], env={**os.environ, **spoiled}, capture_output=True, timeout=DEADLINE)
+        assert done.returncode != 0
+
+
+@pytest.mark.parametrize("locale", ["", "C.UTF-8"])
+def test_init_and_close_change_nothing_of_the_process(daemon: Daemon, compiled: Compiled, locale: str) -> None:
+    """Locale, stdio, signals, environment, limits, descriptors, threads: compared inside the program."""
+    environment = daemon.environment(LC_ALL="C.UTF-8", LC_CTYPE="C")
+    assert_says(
+        run(compiled("unnoticed"), "data/unnoticed", locale, env=environment, stdin=subprocess.DEVNULL), "not flushed yet\n"
+    )
+
+
+@pytest.mark.parametrize("what", ["idle", "recv"])
+def test_interrupt_kills_the_program_as_ever(daemon: Daemon, compiled: Compiled, what: str) -> None:
+    with Program(compiled("interrupted"), what, "data/interrupted", env=daemon.environment()) as program:
+        program.expect("ready")
+        # Nothing is left that it could sleep in but pause() or libxenvchan_recv().
+        eventually(lambda: Path(f"/proc/{program.pid}/stat").read_text().rpartition(") ")[2][0] == "S")
+        program.process.send_signal(signal.SIGINT)
+        program.status = -signal.SIGINT
+
+
+def test_first_init_needs_little_memory(daemon: Daemon, compiled: Compiled) -> None:
+    grown, later = (int(each) for each in run(compiled("memory"), "data/memory", env=daemon.environment()).stdout.split())
+    assert 0 < grown <= 15 * 1024, "KiB"
+    assert later <= 1024, "KiB, by a hundred more, all closed"
+
+
+def test_stdios_numbers_never_become_the_librarys(daemon: Daemon, compiled: Compiled) -> None:
+    assert_says(run(compiled("no_stdio"), "data/no-stdio", env=daemon.environment()))
+
+
+# ---- what it does after ----
+
+
+def test_channel_is_used_and_closed_by_a_forked_child(daemon: Daemon, compiled: Compiled) -> None:
+    with Program(compiled("forks"), "fork", "1", "/local/domain/0/data/fork", env=daemon.environment()) as program:
+        program.expect("offered")
+        with peer_of(compiled, daemon, 1, "client 0 /local/domain/0/data/fork") as peer:
+            for word in ("hello", "child", "close"):
+                assert peer.ask(f"send {word}") == "5"
+                assert peer.ask("recv 5") == word
+            assert peer.ask("gone") == "gone"
+            program.expect("child ended")
+            # Closed is closed, though the parent lives and has it mapped.
+            (channel,) = daemon.channels()
+            assert (channel["state"], channel["server_pid"], channel["client_pid"]) == ("server-gone", 0, peer.pid)
+
+
+def test_channel_goes_on_in_a_daemon_whose_parent_has_ended(daemon: Daemon, compiled: Compiled) -> None:
+    with Program(compiled("forks"), "daemonize", "1", "/local/domain/0/data/fork", env=daemon.environment()) as program:
+        program.expect("offered")
+        with peer_of(compiled, daemon, 1, "client 0 /local/domain/0/data/fork") as peer:
+            assert peer.ask("send hello") == "5"
+            assert peer.ask("recv 5") == "hello"
+            assert program.process.wait(DEADLINE) == 0
+            assert peer.ask("open") == "1"
+            assert peer.ask("send after") == "5"
+            assert peer.ask("recv 5") == "after"
+            assert [each["state"] for each in daemon.channels()] == ["connected"]
+            assert peer.ask("open") == "1"
+            assert peer.ask("send close") == "5"
+            assert peer.ask("recv 5") == "close"
+            assert peer.ask("gone") == "gone"
+            program.expect("daemon ended")
+            assert program.line() == "", "nobody has its stdout any more"
+
+
+def test_threads_open_use_and_close_channels_at_the_same_time(daemon: Daemon, compiled: Compiled) -> None:
+    assert_says(run(compiled("threads"), "data/threads", "6", env=daemon.environment()), "ok\n")
+
+
+@contextmanager
+def naked(daemon: Daemon, compiled: Compiled, role: str, own: str) -> Iterator[tuple[Program, Program]]:
+    """A program that has closed every descriptor but one, and given the numbers to its own files; and its peer."""
+    path = f"/local/domain/{0 if role == 'server' else 1}/data/naked"
+    other = "client 0 " if role == "server" else "server 0 0 0 "
+    command = (compiled("closes_fds"), role, own, "1", path)
+    if role == "server":
+        with Program(*command, env=daemon.environment()) as program:
+            program.expect("ready")
+            with peer_of(compiled, daemon, 1, other + path) as peer:
+                yield program, peer
+    else:
+        with peer_of(compiled, daemon, 1, other + path) as peer, Program(*command, env=daemon.environment()) as program:
+            program.expect("ready")
+            yield program, peer
+
+
+def assert_unnoticed(daemon: Daemon, program: Program, peer: Program) -> None:
+    assert peer.ask("send hello") == "5"
+    assert peer.ask("recv 5") == "naked"
+    assert peer.ask("open") == "1"
+    (channel,) = daemon.channels()
+    assert channel["state"] == "connected"
+    assert {channel["server_pid"], channel["client_pid"]} == {program.pid, peer.pid}
+
+
+@pytest.mark.parametrize("own", ["files", "sockets"])
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_channel_outlives_the_closing_of_all_other_descriptors(daemon: Daemon, compiled: Compiled, role: str, own: str) -> None:
+    """That the program's own files under the library's old numbers were not touched is its exit status."""
+    with naked(daemon, compiled, role, own) as (program, peer):
+        assert_unnoticed(daemon, program, peer)
+        assert peer.ask("send close") == "5"
+        assert peer.ask("gone") == "gone"
+        program.finish()
+        if role == "client":
+            (channel,) = daemon.channels()
+            assert (channel["state"], channel["server_pid"], channel["client_pid"]) == ("client-gone", peer.pid, 0)
+
+
+@pytest.mark.parametrize("role", ["server", "client"])
+def test_death_is_seen_after_the_closing_of_all_other_descriptors(daemon: Daemon, compiled: Compiled, role: str) -> None:
+    with naked(daemon, compiled, role, "sockets") as (program, peer):
+        assert_unnoticed(daemon, program, peer)
+        program.process.kill()
+        program.status = -signal.SIGKILL
+        assert peer.ask("gone") == "gone"
+
+
+def test_channel_is_closed_from_an_empty_root_by_nobody(daemon: Daemon, compiled: Compiled, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("chroot is root's")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    path = "/local/domain/0/data/drops"
+    with Program(compiled("drops_rights"), "1", path, empty, env=daemon.environment()) as program:
+        program.expect("dropped")
+        with peer_of(compiled, daemon, 1, f"client 0 {path}") as peer:
+            assert peer.ask("send hello") == "5"
+            assert peer.ask("recv 5") == "hello"
+            assert program.ask("") == "closed"
+            # At once: not at the process's end.
+            (channel,) = daemon.channels()
+            assert (channel["state"], channel["server_pid"]) == ("server-gone", 0)
+            assert peer.ask("gone") == "gone"
+        program.tell()
+
+
+# ---- what can be wrong with the daemon ----
+
+
+def attempt(compiled: Compiled, runtime_dir: Path, **more: str) -> tuple[int, str]:
+    """The errno and the sentence of a server_init that fails, soon and without leaving a descriptor."""
+    environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(runtime_dir), **more}
+    with Program(compiled("shell"), env=environment) as shell:
+        return refused(shell, "server 0 0 0 data/attempt")
+
+
+def refused(shell: Program, command: str | bytes) -> tuple[int, str]:
+    before = shell.ask("fds")
+    started = time.monotonic()
+    answer = shell.ask(command)
+    assert time.monotonic() - started < SHIM_DEADLINE, "it waited for its deadline"
+    assert shell.ask("fds") == before
+    null, number, sentence = answer.split(" ", 2)
+    assert null == "NULL"
+    assert "unexpected" not in sentence, "that is what a bug of ours is called"
+    return int(number), sentence
+
+
+def test_missing_daemon_is_told_at_once(compiled: Compiled, tmp_path: Path) -> None:
+    number, sentence = attempt(compiled, tmp_path)
+    assert number == 2  # ENOENT
+    assert sentence == (
+        f"no kvmchand answers at {tmp_path}/kvmchand.sock (No such file or directory): "
+        "start it, or set KVMCHAN_RUNTIME_DIR to where it is"
+    )
+
+
+def test_socket_of_a_daemon_that_was_killed_is_told_at_once(compiled: Compiled, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left:
+        left.bind(str(tmp_path / "kvmchand.sock"))
+    number, sentence = attempt(compiled, tmp_path)
+    assert number == 111  # ECONNREFUSED
+    assert sentence.startswith(f"no kvmchand answers at {tmp_path}/kvmchand.sock (Connection refused): ")
+
+
+@pytest.mark.parametrize(
+    ("runtime_dir", "domain", "number"),
+    [("/" + "long/" * 30, "", 111), ("/dev/null", "", 111), ("relative", "", 2), ("/", "x", 22), ("/", "-1", 22), ("/", "7", 2)],
+)
+def test_settings_that_lead_nowhere_are_errors_like_any_other(
+    compiled: Compiled, tmp_path: Path, runtime_dir: str, domain: str, number: int
+) -> None:
+    got, sentence = attempt(compiled, Path(runtime_dir), KVMCHAN_DOMAIN=domain)
+    assert got == number, sentence
+    assert "KVMCHAN_" in sentence
+
+
+class FakeDaemon:
+    """Answers a client's first request with what a test says."""
+
+    def __init__(self, folder: Path) -> None:
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.settimeout(DEADLINE)
+        self._listener.bind(str(folder / "kvmchand.sock"))
+        self._listener.listen()
+
+    def __enter__(self) -> FakeDaemon:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._listener.close()
+
+    def serve(self, packets: int, answer: bytes, fds: list[int]) -> None:
+        """Accepts a client, takes so many packets of it, answers if there is an answer, and closes."""
+        client, _ = self._listener.accept()
+        with client:
+            client.settimeout(DEADLINE)
+            for _ in range(packets):
+                assert client.recv(65536)
+            if answer:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds).tobytes())] if fds else []
+                client.sendmsg([answer], rights)
+
+
+GRANTED = b'{"type":"granted","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11}'
+# What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the errno, part of the sentence
+FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
+    "closes at once": (0, b"", 0, 111, "ended the connection"),
+    "closes after the hello": (1, b"", 0, 111, "ended the connection"),
+    "closes after the request": (2, b"", 0, 111, "ended the connection"),
+    "refuses the version": (
+        1,
+        b'{"type":"error","code":"protocol","sentence":"the client speaks version 1, and kvmchand version 999"}',
+        0,
+        71,
+        "the client speaks version 1, and kvmchand version 999",
+    ),
+    "speaks another version": (2, b'{"type":"welcome","version":999,"domain":0}', 0, 71, "use the same release"),
+    "fails in a way we do not know": (2, b'{"type":"error","code":"new","sentence":"something new"}', 0, 5, "something new"),
+    "says what is no text": (2, b"\xff\xfe\x00", 0, 71, "can't be understood"),
+    "says what is no JSON": (2, b"hello?", 0, 71, "can't be understood"),
+    "says what is no object": (2, b"[1]", 0, 71, "can't be understood"),
+    "nests deeply": (2, b"[" * 30000, 0, 71, "can't be understood"),
+    "says too much": (2, b" " * 40000, 0, 71, "more than"),
+    "counts beyond bounds": (2, GRANTED.replace(b'order":10', b'order":' + b"9" * 5000), 2, 71, "can't be understood"),
+    "leaves a field out": (2, GRANTED.replace(b'"channel":1,', b""), 2, 71, "can't be understood"),
+    "adds a field": (2, GRANTED.replace(b"{", b'{"more":1,'), 2, 71, "can't be understood"),
+    "answers something else": (2, b'{"type":"listing","domains":[],"channels":[],"more":false}', 0, 71, "Listing"),
+    "sends descriptors with an error": (2, b'{"type":"error","code":"denied","sentence":"no"}', 3, 13, "no"),
+    "grants without descriptors": (2, GRANTED, 0, 71, "0 descriptors"),
+    "grants with one descriptor": (2, GRANTED, 1, 71, "1 descriptors"),
+    "grants with three descriptors": (2, GRANTED, 3, 71, "3 descriptors"),
+    "grants with many descriptors": (2, GRANTED, 250, 71, "250 descriptors"),
+    "grants what is no memory": (2, GRANTED, 2, 22, "bytes of memory"),
+    "grants rings that overlap": (2, GRANTED.replace(b"10", b"11"), 2, 22, "rings of orders 11 and 11"),
+    "grants rings of no size": (2, GRANTED.replace(b'order":10', b'order":0'), 2, 22, "rings of orders 0 and 11"),
+    "grants rings of negative size": (2, GRANTED.replace(b'order":10', b'order":-1'), 2, 71, "can't be"),
+    "grants a path longer than any": (2, GRANTED.replace(b"attempt", b"a" * 5000), 2, 71, "can't be understood"),
+    "grants a path longer in bytes than in letters": (2, GRANTED.replace(b"attempt", "€".encode() * 4000), 2, 71, "can't be"),
+    "grants a path that is no text": (2, GRANTED.replace(b"attempt", b"\\ud800"), 2, 71, "can't be"),
+}
+
+
+@pytest.mark.parametrize("fake", FAKES.values(), ids=FAKES)
+def test_daemon_that_misbehaves_is_an_error_and_leaves_nothing(
+    compiled: Compiled, tmp_path: Path, fake: tuple[int, bytes, int, int, str]
+) -> None:
+    packets, answer, count, number, part = fake
+    environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(tmp_path)}
+    with (
+        FakeDaemon(tmp_path) as daemon,
+        Program(compiled("shell"), env=environment) as shell,
+        Path("/dev/null").open("rb") as null,
+    ):
+        # Once to start the interpreter, so that what is left of the second can be told.
+        for _ in range(2):
+            before = shell.ask("fds")
+            shell.tell("server 0 0 0 data/attempt")
+            daemon.serve(packets, answer, [null.fileno()] * count)
+            null_pointer, got, sentence = shell.line().split(" ", 2)
+            assert (null_pointer, int(got)) == ("NULL", number), sentence
+            assert part in sentence
+            assert "unexpected" not in sentence
+            assert shell.ask("fds") == before
+
+
+# ---- what can be wrong with the installation ----
+
+
+def test_library_without_its_python_code_fails_with_a_sentence(compiled: Compiled, tmp_path: Path) -> None:
+    alone = Path(shutil.copy(LIBDIR / "libxenvchan.so", tmp_path))
+    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    assert number == 2  # ENOENT
+    assert sentence == f"kvmchan's Python code is not above {alone}: install kvmchan again"
+
+
+@pytest.mark.parametrize("broken", ["missing", "damaged"])
+def test_library_with_half_its_python_code_fails_with_a_sentence(
+    daemon: Daemon, compiled: Compiled, tmp_path: Path, broken: str
+) -> None:
+    """Each time that it is tried, and without a word from Python or cffi."""
+    packages = tmp_path / "site"
+    shutil.copytree(SITE, packages)
+    if broken == "missing":
+        shutil.rmtree(packages / "kvmchand" / "wire")
+    else:
+        (packages / "libxenvchan_shim" / "control.py").write_text("def :\n")
+    libraries = str(packages / LIBDIR.relative_to(SITE))
+    with Program(compiled("shell"), env=daemon.environment(LD_LIBRARY_PATH=libraries)) as shell:
+        for _ in range(2):
+            number, sentence = refused(shell, "server 0 0 0 data/attempt")
+            assert number == 5  # EIO
+            assert sentence.startswith("kvmchan's Python code can't load libxenvchan_shim.embed: install kvmchan again (")
+
+
+def test_library_is_found_through_links_and_from_a_moved_folder(daemon: Daemon, compiled: Compiled, tmp_path: Path) -> None:
+    moved = tmp_path / "else where"
+    shutil.copytree(SITE, moved)
+    (tmp_path / "link").symlink_to(moved / LIBDIR.relative_to(SITE))
+    run(compiled("loopback"), "0", "data/moved", env=daemon.environment(LD_LIBRARY_PATH=str(tmp_path / "link")))
+
+
+# ---- what can be wrong with a call ----
+
+SIZE_MAX = 2 ** (8 * ctypes.sizeof(ctypes.c_size_t)) - 1
+MIB = 1 << 20
+BAD_INPUT: dict[str | bytes, tuple[int, str]] = {
+    # of a server in domain 1
+    "server 0 0 0 NULL": (22, "no path"),
+    "server 0 0 0 ": (22, "the path is empty"),
+    "server 0 0 0 " + "p" * 2049: (7, "the path has 2049 characters"),
+    "server 0 0 0 /local/domain/1/" + "p" * 3057: (7, "the path has 3073 characters"),
+    "server 0 0 0 " + "p" * 5000: (7, "the path has 5000 characters"),
+    "server 0 0 0 " + "p" * 1_000_000: (7, "the path has 1000000 characters"),
+    "server 0 0 0 ../2/data": (22, "'.'"),
+    "server 0 0 0 /local/domain/1/../2/data": (22, "'.'"),
+    "server 0 0 0 data//vchan": (22, "an empty part"),
+    "server 0 0 0 data/": (22, "an empty part"),
+    "server 0 0 0 /": (22, "an empty part"),
+    "server 0 0 0 data/a b": (22, "' '"),
+    "server 0 0 0 data/{0}%s%n": (22, "'{'"),
+    b"server 0 0 0 data/\xff\xfe": (22, "characters that no path may have"),
+    "server 0 0 0 data/\u20ac": (22, "characters that no path may have"),
+    "server 0 0 0 data/\x01": (22, "\\x01"),
+    "server 0 0 0 /local/domain/2/data": (13, "domain 1 may not offer"),
+    "server 0 0 0 /local/domain/0/data": (13, "domain 1 may not offer"),
+    "server 0 0 0 /local/domain/11/data": (13, "domain 1 may not offer"),
+    "server 0 0 0 /local/domain/1": (13, "domain 1 may not offer"),
+    "server 0 0 0 /vm/1": (13, "domain 1 may not offer"),
+    "server 3 0 0 data/bad": (2, "there is no domain 3"),
+    "server 2147483647 0 0 data/bad": (2, "there is no domain 2147483647"),
+    "server -1 0 0 data/bad": (22, "-1 is no domain's number"),
+    "server -2147483648 0 0 data/bad": (22, "-2147483648 is no domain's number"),
+    f"server 0 {MIB + 1} 0 data/bad": (22, f"read_min is {MIB + 1} bytes"),
+    f"server 0 0 {MIB + 1} data/bad": (22, f"write_min is {MIB + 1} bytes"),
+    f"server 0 {SIZE_MAX} 0 data/bad": (22, "read_min is"),
+    f"server 0 0 {SIZE_MAX} data/bad": (22, "write_min is"),
+    f"server 0 {2**63} {2**63} data/bad": (22, "read_min is"),
+    # of a client
+    "client 0 NULL": (22, "no path"),
+    "client 0 ": (22, "the path is empty"),
+    "client 0 " + "p" * 2049: (7, "the path has 2049 characters"),
+    "client 0 ../x": (22, "'.'"),
+    "client 0 data/nobody": (2, "domain 0 offers no vchan at /local/domain/1/data/nobody"),
+    "client 0 /local/domain/0/data/nobody": (2, "domain 0 offers no vchan"),
+    "client 3 data/nobody": (2, "there is no domain 3"),
+    "client -1 data/nobody": (22, "-1 is no domain's number"),
+    # of a path that domain 0 offers domain 2
+    "client 0 /local/domain/0/data/other": (13, "is for domain 2, and this is domain 1"),
+    "client 2 /local/domain/0/data/other": (2, "domain 2 offers no vchan"),
+}
+
+
+def test_bad_input_is_refused_with_an_errno_and_a_sentence(daemon: Daemon, compiled: Compiled) -> None:
+    with (
+        peer_of(compiled, daemon, 0, "server 2 0 0 /local/domain/0/data/other") as other,
+        Program(compiled("shell"), env=daemon.environment(1)) as shell,
+    ):
+        shell.ask("client 0 data/first")  # starts the interpreter, so that descriptors can be counted
+        wrong = []
+        for command, (number, part) in BAD_INPUT.items():
+            got, sentence = refused(shell, command)
+            if got != number or part not in sentence:
+                wrong.append((command[:60], got, sentence))
+        assert wrong == []
+        assert [each["path"] for each in daemon.channels()] == ["/local/domain/0/data/other"]
+        # It is none the worse for it.
+        assert shell.ask("server 0 0 0 data/good") == "ok"
+        assert shell.ask("close") == "ok"
+        assert other.ask("close") == "ok"
+        assert daemon.channels() == []
+
+
+def test_sizes_at_the_limit_are_not_refused(daemon: Daemon, compiled: Compiled) -> None:
+    with Program(compiled("shell"), env=daemon.environment(1)) as shell:
+        for command in (
+            f"server 0 {MIB} {MIB} data/good",
+            "server 1 0 0 data/good",
+            "server 0 0 0 " + "p" * 2048,
+            "server 0 0 0 /local/domain/1/" + "p" * 3056,
+        ):
+            assert shell.ask(command) == "ok", command[:60]
+            assert shell.ask("close") == "ok"

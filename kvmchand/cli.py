@@ -32,9 +32,8 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
     """The file's settings with the environment's and the command line's over them."""
     made = config.load(arguments.config) if arguments.config else config.Settings()
     runtime_dir = arguments.runtime_dir or os.environ.get("KVMCHAN_RUNTIME_DIR")
-    if runtime_dir:
-        made = replace(made, runtime_dir=Path(runtime_dir).absolute())
-    domains = [*made.local_domains, *(config.domain_number(each) for each in arguments.local_domain)]
+    made = replace(made, runtime_dir=Path(runtime_dir or made.runtime_dir).absolute())
+    domains = [*made.local_domains, *(config.domain_number(each, "--local-domain") for each in arguments.local_domain)]
     if len(set(domains)) != len(domains):
         raise InvalidArgument("a local domain is given twice")
     return replace(made, local_domains=tuple(domains))

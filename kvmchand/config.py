@@ -15,6 +15,8 @@ from kvmchand.ids import DomainId
 RUNTIME_DIR = Path("/run/kvmchand")
 DOMAIN_MAX = 0x7FEF
 """The largest domain number: Xen keeps 0x7ff0 and above for itself."""
+CHANNELS_MAX = 1 << 20
+"""What the settings may allow a domain at the most: the kernel's default for the descriptors of a process (fs.nr_open)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,25 +51,41 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
 
 
-def domain_number(value: object) -> DomainId:
-    """A local domain's number; InvalidArgument if it can't be one."""
+def domain_number(value: object, setting: str) -> DomainId:
+    """A local domain's number, as `setting` gives it; InvalidArgument if it can't be one."""
     if type(value) is not int or not 1 <= value <= DOMAIN_MAX:
-        raise InvalidArgument(f"{value!r} is no local domain's number: give one from 1 to {DOMAIN_MAX}")
+        raise InvalidArgument(f"{setting}: {value!r} is no local domain's number: give one from 1 to {DOMAIN_MAX}")
     return DomainId(value)
+
+
+# The largest number that each setting may be.
+_MOST = {"mode": 0o777, "max_ring": rings.RING_MAX, "max_channels": CHANNELS_MAX}
+
+
+def _number(value: object, name: str, where: str) -> int:
+    if type(value) is not int:
+        raise InvalidArgument(f"{where}.{name} takes a number, not {value!r}")
+    if not 0 <= value <= _MOST[name]:
+        shown = oct if name == "mode" else str
+        raise InvalidArgument(f"{where}.{name} is {shown(value)[:40]}, and may be from 0 to {shown(_MOST[name])}")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if type(value) is not str or not value or "\0" in value:
+        raise InvalidArgument(f"{name} takes a string, not {value!r}")
+    return value
 
 
 def _section(cls: type[Any], table: object, where: str) -> Any:
     if type(table) is not dict:
         raise InvalidArgument(f"{where} is a table of settings")
-    known = {each.name: each for each in fields(cls)}
+    known = [each.name for each in fields(cls)]
     values: dict[str, Any] = {}
     for name, value in table.items():
         if name not in known:
             raise InvalidArgument(f"{where} has no setting {name!r}: it has {', '.join(known)}")
-        wanted = type(getattr(cls(), name))
-        if type(value) is not wanted or (wanted is int and value < 0):
-            raise InvalidArgument(f"{where}.{name} takes {'a number' if wanted is int else 'a string'}, not {value!r}")
-        values[name] = value
+        values[name] = _number(value, name, where) if name in _MOST else _text(value, f"{where}.{name}")
     return cls(**values)
 
 
@@ -87,21 +105,20 @@ def parse(table: dict[str, Any]) -> Settings:
     """The settings in a decoded TOML document."""
     settings = Settings()
     for name, value in table.items():
-        if name == "socket":
-            settings = replace(settings, socket=_section(SocketSettings, value, name))
-        elif name == "limits":
-            limits = _section(Limits, value, name)
-            if limits.max_ring > rings.RING_MAX:
-                raise InvalidArgument(f"limits.max_ring is {limits.max_ring} bytes, and {rings.RING_MAX} are the most")
-            settings = replace(settings, limits=limits)
-        elif name == "local_domains":
-            if type(value) is not list:
-                raise InvalidArgument("local_domains takes a list of numbers")
-            settings = replace(settings, local_domains=tuple(domain_number(each) for each in value))
-        elif name in ("runtime_dir", "service_user"):
-            if type(value) is not str or not value:
-                raise InvalidArgument(f"{name} takes a string, not {value!r}")
-            settings = replace(settings, **{name: Path(value) if name == "runtime_dir" else value})
-        else:
-            raise InvalidArgument(f"there is no setting {name!r}: there are {', '.join(each.name for each in fields(Settings))}")
+        match name:
+            case "socket":
+                settings = replace(settings, socket=_section(SocketSettings, value, name))
+            case "limits":
+                settings = replace(settings, limits=_section(Limits, value, name))
+            case "local_domains":
+                if type(value) is not list:
+                    raise InvalidArgument("local_domains takes a list of numbers")
+                settings = replace(settings, local_domains=tuple(domain_number(each, name) for each in value))
+            case "runtime_dir":
+                settings = replace(settings, runtime_dir=Path(_text(value, name)))
+            case "service_user":
+                settings = replace(settings, service_user=_text(value, name))
+            case _:
+                known = ", ".join(each.name for each in fields(Settings))
+                raise InvalidArgument(f"there is no setting {name!r}: there are {known}")
     return settings

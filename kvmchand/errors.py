@@ -1,24 +1,28 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Every error that crosses a process boundary: one code, one errno, one exception.
 
-    KvmchanError (an OSError: errno, and the sentence as strerror)
-    ├── InvalidArgument   EINVAL        a path, domain or size that can't be
-    ├── TooLong           E2BIG         a path over the limit
-    ├── AccessDenied      EACCES        not the caller's to use
-    ├── NotFound          ENOENT        no such domain, or nothing offered at the path
-    ├── Busy              EBUSY         another client is connected
-    ├── LimitReached      ENOSPC        a limit in the settings
-    ├── OutOfResources    EMFILE        the machine's descriptors or memory
-    ├── ProtocolError     EPROTO        the peer's bytes break the protocol, or its version is another
-    ├── Unreachable       ECONNREFUSED  no daemon answers
-    ├── TimedOut          ETIMEDOUT     the daemon took too long
-    ├── ChannelClosed     EPIPE         the other end has gone
-    └── InternalError     EIO           a bug of ours
+KvmchanError (an OSError: errno, and the sentence as strerror)
+├── InvalidArgument   EINVAL        a path, domain or size that can't be
+├── TooLong           E2BIG         a path over the limit
+├── AccessDenied      EACCES        not the caller's to use
+├── NotFound          ENOENT        no such domain, or nothing offered at the path
+├── Busy              EBUSY         another client is connected
+├── LimitReached      ENOSPC        a limit in the settings
+├── OutOfResources    EMFILE        the machine's descriptors or memory
+├── ProtocolError     EPROTO        the peer's bytes break the protocol, or its version is another
+├── Unreachable       ECONNREFUSED  no daemon answers
+├── TimedOut          ETIMEDOUT     the daemon took too long
+├── ChannelClosed     EPIPE         the other end has gone
+└── InternalError     EIO           a bug of ours
 """
 
 from __future__ import annotations
 
 import errno
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class KvmchanError(OSError):
@@ -34,6 +38,10 @@ class KvmchanError(OSError):
     def sentence(self) -> str:
         """The whole message, without the number."""
         return str(self.strerror)
+
+    def __reduce__(self) -> tuple[Callable[[int, str], KvmchanError], tuple[int, str]]:
+        # OSError's own would give its two arguments to our __init__, which takes one.
+        return from_errno, (self.errno or self.number, self.sentence)
 
 
 class InvalidArgument(KvmchanError):

@@ -7,38 +7,42 @@ regions pass through no other process.
 
 from __future__ import annotations
 
-import fcntl
 import os
+import resource
 import signal
 import socket
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from kvmchand import log
 from kvmchand.config import Settings
 from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
-from kvmchand.errors import Busy, InternalError, InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.errors import InternalError, KvmchanError, OutOfResources, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.ipc import Service
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
 from kvmchand.loop import HALF_CLOSED, HUNG_UP, Loop
-from kvmchand.privsep import group_number, raise_descriptor_limit
+from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.region import Region
+from kvmchand.sockets import Sockets
 from kvmchand.wire import client, internal
 from kvmchand.wire.codec import PACKET_MAX
-from kvmchand.wire.packet import receive_packet, send_packet
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
-_BACKLOG = 512
 _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
 _RESTARTS_MAX = 5
 """Restarts of a service in a row that got nowhere, after which the daemon gives up."""
 _LISTING_BYTES = PACKET_MAX // 2
+_CHANNEL_FDS = 3
+"""Descriptors that main has of a channel, beside one for each connection."""
+_SPARE_FDS = 64
+"""Kept for the daemon itself, the restart of a service included. Without a free one main could not take a connection over, and
+so could not even tell its client."""
 
 
 @dataclass(slots=True)
@@ -61,8 +65,6 @@ class Host:
         self._regions: dict[ChannelId, Region] = {}
         self._clients: dict[ClientId, Client] = {}
         self._last_client = ClientId(0)
-        self._listeners: dict[str, tuple[DomainId, socket.socket]] = {}
-        """By path. They are main's, so that they outlive the local process."""
         self._local: Service | None = None
         self._local_failures = 0
         self._failure: KvmchanError | None = None
@@ -76,21 +78,23 @@ class Host:
     def _open(self) -> None:
         settings = self._settings
         raise_descriptor_limit()
-        self._take_runtime_dir(settings.runtime_dir)
+        require_user(settings.service_user)
+        self._sockets = Sockets(settings.runtime_dir, settings.socket)
+        self._undo.callback(self._sockets.close)
         self._lifelines = Lifelines(self._end)
         self._undo.callback(self._lifelines.close)
         self._loop.add(self._lifelines.fd, self._lifelines.on_event)
         self._wake_on_signals()
         self._registry.add_domain(HOST, DomainKind.HOST)
-        self._listen(HOST, client.SOCKET_NAME)
+        self._sockets.listen(HOST, client.SOCKET_NAME)
         for domain in settings.local_domains:
             self._registry.add_domain(domain, DomainKind.LOCAL)
-            self._listen(domain, client.socket_name(domain))
+            self._sockets.listen(domain, client.socket_name(domain))
         self._start_local()
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Established channels outlive it, but nothing else does."""
-        self._loop.run()
+        self._loop.run(self._lifelines.until_next_look)
         if self._failure is not None:
             raise self._failure
 
@@ -109,18 +113,6 @@ class Host:
 
     # ---- setting up ----
 
-    def _take_runtime_dir(self, path: Path) -> None:
-        try:
-            path.mkdir(mode=0o755, parents=True, exist_ok=True)
-            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise InvalidArgument(f"the runtime directory {path} can't be used: {error.strerror}") from error
-        self._undo.callback(os.close, directory)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Busy(f"another kvmchand serves {path}: stop it, or give this one another --runtime-dir") from None
-
     def _wake_on_signals(self) -> None:
         reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._undo.callback(reading.close)
@@ -132,50 +124,20 @@ class Host:
             self._undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         self._loop.add(reading.fileno(), lambda _events: self._loop.stop())
 
-    def _listen(self, domain: DomainId, name: str) -> None:
-        path = self._settings.runtime_dir / name
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        self._undo.callback(sock.close)
-        try:
-            path.unlink(missing_ok=True)  # of a daemon that was killed: we hold the directory's lock
-            before = os.umask(0o777)
-            try:
-                sock.bind(str(path))
-            finally:
-                os.umask(before)
-            self._undo.callback(path.unlink, missing_ok=True)
-            group = group_number(self._settings.socket.group)
-            if group >= 0:
-                os.chown(path, -1, group)
-            os.chmod(path, self._settings.socket.mode)
-            sock.listen(_BACKLOG)
-        except OSError as error:
-            if isinstance(error, KvmchanError):
-                raise
-            raise InvalidArgument(f"the socket {path} can't be made: {error.strerror}") from error
-        self._listeners[str(path)] = (domain, sock)
-
     # ---- the local process ----
 
     def _start_local(self) -> None:
         service = self._local = Service("local")
-        mode = self._settings.socket.mode
-        group = group_number(self._settings.socket.group) if mode & 0o020 else -1
-        for domain, listener in self._listeners.values():
-            listen = internal.Listen(
-                domain,
-                bool(mode & 0o002),
-                Size(os.geteuid()),
-                group,
-                2 * self._settings.limits.max_channels + _IDLE_CLIENTS,
-            )
-            send_packet(service.sock, internal.to_local.encode(listen), [listener.fileno()])
-        for each in self._clients.values():
-            send_packet(
-                service.sock, internal.to_local.encode(internal.Restore(each.number, each.domain)), [each.sock.fileno()]
-            )
-        first = ClientId(self._last_client + 1)
-        send_packet(service.sock, internal.to_local.encode(internal.Start(first, self._settings.service_user)))
+        max_clients = 2 * self._settings.limits.max_channels + _IDLE_CLIENTS
+        told: list[tuple[object, list[int]]] = []
+        told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(max_clients)]
+        told += [(internal.Restore(each.number, each.domain), [each.sock.fileno()]) for each in self._clients.values()]
+        told += [(internal.Start(ClientId(self._last_client + 1), self._settings.service_user), [])]
+        try:
+            for message, fds in told:
+                send_packet(service.sock, internal.to_local.encode(message), fds)
+        except OSError:
+            pass  # it has ended already, as its socket will say
         # After the connections: whoever has died is found dead before anyone else's request is looked at.
         self._loop.add(service.sock.fileno(), self._on_local, last=True)
 
@@ -190,32 +152,40 @@ class Host:
         if not data:
             self._on_local_death(service)
             return
-        with fds:
-            message = internal.to_main.decode(data)
-            if isinstance(message, internal.Started):
-                self._on_local_started()
-                return
-            asking = self._clients.get(message.client)
-            if asking is None:
-                if len(fds) != 1:
-                    return  # it hung up meanwhile
-                asking = self._adopt(message.client, socket.socket(fileno=fds.steal()[0]))
-        self._local_failures = 0
-        self._answer(asking, message.request)
+        try:
+            with fds:
+                asked = self._understand(data, fds)
+        except (OSError, KeyError, UnicodeEncodeError) as error:
+            # It is not what we started any more: somebody's bytes have taken it over.
+            log.warning(f"the local process is killed, for what it says can't be: {error}")
+            service.kill()
+            self._on_local_death(service)
+            return
+        if asked is not None:
+            self._local_failures = 0
+            self._answer(*asked)
 
-    def _on_local_started(self) -> None:
-        where = ", ".join(f"{path} (domain {domain})" for path, (domain, _) in self._listeners.items())
-        log.info(f"ready: {where}")
-        _notify("READY=1")
+    def _understand(self, data: bytes, fds: Fds) -> tuple[Client, object] | None:
+        """Who asks what by a message of the local process, if anyone does."""
+        message = internal.to_main.decode(data)
+        if isinstance(message, internal.Started):
+            log.info(f"ready: {self._sockets}")
+            _notify("READY=1")
+            return None
+        request: object = client.requests.decode(message.request.encode())
+        asking = self._clients.get(message.client)
+        if asking is None:
+            if len(fds) != 1:
+                return None  # it hung up meanwhile
+            asking = self._adopt(message.client, fds)
+        return asking, request
 
     def _on_local_death(self, service: Service) -> None:
         self._loop.remove(service.sock.fileno())
         culprit = service.marker.get()
         how = service.stop()
         self._local_failures += 1
-        log.warning(f"the local process ended ({how}); starting it again")
-        # Its numbers go on above any that it can have given out.
-        self._last_client = ClientId(max(self._last_client, culprit or 0) + _IDLE_CLIENTS)
+        log.warning(f"the local process ended ({how})")
         if culprit is not None and culprit in self._clients:
             log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
             self._drop(self._clients[culprit])
@@ -228,10 +198,17 @@ class Host:
 
     # ---- clients ----
 
-    def _adopt(self, number: ClientId, sock: socket.socket) -> Client:
-        # Both from the socket itself and not from what the local process says.
-        domain, _ = self._listeners[sock.getsockname()]
-        pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    def _adopt(self, number: ClientId, fds: Fds) -> Client:
+        """Takes over a connection, the one descriptor in `fds`. OSError or KeyError: it is none of a client of ours."""
+        sock = socket.socket(fileno=fds.borrow()[0])
+        fds.steal()
+        try:
+            # Both from the socket itself and not from what the local process says.
+            domain = self._sockets.domain_of(sock)
+            pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        except BaseException:
+            sock.close()
+            raise
         adopted = self._clients[number] = Client(number, sock, domain, pid)
         self._last_client = max(self._last_client, number)
         self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
@@ -239,8 +216,8 @@ class Host:
 
     def _on_hang_up(self, gone: Client, events: int) -> None:
         if not events & HUNG_UP:
-            # It closes its channel, and waits for us to end the connection.
-            self._release(gone.number)
+            # It closes its channel, and waits for us to end the connection. Should it not have told the other end, we do.
+            self._end(gone.number)
             self._forget(gone)
             return
         held = self._registry.held(gone.number)
@@ -284,29 +261,42 @@ class Host:
 
     # ---- requests ----
 
-    def _answer(self, asking: Client, request: str) -> None:
+    def _answer(self, asking: Client, request: object) -> None:
+        reply: object
         fds: tuple[int, ...] = ()
+        ends = False
         with ExitStack() as undo:
             try:
-                message = client.requests.decode(request.encode())
-                match message:
+                self._require_fds(0)
+                match request:
                     case client.Offer():
-                        reply, fds = self._offer(asking, message, undo)
+                        reply, fds = self._offer(asking, request, undo)
                     case client.Connect():
-                        reply, fds = self._connect(asking, message, undo)
+                        reply, fds = self._connect(asking, request, undo)
                     case client.List():
-                        reply = self._list(asking, message.after)
+                        reply = self._list(asking, request.after)
                     case _:
-                        raise InternalError(f"no answer to {type(message).__name__}")
+                        raise InternalError(f"no answer to {type(request).__name__}")
             except KvmchanError as error:
                 reply, fds = client.Error(error.code, error.sentence), ()
+                # Who has no channel must not stay where descriptors are short.
+                idle = self._registry.held(asking.number) is None
+                ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
             try:
                 send_packet(asking.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
             except OSError:
-                # It does not read its answers, or is gone; then so is what it asked for.
+                ends = True  # it does not read its answers, or is gone; then so is what it asked for
+            if ends:
                 self._drop(asking)
 
+    def _require_fds(self, wanted: int) -> None:
+        taken = len(self._clients) + _CHANNEL_FDS * len(self._regions) + len(self._registry.domains) + _SPARE_FDS
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if taken + wanted > most:
+            raise OutOfResources(f"the daemon needs more than the {most} descriptors it may have: raise its limit (LimitNOFILE)")
+
     def _offer(self, asking: Client, offer: client.Offer, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
+        self._require_fds(_CHANNEL_FDS)
         end = End(asking.number, asking.pid)
         channel = self._registry.offer(asking.domain, offer.peer, offer.path, offer.read_min, offer.write_min, end)
         try:

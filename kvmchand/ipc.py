@@ -69,6 +69,10 @@ class Service:
     def pid(self) -> int:
         return self._process.pid
 
+    def kill(self) -> None:
+        """Ends the service for certain; stop() tidies up."""
+        self._process.kill()
+
     def stop(self) -> str:
         """Ends the service, if it has not ended by itself; how it ended."""
         self.sock.close()

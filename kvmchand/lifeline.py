@@ -9,6 +9,7 @@ end is watched from the loss of its connection until its mapping goes.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 
 from kvmchand.core.registry import Side
@@ -17,6 +18,8 @@ from kvmchand.linux import libc
 from kvmchand.region import Region
 
 _EVENTS_BYTES = 64 * 1024
+_LOOKS = (0.001, 0.01, 0.1, 1.0)
+"""Seconds after a report at which we look again: the kernel reports that a description goes, and after that takes its locks."""
 
 
 class Lifelines:
@@ -25,6 +28,7 @@ class Lifelines:
     def __init__(self, on_end: Callable[[ClientId], None]) -> None:
         self._on_end = on_end
         self._watched: dict[ClientId, tuple[Region, Side, int]] = {}
+        self._looks: list[float] = []
         self.fd = libc.inotify_init()
 
     def watch(self, holder: ClientId, region: Region, side: Side) -> None:
@@ -35,7 +39,7 @@ class Lifelines:
             self._on_end(holder)
             return
         self._watched[holder] = (region, side, watch)
-        self._look()
+        self._look_now_and_again()
 
     def on_event(self, _events: int) -> None:
         try:
@@ -43,6 +47,21 @@ class Lifelines:
         except BlockingIOError:
             return
         # Which watch it was does not matter: few ends are here, and an overflow would not say.
+        self._look_now_and_again()
+
+    def until_next_look(self) -> float | None:
+        """Looks, if it is time to. Seconds until it is again, or None."""
+        while self._looks and self._watched:
+            left = self._looks[0] - time.monotonic()
+            if left > 0:
+                return left
+            del self._looks[0]
+            self._look()
+        return None
+
+    def _look_now_and_again(self) -> None:
+        now = time.monotonic()
+        self._looks = [now + each for each in _LOOKS]
         self._look()
 
     def _look(self) -> None:

@@ -44,6 +44,9 @@ class Loop:
             ready = self._epoll.poll(-1 if limit is None else limit, _BATCH)
             if self._last and len(ready) > 1:
                 ready.sort(key=lambda each: each[0] in self._last)
+                if len(ready) == _BATCH:
+                    # There may be more that come before the last.
+                    ready = [each for each in ready if each[0] not in self._last]
             for fd, events in ready:
                 callback = self._callbacks.get(fd)
                 if callback is not None:

@@ -25,24 +25,31 @@ def raise_descriptor_limit() -> None:
             continue
 
 
+def require_user(name: str) -> None:
+    """InvalidArgument where drop_privileges() would fail."""
+    if os.geteuid() == 0:
+        _account(name)
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        raise InvalidArgument(f"there is no user {name!r}: set service_user in the daemon's settings") from None
+
+
 def drop_privileges(user: str) -> None:
     """Root becomes `user` for good; whoever else stays who it is."""
     libc.set_no_new_privileges()
     if os.geteuid() != 0:
         return
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise InvalidArgument(f"there is no user {user!r}: set service_user in the daemon's settings") from None
+    account = _account(user)
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
 
 
 def group_number(name: str) -> int:
-    """A group's number; -1 for the empty name."""
-    if not name:
-        return -1
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
-from kvmchand.errors import OutOfResources
+from kvmchand.errors import AccessDenied, OutOfResources
 from kvmchand.linux import ofd
 
 # The shared page, as libxenvchan_shim/csrc/vchan.c lays it out.
@@ -67,9 +67,9 @@ class Region:
             raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
         try:
             ofd.lock_byte(memory, side.value)
-        except BaseException:
+        except OSError as error:
             os.close(memory)
-            raise
+            raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
         return memory, self._events[side].fileno()
 
     @property

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kvmchand.core import paths, rings
-from kvmchand.errors import AccessDenied, Busy, InternalError, LimitReached, NotFound
+from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 
 
@@ -96,7 +96,7 @@ class Registry:
 
     def _require_free(self, holder: ClientId) -> None:
         if holder in self._held:
-            raise InternalError("this connection has a channel already: open one connection a channel")
+            raise ProtocolError("this connection has a channel already: open one connection a channel")
 
     def offer(self, caller: DomainId, peer: int, path: str, read_min: int, write_min: int, end: End) -> Channel:
         """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's

@@ -20,7 +20,7 @@ from kvmchand.errors import AccessDenied, KvmchanError, LimitReached, ProtocolEr
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.ipc import Marker
 from kvmchand.linux import libc
-from kvmchand.loop import READABLE, Loop
+from kvmchand.loop import HALF_CLOSED, READABLE, Loop
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, internal
 from kvmchand.wire.codec import PACKET_MAX
@@ -32,6 +32,8 @@ HALF_OPEN_MAX = 256
 """Connections that may be without a hello at once. Ours say it at once, so the oldest is the one to drop."""
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SO_PEERGROUPS = 59
+_PEER_GROUPS_BYTES = 1024
+"""The most that Python's getsockopt takes: 256 groups. Of who is in more, only the first group counts."""
 
 
 class Phase(Enum):
@@ -75,7 +77,7 @@ class Listener:
 
 def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
     try:
-        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 65536 * 4)
+        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEER_GROUPS_BYTES)
     except OSError:
         return ()
     return struct.unpack(f"={len(data) // 4}I", data)
@@ -91,20 +93,29 @@ class Local:
         self._listeners: dict[DomainId, Listener] = {}
         self._half_open: dict[ClientId, Client] = {}  # oldest first
         self._next = 1
+        self._started = False
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
         self._loop.add(main.fileno(), self._on_main)
 
     def run(self) -> None:
+        # Nobody else is listened to before we have shed our privileges; and main waits for us while it tells us all.
+        while not self._started:
+            if not self._hear_main():
+                return
         self._loop.run(self._until_deadline)
 
     # ---- main ----
 
     def _on_main(self, _events: int) -> None:
+        if not self._hear_main():
+            self._loop.stop()
+
+    def _hear_main(self) -> bool:
+        """Does what main says next. False: it has ended."""
         data, fds = receive_packet(self._main)
+        if not data:
+            return False
         with fds:
-            if not data:
-                self._loop.stop()
-                return
             message = internal.to_local.decode(data)
             match message:
                 case internal.Listen():
@@ -119,6 +130,8 @@ class Local:
                     self._next = message.first_client
                     drop_privileges(message.user)
                     send_packet(self._main, internal.to_main.encode(internal.Started()))
+                    self._started = True
+        return True
 
     # ---- connections ----
 
@@ -161,7 +174,7 @@ class Local:
         sock.setblocking(False)
         served = Client(number, sock, listener, phase)
         listener.clients += 1
-        self._loop.add(sock.fileno(), lambda _events: self._on_client(served), READABLE)
+        self._loop.add(sock.fileno(), lambda events: self._on_client(served, events), READABLE | HALF_CLOSED)
         return served
 
     def _drop(self, dropped: Client, error: KvmchanError) -> None:
@@ -193,12 +206,12 @@ class Local:
 
     # ---- clients ----
 
-    def _on_client(self, sender: Client) -> None:
+    def _on_client(self, sender: Client, events: int) -> None:
         self._marker.set(sender.number)
         try:
             data, fds = receive_packet(sender.sock)
             with fds:
-                if data:
+                if data or not events & HALF_CLOSED:
                     self._on_request(sender, data, fds)
                 else:
                     self._forget(sender)
@@ -223,6 +236,7 @@ class Local:
             ask = internal.to_main.encode(internal.Ask(sender.number, encoded))
             if len(ask) > PACKET_MAX:
                 raise ProtocolError("a request is too long to be passed on")
+            self._marker.clear()  # main may answer, and the client go on, before we get any further
             send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
             sender.phase = Phase.KNOWN
 
@@ -230,7 +244,8 @@ class Local:
         if not isinstance(request, client.Hello):
             raise ProtocolError("a request came before the hello")
         if request.version != client.VERSION:
-            raise ProtocolError(f"the client speaks version {request.version}, and kvmchand version {client.VERSION}: use the same release")
+            versions = f"the client speaks version {request.version}, and kvmchand version {client.VERSION}"
+            raise ProtocolError(f"{versions}: use the same release")
         sender.phase = Phase.GREETED
         del self._half_open[sender.number]
 
@@ -244,5 +259,6 @@ def _say(sock: socket.socket, error: KvmchanError) -> None:
 
 def main(socket_fd: int, marker_fd: int) -> None:
     libc.set_process_name("kvmchand-local")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ^C is main's, which ends us
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
     Local(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

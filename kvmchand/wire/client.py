@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The messages between a client (libxenvchan, the Python API, the tool) and the daemon's local socket.
 
-A connection opens with Hello, which is answered only if it is refused. Each request gets one reply: its own, or Error. A connection that
-has opened a channel is that channel's end. To close it the client shuts its direction of the connection down, and the daemon ends
-the connection once the end is released; without that, the end lives until the connection and the region's mapping are gone.
+A connection opens with Hello, which is answered only if it is refused. Each request gets one reply: its own, or Error. A
+connection that has opened a channel is that channel's end. To close it the client shuts its direction of the connection down, and
+the daemon ends the connection once the end is released; without that, the end lives until the connection and the region's mapping
+are gone.
 
 Changes by version:
     1: the first.
@@ -98,7 +99,8 @@ class Listing(Record):
 
 
 class Error(Record):
-    """The request failed. `code` is of kvmchand.errors; after a protocol error the daemon closes the connection."""
+    """The request failed. `code` is of kvmchand.errors. After a protocol error the daemon ends the connection; also when it
+    lacks resources, if the connection has no channel."""
 
     code: str
     sentence: str

@@ -24,8 +24,12 @@ class Record:
 
     if not TYPE_CHECKING:
 
-        def __init__(self, *values: Any) -> None:
-            for name, value in zip(self.__annotations__, values, strict=True):
+        def __init__(self, *values: Any, **named: Any) -> None:
+            names = self.__annotations__
+            given = {**dict(zip(names, values, strict=False)), **named}
+            if given.keys() != names.keys() or len(values) + len(named) != len(names):
+                raise TypeError(f"{type(self).__name__} takes each of {', '.join(names)} once")
+            for name, value in given.items():
                 object.__setattr__(self, name, value)
 
         def __setattr__(self, name: str, value: Any) -> None:

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The runtime directory, and the local sockets in it: one a domain.
+
+They are main's, so that they outlive the local process, which accepts on them. The directory is locked, and the sockets stand
+in it, until close().
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from kvmchand.config import SocketSettings
+from kvmchand.errors import Busy, InvalidArgument
+from kvmchand.ids import DomainId, Size
+from kvmchand.privsep import group_number
+from kvmchand.wire import internal
+
+_BACKLOG = 512
+_GROUP_MAY = 0o020
+_OTHERS_MAY = 0o002
+
+
+class Sockets:
+    def __init__(self, directory: Path, settings: SocketSettings) -> None:
+        """Takes the directory, making it where it is not there. InvalidArgument, or Busy where another daemon has it."""
+        self._directory = directory
+        self._settings = settings
+        self._group = group_number(settings.group) if settings.group else os.getegid()
+        self._sockets: dict[str, tuple[DomainId, socket.socket]] = {}
+        self._undo = ExitStack()
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidArgument(f"the runtime directory {directory} can't be used: {error.strerror}") from error
+        self._undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise Busy(f"another kvmchand serves {directory}: stop it, or give this one another --runtime-dir") from None
+
+    def listen(self, domain: DomainId, name: str) -> None:
+        """Makes a domain's socket, in place of what a daemon that was killed left."""
+        path = self._directory / name
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        self._undo.callback(sock.close)
+        try:
+            path.unlink(missing_ok=True)
+            before = os.umask(0o777)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(before)
+            self._undo.callback(path.unlink, missing_ok=True)
+            if self._settings.group:
+                os.chown(path, -1, self._group)
+            path.chmod(self._settings.mode)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            # A path that is too long has no errno.
+            raise InvalidArgument(f"the socket {path} can't be made: {error.strerror or error}") from error
+        self._sockets[str(path)] = (domain, sock)
+
+    def to_listen(self, max_clients: int) -> list[tuple[internal.Listen, socket.socket]]:
+        """What the local process is told of each, and the socket to send beside that. It asks of each process that connects
+        what the file's mode asks, since anyone who may change the mode could let others in."""
+        public = bool(self._settings.mode & _OTHERS_MAY)
+        group = self._group if self._settings.mode & _GROUP_MAY else -1
+        return [
+            (internal.Listen(domain, public, Size(os.geteuid()), group, max_clients), sock)
+            for domain, sock in self._sockets.values()
+        ]
+
+    def domain_of(self, connection: socket.socket) -> DomainId:
+        """Whose socket a connection came in by, as the kernel knows it. KeyError: it is none of ours."""
+        return self._sockets[connection.getsockname()][0]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{path} (domain {domain})" for path, (domain, _) in self._sockets.items())
+
+    def close(self) -> None:
+        self._undo.close()

@@ -127,7 +127,9 @@ class Bench:
         runs = [self.ours("vchan-setup", 500) for _ in range(self._pairs)]
         figures = [sum(float(run[call]["median_ns"]) for call in calls) / 1e6 for run in runs]
         got = statistics.median(figures)
-        self._report("server_init + client_init + both closes, warm", "≤ 1 ms", f"{got:.2f} ms", got <= 1, f"ms: {_spread(figures)}")
+        self._report(
+            "server_init + client_init + both closes, warm", "≤ 1 ms", f"{got:.2f} ms", got <= 1, f"ms: {_spread(figures)}"
+        )
 
     def first_init(self, program: Path) -> None:
         environment = {"KVMCHAN_RUNTIME_DIR": str(self._daemon.runtime_dir)}
@@ -144,13 +146,23 @@ class Bench:
 
     def many(self, program: Path, wanted: int) -> None:
         """One process opens and keeps channels; what the last ones take, beside the first, and the daemon's memory."""
-        descriptors = int(next(line.split()[4] for line in Path(f"/proc/{self._daemon.pid}/limits").read_text().splitlines() if "open files" in line))
+        descriptors = int(
+            next(
+                line.split()[4]
+                for line in Path(f"/proc/{self._daemon.pid}/limits").read_text().splitlines()
+                if "open files" in line
+            )
+        )
         count = min(wanted, (descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_CHANNEL)
         processes = [self._daemon.pid, *children(self._daemon.pid)]
         before = sum(_pss(pid) for pid in processes)
         environment = {"KVMCHAN_RUNTIME_DIR": str(self._daemon.runtime_dir)}
         with subprocess.Popen(
-            [str(program), "many", str(count)], env={**os.environ, **environment}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [str(program), "many", str(count)],
+            env={**os.environ, **environment},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         ) as running:
             assert running.stdout is not None and running.stdin is not None
             figures = json.loads(running.stdout.readline())
@@ -198,9 +210,12 @@ def _json(program: Path, environment: dict[str, str], *arguments: str) -> dict[s
 
 
 def _machine() -> str:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
+    )
     virtual = ", virtual" if "hypervisor" in Path("/proc/cpuinfo").read_text() else ""
-    return f"{os.cpu_count()} × {model or platform.machine()}{virtual}, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    kernel = platform.release().split("-")[0]
+    return f"{os.cpu_count()} × {model or platform.machine()}{virtual}, Linux {kernel}, Python {platform.python_version()}"
 
 
 def _write(rows: list[Row], pairs: int) -> None:
@@ -209,8 +224,8 @@ def _write(rows: list[Row], pairs: int) -> None:
         "",
         f"`./run bench`, {datetime.date.today()}, {_machine()}. Written by tests/bench/bench.py.",
         "",
-        f"Two processes, {pairs} runs of each in turn; a ratio is the median of the ratios of runs beside each other. The reference is",
-        "Debian's own libxenvchan.so.4.17 on our stand-ins for the libraries below it (eventfds, files in memory); the copy is a",
+        f"Two processes, {pairs} runs of each in turn; a ratio is the median of the ratios of runs beside each other.",
+        "The reference is Debian's own libxenvchan.so.4.17 on our stand-ins for the libraries below it (eventfds, files in memory); the copy is a",
         "ring that spins and never tells anyone: the limit; the socket a UNIX socket pair.",
         "",
         "| | to reach | measured | |",

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Formats, types, warnings, and the order of the layers, as tests."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+# From the top down: a module may import those of a later layer, and of its own only where its row says so.
+LAYERS = [
+    {"kvmchand.cli"},
+    {"kvmchand.host"},
+    {"kvmchand.services", "kvmchand.services.__main__"},
+    {"kvmchand.services.local"},
+    {"kvmchand.lifeline"},
+    {"kvmchand.ipc", "kvmchand.region", "kvmchand.sockets"},
+    {"kvmchand.privsep", "kvmchand.loop", "kvmchand.log"},
+    {"kvmchand.config"},
+    {"kvmchand.core", "kvmchand.core.registry"},
+    {"kvmchand.core.paths", "kvmchand.core.rings"},
+    {"kvmchand.wire", "kvmchand.wire.client", "kvmchand.wire.internal"},
+    {"kvmchand.wire.packet"},
+    {"kvmchand.wire.codec", "kvmchand.wire.record"},
+    {"kvmchand.linux", "kvmchand.linux.libc", "kvmchand.linux.ofd"},
+    {"kvmchand.ids", "kvmchand.errors"},
+    {"kvmchand"},
+]
+SHIM_MAY_IMPORT = ("kvmchand.wire", "kvmchand.errors")
+MODULE_LINES_MAX = 420
+
+
+def python_files(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports when it runs: `from a import b` counts as a.b where that is a module."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if is_for_types(node):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = ROOT / Path(*node.module.split("."), alias.name)
+                is_module = inner.with_suffix(".py").exists() or inner.is_dir()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text()))
+    return {name for name in found if name.split(".")[0] in ("kvmchand", "libxenvchan_shim")}
+
+
+def layer(name: str) -> int:
+    for number, names in enumerate(LAYERS):
+        if name in names:
+            return number
+    raise AssertionError(f"{name} is in no layer: put it where it belongs")
+
+
+@pytest.mark.parametrize("path", python_files("kvmchand"), ids=module_name)
+def test_daemon_modules_import_lower_layers_only(path: Path) -> None:
+    name = module_name(path)
+    upward = {each for each in imports(path) if layer(each) <= layer(name)}
+    assert not upward, f"{name} imports {upward}"
+
+
+def test_linux_imports_nothing_of_ours() -> None:
+    for path in python_files("kvmchand/linux"):
+        assert not imports(path), path
+
+
+def test_services_do_not_import_each_other() -> None:
+    for path in python_files("kvmchand/services"):
+        if path.name != "__main__.py":
+            assert not {each for each in imports(path) if each.startswith("kvmchand.services.")}, path
+
+
+@pytest.mark.parametrize("path", python_files("libxenvchan_shim"), ids=module_name)
+def test_the_shim_imports_of_the_daemon_the_wire_and_the_errors_only(path: Path) -> None:
+    wrong = {each for each in imports(path) if each.startswith("kvmchand") and not each.startswith(SHIM_MAY_IMPORT)}
+    assert not wrong
+
+
+@pytest.mark.parametrize("path", python_files("kvmchand", "libxenvchan_shim"), ids=module_name)
+def test_modules_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= MODULE_LINES_MAX
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+
+
+def tracked() -> list[Path]:
+    """Every file that is, or would be, committed."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_every_file_names_its_licence() -> None:
+    without_comments = {"LICENSE", "py.typed"}
+    for path in tracked():
+        if path.name not in without_comments and path.suffix != ".md":
+            head = path.read_text().splitlines()[:3]
+            assert any("SPDX-License-Identifier: LGPL-2.1-or-later" in line for line in head), path
+
+
+def test_no_file_has_a_path_of_one_machine() -> None:
+    machine_path = re.compile(r"(?<![\w.$}])/(work|root|home)/\w")
+    for path in tracked():
+        if path != Path(__file__):
+            assert not machine_path.search(path.read_text()), path
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    for path in tracked():
+        if path.suffix == ".md":
+            for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
+                assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_every_installed_module_is_in_the_build() -> None:
+    for folder in ("kvmchand", "libxenvchan_shim"):
+        listed = (ROOT / folder / "meson.build").read_text()
+        for path in python_files(folder):
+            if path.name != "build_embed.py":
+                assert re.search(rf"'{path.stem}(\.py)?'", listed), f"{path} is not installed"
+
+
+def tool(name: str) -> str:
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
+            raise AssertionError(f"{name} is missing")
+        pytest.skip(f"{name} is not installed; KVMCHAN_TEST_FORCE=1 makes this a failure")
+    return found
+
+
+def check(*command: str) -> None:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ruff_finds_nothing() -> None:
+    check(tool("ruff"), "check", "--no-cache", ".")
+
+
+def test_python_is_formatted() -> None:
+    check(tool("ruff"), "format", "--no-cache", "--check", ".")
+
+
+def test_types_are_right() -> None:
+    check(tool("mypy"))
+
+
+def c_files() -> list[Path]:
+    return [path for path in tracked() if path.suffix in (".c", ".h")]
+
+
+def test_c_is_formatted() -> None:
+    check(tool("clang-format"), "--dry-run", "--Werror", *map(str, c_files()))
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_c_compiles_without_a_warning(compiler: str) -> None:
+    # The embedded interpreter's headers, and what meson defines of its paths.
+    config = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
+    paths = [f'-DKVMCHAN_{name}="/"' for name in ("HOME", "STDLIB", "DYNLOAD", "CFFI")]
+    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
+    sources = sorted((ROOT / "libxenvchan_shim" / "csrc").glob("*.c"))
+    check(tool(compiler), *flags, *paths, f"-I{ROOT / 'include'}", f"-isystem{config}", *map(str, sources))

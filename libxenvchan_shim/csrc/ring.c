@@ -35,7 +35,8 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 	uint32_t offset = ring->own & (ring->size - 1);
 	uint32_t first = before_end(ring, offset, count);
 
-	memcpy(ring->buffer + offset, data, first);
+	if (first) /* a call of no bytes may come without a buffer */
+		memcpy(ring->buffer + offset, data, first);
 	if (count > first)
 		memcpy(ring->buffer, (const uint8_t *)data + first, count - first);
 	ring->own += count;
@@ -47,7 +48,8 @@ void ring_get(struct ring *ring, void *data, uint32_t count)
 	uint32_t offset = ring->own & (ring->size - 1);
 	uint32_t first = before_end(ring, offset, count);
 
-	memcpy(data, ring->buffer + offset, first);
+	if (first)
+		memcpy(data, ring->buffer + offset, first);
 	if (count > first)
 		memcpy((uint8_t *)data + first, ring->buffer, count - first);
 	ring->own += count;

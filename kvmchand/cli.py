@@ -36,6 +36,8 @@ def settings(arguments: argparse.Namespace) -> config.Settings:
     domains = [*made.local_domains, *(config.domain_number(each, "--local-domain") for each in arguments.local_domain)]
     if len(set(domains)) != len(domains):
         raise InvalidArgument("a local domain is given twice")
+    if len(domains) > config.LOCAL_DOMAINS_MAX:
+        raise InvalidArgument(f"{len(domains)} local domains are given, and {config.LOCAL_DOMAINS_MAX} are the most")
     return replace(made, local_domains=tuple(domains))
 
 

@@ -15,6 +15,8 @@ from kvmchand.ids import DomainId
 RUNTIME_DIR = Path("/run/kvmchand")
 DOMAIN_MAX = 0x7FEF
 """The largest domain number: Xen keeps 0x7ff0 and above for itself."""
+LOCAL_DOMAINS_MAX = 512
+"""As many as a listing has room for, beside a channel."""
 CHANNELS_MAX = 1 << 20
 """What the settings may allow a domain at the most: the kernel's default for the descriptors of a process (fs.nr_open)."""
 

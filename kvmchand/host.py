@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from kvmchand import log
 from kvmchand.config import Settings
-from kvmchand.core.paths import HOST
+from kvmchand.core.paths import ABSOLUTE_MAX, HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
 from kvmchand.errors import InternalError, KvmchanError, OutOfResources, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
@@ -37,7 +37,10 @@ _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
 _RESTARTS_MAX = 5
 """Restarts of a service in a row that got nowhere, after which the daemon gives up."""
-_LISTING_BYTES = PACKET_MAX // 2
+_CHANNEL_BYTES = 320
+_DOMAIN_BYTES = 40
+_CHANNEL_BYTES_MAX = _CHANNEL_BYTES + ABSOLUTE_MAX
+"""How much room each takes in a listing: a channel without its path, a domain, and a channel with the longest path."""
 _CHANNEL_FDS = 3
 """Descriptors that main has of a channel, beside one for each connection."""
 _SPARE_FDS = 64
@@ -267,6 +270,7 @@ class Host:
         ends = False
         with ExitStack() as undo:
             try:
+                self._lifelines.look()  # who is dead must not stand in the way of what is asked
                 self._require_fds(0)
                 match request:
                     case client.Offer():
@@ -327,12 +331,12 @@ class Host:
     def _list(self, asking: Client, after: ChannelId) -> client.Listing:
         domains = tuple(client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items()))
         channels: list[client.ChannelInfo] = []
-        room = _LISTING_BYTES
+        room = PACKET_MAX - _CHANNEL_BYTES_MAX - _DOMAIN_BYTES * len(domains)
         for channel in self._registry.visible(asking.domain, after):
             if room < 0:
                 return client.Listing(domains, tuple(channels), more=True)
             channels.append(self._describe(channel))
-            room -= len(channel.path) + 320
+            room -= len(channel.path) + _CHANNEL_BYTES
         return client.Listing(domains, tuple(channels), more=False)
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:

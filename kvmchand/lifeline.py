@@ -56,15 +56,16 @@ class Lifelines:
             if left > 0:
                 return left
             del self._looks[0]
-            self._look()
+            self.look()
         return None
 
     def _look_now_and_again(self) -> None:
         now = time.monotonic()
         self._looks = [now + each for each in _LOOKS]
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Ends those whose mapping has gone."""
         gone = [holder for holder, (region, side, _) in self._watched.items() if not region.is_mapped(side)]
         for holder in gone:
             _, _, watch = self._watched.pop(holder)

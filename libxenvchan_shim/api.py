@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Buffer = bytes | bytearray | memoryview
 
 _DEFAULT_RING = 65536
+_NUMBER_MAX = 2**31 - 1
+"""Of a C int: the largest number of a domain, and what one call can answer for."""
 
 
 class State(Enum):
@@ -47,6 +49,7 @@ class Vchan:
         self.path = grant.granted.path
         """Absolute."""
         self.is_server = is_server
+        self._process = os.getpid()
         # blocking and server_persist are plain fields of the structure, as for C programs.
         self._ctrl = dataplane.attach(
             dataplane.Grant(
@@ -59,6 +62,7 @@ class Vchan:
                 grant.granted.right_order,
             )
         )
+        self._read_ring = 1 << self._ctrl.contents.read.order
 
     def _open(self) -> Any:
         if self._ctrl is None:
@@ -118,9 +122,10 @@ class Vchan:
         ctrl = self._open()
         if size < 0:
             raise InvalidArgument(f"{size} bytes can't be read")
-        buffer = ctypes.create_string_buffer(size)
-        count = int(function(ctrl, buffer, size))  # type: ignore[operator]
-        return buffer.raw[:count]
+        # No call takes more than the ring holds; and the C function refuses what is over its limit.
+        buffer = ctypes.create_string_buffer(min(size, self._read_ring))
+        count = int(function(ctrl, buffer, min(size, _NUMBER_MAX + 1)))  # type: ignore[operator]
+        return ctypes.string_at(buffer, count)
 
     @property
     def data_ready(self) -> int:
@@ -169,7 +174,8 @@ class Vchan:
         self.close()
 
     def __del__(self) -> None:
-        if getattr(self, "_ctrl", None) is not None:
+        # A forked child's copy is not the channel's end: the parent's is.
+        if getattr(self, "_ctrl", None) is not None and self._process == os.getpid():
             self.close()
 
 
@@ -192,6 +198,7 @@ def listen(
     Raises NotFound (no daemon, or no such domain), Unreachable, InvalidArgument, TooLong, AccessDenied (not below the
     caller's own node), LimitReached, OutOfResources or ProtocolError (another version).
     """
+    _require_domain(peer)
     for name, size in (("read_min", read_min), ("write_min", write_min)):
         if size < 0:
             raise InvalidArgument(f"{name} is {size}: give a number of bytes")
@@ -208,6 +215,7 @@ def listen(
 def connect(domain: int, path: str, *, blocking: bool = False) -> Vchan:
     """Connects to the vchan that `domain` offers the caller at `path`. NotFound, at once, if it offers none; Busy while another
     client is connected; otherwise as listen()."""
+    _require_domain(domain)
     connection = _connection()
     try:
         vchan = Vchan(connection, connection.connect(domain, path), is_server=False)
@@ -216,6 +224,11 @@ def connect(domain: int, path: str, *, blocking: bool = False) -> Vchan:
         raise
     vchan.blocking = blocking
     return vchan
+
+
+def _require_domain(number: int) -> None:
+    if not 0 <= number <= _NUMBER_MAX:
+        raise InvalidArgument(f"{number} is no domain's number: give 0 for the host, or a guest's")
 
 
 def _size(value: int) -> Size:

@@ -109,9 +109,12 @@ def main() -> None:
             )
         else:
             print(show(domains, channels))
+        sys.stdout.flush()
     except KvmchanError as error:
         sys.exit(f"kvmchan: {error.sentence}")
     except BrokenPipeError:
+        # Nobody reads on. What is left in the buffer goes nowhere, without a complaint at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Messages to bytes and back, and everything that is no message: a ProtocolError, whatever the bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from kvmchand.errors import ProtocolError
+from kvmchand.wire import client, internal
+from kvmchand.wire.codec import PACKET_MAX, Codec
+
+PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
+    (client.requests, client.REQUESTS),
+    (client.replies, client.REPLIES),
+    (internal.to_local, internal.TO_LOCAL),
+    (internal.to_main, internal.TO_MAIN),
+]
+KINDS = [(codec, kind, cls) for codec, kinds in PROTOCOLS for kind, cls in kinds.items()]
+RECORDS = {each.__name__: each for each in (client.DomainInfo, client.ChannelInfo)}
+
+# Of each type: what is just allowed, and what is just not.
+TYPES: dict[str, tuple[list[Any], list[Any]]] = {
+    "int": ([-(2**31), -1, 0, 1, 2**31 - 1], [-(2**31) - 1, 2**31]),
+    "Size": ([0, 1, 2**63 - 1], [-1, 2**63]),
+    "DomainId": ([0, 2**31 - 1], [-1, 2**31]),
+    "ChannelId": ([0, 2**63 - 1], [-1, 2**63]),
+    "ClientId": ([0, 2**63 - 1], [-1, 2**63]),
+    "str": (["", "x", "x" * 4096, 'ä"\\\n\0\u2028'], ["x" * 4097]),
+    "Packet": (["", '{"type":"hello"}', "x" * 20000], []),
+    "bool": ([True, False], []),
+}
+NUMBERS = ("int", "Size", "DomainId", "ChannelId", "ClientId")
+
+
+def wrong_types(kind: str) -> list[Any]:
+    """Values that are of none of the types, or of another than `kind`."""
+    values: list[Any] = [None, 1.0, {}, float("nan"), [None]]
+    if kind not in NUMBERS:
+        values += [0, 1]
+    if kind not in ("str", "Packet"):
+        values += ["", "1", "true"]
+    if kind != "bool":
+        values += [True, False]
+    if not kind.startswith("tuple"):
+        values += [[], [1]]
+    return values
+
+
+def fields_of(cls: type) -> dict[str, str]:
+    return {name: str(kind) for name, kind in cls.__annotations__.items()}
+
+
+def sample(kind: str, which: int = 1) -> Any:
+    """A value that a field of this type may have."""
+    if kind.startswith("tuple["):
+        record = RECORDS[kind.removeprefix("tuple[").removesuffix(", ...]")]
+        return tuple(make(record, each) for each in range(which))
+    allowed = TYPES[kind][0]
+    return allowed[which % len(allowed)]
+
+
+def make(cls: type, which: int = 1) -> Any:
+    return cls(*[sample(kind, which) for kind in fields_of(cls).values()])
+
+
+def object_of(codec: Codec, cls: type) -> dict[str, Any]:
+    """A message of `cls` as JSON decodes it."""
+    decoded: dict[str, Any] = json.loads(codec.encode(make(cls)))
+    return decoded
+
+
+def refuse(codec: Codec, value: Any) -> str:
+    """Decoding this fails; with which sentence."""
+    data = value if isinstance(value, bytes) else json.dumps(value).encode()
+    with pytest.raises(ProtocolError) as caught:
+        codec.decode(data)
+    assert len(caught.value.sentence) < 200
+    assert caught.value.sentence.isprintable()
+    return caught.value.sentence
+
+
+@pytest.mark.parametrize("which", range(5))
+@pytest.mark.parametrize(("codec", "kind", "cls"), KINDS)
+def test_a_message_comes_back_the_same(codec: Codec, kind: str, cls: type, which: int) -> None:
+    message = make(cls, which)
+    data = codec.encode(message)
+    assert json.loads(data)["type"] == kind
+    assert codec.decode(data) == message
+
+
+@pytest.mark.parametrize(("codec", "kind", "cls"), KINDS)
+def test_a_field_is_missing(codec: Codec, kind: str, cls: type) -> None:
+    for name in fields_of(cls):
+        value = object_of(codec, cls)
+        del value[name]
+        sentence = refuse(codec, value)
+        assert kind in sentence
+        assert name in sentence
+
+
+@pytest.mark.parametrize(("codec", "kind", "cls"), KINDS)
+def test_a_field_is_too_many(codec: Codec, kind: str, cls: type) -> None:
+    sentence = refuse(codec, {**object_of(codec, cls), "surplus": 1})
+    assert kind in sentence
+    assert "surplus" in sentence
+
+
+@pytest.mark.parametrize(("codec", "kind", "cls"), KINDS)
+def test_a_field_is_of_another_type(codec: Codec, kind: str, cls: type) -> None:
+    for name, annotation in fields_of(cls).items():
+        for wrong in wrong_types(annotation):
+            sentence = refuse(codec, {**object_of(codec, cls), name: wrong})
+            assert kind in sentence
+            assert name in sentence
+
+
+@pytest.mark.parametrize(("codec", "kind", "cls"), KINDS)
+def test_a_field_is_just_in_and_just_out_of_its_range(codec: Codec, kind: str, cls: type) -> None:
+    for name, annotation in fields_of(cls).items():
+        if annotation.startswith("tuple["):
+            continue
+        allowed, refused = TYPES[annotation]
+        for value in allowed:
+            decoded = codec.decode(json.dumps({**object_of(codec, cls), name: value}).encode())
+            assert getattr(decoded, name) == value
+        for value in refused:
+            assert name in refuse(codec, {**object_of(codec, cls), name: value})
+
+
+def test_a_record_in_a_list_is_judged_as_strictly() -> None:
+    good = object_of(client.replies, client.Listing)
+    (domain,) = good["domains"]
+    for wrong in ({}, {**domain, "surplus": 1}, {**domain, "domain": "0"}, {**domain, "domain": True}, 1, None, [domain]):
+        refuse(client.replies, {**good, "domains": [domain, wrong]})
+    assert len(client.replies.decode(json.dumps({**good, "domains": [domain] * 3}).encode()).domains) == 3
+
+
+@pytest.mark.parametrize(("codec", "_kinds"), PROTOCOLS)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b" ",
+        b"\0",
+        b"hello",
+        b"{",
+        b"}",
+        b'{"type":"hello","version":1',
+        b'{"type":"hello","version":1}}',
+        b'{"type":"hello","version":1}{"type":"hello","version":1}',
+        b"{'type':'hello','version':1}",
+        b'{"type":"hello","version":01}',
+        b'{"type":"hello","version":' + b"9" * 10000 + b"}",
+        b'{"type":"hello","version":1e999}',
+        b'{"type":"hello","version":NaN}',
+        b'{"type":"hel\xfflo","version":1}',
+        b"\xef\xbb\xbf" + b'{"type":"hello","version":1}',
+        '{"type":"hello","version":1}'.encode("utf-16"),
+        '{"type":"hello","version":1}'.encode("utf-32"),
+        b'{"type":"hello","type":"list","version":1}',
+        b"null",
+        b"1",
+        b'"hello"',
+        b"[]",
+        b'["hello", 1]',
+        b"{}",
+        b'{"version":1}',
+        b'{"type":null}',
+        b'{"type":1}',
+        b'{"type":["hello"]}',
+        b'{"type":{"hello":1}}',
+        b'{"type":"Hello","version":1}',
+        b'{"type":"hello ","version":1}',
+        b'{"type":""}',
+        b'{"type":"\\ud800"}',
+        b'{"type":"\\u0000\\n"}',
+        b"[" * PACKET_MAX,
+        b'{"a":' * (PACKET_MAX // 5),
+    ],
+)
+def test_what_is_no_message(codec: Codec, _kinds: dict[str, type], data: bytes) -> None:
+    refuse(codec, data)
+
+
+@pytest.mark.parametrize(("codec", "kinds"), PROTOCOLS)
+def test_a_message_of_another_protocol_is_unknown(codec: Codec, kinds: dict[str, type]) -> None:
+    for other, kind, cls in KINDS:
+        if kind not in kinds:
+            assert kind in refuse(codec, other.encode(make(cls)))
+
+
+def test_nesting_at_every_depth_near_the_recursion_limit() -> None:
+    for depth in range(900, 1100):
+        for nested in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+            refuse(client.requests, nested)
+            refuse(client.requests, b'{"type":' + nested + b"}")
+            refuse(client.requests, b'{"type":"hello","version":' + nested + b"}")
+
+
+def test_a_record_is_made_of_each_field_once_and_never_changes() -> None:
+    made = client.Connect(1, "x")
+    assert made == client.Connect(domain=1, path="x") == client.Connect(1, path="x")
+    assert made != client.Connect(2, "x")
+    assert made != client.Hello(1)
+    assert hash(made) == hash(client.Connect(1, "x"))
+    assert repr(made) == "Connect(domain=1, path='x')"
+    wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((), {}),
+        ((1,), {}),
+        ((1, "x", 2), {}),
+        ((1,), {"domain": 1}),
+        ((1, "x"), {"path": "x"}),
+        ((1, "x"), {"surplus": 1}),
+    ]
+    for values, named in wrong:
+        with pytest.raises(TypeError):
+            client.Connect(*values, **named)
+    with pytest.raises(AttributeError):
+        made.path = "y"  # type: ignore[misc]
+
+
+def test_a_packet_has_packet_max_bytes_at_most() -> None:
+    data = client.requests.encode(client.Hello(1))
+    assert client.requests.decode(data.ljust(PACKET_MAX)) == client.Hello(1)
+    assert str(PACKET_MAX) in refuse(client.requests, data.ljust(PACKET_MAX + 1))
+
+
+def test_the_longest_path_fits_into_a_packet_in_its_longest_spelling() -> None:
+    offer = client.Offer(0, "\u00e4" * 3072, 0, 0)  # type: ignore[arg-type]
+    assert len(client.requests.encode(offer)) <= PACKET_MAX
+    asked = internal.Ask(1, client.requests.encode(offer).decode())  # type: ignore[arg-type]
+    assert len(internal.to_main.encode(asked)) <= PACKET_MAX
+
+
+def test_random_bytes_are_a_message_or_a_protocol_error() -> None:
+    chosen = random.Random(1)
+    valid = [(codec, codec.encode(make(cls, which))) for codec, _, cls in KINDS for which in range(3)]
+    scraps = [b"{", b"}", b"[", b"]", b",", b":", b'"', b"\\", b"\\ud800", b"null", b"1e9", b"-", b"\xff", b"\0", b"type"]
+    for _ in range(20000):
+        codec, data = chosen.choice(valid)
+        mutated = bytearray(data[:2000])
+        for _ in range(chosen.randrange(1, 5)):
+            at = chosen.randrange(len(mutated) + 1)
+            match chosen.randrange(4):
+                case 0:
+                    mutated[at:at] = chosen.choice(scraps)
+                case 1:
+                    del mutated[at : at + chosen.randrange(8)]
+                case 2:
+                    mutated[at : at + 1] = chosen.randbytes(1)
+                case _:
+                    start = chosen.randrange(len(data))
+                    mutated[at:at] = data[start : start + chosen.randrange(40)]
+        decode_or_protocol_error(codec, bytes(mutated))
+        decode_or_protocol_error(codec, chosen.randbytes(chosen.randrange(60)))
+
+
+def test_random_json_is_a_message_or_a_protocol_error() -> None:
+    chosen = random.Random(2)
+    leaves: list[Any] = [None, True, False, 0, -1, 2**31, 2**64, 1.5, "", "x", "x" * 5000, "\ud800", [], {}]
+    for _ in range(20000):
+        codec, kind, cls = chosen.choice(KINDS)
+        value: dict[str, Any] = {"type": kind if chosen.random() < 0.9 else chosen.choice(leaves)}
+        for name, annotation in fields_of(cls).items():
+            if chosen.random() < 0.95:
+                value[name] = chosen.choice(leaves) if chosen.random() < 0.3 else json.loads(json.dumps(plain(annotation)))
+        if chosen.random() < 0.1:
+            value[chosen.choice(["x", "", "\ud800", "version"])] = chosen.choice(leaves)
+        decode_or_protocol_error(codec, json.dumps(value).encode())
+
+
+def plain(annotation: str) -> Any:
+    return [] if annotation.startswith("tuple") else sample(annotation)
+
+
+def decode_or_protocol_error(codec: Codec, data: bytes) -> None:
+    try:
+        message = codec.decode(data)
+    except ProtocolError as error:
+        assert error.sentence
+    else:
+        codec.encode(message)  # it is a message of the protocol's

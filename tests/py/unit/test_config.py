@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The settings file: each setting, its limits, and each kind of mistake, whose sentence names the file and the setting."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmchand import config
+from kvmchand.config import Limits, Settings, SocketSettings
+from kvmchand.core import rings
+from kvmchand.errors import InvalidArgument
+
+EVERYTHING = """
+runtime_dir = "/run/elsewhere"
+local_domains = [1, 32751]
+service_user = "daemon"
+
+[socket]
+mode = 0o660
+group = "users"
+
+[limits]
+max_ring = 4194304
+max_channels = 7
+"""
+
+
+def load(folder: Path, text: str | bytes) -> Settings:
+    file = folder / "kvmchand.toml"
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return config.load(file)
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == Settings()
+
+
+def test_the_defaults() -> None:
+    made = Settings()
+    assert (made.runtime_dir, made.local_domains, made.service_user) == (Path("/run/kvmchand"), (), "nobody")
+    assert (made.socket.mode, made.socket.group) == (0o600, "")
+    assert made.limits.max_ring == 1 << 20
+
+
+def test_every_setting_is_read(tmp_path: Path) -> None:
+    read = load(tmp_path, EVERYTHING)
+    assert read == Settings(
+        runtime_dir=Path("/run/elsewhere"),
+        local_domains=(1, 32751),  # type: ignore[arg-type]
+        service_user="daemon",
+        socket=SocketSettings(mode=0o660, group="users"),
+        limits=Limits(max_ring=4 << 20, max_channels=7),
+    )
+    default = Settings()
+    for section in (read, read.socket, read.limits):
+        before: Any = next(each for each in (default, default.socket, default.limits) if type(each) is type(section))
+        for field in fields(section):
+            assert getattr(section, field.name) != getattr(before, field.name), f"EVERYTHING has no {field.name}"
+
+
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        # of the wrong type
+        ("runtime_dir = 1", "runtime_dir"),
+        ('runtime_dir = ""', "runtime_dir"),
+        ('runtime_dir = "a\\u0000b"', "runtime_dir"),
+        ("service_user = true", "service_user"),
+        ('service_user = ""', "service_user"),
+        ("local_domains = 1", "local_domains"),
+        ('local_domains = ["1"]', "local_domains"),
+        ("local_domains = [true]", "local_domains"),
+        ("local_domains = [1.0]", "local_domains"),
+        ("socket = 1", "socket"),
+        ("limits = []", "limits"),
+        ('[socket]\nmode = "660"', "socket.mode"),
+        ("[socket]\nmode = true", "socket.mode"),
+        ("[socket]\nmode = 384.0", "socket.mode"),
+        ("[socket]\ngroup = 100", "socket.group"),
+        ('[limits]\nmax_ring = "1M"', "limits.max_ring"),
+        ("[limits]\nmax_channels = 1.5", "limits.max_channels"),
+        # out of range
+        ("local_domains = [0]", "local_domains"),
+        ("local_domains = [-1]", "local_domains"),
+        ("local_domains = [32752]", "local_domains"),
+        ("[socket]\nmode = -1", "socket.mode"),
+        ("[socket]\nmode = 0o1000", "socket.mode"),
+        (f"[socket]\nmode = {10**30}", "socket.mode"),
+        ("[limits]\nmax_ring = -1", "limits.max_ring"),
+        (f"[limits]\nmax_ring = {rings.RING_MAX + 1}", "limits.max_ring"),
+        ("[limits]\nmax_channels = -1", "limits.max_channels"),
+        (f"[limits]\nmax_channels = {config.CHANNELS_MAX + 1}", "limits.max_channels"),
+        (f"[limits]\nmax_channels = {10**30}", "limits.max_channels"),
+        # unknown
+        ("runtime_dri = 'x'", "runtime_dri"),
+        ("[sockets]\nmode = 0", "sockets"),
+        ("[socket]\nmod = 0", "mod"),
+        ("[limits]\nmax_rings = 1", "max_rings"),
+        # no TOML
+        ("runtime_dir = ", "at end of document"),
+        ("\n\n[socket\n", "at line 3"),
+        ("[limits]\nmax_ring = 1\nmax_ring = 2\n", "at line 3"),
+        (b"runtime_dir = '\xff'", "utf-8"),
+    ],
+)
+def test_a_mistake_is_one_sentence_that_names_the_file_and_the_setting(tmp_path: Path, text: str | bytes, setting: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "kvmchand.toml") in caught.value.sentence
+    assert setting in caught.value.sentence
+    assert "\n" not in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[socket]\nmode = 0",
+        "[socket]\nmode = 0o777",
+        "[limits]\nmax_ring = 0",
+        f"[limits]\nmax_ring = {rings.RING_MAX}",
+        "[limits]\nmax_channels = 0",
+        f"[limits]\nmax_channels = {config.CHANNELS_MAX}",
+        "local_domains = []",
+        "local_domains = [1]",
+        f"local_domains = [{config.DOMAIN_MAX}]",
+        "[socket]",
+        "[limits]",
+    ],
+)
+def test_the_limits_themselves_are_allowed(tmp_path: Path, text: str) -> None:
+    load(tmp_path, text)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        config.load(tmp_path / "missing.toml")
+    assert str(tmp_path / "missing.toml") in caught.value.sentence
+
+
+@pytest.mark.parametrize("value", [1, config.DOMAIN_MAX])
+def test_a_local_domains_number(value: int) -> None:
+    assert config.domain_number(value, "--local-domain") == value
+
+
+@pytest.mark.parametrize("value", [0, -1, config.DOMAIN_MAX + 1, True, 1.0, "1", None])
+def test_no_local_domains_number(value: object) -> None:
+    with pytest.raises(InvalidArgument):
+        config.domain_number(value, "--local-domain")

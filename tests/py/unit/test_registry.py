@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The registry's rules: who may offer and connect, who has a path, and when a channel is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side, State
+from kvmchand.core.rings import Rings
+from kvmchand.errors import AccessDenied, Busy, InvalidArgument, KvmchanError, LimitReached, NotFound, TooLong
+from kvmchand.ids import ChannelId, ClientId, DomainId
+
+HOST, ONE, TWO = DomainId(0), DomainId(1), DomainId(2)
+SERVER, CLIENT, OTHER, THIRD = (ClientId(each) for each in (11, 12, 13, 14))
+PATH = "/local/domain/1/vchan"
+
+
+@pytest.fixture
+def registry() -> Registry:
+    made = Registry()
+    made.add_domain(HOST, DomainKind.HOST)
+    made.add_domain(ONE, DomainKind.LOCAL)
+    made.add_domain(TWO, DomainKind.LOCAL)
+    return made
+
+
+def end(holder: ClientId) -> End:
+    return End(holder, pid=1000 + holder)
+
+
+def offer(
+    registry: Registry, holder: ClientId = SERVER, caller: DomainId = ONE, peer: DomainId = TWO, path: str = PATH
+) -> Channel:
+    return registry.offer(caller, peer, path, 1024, 2048, end(holder))
+
+
+def connect(
+    registry: Registry, holder: ClientId = CLIENT, caller: DomainId = TWO, domain: DomainId = ONE, path: str = PATH
+) -> Channel:
+    return registry.connect(caller, domain, path, end(holder))
+
+
+def assert_empty(registry: Registry) -> None:
+    """Nothing is remembered of what is over."""
+    fresh = Registry(registry.max_ring, registry.max_channels, dict(registry.domains), _last=registry._last)
+    assert registry == fresh
+
+
+def test_an_offer_is_a_waiting_channel(registry: Registry) -> None:
+    channel = offer(registry, path="vchan")
+    assert (channel.path, channel.server_domain, channel.client_domain) == (PATH, ONE, TWO)
+    assert channel.rings == Rings(10, 11)
+    assert channel.state is State.WAITING
+    assert registry.held(SERVER) == (channel, Side.SERVER)
+    assert channel.end(Side.SERVER) == end(SERVER)
+    assert channel.end(Side.CLIENT) is None
+
+
+def test_a_connected_channel_has_both_ends(registry: Registry) -> None:
+    channel = offer(registry)
+    assert connect(registry) is channel
+    assert channel.state is State.CONNECTED
+    assert registry.held(CLIENT) == (channel, Side.CLIENT)
+    assert channel.end(Side.CLIENT) == end(CLIENT)
+
+
+def test_channels_are_numbered_upwards_from_1(registry: Registry) -> None:
+    numbers = [offer(registry, ClientId(each), path=f"p{each}").number for each in (1, 2, 3)]
+    registry.release(ClientId(3))
+    assert [*numbers, offer(registry, ClientId(4)).number] == [1, 2, 3, 4]
+
+
+# ---- refusals; each leaves the registry as it was ----
+
+
+@pytest.mark.parametrize(
+    ("caller", "peer", "path", "error"),
+    [
+        (ONE, TWO, "/local/domain/2/x", AccessDenied),
+        (ONE, TWO, "/local/domain/0/x", AccessDenied),
+        (ONE, TWO, "/x", AccessDenied),
+        (ONE, DomainId(3), "x", NotFound),
+        (ONE, DomainId(-1), "x", NotFound),
+        (ONE, TWO, "", InvalidArgument),
+        (ONE, TWO, "x y", InvalidArgument),
+        (ONE, TWO, "x" * 2049, TooLong),
+    ],
+)
+def test_an_offer_that_can_not_be_is_refused(
+    registry: Registry, caller: DomainId, peer: DomainId, path: str, error: type[KvmchanError]
+) -> None:
+    with pytest.raises(error):
+        offer(registry, caller=caller, peer=peer, path=path)
+    assert_empty(registry)
+
+
+def test_an_offer_of_too_large_rings_is_refused(registry: Registry) -> None:
+    registry.max_ring = 8192
+    registry.offer(ONE, TWO, "fits", 8192, 8192, end(SERVER))
+    registry.release(SERVER)
+    for sizes in ((8193, 1), (1, 8193)):
+        with pytest.raises(InvalidArgument):
+            registry.offer(ONE, TWO, "too-large", *sizes, end(SERVER))
+    assert_empty(registry)
+
+
+def test_domain_0_offers_anywhere(registry: Registry) -> None:
+    for holder, path in ((SERVER, "/local/domain/1/x"), (OTHER, "/x"), (THIRD, "x")):
+        offer(registry, holder, caller=HOST, path=path)
+
+
+def test_a_path_that_nobody_offers_is_not_found(registry: Registry) -> None:
+    offer(registry)
+    for wrong in ({"path": "/local/domain/1/other"}, {"domain": TWO}, {"domain": DomainId(9)}, {"path": "vchan"}):
+        with pytest.raises(NotFound):
+            connect(registry, **wrong)
+    assert registry.held(CLIENT) is None
+
+
+def test_only_the_named_domain_may_connect(registry: Registry) -> None:
+    channel = offer(registry)
+    for caller in (HOST, ONE):
+        with pytest.raises(AccessDenied):
+            connect(registry, caller=caller)
+    assert channel.state is State.WAITING
+    assert connect(registry, caller=TWO) is channel
+
+
+def test_a_second_client_is_refused_while_there_is_one(registry: Registry) -> None:
+    offer(registry)
+    connect(registry)
+    with pytest.raises(Busy) as caught:
+        connect(registry, OTHER)
+    assert str(end(CLIENT).pid) in caught.value.sentence
+    registry.release(CLIENT)
+    connect(registry, OTHER)
+
+
+def test_a_connection_holds_one_end_at_most(registry: Registry) -> None:
+    offer(registry)
+    offer(registry, OTHER, path="second")
+    again: list[Callable[[], Channel]] = [lambda: offer(registry, path="third"), lambda: connect(registry, SERVER)]
+    for open_again in again:
+        with pytest.raises(KvmchanError, match="one connection a channel"):
+            open_again()
+    connect(registry)
+    with pytest.raises(KvmchanError, match="one connection a channel"):
+        connect(registry, CLIENT, path="/local/domain/1/second")
+
+
+def test_a_connection_may_open_again_what_it_released(registry: Registry) -> None:
+    offer(registry)
+    registry.release(SERVER)
+    offer(registry)
+
+
+# ---- the limit ----
+
+
+def test_a_domain_offers_max_channels_at_most(registry: Registry) -> None:
+    registry.max_channels = 2
+    offer(registry, ClientId(1), path="a")
+    second = offer(registry, ClientId(2), path="b")
+    with pytest.raises(LimitReached):
+        offer(registry, ClientId(3), path="c")
+    with pytest.raises(LimitReached):  # a take-over is one more, while the old channel goes on
+        offer(registry, ClientId(3), path="b")
+    offer(registry, ClientId(4), caller=TWO, path="c")  # another domain has its own
+    connect(registry, path=second.path)
+    registry.release(ClientId(2))
+    with pytest.raises(LimitReached):  # its client still has it
+        offer(registry, ClientId(3), path="c")
+    registry.release(CLIENT)
+    offer(registry, ClientId(3), path="c")
+
+
+def test_refused_offers_do_not_count(registry: Registry) -> None:
+    registry.max_channels = 1
+    for _ in range(3):
+        with pytest.raises(AccessDenied):
+            offer(registry, path="/local/domain/2/x")
+    offer(registry)
+
+
+# ---- the end of an end ----
+
+
+def test_a_client_that_went_leaves_room_for_another(registry: Registry) -> None:
+    channel = offer(registry)
+    connect(registry)
+    assert registry.release(CLIENT) == (channel, Side.CLIENT)
+    left = channel.state
+    assert connect(registry, OTHER) is channel
+    assert (left, channel.state) == (State.CLIENT_GONE, State.CONNECTED)
+
+
+def test_a_server_that_went_leaves_its_client_the_channel_but_not_the_path(registry: Registry) -> None:
+    channel = offer(registry)
+    connect(registry)
+    assert registry.release(SERVER) == (channel, Side.SERVER)
+    assert channel.state is State.SERVER_GONE
+    assert registry.channels == {channel.number: channel}
+    with pytest.raises(NotFound):
+        connect(registry, OTHER)
+    registry.release(CLIENT)
+    assert_empty(registry)
+
+
+@pytest.mark.parametrize("order", [(SERVER,), (SERVER, CLIENT), (CLIENT, SERVER)])
+def test_a_channel_is_over_when_both_ends_are(registry: Registry, order: tuple[ClientId, ...]) -> None:
+    offer(registry)
+    if CLIENT in order:
+        connect(registry)
+    for holder in order:
+        assert registry.channels
+        registry.release(holder)
+    assert_empty(registry)
+
+
+def test_to_release_nothing_is_nothing(registry: Registry) -> None:
+    assert registry.release(SERVER) is None
+    offer(registry)
+    registry.release(SERVER)
+    assert registry.release(SERVER) is None
+
+
+def test_a_domain_may_talk_to_itself(registry: Registry) -> None:
+    channel = offer(registry, caller=ONE, peer=ONE)
+    assert connect(registry, caller=ONE, domain=ONE, path="vchan") is channel
+    assert channel.state is State.CONNECTED
+
+
+# ---- taking a path over ----
+
+
+def test_a_second_offer_takes_the_path_over_and_the_old_channel_keeps_its_client(registry: Registry) -> None:
+    old = offer(registry)
+    connect(registry)
+    new = offer(registry, OTHER)
+    assert (old.state, new.state) == (State.CONNECTED, State.WAITING)
+    assert connect(registry, THIRD) is new
+    registry.release(CLIENT)
+    registry.release(THIRD)
+    assert connect(registry, CLIENT) is new  # not the old one, though it has no client
+
+
+def test_closing_the_old_server_does_not_withdraw_the_new_offer(registry: Registry) -> None:
+    offer(registry)
+    new = offer(registry, OTHER)
+    registry.release(SERVER)
+    assert connect(registry) is new
+
+
+def test_closing_the_new_server_does_not_bring_the_old_offer_back(registry: Registry) -> None:
+    offer(registry)
+    offer(registry, OTHER)
+    registry.release(OTHER)
+    with pytest.raises(NotFound):
+        connect(registry)
+
+
+def test_only_its_domain_and_domain_0_take_a_path_over(registry: Registry) -> None:
+    offer(registry, caller=HOST)  # at a path of domain 1's, which domain 1 may write
+    with pytest.raises(AccessDenied):
+        offer(registry, OTHER, caller=ONE)
+    assert connect(registry, domain=HOST).server_domain == HOST
+    registry.release(CLIENT)
+    registry.release(SERVER)
+    offer(registry, caller=ONE)
+    new = offer(registry, OTHER, caller=HOST)
+    assert connect(registry, domain=HOST) is new
+
+
+# ---- listing ----
+
+
+def test_a_domain_sees_the_channels_it_is_an_end_of_and_domain_0_sees_all(registry: Registry) -> None:
+    one_two = offer(registry, ClientId(1), ONE, TWO, "a").number
+    two_host = offer(registry, ClientId(2), TWO, HOST, "b").number
+    one_one = offer(registry, ClientId(3), ONE, ONE, "c").number
+
+    def seen(caller: DomainId, after: int = 0) -> list[ChannelId]:
+        return [channel.number for channel in registry.visible(caller, ChannelId(after))]
+
+    assert seen(HOST) == [one_two, two_host, one_one]
+    assert seen(ONE) == [one_two, one_one]
+    assert seen(TWO) == [one_two, two_host]
+    assert seen(HOST, one_two) == [two_host, one_one]
+    assert seen(HOST, one_one) == []

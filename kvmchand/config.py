@@ -73,8 +73,8 @@ def _number(value: object, name: str, where: str) -> int:
     return value
 
 
-def _text(value: object, name: str) -> str:
-    if type(value) is not str or not value or "\0" in value:
+def _text(value: object, name: str, *, empty: bool = False) -> str:
+    if type(value) is not str or not (value or empty) or "\0" in value:
         raise InvalidArgument(f"{name} takes a string, not {value!r}")
     return value
 
@@ -87,7 +87,7 @@ def _section(cls: type[Any], table: object, where: str) -> Any:
     for name, value in table.items():
         if name not in known:
             raise InvalidArgument(f"{where} has no setting {name!r}: it has {', '.join(known)}")
-        values[name] = _number(value, name, where) if name in _MOST else _text(value, f"{where}.{name}")
+        values[name] = _number(value, name, where) if name in _MOST else _text(value, f"{where}.{name}", empty=name == "group")
     return cls(**values)
 
 

@@ -105,4 +105,5 @@ def from_errno(number: int, sentence: str) -> KvmchanError:
     """The exception for an errno of the data plane; one that is not in the table keeps its number."""
     error = _BY_NUMBER.get(number, KvmchanError)(sentence)
     error.errno = number
+    error.args = (number, sentence)
     return error

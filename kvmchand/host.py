@@ -19,7 +19,7 @@ from kvmchand import log
 from kvmchand.config import Settings
 from kvmchand.core.paths import ABSOLUTE_MAX, HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
-from kvmchand.errors import InternalError, KvmchanError, OutOfResources, ProtocolError
+from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.ipc import Service
 from kvmchand.lifeline import Lifelines
@@ -35,6 +35,8 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
+_GENERATION = 1 << 40
+"""Clients that one local process may number: more than it ever will."""
 _RESTARTS_MAX = 5
 """Restarts of a service in a row that got nowhere, after which the daemon gives up."""
 _CHANNEL_BYTES = 320
@@ -67,7 +69,10 @@ class Host:
         self._registry = Registry(settings.limits.max_ring, settings.limits.max_channels)
         self._regions: dict[ChannelId, Region] = {}
         self._clients: dict[ClientId, Client] = {}
-        self._last_client = ClientId(0)
+        self._idle: dict[DomainId, dict[ClientId, Client]] = {}
+        """The clients without a channel, the oldest first."""
+        self._generation = 0
+        """Of the local process. It numbers its clients, from _GENERATION times this on."""
         self._local: Service | None = None
         self._local_failures = 0
         self._failure: KvmchanError | None = None
@@ -131,11 +136,12 @@ class Host:
 
     def _start_local(self) -> None:
         service = self._local = Service("local")
-        max_clients = 2 * self._settings.limits.max_channels + _IDLE_CLIENTS
+        self._generation += 1
+        max_clients = 2 * self._settings.limits.max_channels + 2 * _IDLE_CLIENTS
         told: list[tuple[object, list[int]]] = []
         told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(max_clients)]
         told += [(internal.Restore(each.number, each.domain), [each.sock.fileno()]) for each in self._clients.values()]
-        told += [(internal.Start(ClientId(self._last_client + 1), self._settings.service_user), [])]
+        told += [(internal.Start(ClientId(self._generation * _GENERATION), self._settings.service_user), [])]
         try:
             for message, fds in told:
                 send_packet(service.sock, internal.to_local.encode(message), fds)
@@ -150,12 +156,9 @@ class Host:
             return
         try:
             data, fds = receive_packet(service.sock)
-        except OSError:
-            data = b""
-        if not data:
-            self._on_local_death(service)
-            return
-        try:
+            if not data:
+                self._on_local_death(service)
+                return
             with fds:
                 asked = self._understand(data, fds)
         except (OSError, KeyError, UnicodeEncodeError) as error:
@@ -180,6 +183,8 @@ class Host:
         if asking is None:
             if len(fds) != 1:
                 return None  # it hung up meanwhile
+            if message.client // _GENERATION != self._generation:
+                raise ProtocolError(f"{message.client} is no number for a new client")
             asking = self._adopt(message.client, fds)
         return asking, request
 
@@ -209,12 +214,16 @@ class Host:
             # Both from the socket itself and not from what the local process says.
             domain = self._sockets.domain_of(sock)
             pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            adopted = Client(number, sock, domain, pid)
+            self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         except BaseException:
             sock.close()
             raise
-        adopted = self._clients[number] = Client(number, sock, domain, pid)
-        self._last_client = max(self._last_client, number)
-        self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
+        self._clients[number] = adopted
+        idle = self._idle.setdefault(domain, {})
+        idle[number] = adopted
+        if len(idle) > _IDLE_CLIENTS:
+            self._drop(next(iter(idle.values())))
         return adopted
 
     def _on_hang_up(self, gone: Client, events: int) -> None:
@@ -227,16 +236,16 @@ class Host:
         self._forget(gone)
         if held is None:
             return
-        channel, side = held
-        region = self._regions[channel.number]
-        if region.is_mapped(side):
+        region = self._regions[held[0].number]
+        if region.is_mapped(gone.number):
             # It closed its descriptors, or a child of it did, but the channel is in use: wait for the mapping's end.
-            self._lifelines.watch(gone.number, region, side)
+            self._lifelines.watch(gone.number, region)
         else:
             self._end(gone.number)
 
     def _forget(self, gone: Client) -> None:
         del self._clients[gone.number]
+        self._idle[gone.domain].pop(gone.number, None)
         self._loop.remove(gone.sock.fileno())
         gone.sock.close()
 
@@ -270,17 +279,12 @@ class Host:
         ends = False
         with ExitStack() as undo:
             try:
-                self._lifelines.look()  # who is dead must not stand in the way of what is asked
                 self._require_fds(0)
-                match request:
-                    case client.Offer():
-                        reply, fds = self._offer(asking, request, undo)
-                    case client.Connect():
-                        reply, fds = self._connect(asking, request, undo)
-                    case client.List():
-                        reply = self._list(asking, request.after)
-                    case _:
-                        raise InternalError(f"no answer to {type(request).__name__}")
+                try:
+                    reply, fds = self._serve(asking, request, undo)
+                except (Busy, LimitReached):
+                    self._lifelines.look()  # who is dead must not stand in the way
+                    reply, fds = self._serve(asking, request, undo)
             except KvmchanError as error:
                 reply, fds = client.Error(error.code, error.sentence), ()
                 # Who has no channel must not stay where descriptors are short.
@@ -293,14 +297,34 @@ class Host:
             if ends:
                 self._drop(asking)
 
-    def _require_fds(self, wanted: int) -> None:
+    def _serve(self, asking: Client, request: object, undo: ExitStack) -> tuple[object, tuple[int, ...]]:
+        match request:
+            case client.Offer():
+                return self._offer(asking, request, undo)
+            case client.Connect():
+                return self._connect(asking, request, undo)
+            case client.List():
+                return self._list(asking, request.after), ()
+        raise InternalError(f"no answer to {type(request).__name__}")
+
+    def _require_fds(self, wanted: int) -> int:
+        """OutOfResources unless so many descriptors are free; how many would be left."""
         taken = len(self._clients) + _CHANNEL_FDS * len(self._regions) + len(self._registry.domains) + _SPARE_FDS
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if taken + wanted > most:
             raise OutOfResources(f"the daemon needs more than the {most} descriptors it may have: raise its limit (LimitNOFILE)")
+        return most - taken - wanted
+
+    def _require_share(self, domain: DomainId, left: int) -> None:
+        """LimitReached where a domain has more channels than there is room left for: so none takes it all. The host may."""
+        channels = self._registry.ends(domain, Side.SERVER)
+        if domain != HOST and channels > left // (_CHANNEL_FDS + 2):
+            raise LimitReached(
+                f"domain {domain} has {channels} channels, its share of the daemon's descriptors: raise LimitNOFILE"
+            )
 
     def _offer(self, asking: Client, offer: client.Offer, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
-        self._require_fds(_CHANNEL_FDS)
+        self._require_share(asking.domain, self._require_fds(_CHANNEL_FDS))
         end = End(asking.number, asking.pid)
         channel = self._registry.offer(asking.domain, offer.peer, offer.path, offer.read_min, offer.write_min, end)
         try:
@@ -313,17 +337,23 @@ class Host:
     def _connect(self, asking: Client, request: client.Connect, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
         end = End(asking.number, asking.pid)
         channel = self._registry.connect(asking.domain, request.domain, request.path, end)
-        return self._grant(asking, channel, self._regions[channel.number], Side.CLIENT, undo)
+        region = self._regions[channel.number]
+        if not region.has_events():
+            self._registry.withdraw(channel)
+            self._release(asking.number)
+            raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
+        return self._grant(asking, channel, region, Side.CLIENT, undo)
 
     def _grant(
         self, asking: Client, channel: Channel, region: Region, side: Side, undo: ExitStack
     ) -> tuple[client.Granted, tuple[int, ...]]:
         try:
-            memory, event = region.grant(side)
+            memory, event = region.grant(side, asking.number)
         except BaseException:
             self._release(asking.number)
             raise
         undo.callback(os.close, memory)
+        self._idle[asking.domain].pop(asking.number, None)
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
         return client.Granted(channel.number, channel.path, channel.rings.left, channel.rings.right), (memory, event)

@@ -19,6 +19,8 @@ from kvmchand.ids import ClientId
 
 _MARK = struct.Struct("=Q")
 _NOBODY = ClientId(0)
+_END_DEADLINE = 0.5
+"""Seconds a service has to end after its socket has. Main stands still meanwhile."""
 _ENTRY = Path(__file__).parent / "services" / "__main__.py"
 
 
@@ -62,12 +64,7 @@ class Service:
         finally:
             theirs.close()
             os.close(page)
-        self.name = name
         self.sock = ours
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def kill(self) -> None:
         """Ends the service for certain; stop() tidies up."""
@@ -78,7 +75,7 @@ class Service:
         self.sock.close()
         self.marker.close()
         try:
-            status = self._process.wait(timeout=5)
+            status = self._process.wait(timeout=_END_DEADLINE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Callable
 
-from kvmchand.core.registry import Side
 from kvmchand.ids import ClientId
 from kvmchand.linux import libc
 from kvmchand.region import Region
@@ -27,18 +26,18 @@ class Lifelines:
 
     def __init__(self, on_end: Callable[[ClientId], None]) -> None:
         self._on_end = on_end
-        self._watched: dict[ClientId, tuple[Region, Side, int]] = {}
+        self._watched: dict[ClientId, tuple[Region, int]] = {}
         self._looks: list[float] = []
         self.fd = libc.inotify_init()
 
-    def watch(self, holder: ClientId, region: Region, side: Side) -> None:
+    def watch(self, holder: ClientId, region: Region) -> None:
         """Takes over an end. May call `on_end` at once. Where the kernel gives no watch, the end counts as gone."""
         try:
             watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{region.memory}", libc.IN_CLOSE_WRITE)
         except OSError:
             self._on_end(holder)
             return
-        self._watched[holder] = (region, side, watch)
+        self._watched[holder] = (region, watch)
         self._look_now_and_again()
 
     def on_event(self, _events: int) -> None:
@@ -66,10 +65,10 @@ class Lifelines:
 
     def look(self) -> None:
         """Ends those whose mapping has gone."""
-        gone = [holder for holder, (region, side, _) in self._watched.items() if not region.is_mapped(side)]
+        gone = [holder for holder, (region, _) in self._watched.items() if not region.is_mapped(holder)]
         for holder in gone:
-            _, _, watch = self._watched.pop(holder)
-            if not any(watch == other for _, _, other in self._watched.values()):
+            _, watch = self._watched.pop(holder)
+            if not any(watch == other for _, other in self._watched.values()):
                 libc.inotify_rm_watch(self.fd, watch)
             self._on_end(holder)
 

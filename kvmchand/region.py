@@ -2,14 +2,15 @@
 """A channel's shared memory, and its event channel, as the daemon holds them.
 
 The region is a memfd: zeroed, and sealed against shrinking and growing, so that no end can take the memory away under the
-other. The daemon never maps it. Each end gets an open file description of its own with a lock on one byte of it, so the
-daemon can ask whether that end still has the region mapped. Lives until both ends are gone.
+other. The daemon never maps it. Each holder of an end gets an open file description of its own, with a lock on one byte that
+is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import struct
 from contextlib import ExitStack
@@ -18,9 +19,13 @@ from dataclasses import dataclass
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
+from kvmchand.ids import ClientId
 from kvmchand.linux import ofd
 
 # The shared page, as libxenvchan_shim/csrc/vchan.c lays it out.
+_HEADER = struct.Struct("=HHBBBB")  # left_order, right_order, cli_live, srv_live, cli_notify, srv_notify
+_HEADER_OFFSET = 16
+_CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE = 2, 1, 1
 _INDEXES = struct.Struct("=II")  # cons, prod
 _LEFT_INDEXES, _RIGHT_INDEXES = 252, 508
 _LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
@@ -51,6 +56,9 @@ class Region:
                 memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 undo.callback(os.close, memory)
                 os.ftruncate(memory, rings.size)
+                # Before anyone can connect; the server only attaches to it.
+                header = _HEADER.pack(rings.left, rings.right, _CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE, 0)
+                os.pwrite(memory, header, _HEADER_OFFSET)
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             except OSError as error:
@@ -58,15 +66,15 @@ class Region:
             undo.pop_all()
         return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
 
-    def grant(self, side: Side) -> tuple[int, int]:
-        """New descriptors for an end: the memory, locked as that end's (the caller closes it), and the end's event
+    def grant(self, side: Side, holder: ClientId) -> tuple[int, int]:
+        """New descriptors for an end: the memory, locked as the holder's (the caller closes it), and the end's event
         channel (stays ours)."""
         try:
             memory = os.open(f"/proc/self/fd/{self._memory}", os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
         try:
-            ofd.lock_byte(memory, side.value)
+            ofd.lock_byte(memory, holder)
         except OSError as error:
             os.close(memory)
             raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
@@ -77,9 +85,17 @@ class Region:
         """The descriptor of the memory; stays ours."""
         return self._memory
 
-    def is_mapped(self, side: Side) -> bool:
-        """Whether any process still has what grant() gave this end, mapped or open."""
-        return ofd.byte_is_locked(self._memory, side.value)
+    def is_mapped(self, holder: ClientId) -> bool:
+        """Whether any process still has what grant() gave this holder, mapped or open. A peer that breaks the rules can lock
+        the byte too, and so keep the dead end of its own channel."""
+        return ofd.byte_is_locked(self._memory, holder)
+
+    def has_events(self) -> bool:
+        """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
+        poll = select.poll()
+        for event in self._events.values():
+            poll.register(event, select.POLLRDHUP)
+        return not poll.poll(0)
 
     def bury(self, side: Side) -> None:
         """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""

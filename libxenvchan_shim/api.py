@@ -40,6 +40,38 @@ class State(Enum):
     """No client has come yet."""
 
 
+class _Source:
+    """Where a buffer's bytes are, for as long as the `with` lasts. A copy, where they are read-only and not bytes."""
+
+    def __init__(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        self.size = len(view)
+        self._keeps: object
+        if view.readonly:
+            held = data if isinstance(data, bytes) else view.tobytes()
+            self._keeps = held
+            self.address = ctypes.cast(ctypes.c_char_p(held), ctypes.c_void_p).value or 0
+        else:
+            self._keeps = array = (ctypes.c_char * self.size).from_buffer(view)
+            self.address = ctypes.addressof(array)
+
+    def __enter__(self) -> _Source:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._keeps = None
+
+
+def _uninterrupted(function: Any, *arguments: Any) -> int:
+    """Calls again what a signal interrupted, whose handler has run by then; such a call has moved nothing."""
+    while True:
+        try:
+            return int(function(*arguments))
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                raise
+
+
 class Vchan:
     """One end of a vchan. Use it in one thread at a time; made by listen() and connect()."""
 
@@ -94,19 +126,25 @@ class Vchan:
 
     def write(self, data: Buffer) -> int:
         """Puts what fits, which may be 0; blocking, all of it. ChannelClosed once the peer has gone."""
-        return self._put(dataplane.write, data)
+        if not self.blocking:
+            return self._put(dataplane.write, data)
+        # Piece by piece, so that a signal in the midst loses no count.
+        with _Source(data) as source:
+            done = 0
+            while done < source.size:
+                self.blocking = False
+                try:
+                    count = _uninterrupted(dataplane.write, self._open(), source.address + done, source.size - done)
+                finally:
+                    self.blocking = True
+                done += count
+                if not count:
+                    self.wait()
+            return done
 
-    def _put(self, function: object, data: Buffer) -> int:
-        ctrl = self._open()
-        view = memoryview(data).cast("B")
-        source: object
-        if isinstance(data, bytes):
-            source = data
-        elif view.readonly:
-            source = view.tobytes()
-        else:
-            source = (ctypes.c_char * len(view)).from_buffer(view)
-        return int(function(ctrl, source, len(view)))  # type: ignore[operator]
+    def _put(self, function: Any, data: Buffer) -> int:
+        with _Source(data) as source:
+            return _uninterrupted(function, self._open(), source.address, source.size)
 
     def recv(self, size: int) -> bytes:
         """Takes exactly `size` bytes; b"" where there are fewer and the vchan is not blocking. ChannelClosed once the peer has
@@ -118,13 +156,13 @@ class Vchan:
         gone and all is read."""
         return self._take(dataplane.read, size)
 
-    def _take(self, function: object, size: int) -> bytes:
+    def _take(self, function: Any, size: int) -> bytes:
         ctrl = self._open()
         if size < 0:
             raise InvalidArgument(f"{size} bytes can't be read")
         # No call takes more than the ring holds; and the C function refuses what is over its limit.
         buffer = ctypes.create_string_buffer(min(size, self._read_ring))
-        count = int(function(ctrl, buffer, min(size, _NUMBER_MAX + 1)))  # type: ignore[operator]
+        count = _uninterrupted(function, ctrl, buffer, min(size, _NUMBER_MAX + 1))
         return ctypes.string_at(buffer, count)
 
     @property
@@ -143,14 +181,7 @@ class Vchan:
 
     def wait(self) -> None:
         """Blocks until an event is pending, and takes it. A signal whose handler does not raise does not end it."""
-        ctrl = self._open()
-        while True:
-            try:
-                dataplane.wait(ctrl)
-                return
-            except OSError as error:
-                if error.errno != errno.EINTR:
-                    raise
+        _uninterrupted(dataplane.wait, self._open())
 
     def fileno(self) -> int:
         """The descriptor that is readable while an event is pending. It stays the vchan's."""

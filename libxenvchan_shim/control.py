@@ -29,6 +29,7 @@ PATH_MAX = 4096
 DEADLINE = 10.0
 """Seconds the daemon may take to answer."""
 _STDIO_MAX = 2
+_DOMAIN_DIGITS = 5
 
 
 def socket_path(runtime_dir: str, domain: str) -> str:
@@ -36,9 +37,9 @@ def socket_path(runtime_dir: str, domain: str) -> str:
     directory = runtime_dir or RUNTIME_DIR
     if not domain:
         return f"{directory}/{client.SOCKET_NAME}"
-    if not (domain.isascii() and domain.isdigit()):
+    if not (domain.isascii() and domain.isdigit() and len(domain) <= _DOMAIN_DIGITS):
         raise InvalidArgument(f"KVMCHAN_DOMAIN is {domain[:20]!r}: set it to a local domain's number, or unset it")
-    return f"{directory}/{client.socket_name(int(domain))}"
+    return f"{directory}/{client.socket_name(int(domain)) if int(domain) else client.SOCKET_NAME}"
 
 
 class Connection:

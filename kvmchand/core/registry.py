@@ -7,6 +7,7 @@ no later offer has taken the path over. An end is held by one client connection.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -68,20 +69,17 @@ class Channel:
             return State.CONNECTED
         return State.CLIENT_GONE if self.had_client else State.WAITING
 
-    def end(self, side: Side) -> End | None:
-        return self.server if side is Side.SERVER else self.client
-
 
 @dataclass(slots=True)
 class Registry:
     max_ring: int = rings.XEN_RING_MAX
     max_channels: int = 65536
-    """Per domain, of those it offers."""
+    """Per domain: server ends it holds, and as many client ends."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
     _offers: dict[str, Channel] = field(default_factory=dict)
     _held: dict[ClientId, tuple[Channel, Side]] = field(default_factory=dict)
-    _offered: dict[DomainId, int] = field(default_factory=dict)
+    _ends: Counter[tuple[DomainId, Side]] = field(default_factory=Counter)
     _last: int = 0
 
     def add_domain(self, domain: DomainId, kind: DomainKind) -> None:
@@ -90,8 +88,7 @@ class Registry:
     def _require_domain(self, domain: int) -> DomainId:
         known = DomainId(domain)
         if known not in self.domains:
-            listed = ", ".join(str(each) for each in sorted(self.domains))
-            raise NotFound(f"there is no domain {domain}: the daemon knows {listed}")
+            raise NotFound(f"there is no domain {domain}: kvmchan ls shows those there are")
         return known
 
     def _require_free(self, holder: ClientId) -> None:
@@ -109,13 +106,11 @@ class Registry:
         standing = self._offers.get(absolute)
         if standing is not None and caller not in (standing.server_domain, paths.HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
-        if self._offered.get(caller, 0) >= self.max_channels:
-            raise LimitReached(f"domain {caller} has {self.max_channels} channels: max_channels in the daemon's settings")
+        self._require_room(caller, Side.SERVER)
         self._last += 1
         channel = Channel(ChannelId(self._last), absolute, caller, client_domain, chosen, server=end)
         self.channels[channel.number] = self._offers[absolute] = channel
-        self._held[end.holder] = (channel, Side.SERVER)
-        self._offered[caller] = self._offered.get(caller, 0) + 1
+        self._hold(end, channel, Side.SERVER, caller)
         return channel
 
     def connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
@@ -130,10 +125,28 @@ class Registry:
             raise AccessDenied(f"the vchan at {absolute[:80]} is for domain {channel.client_domain}, and this is domain {caller}")
         if channel.client is not None:
             raise Busy(f"the vchan at {absolute[:80]} has a client, process {channel.client.pid}: one at a time")
+        self._require_room(caller, Side.CLIENT)
         channel.client = end
         channel.had_client = True
-        self._held[end.holder] = (channel, Side.CLIENT)
+        self._hold(end, channel, Side.CLIENT, caller)
         return channel
+
+    def _require_room(self, domain: DomainId, side: Side) -> None:
+        if self.ends(domain, side) >= self.max_channels:
+            raise LimitReached(f"domain {domain} has {self.max_channels} channels: max_channels in the daemon's settings")
+
+    def _hold(self, end: End, channel: Channel, side: Side, domain: DomainId) -> None:
+        self._held[end.holder] = (channel, side)
+        self._ends[domain, side] += 1
+
+    def ends(self, domain: DomainId, side: Side) -> int:
+        """How many ends of one kind a domain holds."""
+        return self._ends[domain, side]
+
+    def withdraw(self, channel: Channel) -> None:
+        """No new client finds the channel at its path any more."""
+        if self._offers.get(channel.path) is channel:
+            del self._offers[channel.path]
 
     def held(self, holder: ClientId) -> tuple[Channel, Side] | None:
         return self._held.get(holder)
@@ -146,15 +159,12 @@ class Registry:
         channel, side = held
         if side is Side.SERVER:
             channel.server = None
-            if self._offers.get(channel.path) is channel:
-                del self._offers[channel.path]
+            self.withdraw(channel)
         else:
             channel.client = None
+        self._ends[channel.server_domain if side is Side.SERVER else channel.client_domain, side] -= 1
         if channel.server is None and channel.client is None:
             del self.channels[channel.number]
-            self._offered[channel.server_domain] -= 1
-            if not self._offered[channel.server_domain]:
-                del self._offered[channel.server_domain]
         return held
 
     def visible(self, caller: DomainId, after: ChannelId) -> list[Channel]:

@@ -27,9 +27,9 @@ from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 HELLO_DEADLINE = 5.0
-"""Seconds a new connection has to say hello."""
+"""Seconds a new connection has for its hello and first request."""
 HALF_OPEN_MAX = 256
-"""Connections that may be without a hello at once. Ours say it at once, so the oldest is the one to drop."""
+"""Connections that may be without a request at once. Ours make it at once, so the oldest is the one to drop."""
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SO_PEERGROUPS = 59
 _PEER_GROUPS_BYTES = 1024
@@ -112,7 +112,10 @@ class Local:
 
     def _hear_main(self) -> bool:
         """Does what main says next. False: it has ended."""
-        data, fds = receive_packet(self._main)
+        try:
+            data, fds = receive_packet(self._main)
+        except ConnectionResetError:
+            return False
         if not data:
             return False
         with fds:
@@ -159,7 +162,7 @@ class Local:
         self._half_open[number] = new
         if len(self._half_open) > HALF_OPEN_MAX:
             oldest = next(iter(self._half_open.values()))
-            self._drop(oldest, LimitReached(f"over {HALF_OPEN_MAX} connections have not said hello: this is the oldest"))
+            self._drop(oldest, LimitReached(f"over {HALF_OPEN_MAX} connections have asked nothing: this is the oldest"))
 
     def _refuse_without_descriptors(self, listener: Listener) -> None:
         """Takes a connection off the queue and closes it, or the full queue would keep us awake."""
@@ -201,7 +204,7 @@ class Local:
             oldest = next(iter(self._half_open.values()))
             if oldest.deadline > now:
                 return oldest.deadline - now
-            self._drop(oldest, TimedOut(f"no hello came within {HELLO_DEADLINE:.0f} s"))
+            self._drop(oldest, TimedOut(f"no request came within {HELLO_DEADLINE:.0f} s"))
         return None
 
     # ---- clients ----
@@ -239,6 +242,7 @@ class Local:
             self._marker.clear()  # main may answer, and the client go on, before we get any further
             send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
             sender.phase = Phase.KNOWN
+            self._half_open.pop(sender.number, None)
 
     def _greet(self, sender: Client, request: object) -> None:
         if not isinstance(request, client.Hello):
@@ -247,7 +251,6 @@ class Local:
             versions = f"the client speaks version {request.version}, and kvmchand version {client.VERSION}"
             raise ProtocolError(f"{versions}: use the same release")
         sender.phase = Phase.GREETED
-        del self._half_open[sender.number]
 
 
 def _say(sock: socket.socket, error: KvmchanError) -> None:

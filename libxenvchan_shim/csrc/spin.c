@@ -32,7 +32,7 @@ void spin_init(struct spin *spin)
 	unsigned long limit = DEFAULT_LIMIT_US;
 	cpu_set_t cpus;
 
-	if (setting && *setting) {
+	if (setting && *setting >= '0' && *setting <= '9') {
 		char *end;
 		unsigned long value = strtoul(setting, &end, 10);
 

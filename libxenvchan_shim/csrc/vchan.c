@@ -180,19 +180,14 @@ static void vchan_ask(struct vchan *v, uint8_t bit)
 	request(v->ask, bit);
 }
 
+/* The daemon has made the server's part of the page, before anyone could connect. */
 static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 {
-	if (grant->is_server) {
-		v->page->left_order = (uint16_t)grant->left_order;
-		v->page->right_order = (uint16_t)grant->right_order;
-		set_live(v->peer_live, 2);
-		request_only(v->ask, VCHAN_NOTIFY_WRITE);
-		set_live(v->own_live, 1);
-	} else {
-		set_live(v->own_live, 1);
-		request_only(v->ask, VCHAN_NOTIFY_WRITE);
-		event_send(v->event_fd);
-	}
+	if (grant->is_server)
+		return;
+	set_live(v->own_live, 1);
+	request_only(v->ask, VCHAN_NOTIFY_WRITE);
+	event_send(v->event_fd);
 }
 
 /* The kernel's own number of a socket; 0 for what is none. */

@@ -325,12 +325,18 @@ static size_t own_pages(uint32_t order) { return order < 12 ? 0 : (size_t)1 << o
 
 void channel_make(struct channel *channel, uint32_t left, uint32_t right)
 {
+	struct vchan_interface header = {
+	    .cli_live = 2, .srv_live = 1, .cli_notify = VCHAN_NOTIFY_WRITE};
 	int sockets[2];
 
 	*channel = (struct channel){.left = left, .right = right};
 	channel->region = memfd_create("kvmchan", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	check(channel->region >= 0);
 	equal(ftruncate(channel->region, (off_t)(PAGE + own_pages(left) + own_pages(right))), 0);
+	/* What the daemon writes before anyone connects (kvmchand/region.py). */
+	header.left_order = (uint16_t)left;
+	header.right_order = (uint16_t)right;
+	equal(pwrite(channel->region, &header, sizeof(header), 0), (ssize_t)sizeof(header));
 	equal(fcntl(channel->region, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
 	equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
 	channel->server_socket = sockets[0];

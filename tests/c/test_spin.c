@@ -138,6 +138,8 @@ static void the_setting_is_microseconds(void)
 {
 	if (one_processor())
 		return;
+	equal(limit_of("-1"), limit_of(NULL));
+	equal(limit_of("x"), limit_of(NULL));
 	equal(limit_of(NULL), DEFAULT_LIMIT);
 	equal(limit_of(""), DEFAULT_LIMIT);
 	equal(limit_of("0"), 0);

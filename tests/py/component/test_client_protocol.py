@@ -4,11 +4,13 @@ another, and the daemon, go on as if nothing had been."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
 import signal
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,14 +19,13 @@ from typing import Any
 import pytest
 from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
 
-from kvmchand.core.registry import Side
-from kvmchand.linux import ofd
-from libxenvchan_shim import State, connect, listen
+from libxenvchan_shim import State, connect, dataplane, listen
 
 HELLO = {"type": "hello", "version": 1}
 OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1}
 CONNECT = {"type": "connect", "domain": 0, "path": "raw"}
 LIST = {"type": "list", "after": 0}
+F_OFD_SETLK = 37
 CLI_LIVE = 20
 """Where the shared page says whether the client is there."""
 
@@ -332,11 +333,13 @@ def test_a_violator_keeps_its_own_channel_until_it_lets_go_of_the_memory(served:
 
 
 def test_no_hello_in_time(served: Daemon) -> None:
-    with RawClient(served) as silent, RawClient(served) as idle:
-        idle.hello()  # who has said it may be idle for longer
+    with RawClient(served) as silent, RawClient(served) as greeted, RawClient(served) as idle:
+        greeted.hello()
+        idle.hello().list()  # who has asked something may be idle for longer
         works(served)
-        assert "hello" in silent.hear_error("timeout")
-        silent.hear_end()
+        for each in (silent, greeted):
+            assert "no request" in each.hear_error("timeout")
+            each.hear_end()
         assert idle.list()["type"] == "listing"
 
 
@@ -419,10 +422,57 @@ def test_a_server_that_holds_its_clients_place_is_refused_clients_and_ends_nobod
     """The lock in the region that tells of a client's life, taken by the server beforehand."""
     with RawClient(served) as server, RawClient(served) as client:
         granted = server.hello().offer()
-        ofd.lock_byte(granted["fds"][0], Side.CLIENT.value)
+        fcntl.fcntl(granted["fds"][0], F_OFD_SETLK, struct.pack("@hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))  # everything
         client.hello().say(CONNECT)
         client.hear_error("denied")
         works(served)
+
+
+def test_a_client_that_keeps_the_memory_after_its_close_is_in_nobodys_way(served: Daemon) -> None:
+    with RawClient(served) as server, RawClient(served) as first, RawClient(served) as second:
+        server.hello().offer()
+        assert first.hello().connect()["type"] == "granted"
+        first.sock.shutdown(socket.SHUT_WR)
+        first.hear_end()
+        assert second.hello().connect()["type"] == "granted"
+
+
+def test_an_offer_can_be_connected_to_before_its_server_has_attached(served: Daemon) -> None:
+    """What the server's attaching would overwrite is the daemon's to write."""
+    with RawClient(served) as server:
+        region, event = server.hello().offer()["fds"]
+        with acting_as(served), connect(0, "raw") as client:
+            assert client.state is State.OPEN
+            assert client.send(b"early") == 5
+            made = dataplane.attach(dataplane.Grant(os.dup(region), os.dup(event), -1, 1, 1, 10, 11))
+            assert dataplane.is_open(made) == State.OPEN.value
+            assert dataplane.data_ready(made) == 5
+            assert client.state is State.OPEN
+            dataplane.detach(made)
+
+
+def test_a_client_that_shuts_the_event_channel_down_breaks_its_own_channel_only(served: Daemon) -> None:
+    with RawClient(served) as server, RawClient(served) as rogue, RawClient(served) as second:
+        server.hello().offer()
+        _, event = rogue.hello().connect()["fds"]
+        with socket.socket(fileno=os.dup(event)) as events:
+            events.shutdown(socket.SHUT_RDWR)
+        rogue.sock.shutdown(socket.SHUT_WR)
+        rogue.hear_end()
+        second.hello().say(CONNECT)
+        assert "anew" in second.hear_error("not-found")
+        works(served)
+
+
+def test_idle_connections_beyond_a_domains_share_are_dropped(served: Daemon) -> None:
+    with ExitStack() as stack:
+        idle = []
+        for _ in range(1100):
+            idle.append(stack.enter_context(RawClient(served)))
+            assert idle[-1].hello().list()["type"] == "listing"
+        works(served)
+        idle[0].hear_end()
+        assert idle[-1].list()["type"] == "listing"
 
 
 def test_a_client_waits_where_the_queue_of_connections_is_full(served: Daemon) -> None:

@@ -452,11 +452,11 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         send_packet(service.sock, internal.to_local.encode(listen_), [listener.fileno()])
         # It has the message when a descriptor more is open in it, and the descriptor is its listener.
         mine = str(Path(f"/proc/self/fd/{listener.fileno()}").readlink())
-        eventually(lambda: mine in links(service.pid))
+        eventually(lambda: mine in links(children(os.getpid())[0]))
         send_packet(service.sock, internal.to_local.encode(internal.Start(ClientId(1), "nobody")))
         _, beside, _, _ = client.recvmsg(4096, socket.CMSG_SPACE(12))
         pid, uid, _ = struct.unpack("=iII", next(data for _, kind, data in beside if kind == socket.SCM_CREDENTIALS))
-        assert (pid, uid) == (service.pid, NOBODY)
+        assert (pid, uid) == (children(os.getpid())[0], NOBODY)
 
 
 def kill_local(daemon: Daemon) -> None:
@@ -536,9 +536,10 @@ def test_a_local_process_that_is_killed_now_and_then_is_always_started_again(dae
 def test_the_local_process_is_killed_with_many_connections_to_restore(daemon: Daemon) -> None:
     """More than fit into the socket to it: main is still sending when it is killed."""
     with ExitStack() as stack:
-        many = [stack.enter_context(RawClient(daemon)).hello() for _ in range(500)]
-        for each in many:
-            each.list()
+        many = []
+        for _ in range(500):
+            many.append(stack.enter_context(RawClient(daemon)))
+            many[-1].hello().list()
         kill_local(daemon)
         os.kill(daemon.local_pid, signal.SIGKILL)
         assert many[0].list()["type"] == "listing"
@@ -599,6 +600,7 @@ def local_socket(daemon: Daemon) -> socket.socket:
         (b'{"type":"ask","client":1,"request":"not JSON"}', 0),
         (b'{"type":"ask","client":1,"request":"\\ud800"}', 0),
         (b'{"type":"ask","client":99,"request":"{\\"type\\":\\"list\\",\\"after\\":0}"}', 1),
+        (b'{"type":"ask","client":9223372036854775807,"request":"{\\"type\\":\\"list\\",\\"after\\":0}"}', 1),
         (bytes(40000), 0),
         (bytes(40000), 253),
     ],

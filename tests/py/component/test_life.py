@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 import pytest
 from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
 
-from kvmchand.core.registry import Side
 from kvmchand.errors import AccessDenied, Busy, ChannelClosed, NotFound
 from kvmchand.ids import ClientId
 from kvmchand.lifeline import Lifelines
@@ -357,8 +356,8 @@ class Stub:
         self.memory = os.memfd_create("stub")
         self.looks = 0
 
-    def is_mapped(self, side: Side) -> bool:
-        assert side is Side.CLIENT
+    def is_mapped(self, holder: ClientId) -> bool:
+        assert holder == 7
         self.looks += 1
         return self.looks < 4
 
@@ -374,7 +373,7 @@ def test_a_lock_that_goes_after_the_report_of_its_description_is_not_missed() ->
 
     lifelines = Lifelines(end)
     loop.add(lifelines.fd, lifelines.on_event)
-    lifelines.watch(ClientId(7), stub, Side.CLIENT)  # type: ignore[arg-type]
+    lifelines.watch(ClientId(7), stub)  # type: ignore[arg-type]
     os.close(os.open(f"/proc/self/fd/{stub.memory}", os.O_RDWR))  # one report, and never another
     loop.run(lifelines.until_next_look)
     assert ended == [7]

@@ -10,10 +10,13 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import textwrap
 from pathlib import Path
 
 import pytest
 from support import ROOT
+
+from kvmchand import config, region
 
 # From the top down: a module may import those of a later layer, and of its own only where its row says so.
 LAYERS = [
@@ -140,6 +143,20 @@ def test_links_in_documents_lead_somewhere() -> None:
                 assert (path.parent / target).exists(), f"{path.name} links to {target}"
 
 
+def test_readme_shows_the_default_settings(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"^    runtime_dir = .*?(?=^\w)", text, re.DOTALL | re.MULTILINE)
+    assert block
+    (tmp_path / "settings.toml").write_text(textwrap.dedent(block.group()))
+    assert config.load(tmp_path / "settings.toml") == config.Settings()
+
+
+def test_python_and_c_agree_on_the_shared_page() -> None:
+    text = (ROOT / "libxenvchan_shim/csrc/vchan.c").read_text()
+    for name, value in (("LEFT_INDEXES", region._LEFT_INDEXES), ("RIGHT_INDEXES", region._RIGHT_INDEXES)):
+        assert re.search(rf"#define {name} {value}\b", text), name
+
+
 def test_every_installed_module_is_in_the_build() -> None:
     for folder in ("kvmchand", "libxenvchan_shim"):
         listed = (ROOT / folder / "meson.build").read_text()
@@ -189,5 +206,5 @@ def test_c_compiles_without_a_warning(compiler: str) -> None:
     config = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
     paths = [f'-DKVMCHAN_{name}="/"' for name in ("HOME", "STDLIB", "DYNLOAD", "CFFI")]
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
-    sources = sorted((ROOT / "libxenvchan_shim" / "csrc").glob("*.c"))
+    sources = [*sorted((ROOT / "libxenvchan_shim" / "csrc").glob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
     check(tool(compiler), *flags, *paths, f"-I{ROOT / 'include'}", f"-isystem{config}", *map(str, sources))

@@ -54,8 +54,8 @@ def test_an_offer_is_a_waiting_channel(registry: Registry) -> None:
     assert channel.rings == Rings(10, 11)
     assert channel.state is State.WAITING
     assert registry.held(SERVER) == (channel, Side.SERVER)
-    assert channel.end(Side.SERVER) == end(SERVER)
-    assert channel.end(Side.CLIENT) is None
+    assert channel.server == end(SERVER)
+    assert channel.client is None
 
 
 def test_a_connected_channel_has_both_ends(registry: Registry) -> None:
@@ -63,7 +63,7 @@ def test_a_connected_channel_has_both_ends(registry: Registry) -> None:
     assert connect(registry) is channel
     assert channel.state is State.CONNECTED
     assert registry.held(CLIENT) == (channel, Side.CLIENT)
-    assert channel.end(Side.CLIENT) == end(CLIENT)
+    assert channel.client == end(CLIENT)
 
 
 def test_channels_are_numbered_upwards_from_1(registry: Registry) -> None:
@@ -170,10 +170,20 @@ def test_a_domain_offers_max_channels_at_most(registry: Registry) -> None:
     offer(registry, ClientId(4), caller=TWO, path="c")  # another domain has its own
     connect(registry, path=second.path)
     registry.release(ClientId(2))
-    with pytest.raises(LimitReached):  # its client still has it
-        offer(registry, ClientId(3), path="c")
-    registry.release(CLIENT)
-    offer(registry, ClientId(3), path="c")
+    offer(registry, ClientId(3), path="c")  # that its client stays is not the server's to answer for
+
+
+def test_a_domain_connects_to_max_channels_at_most(registry: Registry) -> None:
+    registry.max_channels = 2
+    for number in (1, 2):
+        offered = offer(registry, ClientId(number), path=f"p{number}")
+        connect(registry, ClientId(10 + number), path=offered.path)
+    registry.release(ClientId(1))
+    third = offer(registry, ClientId(3), path="p3")
+    with pytest.raises(LimitReached):  # it keeps the client end of the first
+        connect(registry, ClientId(13), path=third.path)
+    registry.release(ClientId(11))
+    connect(registry, ClientId(13), path=third.path)
 
 
 def test_refused_offers_do_not_count(registry: Registry) -> None:

@@ -228,8 +228,12 @@ class Host:
 
     def _on_hang_up(self, gone: Client, events: int) -> None:
         if not events & HUNG_UP:
-            # It closes its channel, and waits for us to end the connection. Should it not have told the other end, we do.
-            self._end(gone.number)
+            # It closes its channel, has told its peer so, or should have, and waits for us to end the connection.
+            held = self._registry.held(gone.number)
+            if held is not None and self._regions[held[0].number].has_hung_up(held[1]):
+                self._release(gone.number)
+            else:
+                self._end(gone.number)
             self._forget(gone)
             return
         held = self._registry.held(gone.number)

@@ -42,12 +42,13 @@ class Ready:
 class Region:
     """One channel's memory and event channel. The descriptors in here are ours until close()."""
 
-    __slots__ = ("_events", "_memory", "rings")
+    __slots__ = ("_events", "_had_client", "_memory", "rings")
 
     def __init__(self, rings: Rings, memory: int, events: dict[Side, socket.socket]) -> None:
         self.rings = rings
         self._memory = memory
         self._events = events
+        self._had_client = False
 
     @classmethod
     def create(cls, rings: Rings) -> Region:
@@ -78,6 +79,7 @@ class Region:
         except OSError as error:
             os.close(memory)
             raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
+        self._had_client |= side is Side.CLIENT
         return memory, self._events[side].fileno()
 
     @property
@@ -92,10 +94,16 @@ class Region:
 
     def has_events(self) -> bool:
         """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
+        if not self._had_client:
+            return True
         poll = select.poll()
         for event in self._events.values():
             poll.register(event, select.POLLRDHUP)
         return not poll.poll(0)
+
+    def has_hung_up(self, side: Side) -> bool:
+        """Whether an end says itself that it is gone."""
+        return os.pread(self._memory, 1, _LIVE_OFFSET[side]) == b"\0"
 
     def bury(self, side: Side) -> None:
         """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""

@@ -212,12 +212,9 @@ class Local:
     def _on_client(self, sender: Client, events: int) -> None:
         self._marker.set(sender.number)
         try:
-            data, fds = receive_packet(sender.sock)
-            with fds:
-                if data or not events & HALF_CLOSED:
-                    self._on_request(sender, data, fds)
-                else:
-                    self._forget(sender)
+            # Behind a hello its request is there already, mostly.
+            while self._take_packet(sender, events) is Phase.GREETED:
+                pass
         except BlockingIOError:
             pass
         except KvmchanError as error:
@@ -225,6 +222,16 @@ class Local:
         except OSError:
             self._forget(sender)  # it went in the midst
         self._marker.clear()
+
+    def _take_packet(self, sender: Client, events: int) -> Phase | None:
+        """How far the client is after its next packet; None if that was its end."""
+        data, fds = receive_packet(sender.sock)
+        with fds:
+            if data or not events & HALF_CLOSED:
+                self._on_request(sender, data, fds)
+                return sender.phase
+        self._forget(sender)
+        return None
 
     def _on_request(self, sender: Client, data: bytes, fds: Fds) -> None:
         request = client.requests.decode(data)

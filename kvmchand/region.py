@@ -22,7 +22,7 @@ from kvmchand.errors import AccessDenied, OutOfResources
 from kvmchand.ids import ClientId
 from kvmchand.linux import ofd
 
-# The shared page, as libxenvchan_shim/csrc/vchan.c lays it out.
+# The shared page, as libxenvchan_shim/csrc/attach.c lays it out.
 _HEADER = struct.Struct("=HHBBBB")  # left_order, right_order, cli_live, srv_live, cli_notify, srv_notify
 _HEADER_OFFSET = 16
 _CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE = 2, 1, 1

@@ -152,7 +152,7 @@ def test_readme_shows_the_default_settings(tmp_path: Path) -> None:
 
 
 def test_python_and_c_agree_on_the_shared_page() -> None:
-    text = (ROOT / "libxenvchan_shim/csrc/vchan.c").read_text()
+    text = (ROOT / "libxenvchan_shim/csrc/attach.c").read_text()
     for name, value in (("LEFT_INDEXES", region._LEFT_INDEXES), ("RIGHT_INDEXES", region._RIGHT_INDEXES)):
         assert re.search(rf"#define {name} {value}\b", text), name
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from kvmchand import log
 from kvmchand.config import Settings
+from kvmchand.core import rings
 from kvmchand.core.paths import ABSOLUTE_MAX, HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
@@ -66,7 +67,7 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._registry = Registry(settings.limits.max_ring, settings.limits.max_channels)
+        self._registry = Registry(settings.limits.max_channels)
         self._regions: dict[ChannelId, Region] = {}
         self._clients: dict[ClientId, Client] = {}
         self._idle: dict[DomainId, dict[ClientId, Client]] = {}
@@ -330,12 +331,15 @@ class Host:
     def _offer(self, asking: Client, offer: client.Offer, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
         self._require_share(asking.domain, self._require_fds(_CHANNEL_FDS))
         end = End(asking.number, asking.pid)
-        channel = self._registry.offer(asking.domain, offer.peer, offer.path, offer.read_min, offer.write_min, end)
+        chosen = rings.choose(offer.read_min, offer.write_min, self._settings.limits.max_ring)
+        # The region first: should it fail, an offer that this one would take over still stands.
+        region = Region.create(chosen)
         try:
-            self._regions[channel.number] = region = Region.create(channel.rings)
+            channel = self._registry.offer(asking.domain, offer.peer, offer.path, chosen, end)
         except BaseException:
-            self._registry.release(asking.number)
+            region.close()
             raise
+        self._regions[channel.number] = region
         return self._grant(asking, channel, region, Side.SERVER, undo)
 
     def _connect(self, asking: Client, request: client.Connect, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:

@@ -11,7 +11,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kvmchand.core import paths, rings
+from kvmchand.core import paths
+from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 
@@ -56,7 +57,7 @@ class Channel:
     path: str
     server_domain: DomainId
     client_domain: DomainId
-    rings: rings.Rings
+    rings: Rings
     server: End | None = None
     client: End | None = None
     had_client: bool = False
@@ -72,7 +73,6 @@ class Channel:
 
 @dataclass(slots=True)
 class Registry:
-    max_ring: int = rings.XEN_RING_MAX
     max_channels: int = 65536
     """Per domain: server ends it holds, and as many client ends."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
@@ -95,14 +95,13 @@ class Registry:
         if holder in self._held:
             raise ProtocolError("this connection has a channel already: open one connection a channel")
 
-    def offer(self, caller: DomainId, peer: int, path: str, read_min: int, write_min: int, end: End) -> Channel:
+    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End) -> Channel:
         """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
         hand by any, keeps its client but loses the path."""
         self._require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)
         client_domain = self._require_domain(peer)
-        chosen = rings.choose(read_min, write_min, self.max_ring)
         standing = self._offers.get(absolute)
         if standing is not None and caller not in (standing.server_domain, paths.HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")

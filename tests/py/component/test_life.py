@@ -13,6 +13,7 @@ import socket
 import sys
 import termios
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
@@ -294,6 +295,7 @@ def test_who_has_died_does_not_stand_in_the_way_of_a_request_that_came_before_it
         next_client.hello().list()
         local = daemon.local_pid
         os.kill(daemon.pid, signal.SIGSTOP)
+        eventually(lambda: "T (stopped)" in Path(f"/proc/{daemon.pid}/status").read_text())
         next_client.say({"type": "connect", "domain": 0, "path": "x"})
         eventually(lambda: outgoing(next_client.sock) == 0 and is_asleep(local))  # it waits for main
         victim.die()

@@ -33,7 +33,7 @@ def end(holder: ClientId) -> End:
 def offer(
     registry: Registry, holder: ClientId = SERVER, caller: DomainId = ONE, peer: DomainId = TWO, path: str = PATH
 ) -> Channel:
-    return registry.offer(caller, peer, path, 1024, 2048, end(holder))
+    return registry.offer(caller, peer, path, Rings(10, 11), end(holder))
 
 
 def connect(
@@ -44,7 +44,7 @@ def connect(
 
 def assert_empty(registry: Registry) -> None:
     """Nothing is remembered of what is over."""
-    fresh = Registry(registry.max_ring, registry.max_channels, dict(registry.domains), _last=registry._last)
+    fresh = Registry(registry.max_channels, dict(registry.domains), _last=registry._last)
     assert registry == fresh
 
 
@@ -93,16 +93,6 @@ def test_an_offer_that_can_not_be_is_refused(
 ) -> None:
     with pytest.raises(error):
         offer(registry, caller=caller, peer=peer, path=path)
-    assert_empty(registry)
-
-
-def test_an_offer_of_too_large_rings_is_refused(registry: Registry) -> None:
-    registry.max_ring = 8192
-    registry.offer(ONE, TWO, "fits", 8192, 8192, end(SERVER))
-    registry.release(SERVER)
-    for sizes in ((8193, 1), (1, 8193)):
-        with pytest.raises(InvalidArgument):
-            registry.offer(ONE, TWO, "too-large", *sizes, end(SERVER))
     assert_empty(registry)
 
 

@@ -11,7 +11,6 @@ import os
 import resource
 import signal
 import socket
-import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -33,7 +32,6 @@ from kvmchand.wire import client, internal
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
 _GENERATION = 1 << 40
@@ -214,7 +212,7 @@ class Host:
         try:
             # Both from the socket itself and not from what the local process says.
             domain = self._sockets.domain_of(sock)
-            pid, _, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            pid, _, _ = libc.peer_credentials(sock)
             adopted = Client(number, sock, domain, pid)
             self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         except BaseException:

@@ -210,11 +210,6 @@ class Vchan:
             self.close()
 
 
-def _connection() -> control.Connection:
-    runtime_dir, domain = os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")
-    return control.Connection(control.socket_path(runtime_dir, domain))
-
-
 def listen(
     peer: int,
     path: str,
@@ -233,7 +228,7 @@ def listen(
     for name, size in (("read_min", read_min), ("write_min", write_min)):
         if size < 0:
             raise InvalidArgument(f"{name} is {size}: give a number of bytes")
-    connection = _connection()
+    connection = control.Connection.from_environment()
     try:
         vchan = Vchan(connection, connection.offer(peer, path, _size(read_min), _size(write_min)), is_server=True)
     except BaseException:
@@ -247,7 +242,7 @@ def connect(domain: int, path: str, *, blocking: bool = False) -> Vchan:
     """Connects to the vchan that `domain` offers the caller at `path`. NotFound, at once, if it offers none; Busy while another
     client is connected; otherwise as listen()."""
     _require_domain(domain)
-    connection = _connection()
+    connection = control.Connection.from_environment()
     try:
         vchan = Vchan(connection, connection.connect(domain, path), is_server=False)
     except BaseException:

@@ -69,6 +69,11 @@ class Connection:
             raise
 
     @classmethod
+    def from_environment(cls) -> Connection:
+        """One to the daemon, and as the domain, that the environment names."""
+        return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
+
+    @classmethod
     def adopt(cls, fd: int) -> Connection:
         """One that has been used before; takes the descriptor."""
         made = cls.__new__(cls)

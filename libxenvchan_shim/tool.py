@@ -41,9 +41,7 @@ def run(program: list[str]) -> None:
 
 def listing() -> tuple[list[DomainInfo], list[ChannelInfo]]:
     """Everything the daemon shows us."""
-    connection = control.Connection(
-        control.socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", ""))
-    )
+    connection = control.Connection.from_environment()
     channels: list[ChannelInfo] = []
     try:
         while True:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,7 @@ _inotify_rm_watch = _declare("inotify_rm_watch", ctypes.c_int, ctypes.c_int)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 
 IN_CLOSE_WRITE = 0x8
+_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -48,6 +51,12 @@ def inotify_add_watch(fd: int, path: str, mask: int) -> int:
 
 def inotify_rm_watch(fd: int, watch: int) -> None:
     _inotify_rm_watch(fd, watch)
+
+
+def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
+    """Pid, user and group of the process that connected (unix(7), SO_PEERCRED), as they were then."""
+    pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid, gid
 
 
 def set_process_name(name: str) -> None:

@@ -30,7 +30,6 @@ HELLO_DEADLINE = 5.0
 """Seconds a new connection has for its hello and first request."""
 HALF_OPEN_MAX = 256
 """Connections that may be without a request at once. Ours make it at once, so the oldest is the one to drop."""
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _SO_PEERGROUPS = 59
 _PEER_GROUPS_BYTES = 1024
 """The most that Python's getsockopt takes: 256 groups. Of who is in more, only the first group counts."""
@@ -66,7 +65,7 @@ class Listener:
 
     def check(self, sock: socket.socket) -> None:
         """AccessDenied unless the process at the other end may use this socket."""
-        _, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        _, uid, gid = libc.peer_credentials(sock)
         allowed = self.settings
         if allowed.public or uid in (0, allowed.owner):
             return

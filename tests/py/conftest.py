@@ -9,17 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from support import Daemon
+from support import Daemon, serving
 
 
 @pytest.fixture
 def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """A daemon with local domains 1 and 2, that must be clean again at the end."""
-    started = Daemon(tmp_path)
-    failed_before = request.session.testsfailed
-    try:
-        yield started
-        if request.session.testsfailed == failed_before:
-            started.stop()
-    finally:
-        started.kill()
+    yield from serving(Daemon(tmp_path), request)

@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build"
@@ -149,6 +152,17 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+def serving(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A fixture's body: the daemon must be clean at the end, unless a test has failed on it."""
+    failed_before = request.session.testsfailed
+    try:
+        yield daemon
+        if request.session.testsfailed == failed_before:
+            daemon.stop()
+    finally:
+        daemon.kill()
 
 
 def eventually(holds: Callable[[], bool], state: Callable[[], str] = str) -> None:

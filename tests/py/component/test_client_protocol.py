@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
+from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, serving
 
 from libxenvchan_shim import State, connect, dataplane, listen
 
@@ -33,14 +33,7 @@ CLI_LIVE = 20
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """One daemon for all of them: who breaks the protocol must not have an effect on who comes later."""
-    started = Daemon(tmp_path_factory.mktemp("served"))
-    failed_before = request.session.testsfailed
-    try:
-        yield started
-        if request.session.testsfailed == failed_before:
-            started.stop()
-    finally:
-        started.kill()
+    yield from serving(Daemon(tmp_path_factory.mktemp("served")), request)
 
 
 @pytest.fixture(autouse=True)

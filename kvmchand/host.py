@@ -12,32 +12,24 @@ import resource
 import signal
 import socket
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from kvmchand import log
+from kvmchand.clients import Client, Clients
 from kvmchand.config import Settings
 from kvmchand.core import rings
 from kvmchand.core.paths import ABSOLUTE_MAX, HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
-from kvmchand.ipc import Service
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
-from kvmchand.loop import HALF_CLOSED, HUNG_UP, Loop
+from kvmchand.loop import Loop
 from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.region import Region
 from kvmchand.sockets import Sockets
-from kvmchand.wire import client, internal
+from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
-from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
-_IDLE_CLIENTS = 1024
-"""Connections a domain may have beside those of its channels."""
-_GENERATION = 1 << 40
-"""Clients that one local process may number: more than it ever will."""
-_RESTARTS_MAX = 5
-"""Restarts of a service in a row that got nowhere, after which the daemon gives up."""
 _CHANNEL_BYTES = 320
 _DOMAIN_BYTES = 40
 _CHANNEL_BYTES_MAX = _CHANNEL_BYTES + ABSOLUTE_MAX
@@ -49,16 +41,6 @@ _SPARE_FDS = 64
 so could not even tell its client."""
 
 
-@dataclass(slots=True)
-class Client:
-    """Main's side of a client: a duplicate of its connection, on which it is answered."""
-
-    number: ClientId
-    sock: socket.socket
-    domain: DomainId
-    pid: int
-
-
 class Host:
     """The process's whole state. close() leaves nothing of it on the machine."""
 
@@ -67,13 +49,6 @@ class Host:
         self._loop = Loop()
         self._registry = Registry(settings.limits.max_channels)
         self._regions: dict[ChannelId, Region] = {}
-        self._clients: dict[ClientId, Client] = {}
-        self._idle: dict[DomainId, dict[ClientId, Client]] = {}
-        """The clients without a channel, the oldest first."""
-        self._generation = 0
-        """Of the local process. It numbers its clients, from _GENERATION times this on."""
-        self._local: Service | None = None
-        self._local_failures = 0
         self._failure: KvmchanError | None = None
         self._undo = ExitStack()
         try:
@@ -97,7 +72,9 @@ class Host:
         for domain in settings.local_domains:
             self._registry.add_domain(domain, DomainKind.LOCAL)
             self._sockets.listen(domain, client.socket_name(domain))
-        self._start_local()
+        self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
+        self._undo.callback(self._clients.close)
+        self._clients.start()
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Established channels outlive it, but nothing else does."""
@@ -106,12 +83,6 @@ class Host:
             raise self._failure
 
     def close(self) -> None:
-        if self._local is not None:
-            self._local.stop()
-            self._local = None
-        for each in self._clients.values():
-            each.sock.close()
-        self._clients.clear()
         for region in self._regions.values():
             region.close()
         self._regions.clear()
@@ -131,135 +102,37 @@ class Host:
             self._undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
         self._loop.add(reading.fileno(), lambda _events: self._loop.stop())
 
-    # ---- the local process ----
+    # ---- clients: Owner ----
 
-    def _start_local(self) -> None:
-        service = self._local = Service("local")
-        self._generation += 1
-        max_clients = 2 * self._settings.limits.max_channels + 2 * _IDLE_CLIENTS
-        told: list[tuple[object, list[int]]] = []
-        told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(max_clients)]
-        told += [(internal.Restore(each.number, each.domain), [each.sock.fileno()]) for each in self._clients.values()]
-        told += [(internal.Start(ClientId(self._generation * _GENERATION), self._settings.service_user), [])]
-        try:
-            for message, fds in told:
-                send_packet(service.sock, internal.to_local.encode(message), fds)
-        except OSError:
-            pass  # it has ended already, as its socket will say
-        # After the connections: whoever has died is found dead before anyone else's request is looked at.
-        self._loop.add(service.sock.fileno(), self._on_local, last=True)
+    def on_ready(self) -> None:
+        log.info(f"ready: {self._sockets}")
+        _notify("READY=1")
 
-    def _on_local(self, _events: int) -> None:
-        service = self._local
-        if service is None:
-            return
-        try:
-            data, fds = receive_packet(service.sock)
-            if not data:
-                self._on_local_death(service)
-                return
-            with fds:
-                asked = self._understand(data, fds)
-        except (OSError, KeyError, UnicodeEncodeError) as error:
-            # It is not what we started any more: somebody's bytes have taken it over.
-            log.warning(f"the local process is killed, for what it says can't be: {error}")
-            service.kill()
-            self._on_local_death(service)
-            return
-        if asked is not None:
-            self._local_failures = 0
-            self._answer(*asked)
+    def on_failure(self, error: KvmchanError) -> None:
+        self._failure = error
+        self._loop.stop()
 
-    def _understand(self, data: bytes, fds: Fds) -> tuple[Client, object] | None:
-        """Who asks what by a message of the local process, if anyone does."""
-        message = internal.to_main.decode(data)
-        if isinstance(message, internal.Started):
-            log.info(f"ready: {self._sockets}")
-            _notify("READY=1")
-            return None
-        request: object = client.requests.decode(message.request.encode())
-        asking = self._clients.get(message.client)
-        if asking is None:
-            if len(fds) != 1:
-                return None  # it hung up meanwhile
-            if message.client // _GENERATION != self._generation:
-                raise ProtocolError(f"{message.client} is no number for a new client")
-            asking = self._adopt(message.client, fds)
-        return asking, request
+    def on_close(self, closing: Client) -> None:
+        held = self._registry.held(closing.number)
+        if held is not None and self._regions[held[0].number].has_hung_up(held[1]):
+            self._release(closing.number)
+        else:
+            self._end(closing.number)
+        self._clients.forget(closing)
 
-    def _on_local_death(self, service: Service) -> None:
-        self._loop.remove(service.sock.fileno())
-        culprit = service.marker.get()
-        how = service.stop()
-        self._local_failures += 1
-        log.warning(f"the local process ended ({how})")
-        if culprit is not None and culprit in self._clients:
-            log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
-            self._drop(self._clients[culprit])
-        if self._local_failures > _RESTARTS_MAX:
-            self._local = None
-            self._failure = InternalError(f"the local process ended {self._local_failures} times in a row: see the log above")
-            self._loop.stop()
-            return
-        self._start_local()
-
-    # ---- clients ----
-
-    def _adopt(self, number: ClientId, fds: Fds) -> Client:
-        """Takes over a connection, the one descriptor in `fds`. OSError or KeyError: it is none of a client of ours."""
-        sock = socket.socket(fileno=fds.borrow()[0])
-        fds.steal()
-        try:
-            # Both from the socket itself and not from what the local process says.
-            domain = self._sockets.domain_of(sock)
-            pid, _, _ = libc.peer_credentials(sock)
-            adopted = Client(number, sock, domain, pid)
-            self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
-        except BaseException:
-            sock.close()
-            raise
-        self._clients[number] = adopted
-        idle = self._idle.setdefault(domain, {})
-        idle[number] = adopted
-        if len(idle) > _IDLE_CLIENTS:
-            self._drop(next(iter(idle.values())))
-        return adopted
-
-    def _on_hang_up(self, gone: Client, events: int) -> None:
-        if not events & HUNG_UP:
-            # It closes its channel, has told its peer so, or should have, and waits for us to end the connection.
-            held = self._registry.held(gone.number)
-            if held is not None and self._regions[held[0].number].has_hung_up(held[1]):
-                self._release(gone.number)
-            else:
-                self._end(gone.number)
-            self._forget(gone)
-            return
-        held = self._registry.held(gone.number)
-        self._forget(gone)
+    def on_loss(self, number: ClientId) -> None:
+        held = self._registry.held(number)
         if held is None:
             return
         region = self._regions[held[0].number]
-        if region.is_mapped(gone.number):
+        if region.is_mapped(number):
             # It closed its descriptors, or a child of it did, but the channel is in use: wait for the mapping's end.
-            self._lifelines.watch(gone.number, region)
+            self._lifelines.watch(number, region)
         else:
-            self._end(gone.number)
+            self._end(number)
 
-    def _forget(self, gone: Client) -> None:
-        del self._clients[gone.number]
-        self._idle[gone.domain].pop(gone.number, None)
-        self._loop.remove(gone.sock.fileno())
-        gone.sock.close()
-
-    def _drop(self, dropped: Client) -> None:
-        """Ends a connection from our side, and with it what it holds."""
-        try:
-            dropped.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # gone already
-        self._forget(dropped)
-        self._end(dropped.number)
+    def on_drop(self, number: ClientId) -> None:
+        self._end(number)
 
     def _end(self, holder: ClientId) -> None:
         """An end without a close: does for it what it should have done, and releases it."""
@@ -276,7 +149,7 @@ class Host:
 
     # ---- requests ----
 
-    def _answer(self, asking: Client, request: object) -> None:
+    def on_request(self, asking: Client, request: object) -> None:
         reply: object
         fds: tuple[int, ...] = ()
         ends = False
@@ -293,12 +166,8 @@ class Host:
                 # Who has no channel must not stay where descriptors are short.
                 idle = self._registry.held(asking.number) is None
                 ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
-            try:
-                send_packet(asking.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
-            except OSError:
-                ends = True  # it does not read its answers, or is gone; then so is what it asked for
-            if ends:
-                self._drop(asking)
+            if self._clients.answer(asking, reply, fds) and ends:
+                self._clients.drop(asking)
 
     def _serve(self, asking: Client, request: object, undo: ExitStack) -> tuple[object, tuple[int, ...]]:
         match request:
@@ -359,7 +228,7 @@ class Host:
             self._release(asking.number)
             raise
         undo.callback(os.close, memory)
-        self._idle[asking.domain].pop(asking.number, None)
+        self._clients.settle(asking)
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
         return client.Granted(channel.number, channel.path, channel.rings.left, channel.rings.right), (memory, event)

@@ -2,7 +2,8 @@
 """A service process as main sees it: how it is started, and how it ended.
 
 A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with main in which it notes
-whose bytes it is reading, so that main knows whose they were should it crash.
+whose bytes it is reading, so that main knows whose they were should it crash. One that ends is started again, and told anew
+what there is.
 """
 
 from __future__ import annotations
@@ -13,14 +14,23 @@ import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from kvmchand.ids import ClientId
+from kvmchand import log
+from kvmchand.errors import InternalError, KvmchanError
+from kvmchand.loop import Loop
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _MARK = struct.Struct("=Q")
-_NOBODY = ClientId(0)
+_NOBODY = 0
 _END_DEADLINE = 0.5
 """Seconds a service has to end after its socket has. Main stands still meanwhile."""
+_SEND_DEADLINE = 10
+"""Seconds a new service has to read what it is told first. Main stands still meanwhile."""
+_RESTARTS_MAX = 5
+"""Restarts of a service in a row that got nowhere, after which it is given up."""
 _ENTRY = Path(__file__).parent / "services" / "__main__.py"
 
 
@@ -30,15 +40,16 @@ class Marker:
     def __init__(self, fd: int) -> None:
         self._page = mmap.mmap(fd, mmap.PAGESIZE)
 
-    def set(self, client: ClientId) -> None:
-        _MARK.pack_into(self._page, 0, client)
+    def set(self, number: int) -> None:
+        """`number`: theirs, not 0."""
+        _MARK.pack_into(self._page, 0, number)
 
     def clear(self) -> None:
         _MARK.pack_into(self._page, 0, _NOBODY)
 
-    def get(self) -> ClientId | None:
-        client = ClientId(_MARK.unpack_from(self._page)[0])
-        return client if client != _NOBODY else None
+    def get(self) -> int | None:
+        number: int = _MARK.unpack_from(self._page)[0]
+        return number if number != _NOBODY else None
 
     def close(self) -> None:
         self._page.close()
@@ -47,14 +58,15 @@ class Marker:
 class Service:
     """A running service, as main sees it. Its end is the end of `sock`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, site: bool = False) -> None:
+        """`site`: it needs what is installed beside the standard library."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = os.memfd_create(f"kvmchand-{name}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(page, mmap.PAGESIZE)
             self.marker = Marker(page)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(_ENTRY), name, str(theirs.fileno()), str(page)],
+                [sys.executable, "-I", *([] if site else ["-S"]), str(_ENTRY), name, str(theirs.fileno()), str(page)],
                 pass_fds=(theirs.fileno(), page),
                 stdin=subprocess.DEVNULL,
             )
@@ -65,6 +77,7 @@ class Service:
             theirs.close()
             os.close(page)
         self.sock = ours
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_DEADLINE, 0))
 
     def kill(self) -> None:
         """Ends the service for certain; stop() tidies up."""
@@ -80,3 +93,99 @@ class Service:
             self._process.kill()
             status = self._process.wait()
         return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+class Owner(Protocol):
+    """Whom a kept service works for."""
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        """What each new process of the service is told first, and the descriptors beside that, which stay the owner's."""
+
+    def understand(self, data: bytes, fds: Fds) -> object:
+        """What a packet of the service's says; None where nothing follows. Descriptors that are not stolen are closed. OSError,
+        KeyError or ValueError end the service: it is not what we started any more, somebody's bytes have taken it over."""
+
+    def on_message(self, message: object) -> None:
+        """What was understood."""
+
+    def on_death(self, culprit: int | None) -> None:
+        """It ended, reading the bytes of `culprit`; a new one comes."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """It ended for good."""
+
+
+class Kept:
+    """A service that is started again when it ends."""
+
+    def __init__(self, loop: Loop, name: str, owner: Owner, *, site: bool = False) -> None:
+        self._loop = loop
+        self._name = name
+        self._owner = owner
+        self._site = site
+        self._service: Service | None = None
+        self._failures = 0
+
+    def start(self) -> None:
+        service = self._service = Service(self._name, site=self._site)
+        try:
+            for data, fds in self._owner.greeting():
+                send_packet(service.sock, data, fds)
+        except OSError:
+            pass  # it has ended already, as its socket will say; or never read, and is killed then
+        # After all others: whoever has died is found dead before anyone's request is looked at.
+        self._loop.add(service.sock.fileno(), self._on_ready, last=True)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Tells the service; one that is not there is told by the next greeting. The descriptors stay the caller's."""
+        if self._service is None:
+            return
+        try:
+            send_packet(self._service.sock, data, fds, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            log.warning(f"the {self._name} process is killed, for it does not read")
+            self._service.kill()
+        except OSError:
+            pass  # it has ended, as its socket will say
+
+    def worked(self) -> None:
+        """It does what it is for: ends from now on are no failures in a row."""
+        self._failures = 0
+
+    def _on_ready(self, _events: int) -> None:
+        service = self._service
+        if service is None:
+            return
+        try:
+            data, fds = receive_packet(service.sock)
+            if not data:
+                self._on_end(service)
+                return
+            with fds:
+                message = self._owner.understand(data, fds)
+        except (OSError, KeyError, ValueError) as error:
+            log.warning(f"the {self._name} process is killed, for what it says can't be: {error}")
+            service.kill()
+            self._on_end(service)
+            return
+        if message is not None:
+            self._owner.on_message(message)
+
+    def _on_end(self, service: Service) -> None:
+        self._loop.remove(service.sock.fileno())
+        self._service = None
+        culprit = service.marker.get()
+        how = service.stop()
+        self._failures += 1
+        log.warning(f"the {self._name} process ended ({how})")
+        self._owner.on_death(culprit)
+        if self._failures > _RESTARTS_MAX:
+            sentence = f"the {self._name} process ended {self._failures} times in a row: see the log above"
+            self._owner.on_failure(InternalError(sentence))
+            return
+        self.start()
+
+    def stop(self) -> None:
+        if self._service is not None:
+            self._service.stop()
+            self._service = None

@@ -12,31 +12,14 @@ import fcntl
 import os
 import select
 import socket
-import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
 from kvmchand.ids import ClientId
 from kvmchand.linux import ofd
-
-# The shared page, as libxenvchan_shim/csrc/attach.c lays it out.
-_HEADER = struct.Struct("=HHBBBB")  # left_order, right_order, cli_live, srv_live, cli_notify, srv_notify
-_HEADER_OFFSET = 16
-_CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE = 2, 1, 1
-_INDEXES = struct.Struct("=II")  # cons, prod
-_LEFT_INDEXES, _RIGHT_INDEXES = 252, 508
-_LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """Bytes waiting to be read at each end; 0 where the indexes can't be true."""
-
-    server: int
-    client: int
+from kvmchand.page import Page, Ready, other
 
 
 class Region:
@@ -57,9 +40,7 @@ class Region:
                 memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
                 undo.callback(os.close, memory)
                 os.ftruncate(memory, rings.size)
-                # Before anyone can connect; the server only attaches to it.
-                header = _HEADER.pack(rings.left, rings.right, _CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE, 0)
-                os.pwrite(memory, header, _HEADER_OFFSET)
+                Page(memory).initialize(rings)
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             except OSError as error:
@@ -103,12 +84,12 @@ class Region:
 
     def has_hung_up(self, side: Side) -> bool:
         """Whether an end says itself that it is gone."""
-        return os.pread(self._memory, 1, _LIVE_OFFSET[side]) == b"\0"
+        return Page(self._memory).live(side) == 0
 
     def bury(self, side: Side) -> None:
         """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
-        os.pwrite(self._memory, b"\0", _LIVE_OFFSET[side])
-        self.signal(Side.SERVER if side is Side.CLIENT else Side.CLIENT)
+        Page(self._memory).set_live(side, 0)
+        self.signal(other(side))
 
     def signal(self, side: Side) -> None:
         """Sends an end an event, which goes in at the other end of the socket pair."""
@@ -119,13 +100,7 @@ class Region:
             pass  # full: events are pending; or shut down, by an end that harms itself
 
     def ready(self) -> Ready:
-        left_cons, left_prod = _INDEXES.unpack(os.pread(self._memory, _INDEXES.size, _LEFT_INDEXES))
-        right_cons, right_prod = _INDEXES.unpack(os.pread(self._memory, _INDEXES.size, _RIGHT_INDEXES))
-        left, right = (left_prod - left_cons) % 2**32, (right_prod - right_cons) % 2**32
-        return Ready(
-            server=left if left <= 1 << self.rings.left else 0,
-            client=right if right <= 1 << self.rings.right else 0,
-        )
+        return Page(self._memory).ready(self.rings)
 
     def close(self) -> None:
         for event in self._events.values():

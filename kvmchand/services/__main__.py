@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 if __name__ == "__main__":
     # The interpreter is isolated: it knows the standard library, and from here on us.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from kvmchand.services import local
-
-    services = {"local": local.main}
-    services[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]))
+    service = import_module(f"kvmchand.services.{sys.argv[1]}")
+    service.main(int(sys.argv[2]), int(sys.argv[3]))

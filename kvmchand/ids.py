@@ -16,3 +16,6 @@ ClientId = NewType("ClientId", int)
 
 Size = NewType("Size", int)
 """Bytes."""
+
+DeviceId = NewType("DeviceId", int)
+"""One ivshmem device of a link, in one guest or in two. Counts up from 1 for as long as the daemon runs."""

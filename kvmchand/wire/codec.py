@@ -53,6 +53,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DomainId": _integer(0, 2**31 - 1),
     "ChannelId": _integer(0, 2**63 - 1),
     "ClientId": _integer(0, 2**63 - 1),
+    "DeviceId": _integer(0, 2**63 - 1),
     "str": _text_of(4096),
     "bool": _flag,
     "Packet": _text_of(PACKET_MAX),

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Links: the devices that a pair of domains shares, and which channel has which part of them. Pure state.
+
+A link is one or more ivshmem devices over one memory each. A channel of the pair gets a slice: whole pages, and an interrupt
+vector at each end. A link grows by another device when no slice is left, and loses a device when the owner removes it. An
+ivshmem id names a device within its guest, so it is unique among a guest's devices, and small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from kvmchand.core.registry import Side
+from kvmchand.core.rings import PAGE
+from kvmchand.errors import LimitReached
+from kvmchand.ids import DeviceId, DomainId, Size
+
+HOST_PEER = 0
+"""The host's ivshmem id on every device."""
+CONTROL_PEER = 1
+"""The guest's on its control device: it knows by that which device it is."""
+
+Pair = tuple[DomainId, DomainId]
+"""The smaller number first; twice the same for a guest that talks to itself."""
+
+
+def pair_of(one: DomainId, other: DomainId) -> Pair:
+    return (one, other) if one <= other else (other, one)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A channel's part of a device. `vectors`: the one that wakes each end."""
+
+    device: Device
+    offset: Size
+    size: Size
+    vectors: dict[Side, int]
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """`peers`: the ivshmem id of each guest it is in. `free`: runs of free pages, first page to count."""
+
+    number: DeviceId
+    pair: Pair
+    size: Size
+    vectors: int
+    peers: dict[DomainId, int]
+    is_control: bool = False
+    free: dict[int, int] = field(default_factory=dict)
+    free_vectors: set[int] = field(default_factory=set)
+    slices: int = 0
+
+    def peer_of(self, domain: DomainId) -> int:
+        return self.peers.get(domain, HOST_PEER)
+
+    def take(self, size: int, *, vectors: int) -> tuple[Size, list[int]] | None:
+        """An offset and as many vectors, or None where there is no room."""
+        pages = -(-size // PAGE)
+        if len(self.free_vectors) < vectors:
+            return None
+        # The smallest run that will do, so that large ones stay whole.
+        fitting = [(count, first) for first, count in self.free.items() if count >= pages]
+        if not fitting:
+            return None
+        count, first = min(fitting)
+        del self.free[first]
+        if count > pages:
+            self.free[first + pages] = count - pages
+        taken = sorted(self.free_vectors)[:vectors]
+        self.free_vectors.difference_update(taken)
+        self.slices += 1
+        return Size(first * PAGE), taken
+
+    def give_back(self, offset: int, size: int, vectors: set[int]) -> None:
+        first, count = offset // PAGE, -(-size // PAGE)
+        after = self.free.pop(first + count, None)
+        if after is not None:
+            count += after
+        before = next((start for start, length in self.free.items() if start + length == first), None)
+        if before is None:
+            self.free[first] = count
+        else:
+            self.free[before] += count
+        self.free_vectors |= vectors
+        self.slices -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """What one guest may have."""
+
+    max_devices: int
+    max_bytes: int
+    """Of its devices' memory."""
+
+
+@dataclass(slots=True)
+class Links:
+    limits: LinkLimits
+    dedicated: bool = False
+    """A device for each channel, so that processes of one domain can't reach each other's."""
+    devices: dict[DeviceId, Device] = field(default_factory=dict)
+    _last: int = 0
+
+    def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A new device of the pair, in those of its domains that are guests. LimitReached names the guest that has enough."""
+        for guest in sorted(guests):
+            self._require_room(guest, size)
+        peers: dict[DomainId, int] = {}
+        for guest in sorted(guests):
+            peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
+        self._last += 1
+        device = Device(
+            DeviceId(self._last),
+            pair,
+            size,
+            vectors,
+            peers,
+            is_control=control,
+            free={0: size // PAGE},
+            free_vectors=set(range(vectors)),
+        )
+        self.devices[device.number] = device
+        return device
+
+    def _of(self, guest: DomainId) -> list[Device]:
+        return [device for device in self.devices.values() if guest in device.peers]
+
+    def _require_room(self, guest: DomainId, size: int) -> None:
+        have = self._of(guest)
+        if len(have) >= self.limits.max_devices:
+            raise LimitReached(f"domain {guest} has {len(have)} devices: max_devices in the daemon's settings")
+        if sum(device.size for device in have) + size > self.limits.max_bytes:
+            raise LimitReached(
+                f"domain {guest}'s devices would have over {self.limits.max_bytes} bytes: max_bytes in the settings"
+            )
+
+    def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
+        """Unused among the guest's devices, and different from the device's other guest's."""
+        used = {device.peers[guest] for device in self._of(guest)} | taken | {HOST_PEER, CONTROL_PEER}
+        return next(number for number in range(CONTROL_PEER + 1, len(used) + 1) if number not in used)
+
+    def remove(self, device: Device) -> None:
+        del self.devices[device.number]
+
+    def allocate(self, pair: Pair, size: Size) -> Slice | None:
+        """A slice of one of the pair's devices; None: the link must grow first."""
+        loop_back = pair[0] == pair[1]
+        for device in self.devices.values():
+            if device.pair != pair or device.is_control or (self.dedicated and device.slices):
+                continue
+            taken = device.take(size, vectors=2 if loop_back else 1)
+            if taken is not None:
+                offset, vectors = taken
+                return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]})
+        return None
+
+    def free(self, freed: Slice) -> None:
+        freed.device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
+
+    def summary(self) -> list[tuple[Pair, int, int, int]]:
+        """Of each link: the pair, its devices, their bytes, and the channels on them."""
+        devices: Counter[Pair] = Counter()
+        sizes: Counter[Pair] = Counter()
+        channels: Counter[Pair] = Counter()
+        for device in self.devices.values():
+            if not device.is_control:
+                devices[device.pair] += 1
+                sizes[device.pair] += device.size
+                channels[device.pair] += device.slices
+        return [(pair, devices[pair], sizes[pair], channels[pair]) for pair in sorted(devices)]

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The messages between main and the libvirt process, over a socket pair of their own."""
+
+from __future__ import annotations
+
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmchand.ids import DeviceId, DomainId
+
+
+class Start(Record):
+    """main → libvirt: connect to `uri`, and report its domains from now on. `folder`: where the sockets of our devices are, by
+    which devices that an earlier daemon left are known; they are detached."""
+
+    uri: str
+    folder: str
+
+
+class Attach(Record):
+    """main → libvirt: hot-plug a device. Reply: Attached, or AttachFailed. `socket`: path of the ivshmem server's socket."""
+
+    domain: DomainId
+    device: DeviceId
+    socket: str
+    vectors: int
+
+
+class Detach(Record):
+    """main → libvirt: unplug a device, if the domain still has it. No reply: the device's QEMU then leaves the ivshmem server."""
+
+    domain: DomainId
+    device: DeviceId
+    socket: str
+
+
+class Started(Record):
+    """libvirt → main: serving. Connected or not: that is for Found and Gone to say."""
+
+
+class Found(Record):
+    """libvirt → main: a domain runs: it did at the start, or started now. Also again after a reconnect to libvirtd; main knows
+    which it has."""
+
+    domain: DomainId
+    name: str
+    uuid: str
+
+
+class Gone(Record):
+    """libvirt → main: a domain has ended, however it did."""
+
+    domain: DomainId
+
+
+class Rebooted(Record):
+    """libvirt → main: a domain's machine was reset, by itself or by its owner; its devices are still there."""
+
+    domain: DomainId
+
+
+class Paused(Record):
+    """libvirt → main: a domain was paused, or goes on."""
+
+    domain: DomainId
+    paused: bool
+
+
+class Attached(Record):
+    """libvirt → main: QEMU has the device; the guest may not have noticed yet."""
+
+    domain: DomainId
+    device: DeviceId
+
+
+class AttachFailed(Record):
+    """libvirt → main: the domain has no such device. `sentence`: what failed, and what its XML lacks if it is that."""
+
+    domain: DomainId
+    device: DeviceId
+    sentence: str
+
+
+TO_LIBVIRT: dict[str, type] = {"start": Start, "attach": Attach, "detach": Detach}
+TO_MAIN: dict[str, type] = {
+    "started": Started,
+    "found": Found,
+    "gone": Gone,
+    "rebooted": Rebooted,
+    "paused": Paused,
+    "attached": Attached,
+    "attach-failed": AttachFailed,
+}
+
+to_libvirt = Codec(TO_LIBVIRT)
+to_main = Codec(TO_MAIN)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The messages between a guest's main process and its vfio process, over a socket pair of their own."""
+
+from __future__ import annotations
+
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmchand.ids import Size
+
+EVENTS_PER_PACKET = 128
+"""Descriptors that one Events carries, at the most: the kernel passes 253."""
+
+
+class Start(Record):
+    """main → vfio: drive the ivshmem devices that are there and those that come. `noiommu`: also where nothing confines them."""
+
+    noiommu: bool
+
+
+class Started(Record):
+    """vfio → main: serving; Devices follow."""
+
+
+class Device(Record):
+    """vfio → main: a device is usable. `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
+    descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for mmap and pread. `address`: its
+    PCI address."""
+
+    peer: int
+    address: str
+    size: Size
+    vectors: int
+    memory: Size
+    doorbell: Size
+
+
+class Events(Record):
+    """vfio → main, after Device: the eventfds that its vectors from `first` on signal are beside this."""
+
+    peer: int
+    first: int
+
+
+class Removed(Record):
+    """vfio → main: the device is being unplugged, and waits for all to let go of it."""
+
+    peer: int
+
+
+class Unusable(Record):
+    """vfio → main: a device, or all of them if `address` is empty, can't be used. `sentence`: what is missing, and what to do."""
+
+    address: str
+    sentence: str
+
+
+TO_VFIO: dict[str, type] = {"start": Start}
+TO_MAIN: dict[str, type] = {
+    "started": Started,
+    "device": Device,
+    "events": Events,
+    "removed": Removed,
+    "unusable": Unusable,
+}
+
+to_vfio = Codec(TO_VFIO)
+to_main = Codec(TO_MAIN)

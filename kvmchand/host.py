@@ -231,7 +231,9 @@ class Host:
         self._clients.settle(asking)
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
-        return client.Granted(channel.number, channel.path, channel.rings.left, channel.rings.right), (memory, event)
+        left, right = channel.rings.left, channel.rings.right
+        granted = client.Granted(channel.number, channel.path, left, right, "socket", Size(0), Size(0), Size(0))
+        return granted, (memory, event)
 
     def _list(self, asking: Client, after: ChannelId) -> client.Listing:
         domains = tuple(client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items()))

@@ -17,7 +17,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from kvmchand.errors import ChannelClosed, InvalidArgument
-from libxenvchan_shim import control, dataplane
+from kvmchand.wire import dataplane
+from libxenvchan_shim import control
 
 if TYPE_CHECKING:
     from kvmchand.ids import Size
@@ -77,21 +78,26 @@ class Vchan:
 
     def __init__(self, connection: control.Connection, grant: control.Grant, *, is_server: bool) -> None:
         """Takes both the connection and the grant."""
-        self._connection = connection
-        self.path = grant.granted.path
+        granted = grant.granted
+        self.path = granted.path
         """Absolute."""
         self.is_server = is_server
         self._process = os.getpid()
         # blocking and server_persist are plain fields of the structure, as for C programs.
         self._ctrl = dataplane.attach(
             dataplane.Grant(
-                grant.region,
-                grant.event,
-                -1,
-                int(is_server),
-                grant.granted.channel & 0x7FFFFFFF,
-                grant.granted.left_order,
-                grant.granted.right_order,
+                region_fd=grant.region,
+                event_fd=grant.event,
+                notify_fd=grant.notify,
+                control_fd=connection.detach(),
+                is_server=int(is_server),
+                port=granted.channel & 0x7FFFFFFF,
+                left_order=granted.left_order,
+                right_order=granted.right_order,
+                events=grant.events,
+                doorbell_value=granted.ring,
+                region_offset=granted.offset,
+                doorbell_offset=granted.doorbell,
             )
         )
         self._read_ring = 1 << self._ctrl.contents.read.order
@@ -194,7 +200,9 @@ class Vchan:
             return
         dataplane.hang_up(ctrl)
         try:
-            self._connection.close_channel()
+            fd = dataplane.steal_control(ctrl)
+            if fd >= 0:
+                control.Connection.adopt(fd).close_channel()
         finally:
             dataplane.detach(ctrl)
 

@@ -26,8 +26,11 @@ if TYPE_CHECKING:
 RUNTIME_DIR = "/run/kvmchand"
 PATH_MAX = 4096
 """Characters of a path that the protocol carries; the daemon's own limits are lower."""
-DEADLINE = 10.0
-"""Seconds the daemon may take to answer."""
+DEADLINE = 40.0
+"""Seconds the daemon may take to answer. The first channel between two guests costs a hot-plug in each."""
+_PAGE = 4096
+_RING_MAX = 2**32 - 1
+"""Of a doorbell's value: the register has 32 bits."""
 _STDIO_MAX = 2
 _DOMAIN_DIGITS = 5
 
@@ -137,16 +140,22 @@ class Connection:
     def _granted(self, request: object) -> Grant:
         reply, fds = self._ask(request, client.Granted)
         with fds:
-            if len(fds) != 2:
-                raise ProtocolError(f"kvmchand at {self._path} granted a channel with {len(fds)} descriptors, not 2")
-            if not reply.path.isascii() or min(reply.left_order, reply.right_order) < 0:
+            if reply.events not in client.EVENTS:
+                raise ProtocolError(
+                    f"kvmchand at {self._path} granted a channel with {reply.events[:40]!r} for events: use the same release"
+                )
+            wanted = 3 if reply.events == "eventfd" else 2
+            if len(fds) != wanted:
+                raise ProtocolError(f"kvmchand at {self._path} granted a channel with {len(fds)} descriptors, not {wanted}")
+            if (
+                not reply.path.isascii()
+                or min(reply.left_order, reply.right_order) < 0
+                or reply.offset % _PAGE
+                or reply.doorbell % _PAGE
+                or reply.ring > _RING_MAX
+            ):
                 raise ProtocolError(f"kvmchand at {self._path} granted a channel that can't be: use the same release")
-            region, event = fds.steal()
-        try:
-            return Grant(reply, region, _duplicate_above_stdio(event))
-        except BaseException:
-            os.close(region)
-            raise
+            return Grant(reply, _all_above_stdio(fds))
 
     def close_channel(self) -> None:
         """Ends this connection and its end of its channel, and returns when the daemon has released it."""
@@ -174,12 +183,13 @@ class Connection:
 class Grant:
     """What a connection was granted. The descriptors are the holder's."""
 
-    __slots__ = ("event", "granted", "region")
+    __slots__ = ("event", "events", "granted", "notify", "region")
 
-    def __init__(self, granted: client.Granted, region: int, event: int) -> None:
+    def __init__(self, granted: client.Granted, fds: list[int]) -> None:
         self.granted = granted
-        self.region = region
-        self.event = event
+        self.events = client.EVENTS.index(granted.events)
+        """The number in enum kvmchan_events."""
+        self.region, self.event, self.notify = [*fds, -1][:3]
 
 
 def _carried(path: str) -> str:
@@ -198,6 +208,19 @@ def _duplicate_above_stdio(fd: int) -> int:
         return int(fcntl(fd, F_DUPFD_CLOEXEC, _STDIO_MAX + 1))
     finally:
         os.close(fd)
+
+
+def _all_above_stdio(fds: Fds) -> list[int]:
+    """Takes what came, and gives the same or others in their place; on failure none is left."""
+    left = fds.steal()
+    moved: list[int] = []
+    try:
+        while left:
+            moved.append(_duplicate_above_stdio(left.pop(0)))
+    except BaseException:
+        Fds(left + moved).close()
+        raise
+    return moved
 
 
 def _above_stdio(sock: socket) -> socket:

@@ -44,9 +44,12 @@ def bind(ffi: Any) -> None:
             granted = grant.granted
             path = granted.path.encode()
             ffi.memmove(opened.path, path + b"\0", len(path) + 1)
-            opened.region_fd, opened.event_fd, opened.control_fd = grant.region, grant.event, connection.detach()
             opened.left_order, opened.right_order = granted.left_order, granted.right_order
             opened.port = granted.channel & 0x7FFFFFFF
+            opened.events, opened.doorbell_value = grant.events, granted.ring
+            opened.region_offset, opened.doorbell_offset = granted.offset, granted.doorbell
+            opened.notify_fd, opened.control_fd = grant.notify, connection.detach()
+            opened.region_fd, opened.event_fd = grant.region, grant.event
             return 0
         except Exception as error:
             return failed(error, sentence, room)

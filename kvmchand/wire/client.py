@@ -8,6 +8,7 @@ are gone.
 
 Changes by version:
     1: the first.
+    2: ends in guests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 1
+VERSION = 2
+
+EVENTS = ("socket", "eventfd", "doorbell")
+"""What `Granted.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/vchan.h."""
 
 SOCKET_NAME = "kvmchand.sock"
 """The default socket in the runtime directory: the host's, or in a guest the guest's."""
@@ -53,12 +57,24 @@ class Connect(Record):
 
 
 class Granted(Record):
-    """An end of a channel. Two descriptors come beside it: the region, and this end of the event channel."""
+    """An end of a channel. `events`: what it waits on and how it wakes its peer, and so which descriptors come beside this:
+
+    socket: the region, and this end of the event channel.
+    eventfd, the peer is in a guest: the device's memory, an eventfd to wait on, and one whose writing interrupts the guest.
+    doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is where mmap has BAR 0 of the
+    device, whose doorbell register takes `ring` to interrupt the peer.
+
+    `offset` is where mmap of the first descriptor has the region. What a kind has no use for is 0.
+    """
 
     channel: ChannelId
     path: str
     left_order: int
     right_order: int
+    events: str
+    offset: Size
+    doorbell: Size
+    ring: Size
 
 
 class List(Record):

@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* An end's set-up and take-down on memory that the daemon granted. */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "atomics.h"
 #include "end.h"
 #include "error.h"
-#include "event.h"
 #include "vchan.h"
 
 #define PAGE 4096u
@@ -61,22 +58,44 @@ static size_t ring_pages(uint32_t order)
 	return order > ORDER_IN_PAGE_MAX ? (size_t)1 << order : 0;
 }
 
+/* Whether @size bytes of a file can be mapped at @offset. */
+static int check_offset(const char *what, uint64_t offset, size_t size)
+{
+	if (offset % PAGE || offset > (uint64_t)INT64_MAX - size)
+		return fail(EINVAL, "the daemon granted %s at %llu, which can't be mapped", what,
+			    (unsigned long long)offset);
+	return 0;
+}
+
 static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 {
 	uint32_t left = grant->left_order, right = grant->right_order;
+	bool device = grant->events == KVMCHAN_EVENTS_DOORBELL;
 	struct stat status;
 
+	if (grant->events > KVMCHAN_EVENTS_DOORBELL)
+		return fail(EINVAL,
+			    "the daemon granted events of kind %u, which is none: use the same "
+			    "release",
+			    grant->events);
 	if (left < 10 || right < 10 || left > ORDER_MAX || right > ORDER_MAX ||
 	    (left == right && left <= ORDER_IN_PAGE_MAX))
 		return fail(EINVAL, "the daemon granted rings of orders %u and %u, which can't be",
 			    left, right);
 	*size = PAGE + ring_pages(left) + ring_pages(right);
+	if (check_offset("memory", grant->region_offset, *size) < 0 ||
+	    (device && check_offset("a doorbell", grant->doorbell_offset, PAGE) < 0))
+		return -1;
 	if (fstat(grant->region_fd, &status) < 0)
 		return fail(errno, "the channel's memory can't be examined");
-	if (status.st_size < 0 || (uint64_t)status.st_size < *size)
+	/* A device has no size; what it does not have, it does not let us map. */
+	if (!device &&
+	    (status.st_size < 0 || (uint64_t)status.st_size < grant->region_offset + *size))
 		return fail(EINVAL,
-			    "the daemon granted %lld bytes of memory for rings that need %zu",
-			    (long long)status.st_size, *size);
+			    "the daemon granted %lld bytes of memory for rings that need %zu, "
+			    "from byte %llu on",
+			    (long long)status.st_size, *size,
+			    (unsigned long long)grant->region_offset);
 	return 0;
 }
 
@@ -115,7 +134,7 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 
 	v->ctrl.ring = page;
 	v->ctrl.is_server = server ? -1 : 0;
-	v->ctrl.event = (xenevtchn_handle *)&v->event_fd;
+	v->ctrl.event = (xenevtchn_handle *)&v->event.fd;
 	v->ctrl.event_port = grant->port;
 	v->ctrl.read.shr = server ? left_indexes : right_indexes;
 	v->ctrl.read.order = (int)(server ? grant->left_order : grant->right_order);
@@ -142,16 +161,7 @@ static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 		return;
 	set_live(v->own_live, 1);
 	request_only(v->ask, VCHAN_NOTIFY_WRITE);
-	event_send(v->event_fd);
-}
-
-/* The kernel's own number of a socket; 0 for what is none. */
-static uint64_t socket_cookie(int fd)
-{
-	uint64_t cookie = 0;
-	socklen_t size = sizeof(cookie);
-
-	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
+	event_send(&v->event);
 }
 
 struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
@@ -163,12 +173,11 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 		fail(ENOMEM, "no memory for a vchan");
 		goto undo;
 	}
-	v->event_fd = grant->event_fd;
-	v->control_fd = grant->control_fd;
-	v->control_cookie = socket_cookie(grant->control_fd);
-	if (check_grant(grant, &v->size) < 0)
+	event_take_over(&v->event, grant);
+	if (check_grant(grant, &v->size) < 0 || event_prepare(&v->event, grant) < 0)
 		goto undo;
-	v->page = mmap(NULL, v->size, PROT_READ | PROT_WRITE, MAP_SHARED, grant->region_fd, 0);
+	v->page = mmap(NULL, v->size, PROT_READ | PROT_WRITE, MAP_SHARED, grant->region_fd,
+		       (off_t)grant->region_offset);
 	if (v->page == MAP_FAILED) {
 		v->page = NULL;
 		fail(errno, "%zu bytes of the channel's memory can't be mapped", v->size);
@@ -189,6 +198,7 @@ undo:
 		kvmchan_detach(&v->ctrl);
 	} else {
 		close(grant->event_fd);
+		close(grant->notify_fd);
 		close(grant->control_fd);
 	}
 	errno = error;
@@ -201,31 +211,21 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 
 	vchan_show(v);
 	set_live(v->own_live, 0);
-	event_send(v->event_fd);
+	event_send(&v->event);
 }
 
 int kvmchan_steal_control(struct libxenvchan *ctrl)
 {
-	struct vchan *v = vchan_of(ctrl);
-	int fd = v->control_fd;
-
-	v->control_fd = -1;
-	/* A program may close all descriptors it did not open; the number may be another file's by
-	 * now. */
-	return v->control_cookie && socket_cookie(fd) == v->control_cookie ? fd : -1;
+	return event_steal_control(&vchan_of(ctrl)->event);
 }
 
 void kvmchan_detach(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
-	int control_fd = kvmchan_steal_control(ctrl);
-
-	if (control_fd >= 0)
-		close(control_fd);
 
 	if (v->page)
 		munmap(v->page, v->size);
-	close(v->event_fd);
+	event_end(&v->event);
 	free(v->ctrl.xs_path);
 	free(v);
 }

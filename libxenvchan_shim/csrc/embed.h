@@ -18,11 +18,13 @@ struct kvmchan_request {
 	const char *domain;
 };
 
-/* The end that was opened. Three descriptors, the caller's. */
+/* The end that was opened, as struct kvmchan_grant has it. The descriptors are the caller's. */
 struct kvmchan_opened {
-	int region_fd, event_fd, control_fd;
+	int region_fd, event_fd, notify_fd, control_fd;
 	uint32_t left_order, right_order;
 	uint32_t port;
+	uint32_t events, doorbell_value;
+	uint64_t region_offset, doorbell_offset;
 	char path[4352]; /* absolute */
 };
 /* cffi: functions */

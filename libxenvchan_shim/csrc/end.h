@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "atomics.h"
+#include "event.h"
 #include "ring.h"
 #include "spin.h"
 #include "vchan.h"
@@ -25,9 +26,7 @@ struct vchan {
 	struct spin spin_in, spin_out;
 	struct vchan_interface *page;
 	size_t size; /* of the mapping */
-	int event_fd;
-	int control_fd;
-	uint64_t control_cookie; /* of the socket that control_fd was, when we got it */
+	struct event event;
 	_Atomic enum state state;
 	uint8_t *own_live;
 	uint8_t *peer_live;

@@ -1,20 +1,149 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "event.h"
 
+#include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <stdbool.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
-void event_send(int fd)
+#include "error.h"
+
+#define PAGE 4096u
+/* BAR 0 of an ivshmem device: a store to this register interrupts a peer. */
+#define DOORBELL_REGISTER 12
+
+/* ---- whose is it? A program may close all it did not open, and open others by the numbers ---- */
+
+/* The kernel's own number of a socket; 0 for what is none. */
+static uint64_t socket_cookie(int fd)
+{
+	uint64_t cookie = 0;
+	socklen_t size = sizeof(cookie);
+
+	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
+}
+
+int event_steal_control(struct event *event)
+{
+	int fd = event->control_fd;
+
+	event->control_fd = -1;
+	return event->control_cookie && socket_cookie(fd) == event->control_cookie ? fd : -1;
+}
+
+/*
+ * All eventfds are one inode to fstat, and a program's own would be as good as ours. But a file
+ * keeps the number of the signal that its owner gets when it is ready: without an owner it means
+ * nothing, nobody sets it by chance, and all who share the file see it.
+ */
+#define MARK 61
+
+static int mark(int fd)
+{
+	if (fcntl(fd, F_SETSIG, MARK) < 0)
+		return fail(errno, "the daemon granted an eventfd that can't be used");
+	return 0;
+}
+
+static bool is_marked(int fd) { return fcntl(fd, F_GETSIG) == MARK; }
+
+/* ---- from grant to end ---- */
+
+void event_take_over(struct event *event, const struct kvmchan_grant *grant)
+{
+	*event = (struct event){
+	    .fd = grant->event_fd,
+	    .kind = KVMCHAN_EVENTS_SOCKET, /* until it is prepared */
+	    .notify_fd = grant->notify_fd,
+	    .control_fd = grant->control_fd,
+	    .control_cookie = socket_cookie(grant->control_fd),
+	};
+}
+
+static int map_doorbell(struct event *event, const struct kvmchan_grant *grant)
+{
+	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, grant->region_fd,
+			  (off_t)grant->doorbell_offset);
+
+	if (page == MAP_FAILED)
+		return fail(errno, "the device's doorbell can't be mapped");
+	event->doorbell = page;
+	event->doorbell_value = grant->doorbell_value;
+	return 0;
+}
+
+int event_prepare(struct event *event, const struct kvmchan_grant *grant)
+{
+	if (grant->events == KVMCHAN_EVENTS_SOCKET)
+		return 0;
+	if (mark(event->fd) < 0)
+		return -1;
+	if (grant->events == KVMCHAN_EVENTS_EVENTFD && mark(event->notify_fd) < 0)
+		return -1;
+	if (grant->events == KVMCHAN_EVENTS_DOORBELL && map_doorbell(event, grant) < 0)
+		return -1;
+	event->kind = grant->events;
+	return 0;
+}
+
+static void end_descriptor(const struct event *event, int fd)
+{
+	if (fd >= 0 && (event->kind == KVMCHAN_EVENTS_SOCKET || is_marked(fd)))
+		close(fd);
+}
+
+void event_end(struct event *event)
+{
+	int control_fd = event_steal_control(event);
+
+	if (control_fd >= 0)
+		close(control_fd);
+	end_descriptor(event, event->fd);
+	end_descriptor(event, event->notify_fd);
+	if (event->doorbell)
+		munmap(event->doorbell, PAGE);
+}
+
+/* ---- sending ---- */
+
+/* What was written to the ring and the page before is there before the peer is told. */
+static void ring_doorbell(const struct event *event)
+{
+	uint8_t *doorbell = (uint8_t *)event->doorbell + DOORBELL_REGISTER;
+
+	__sync_synchronize();
+	*(volatile uint32_t *)(void *)doorbell = htole32(event->doorbell_value);
+}
+
+void event_send(const struct event *event)
 {
 	int error = errno;
 
-	/* Failure is one of: the peer's queue is full, so it has events; or the peer is gone. */
-	(void)send(fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+	/* Failure is one of: the peer's queue or counter is full, so it has events; or the peer is
+	 * gone. */
+	switch (event->kind) {
+	case KVMCHAN_EVENTS_SOCKET:
+		(void)send(event->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+		break;
+	case KVMCHAN_EVENTS_EVENTFD:
+		if (is_marked(event->notify_fd))
+			(void)eventfd_write(event->notify_fd, 1);
+		break;
+	case KVMCHAN_EVENTS_DOORBELL:
+		ring_doorbell(event);
+		break;
+	}
 	errno = error;
 }
 
-static enum event_result event_take(int fd, int flags)
+/* ---- taking: from a socket ---- */
+
+static enum event_result socket_take(int fd, int flags)
 {
 	char events[512];
 	ssize_t count = recv(fd, events, sizeof(events), flags);
@@ -28,12 +157,10 @@ static enum event_result event_take(int fd, int flags)
 	return EVENT_LOST;
 }
 
-enum event_result event_try(int fd) { return event_take(fd, MSG_DONTWAIT); }
-
-enum event_result event_wait(int fd)
+static enum event_result socket_wait(int fd)
 {
 	for (;;) {
-		enum event_result result = event_take(fd, 0);
+		enum event_result result = socket_take(fd, 0);
 		struct pollfd readable = {.fd = fd, .events = POLLIN};
 
 		if (result != EVENT_NONE)
@@ -42,4 +169,63 @@ enum event_result event_wait(int fd)
 		if (poll(&readable, 1, -1) < 0)
 			return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
 	}
+}
+
+/* ---- taking: from an eventfd ---- */
+
+/* Whether what poll() says of control_fd means that the daemon is gone. A number that is no longer
+ * that connection's is not looked at again. */
+static bool control_is_lost(struct event *event, short revents)
+{
+	if (!revents)
+		return false;
+	if (event->control_cookie && socket_cookie(event->control_fd) == event->control_cookie)
+		return revents & (POLLHUP | POLLRDHUP | POLLERR);
+	event->control_fd = -1;
+	return false;
+}
+
+/* EVENT_NONE after @timeout, and sometimes before. */
+static enum event_result eventfd_take(struct event *event, int timeout)
+{
+	struct pollfd polled[] = {
+	    {.fd = event->fd, .events = POLLIN},
+	    {.fd = event->control_fd, .events = POLLRDHUP},
+	};
+	eventfd_t events;
+	bool lost;
+
+	/* Before the wait, for it could last for ever; and after it, for it could have lasted. */
+	if (!is_marked(event->fd))
+		return EVENT_LOST;
+	if (poll(polled, 2, timeout) < 0)
+		return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
+	lost = control_is_lost(event, polled[1].revents);
+	if (polled[0].revents & POLLIN && is_marked(event->fd) &&
+	    eventfd_read(event->fd, &events) == 0)
+		return lost ? EVENT_LAST : EVENT_TAKEN;
+	return lost ? EVENT_LOST : EVENT_NONE;
+}
+
+static enum event_result eventfd_wait(struct event *event)
+{
+	enum event_result result;
+
+	do
+		result = eventfd_take(event, -1);
+	while (result == EVENT_NONE);
+	return result;
+}
+
+/* ---- taking ---- */
+
+enum event_result event_try(struct event *event)
+{
+	return event->kind == KVMCHAN_EVENTS_SOCKET ? socket_take(event->fd, MSG_DONTWAIT)
+						    : eventfd_take(event, 0);
+}
+
+enum event_result event_wait(struct event *event)
+{
+	return event->kind == KVMCHAN_EVENTS_SOCKET ? socket_wait(event->fd) : eventfd_wait(event);
 }

@@ -1,27 +1,59 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * One end of a channel's event channel: a UNIX stream socket whose bytes are events.
+ * One end of a channel's event channel.
  *
- * A socket pair and not two eventfds: an end then owns one descriptor, the very one that the
- * program is given to select on; a peer can neither take our events nor change our descriptor's
- * flags; and once peer and daemon are both gone the kernel itself ends our wait.
+ * Between two ends on this machine it is a UNIX stream socket whose bytes are events. A socket pair
+ * and not two eventfds: an end then owns one descriptor, the very one that the program is given to
+ * select on; a peer can neither take our events nor change our descriptor's flags; and once peer
+ * and daemon are both gone the kernel itself ends our wait.
+ *
+ * Where the peer is in a guest, or we are, events are interrupts there, and an eventfd is all that
+ * they can be on the way. Nobody's death ends a wait on one, so such a wait also watches the
+ * connection to the daemon, which would tell of the peer's.
  */
 #ifndef KVMCHAN_EVENT_H
 #define KVMCHAN_EVENT_H
 
+#include <stdint.h>
+
+#include "vchan.h"
+
+struct event {
+	int fd; /* what we wait on, and the program selects on */
+	enum kvmchan_events kind;
+	int notify_fd;	/* KVMCHAN_EVENTS_EVENTFD */
+	void *doorbell; /* KVMCHAN_EVENTS_DOORBELL: the page it is in */
+	uint32_t doorbell_value;
+	int control_fd;
+	uint64_t control_cookie; /* of the socket that control_fd was, when we got it */
+};
+
 enum event_result {
 	EVENT_TAKEN,
+	EVENT_LAST,	   /* one was taken, and nobody is left who could send another */
 	EVENT_NONE,	   /* event_try only */
 	EVENT_INTERRUPTED, /* a signal */
 	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
 };
 
+/* Takes the grant's event, notify and control descriptors. */
+void event_take_over(struct event *event, const struct kvmchan_grant *grant);
+/* Makes what was taken over fit for use, by a grant that was checked. -1 with errno and sentence.
+ */
+int event_prepare(struct event *event, const struct kvmchan_grant *grant);
+/* Closes and unmaps, prepared or not. */
+void event_end(struct event *event);
+
 /* Sends the peer an event. Never blocks, never raises SIGPIPE; events that are already pending are
  * enough. */
-void event_send(int fd);
+void event_send(const struct event *event);
 /* Takes every pending event; blocks until there is one. */
-enum event_result event_wait(int fd);
+enum event_result event_wait(struct event *event);
 /* The same without blocking. */
-enum event_result event_try(int fd);
+enum event_result event_try(struct event *event);
+
+/* The connection to the daemon, now the caller's; -1 where there is none, or the program has closed
+ * it. */
+int event_steal_control(struct event *event);
 
 #endif

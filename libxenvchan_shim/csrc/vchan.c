@@ -8,7 +8,6 @@
 #include "atomics.h"
 #include "end.h"
 #include "error.h"
-#include "event.h"
 #include "ring.h"
 #include "spin.h"
 
@@ -32,7 +31,7 @@ static int fail_broken(struct vchan *v)
 {
 	if (atomic_exchange(&v->state, BROKEN) != BROKEN) {
 		set_live(v->own_live, 0);
-		event_send(v->event_fd);
+		event_send(&v->event);
 	}
 	return fail(EPROTO, "the peer broke the ring's rules: close the channel");
 }
@@ -55,7 +54,7 @@ static int vchan_open(struct vchan *v)
 static void tell_peer(struct vchan *v, uint8_t bit)
 {
 	if ((requested(v->asked) & bit) && take_request(v->asked, bit))
-		event_send(v->event_fd);
+		event_send(&v->event);
 }
 
 /* No event can come any more. */
@@ -130,10 +129,10 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 			spin_end(spin, &wait, true);
 			return 0;
 		}
-		result = event_wait(v->event_fd);
+		result = event_wait(&v->event);
 		if (result == EVENT_INTERRUPTED)
 			return fail_interrupted();
-		if (result == EVENT_LOST)
+		if (result == EVENT_LOST || result == EVENT_LAST)
 			vchan_lose(v); /* and look again: it may have written last */
 	}
 }
@@ -281,7 +280,7 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 		return -1;
 	spin_begin(&v->spin_in, &wait);
 	if (wait.until)
-		result = event_try(v->event_fd);
+		result = event_try(&v->event);
 	if (result == EVENT_NONE) {
 		uint8_t asked = requested(v->ask), peer = live(v->peer_live);
 		bool slept = true;
@@ -289,7 +288,7 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 		/* The peer clears a bit just before it sends the event. */
 		while (slept && spin_turn(&wait))
 			slept = requested(v->ask) == asked && live(v->peer_live) == peer;
-		result = event_wait(v->event_fd);
+		result = event_wait(&v->event);
 		spin_end(&v->spin_in, &wait, slept);
 	}
 	if (result == EVENT_TAKEN)
@@ -297,10 +296,10 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 	if (result == EVENT_INTERRUPTED)
 		return fail_interrupted();
 	vchan_lose(v);
-	return fail_closed();
+	return result == EVENT_LAST ? 0 : fail_closed();
 }
 
-int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)->event_fd; }
+int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)->event.fd; }
 
 int libxenvchan_is_open(struct libxenvchan *ctrl) { return vchan_open(vchan_of(ctrl)); }
 

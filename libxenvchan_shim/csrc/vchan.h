@@ -15,21 +15,37 @@
 
 #include "libxenvchan.h"
 
+/* What an end waits on, and how it sends its peer an event. */
+enum kvmchan_events {
+	/* Both ends are on this machine: event_fd is our end of a socket pair. */
+	KVMCHAN_EVENTS_SOCKET,
+	/* The peer is in a guest: event_fd and notify_fd are eventfds. Both are non-blocking. */
+	KVMCHAN_EVENTS_EVENTFD,
+	/* We are in a guest: event_fd is a non-blocking eventfd, and a store to the ivshmem
+	 * device's doorbell interrupts the peer. */
+	KVMCHAN_EVENTS_DOORBELL,
+};
+
 /* What the daemon grants one end of a channel. The descriptors pass to kvmchan_attach(). */
 struct kvmchan_grant {
-	int32_t region_fd;  /* sealed memory: Xen's page, then the rings */
-	int32_t event_fd;   /* our end of the event channel */
+	int32_t region_fd; /* the memory: Xen's page, then the rings. Sealed, or a VFIO device */
+	int32_t event_fd;
+	int32_t notify_fd;  /* -1 but for KVMCHAN_EVENTS_EVENTFD */
 	int32_t control_fd; /* the connection to the daemon, to be kept for whoever closes; or -1 */
 	int32_t is_server;  /* 0 or 1 */
 	uint32_t port;	    /* what ctrl->event_port shows */
 	uint32_t left_order, right_order;
+	uint32_t events;	  /* enum kvmchan_events */
+	uint32_t doorbell_value;  /* what rings our peer; with KVMCHAN_EVENTS_DOORBELL */
+	uint64_t region_offset;	  /* where region_fd has the memory */
+	uint64_t doorbell_offset; /* where it has BAR 0; with KVMCHAN_EVENTS_DOORBELL */
 };
 
 /*
  * Maps the region, takes our place in the shared page and tells the peer. Takes the descriptors,
  * also when it fails; region_fd is closed at once, for the mapping alone keeps the end alive. NULL
- * with errno EINVAL (an order or size that can't be), EPROTO (the page's indexes can't be true),
- * ENOMEM.
+ * with errno EINVAL (an order, size, offset or kind of events that can't be), EPROTO (the page's
+ * indexes can't be true), ENOMEM.
  */
 struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant);
 

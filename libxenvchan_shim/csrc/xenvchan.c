@@ -19,7 +19,7 @@ static const char *setting(const char *name)
 	return value ? value : "";
 }
 
-/* Asks the daemon; on success the three descriptors in @opened are ours. */
+/* Asks the daemon; on success the descriptors in @opened are ours. */
 static int open_end(const struct kvmchan_request *request, struct kvmchan_opened *opened)
 {
 	char sentence[480] = "the embedded Python failed";
@@ -39,7 +39,8 @@ static int open_end(const struct kvmchan_request *request, struct kvmchan_opened
 
 static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 {
-	struct kvmchan_opened opened = {.region_fd = -1, .event_fd = -1, .control_fd = -1};
+	struct kvmchan_opened opened = {
+	    .region_fd = -1, .event_fd = -1, .notify_fd = -1, .control_fd = -1};
 	struct libxenvchan *ctrl;
 	struct kvmchan_grant grant;
 	int error;
@@ -51,11 +52,16 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 	grant = (struct kvmchan_grant){
 	    .region_fd = opened.region_fd,
 	    .event_fd = opened.event_fd,
+	    .notify_fd = opened.notify_fd,
 	    .control_fd = opened.control_fd,
 	    .is_server = request->is_server,
 	    .port = opened.port,
 	    .left_order = opened.left_order,
 	    .right_order = opened.right_order,
+	    .events = opened.events,
+	    .doorbell_value = opened.doorbell_value,
+	    .region_offset = opened.region_offset,
+	    .doorbell_offset = opened.doorbell_offset,
 	};
 	ctrl = kvmchan_attach(&grant);
 	if (!ctrl)

@@ -43,6 +43,7 @@
 
 struct mapping {
 	ino_t inode;
+	off_t offset;
 	uint8_t *start; /* guard page, the memory, guard page */
 	size_t size;
 	unsigned int users; /* 0: a free place */
@@ -56,27 +57,29 @@ int __real_munmap(void *address, size_t size);
 void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset);
 int __wrap_munmap(void *address, size_t size);
 
-static struct mapping *mapping_find(ino_t inode, const uint8_t *memory)
+static struct mapping *mapping_find(ino_t inode, off_t offset, const uint8_t *memory)
 {
 	struct mapping *mapping, *free_place = NULL;
 
 	for (mapping = mappings; mapping < mappings + 64; mapping++) {
 		if (!mapping->users)
 			free_place = mapping;
-		else if (memory ? mapping->start + PAGE == memory
-				: ONE_MAPPING && mapping->inode == inode)
+		else if (memory
+			     ? mapping->start + PAGE == memory
+			     : ONE_MAPPING && mapping->inode == inode && mapping->offset == offset)
 			return mapping;
 	}
 	return free_place;
 }
 
-static void *mapping_make(struct mapping *mapping, size_t size, int protection, int flags, int fd)
+static void *mapping_make(struct mapping *mapping, size_t size, int protection, int flags, int fd,
+			  off_t offset)
 {
 	mapping->start = __real_mmap(NULL, size + 2 * (size_t)PAGE, PROT_NONE,
 				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	check(mapping->start != MAP_FAILED);
 	mapping->size = size;
-	return __real_mmap(mapping->start + PAGE, size, protection, flags | MAP_FIXED, fd, 0);
+	return __real_mmap(mapping->start + PAGE, size, protection, flags | MAP_FIXED, fd, offset);
 }
 
 void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
@@ -84,14 +87,15 @@ void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd,
 	struct mapping *mapping;
 	struct stat status;
 
-	if (fd < 0 || address || offset || fstat(fd, &status) < 0)
+	if (fd < 0 || address || fstat(fd, &status) < 0)
 		return __real_mmap(address, size, protection, flags, fd, offset);
 	pthread_mutex_lock(&mappings_lock);
-	mapping = mapping_find(status.st_ino, NULL);
+	mapping = mapping_find(status.st_ino, offset, NULL);
 	check(mapping);
 	if (!mapping->users++) {
 		mapping->inode = status.st_ino;
-		check(mapping_make(mapping, size, protection, flags, fd) != MAP_FAILED);
+		mapping->offset = offset;
+		check(mapping_make(mapping, size, protection, flags, fd, offset) != MAP_FAILED);
 	}
 	equal(size, mapping->size);
 	pthread_mutex_unlock(&mappings_lock);
@@ -104,7 +108,7 @@ int __wrap_munmap(void *address, size_t size)
 	int result = 0;
 
 	pthread_mutex_lock(&mappings_lock);
-	mapping = mapping_find(0, address);
+	mapping = mapping_find(0, 0, address);
 	if (!mapping || !mapping->users) {
 		result = __real_munmap(address, size);
 	} else {
@@ -323,27 +327,36 @@ void pattern_check(uint64_t stream, uint64_t position, const void *data, size_t 
 
 static size_t own_pages(uint32_t order) { return order < 12 ? 0 : (size_t)1 << order; }
 
-void channel_make(struct channel *channel, uint32_t left, uint32_t right)
+/* What the daemon writes before anyone connects (kvmchand/page.py). */
+void page_initialize(int region, off_t offset, uint32_t left, uint32_t right)
 {
 	struct vchan_interface header = {
-	    .cli_live = 2, .srv_live = 1, .cli_notify = VCHAN_NOTIFY_WRITE};
+	    .left_order = (uint16_t)left,
+	    .right_order = (uint16_t)right,
+	    .cli_live = 2,
+	    .srv_live = 1,
+	    .cli_notify = VCHAN_NOTIFY_WRITE,
+	};
+
+	equal(pwrite(region, &header, sizeof(header), offset), (ssize_t)sizeof(header));
+}
+
+void channel_make(struct channel *channel, uint32_t left, uint32_t right)
+{
 	int sockets[2];
 
 	*channel = (struct channel){.left = left, .right = right};
 	channel->region = memfd_create("kvmchan", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	check(channel->region >= 0);
 	equal(ftruncate(channel->region, (off_t)(PAGE + own_pages(left) + own_pages(right))), 0);
-	/* What the daemon writes before anyone connects (kvmchand/region.py). */
-	header.left_order = (uint16_t)left;
-	header.right_order = (uint16_t)right;
-	equal(pwrite(channel->region, &header, sizeof(header), 0), (ssize_t)sizeof(header));
+	page_initialize(channel->region, 0, left, right);
 	equal(fcntl(channel->region, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
 	equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, sockets), 0);
 	channel->server_socket = sockets[0];
 	channel->client_socket = sockets[1];
 }
 
-static int duplicate(int fd)
+int duplicate(int fd)
 {
 	int other = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 
@@ -356,6 +369,7 @@ struct kvmchan_grant channel_grant(const struct channel *channel, bool server)
 	return (struct kvmchan_grant){
 	    .region_fd = duplicate(channel->region),
 	    .event_fd = duplicate(server ? channel->server_socket : channel->client_socket),
+	    .notify_fd = -1,
 	    .control_fd = -1,
 	    .is_server = server,
 	    .port = server ? 7 : 8,

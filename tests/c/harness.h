@@ -86,6 +86,10 @@ struct channel {
 	struct libxenvchan *server, *client;
 };
 
+/* Writes what the daemon writes into a channel's page before anyone connects. */
+void page_initialize(int region, off_t offset, uint32_t left, uint32_t right);
+/* Another descriptor of the same. */
+int duplicate(int fd);
 /* The memory and the sockets, no ends yet. */
 void channel_make(struct channel *channel, uint32_t left, uint32_t right);
 /* Lets both rings of a channel without ends go on from indexes of the test's choice. */

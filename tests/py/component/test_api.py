@@ -14,10 +14,24 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import DEADLINE, LIBDIR, PYTHON, Daemon, Program, acting_as, compile_c, in_time, next_fd, our_flags
+from device import end_on_device, slice_of_device
+from support import (
+    DEADLINE,
+    LIBDIR,
+    PYTHON,
+    Daemon,
+    Program,
+    acting_as,
+    compile_c,
+    in_time,
+    next_fd,
+    our_flags,
+)
 
 import libxenvchan_shim
 from kvmchand.errors import (
@@ -31,6 +45,7 @@ from kvmchand.errors import (
     TooLong,
     Unreachable,
 )
+from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, control, listen
 
@@ -565,7 +580,12 @@ class FakeDaemon:
             sock.close()
 
 
-GRANTED = b'{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11}'
+GRANTED = (
+    b'{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,'
+    b'"events":"socket","offset":0,"doorbell":0,"ring":0}'
+)
+EVENTFD = GRANTED.replace(b"socket", b"eventfd")
+DOORBELL = GRANTED.replace(b"socket", b"doorbell")
 ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
 
 
@@ -580,6 +600,19 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(GRANTED.replace(b"11", b"10"), 2)], OSError, "can't be"),
         ([(GRANTED.replace(b"11", b"-1"), 2)], OSError, "can't be"),
         ([(GRANTED, 2)], OSError, "memory"),
+        ([(EVENTFD, 2)], ProtocolError, "2 descriptors, not 3"),
+        ([(EVENTFD, 4)], ProtocolError, "4 descriptors, not 3"),
+        ([(EVENTFD, 3)], OSError, "memory"),
+        ([(DOORBELL, 1)], ProtocolError, "1 descriptors, not 2"),
+        ([(DOORBELL, 3)], ProtocolError, "3 descriptors, not 2"),
+        ([(GRANTED.replace(b"socket", b"pigeon"), 2)], ProtocolError, "'pigeon' for events"),
+        ([(GRANTED.replace(b"socket", b""), 2)], ProtocolError, "'' for events"),
+        ([(EVENTFD.replace(b'"offset":0', b'"offset":1'), 3)], ProtocolError, "can't be"),
+        ([(EVENTFD.replace(b'"offset":0', b'"offset":-4096'), 3)], ProtocolError, "offset"),
+        ([(EVENTFD.replace(b'"offset":0', b'"offset":9223372036854771712'), 3)], OSError, "memory at 9223372036854771712"),
+        ([(DOORBELL.replace(b'"doorbell":0', b'"doorbell":12'), 2)], ProtocolError, "can't be"),
+        ([(DOORBELL.replace(b'"ring":0', b'"ring":4294967296'), 2)], ProtocolError, "can't be"),
+        ([(DOORBELL.replace(b'"ring":0', b'"ring":-1'), 2)], ProtocolError, "ring"),
         ([(b"not JSON", 2)], ProtocolError, "not JSON"),
         ([(b'{"type":"listing","domains":[],"channels":[],"more":false}', 0)], ProtocolError, "Listing"),
         ([(b'{"type":"of-tomorrow"}', 0)], ProtocolError, "of-tomorrow"),
@@ -594,6 +627,84 @@ def test_a_daemon_that_breaks_the_protocol(
         listen(0, "x")
     gc.collect()
     assert next_fd() == before
+
+
+@contextmanager
+def granted_on_device() -> Iterator[tuple[Vchan, Any, socket.socket, int]]:
+    """A server whose client would be in a guest: it, that client, the daemon's side of its connection, and its eventfd."""
+    before = next_fd()
+    ours, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with daemon, slice_of_device() as (memory, event, notify, offset):
+        granted = client.replies.decode(EVENTFD.replace(b'"offset":0', f'"offset":{offset}'.encode()))
+        grant = control.Grant(granted, [os.dup(memory), os.dup(event), os.dup(notify)])
+        server = Vchan(control.Connection.adopt(ours.detach()), grant, is_server=True)
+        far = end_on_device(memory, notify, event, offset, is_server=False)
+        yield server, far, daemon, event
+        dataplane.detach(far)
+        daemon.close()
+        server.close()
+    assert next_fd() == before
+
+
+def test_an_end_whose_peer_is_in_a_guest() -> None:
+    with granted_on_device() as (server, far, daemon, _):
+        server.wait()  # the client's arrival
+        assert server.state is State.OPEN
+        assert dataplane.send(far, b"to the host", 11) == 11
+        server.wait()
+        assert server.recv(11) == b"to the host"
+        assert dataplane.data_ready(far) == 0
+        assert server.send(b"to the guest") == 12
+        assert select.select([dataplane.fd_for_select(far)], [], [], 0)[0]
+        daemon.shutdown(socket.SHUT_WR)  # what it answers a close with
+        server.close()
+        assert daemon.recv(1) == b""
+        assert dataplane.is_open(far) == State.GONE.value
+
+
+def test_a_daemon_that_dies_takes_the_ends_with_it_whose_peer_is_in_a_guest() -> None:
+    with granted_on_device() as (server, far, daemon, event):
+        server.wait()
+        assert dataplane.send(far, b"last", 4) == 4
+        daemon.close()
+        os.eventfd_write(event, 1)  # what is left of the daemon sees to that
+        assert select.select([server], [], [], DEADLINE)[0]
+        server.wait()
+        assert server.state is State.GONE
+        assert server.recv(4) == b"last"
+        for call in (server.wait, lambda: server.recv(1), lambda: server.send(b"x")):
+            with pytest.raises(ChannelClosed):
+                call()
+
+
+def test_a_wait_ends_with_the_daemon_where_the_peer_is_in_a_guest() -> None:
+    with granted_on_device() as (server, _far, daemon, _):
+        server.wait()
+        server.blocking = True
+        waiter = threading.Timer(0, daemon.close)
+        waiter.start()
+        with pytest.raises(ChannelClosed):
+            server.recv(1)
+        waiter.join()
+
+
+def test_kinds_of_events_have_the_same_numbers_everywhere() -> None:
+    assert client.EVENTS == ("socket", "eventfd", "doorbell")
+    assert (dataplane.SOCKET, dataplane.EVENTFD, dataplane.DOORBELL) == (0, 1, 2)
+
+
+def test_granted_descriptors_are_kept_out_of_stdios_numbers() -> None:
+    """A program without stdio: what it writes to stderr must not become an event."""
+    code = (
+        "import os, sys; from libxenvchan_shim.control import _all_above_stdio; from kvmchand.wire.packet import Fds;"
+        "made = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]; os.closerange(0, 3);"
+        "low = [os.dup(fd) for fd in made]; assert low == [0, 1, 2];"
+        "moved = _all_above_stdio(Fds(low));"
+        "assert len(moved) == 3 and min(moved) > 2 and not any(os.get_inheritable(fd) for fd in moved);"
+        "spare = os.dup(made[0]); os._exit(7 if spare == 0 else 1)"
+    )
+    done = subprocess.run([PYTHON, "-c", code], timeout=DEADLINE, check=False)
+    assert done.returncode == 7
 
 
 def test_a_daemon_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,9 +19,10 @@ from typing import Any
 import pytest
 from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, serving
 
-from libxenvchan_shim import State, connect, dataplane, listen
+from kvmchand.wire import dataplane
+from libxenvchan_shim import State, connect, listen
 
-HELLO = {"type": "hello", "version": 1}
+HELLO = {"type": "hello", "version": 2}
 OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1}
 CONNECT = {"type": "connect", "domain": 0, "path": "raw"}
 LIST = {"type": "list", "after": 0}
@@ -104,7 +105,8 @@ NO_REQUEST = {
     "an unknown type": b'{"type":"frobnicate"}',
     "a type of another type": b'{"type":1}',
     "a type that is a terminal's escape": b'{"type":"\\u001b[2J\\n"}',
-    "a reply: granted": b'{"type":"granted","channel":1,"path":"x","left_order":10,"right_order":11}',
+    "a reply: granted": b'{"type":"granted","channel":1,"path":"x","left_order":10,"right_order":11,'
+    b'"events":"socket","offset":0,"doorbell":0,"ring":0}',
     "a reply: listing": b'{"type":"listing","domains":[],"channels":[],"more":false}',
     "a reply: error": b'{"type":"error","code":"busy","sentence":"x"}',
     "a message of the daemon's own": b'{"type":"ask","client":1,"request":"x"}',
@@ -220,13 +222,13 @@ def test_second_hello_after_a_request(served: Daemon) -> None:
         client.hear_end()
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 2**31 - 1])
+@pytest.mark.parametrize("version", [0, 1, 3, -1, 2**31 - 1])
 def test_wrong_version(served: Daemon, version: int) -> None:
     with RawClient(served) as client:
         client.hello(version=version)
         sentence = client.hear_error("protocol")
         assert f"version {version}" in sentence
-        assert "version 1" in sentence
+        assert "version 2" in sentence
         client.hear_end()
 
 
@@ -437,7 +439,16 @@ def test_an_offer_can_be_connected_to_before_its_server_has_attached(served: Dae
         with acting_as(served), connect(0, "raw") as client:
             assert client.state is State.OPEN
             assert client.send(b"early") == 5
-            made = dataplane.attach(dataplane.Grant(os.dup(region), os.dup(event), -1, 1, 1, 10, 11))
+            grant = dataplane.Grant(
+                region_fd=os.dup(region),
+                event_fd=os.dup(event),
+                notify_fd=-1,
+                control_fd=-1,
+                is_server=1,
+                left_order=10,
+                right_order=11,
+            )
+            made = dataplane.attach(grant)
             assert dataplane.is_open(made) == State.OPEN.value
             assert dataplane.data_ready(made) == 5
             assert client.state is State.OPEN

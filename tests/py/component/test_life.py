@@ -26,9 +26,9 @@ from libxenvchan_shim import State, Vchan, connect, listen
 
 PEER = """
 import os, sys, libxenvchan_shim as v
-from kvmchand.wire import client
+from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
-from libxenvchan_shim import api, control, dataplane
+from libxenvchan_shim import api, control
 path = control.socket_path(os.environ["KVMCHAN_RUNTIME_DIR"], os.environ.get("KVMCHAN_DOMAIN", ""))
 def end_of(call):
     try:
@@ -36,6 +36,8 @@ def end_of(call):
         print("returned", flush=True)
     except OSError as error:
         print(error.errno, flush=True)
+def tell_daemon(vchan):
+    control.Connection.adopt(dataplane.steal_control(vchan._ctrl)).close_channel()
 names = dict(globals())
 for line in sys.stdin:
     exec(line, names)
@@ -106,11 +108,11 @@ CLIENT_STEPS: dict[str, tuple[str, bytes | None]] = {
     "data unread": ("c = v.connect(0, '/local/domain/0/x'); c.send(b'data')", b"data"),
     "hung up": ("c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); dataplane.hang_up(c._ctrl)", b"data"),
     "half closed": (
-        "c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); dataplane.hang_up(c._ctrl); c._connection.close_channel()",
+        "c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); dataplane.hang_up(c._ctrl); tell_daemon(c)",
         b"data",
     ),
     "half closed without hanging up": (
-        "c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); c._connection.close_channel()",
+        "c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); tell_daemon(c)",
         b"data",
     ),
 }
@@ -166,8 +168,8 @@ SERVER_STEPS: dict[str, tuple[str, bytes | None]] = {
 }
 SERVER_LAST_STEPS = {
     "hung up": "dataplane.hang_up(s._ctrl)",
-    "half closed": "dataplane.hang_up(s._ctrl); s._connection.close_channel()",
-    "half closed without hanging up": "s._connection.close_channel()",
+    "half closed": "dataplane.hang_up(s._ctrl); tell_daemon(s)",
+    "half closed without hanging up": "tell_daemon(s)",
 }
 
 

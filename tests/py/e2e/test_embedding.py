@@ -16,7 +16,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, LIBDIR, PYTHON, ROOT, SITE, Daemon, Program, compile_c, eventually, our_flags, run
+from device import end_on_device, slice_of_device
+from support import (
+    DEADLINE,
+    LIBDIR,
+    PYTHON,
+    ROOT,
+    SITE,
+    Daemon,
+    Program,
+    compile_c,
+    eventually,
+    our_flags,
+    run,
+)
+
+from kvmchand.wire import dataplane
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 SHIM_DEADLINE = 10.0
@@ -246,6 +261,14 @@ def test_channel_is_closed_from_an_empty_root_by_nobody(daemon: Daemon, compiled
         program.tell()
 
 
+def test_the_library_loads_little_of_python() -> None:
+    """All that it imports is paid for by other people's programs: not ctypes, no module that drags half of Python in."""
+    code = "import sys, libxenvchan_shim.embed; print(*sorted(sys.modules))"
+    loaded = set(run(PYTHON, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SITE)!r}); {code}").stdout.split())
+    assert "kvmchand.wire.client" in loaded
+    assert not loaded & {"ctypes", "_ctypes", "dataclasses", "inspect", "pathlib", "socket", "typing", "kvmchand.wire.dataplane"}
+
+
 # ---- what can be wrong with the daemon ----
 
 
@@ -324,7 +347,10 @@ class FakeDaemon:
                 client.sendmsg([answer], rights)
 
 
-GRANTED = b'{"type":"granted","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11}'
+GRANTED = (
+    b'{"type":"granted","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11,'
+    b'"events":"socket","offset":0,"doorbell":0,"ring":0}'
+)
 # What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the errno, part of the sentence
 FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "closes at once": (0, b"", 0, 111, "ended the connection"),
@@ -354,6 +380,13 @@ FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "grants with three descriptors": (2, GRANTED, 3, 71, "3 descriptors"),
     "grants with many descriptors": (2, GRANTED, 250, 71, "250 descriptors"),
     "grants what is no memory": (2, GRANTED, 2, 22, "bytes of memory"),
+    "grants events of no kind": (2, GRANTED.replace(b"socket", b"pigeon"), 2, 71, "'pigeon' for events"),
+    "grants an eventfd too few": (2, GRANTED.replace(b"socket", b"eventfd"), 2, 71, "2 descriptors, not 3"),
+    "grants no eventfds": (2, GRANTED.replace(b"socket", b"eventfd"), 3, 22, "bytes of memory"),
+    "grants a doorbell that is none": (2, GRANTED.replace(b"socket", b"doorbell"), 2, 13, "mapped"),
+    "grants a doorbell of 33 bits": (2, GRANTED.replace(b'"ring":0', b'"ring":4294967296'), 2, 71, "can't be"),
+    "grants memory between pages": (2, GRANTED.replace(b'"offset":0', b'"offset":2048'), 2, 71, "can't be"),
+    "grants a doorbell between pages": (2, GRANTED.replace(b'"doorbell":0', b'"doorbell":12'), 2, 71, "can't be"),
     "grants rings that overlap": (2, GRANTED.replace(b"10", b"11"), 2, 22, "rings of orders 11 and 11"),
     "grants rings of no size": (2, GRANTED.replace(b'order":10', b'order":0'), 2, 22, "rings of orders 0 and 11"),
     "grants rings of negative size": (2, GRANTED.replace(b'order":10', b'order":-1'), 2, 71, "can't be"),
@@ -384,6 +417,35 @@ def test_daemon_that_misbehaves_is_an_error_and_leaves_nothing(
             assert part in sentence
             assert "unexpected" not in sentence
             assert shell.ask("fds") == before
+
+
+def test_an_end_whose_peer_is_in_a_guest(compiled: Compiled, tmp_path: Path) -> None:
+    """All that was granted reaches the data plane; and the end goes with the daemon, once it is woken."""
+    environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(tmp_path)}
+    with (
+        FakeDaemon(tmp_path) as daemon,
+        Program(compiled("shell"), env=environment) as shell,
+        slice_of_device() as (memory, event, notify, offset),
+    ):
+        before = int(shell.ask("fds"))
+        peer = end_on_device(memory, notify, event, offset, is_server=False)
+        shell.tell("server 0 0 0 data/attempt")
+        granted = GRANTED.replace(b"socket", b"eventfd").replace(b'"offset":0', f'"offset":{offset}'.encode())
+        daemon.serve(2, granted, [memory, event, notify])
+        assert shell.line() == "ok"
+        assert int(shell.ask("fds")) == before + 3  # the two eventfds, and the connection
+        assert dataplane.send(peer, b"hello", 5) == 5
+        assert shell.ask("recv 5") == "hello"
+        assert dataplane.data_ready(peer) == 0
+        assert shell.ask("send welcome") == "7"
+        assert os.eventfd_read(notify) == 1
+        assert dataplane.data_ready(peer) == 7
+        os.eventfd_write(event, 1)
+        assert shell.ask("gone") == "gone"
+        assert shell.ask("close") == "ok"
+        assert int(shell.ask("fds")) == before
+        assert dataplane.is_open(peer) == 0
+        dataplane.detach(peer)
 
 
 # ---- what can be wrong with the installation ----

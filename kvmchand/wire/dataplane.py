@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The C data plane by ctypes: libkvmchan-dataplane.so, the same objects as libxenvchan.so's without the interpreter.
 
-Prototypes are those of include/libxenvchan.h and libxenvchan_shim/csrc/vchan.h.
+Used by the Python API, and by the daemon for its own ends. Prototypes are those of include/libxenvchan.h and
+libxenvchan_shim/csrc/vchan.h.
 """
 
 from __future__ import annotations
@@ -17,17 +18,26 @@ from kvmchand.errors import from_errno
 _NAME = "libkvmchan-dataplane.so"
 
 
+SOCKET, EVENTFD, DOORBELL = range(3)
+"""enum kvmchan_events."""
+
+
 class Grant(ctypes.Structure):
-    """struct kvmchan_grant."""
+    """struct kvmchan_grant. Give all the descriptors: 0 is one, and -1 is none."""
 
     _fields_ = [
         ("region_fd", ctypes.c_int32),
         ("event_fd", ctypes.c_int32),
+        ("notify_fd", ctypes.c_int32),
         ("control_fd", ctypes.c_int32),
         ("is_server", ctypes.c_int32),
         ("port", ctypes.c_uint32),
         ("left_order", ctypes.c_uint32),
         ("right_order", ctypes.c_uint32),
+        ("events", ctypes.c_uint32),
+        ("doorbell_value", ctypes.c_uint32),
+        ("region_offset", ctypes.c_uint64),
+        ("doorbell_offset", ctypes.c_uint64),
     ]
 
 
@@ -53,9 +63,9 @@ class Control(ctypes.Structure):
 
 
 def _library() -> Path:
-    """KVMCHAN_LIBDIR's, or beside this package as installed."""
+    """KVMCHAN_LIBDIR's, or where it is installed beside the package that this module is of."""
     folder = os.environ.get("KVMCHAN_LIBDIR")
-    return (Path(folder) if folder else Path(__file__).parent / "lib") / _NAME
+    return (Path(folder) if folder else Path(__file__).parents[2] / "libxenvchan_shim" / "lib") / _NAME
 
 
 _lib = ctypes.CDLL(str(_library()), use_errno=True)
@@ -94,6 +104,7 @@ _BYTES = (_CONTROL, ctypes.c_void_p, ctypes.c_size_t)
 
 attach = _declare("kvmchan_attach", _CONTROL, ctypes.POINTER(Grant), errcheck=_not_null)
 hang_up = _declare("kvmchan_hang_up", None, _CONTROL)
+steal_control = _declare("kvmchan_steal_control", ctypes.c_int, _CONTROL)
 detach = _declare("kvmchan_detach", None, _CONTROL)
 recv = _declare("libxenvchan_recv", ctypes.c_int, *_BYTES, errcheck=_not_negative)
 read = _declare("libxenvchan_read", ctypes.c_int, *_BYTES, errcheck=_not_negative)

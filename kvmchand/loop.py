@@ -7,6 +7,7 @@ import select
 from collections.abc import Callable
 
 READABLE = select.EPOLLIN
+WRITABLE = select.EPOLLOUT
 HALF_CLOSED = select.EPOLLRDHUP
 HUNG_UP = select.EPOLLHUP
 _BATCH = 64
@@ -29,6 +30,10 @@ class Loop:
         self._callbacks[fd] = callback
         if last:
             self._last.add(fd)
+
+    def modify(self, fd: int, events: int) -> None:
+        """Watches `fd` for other events from now on."""
+        self._epoll.modify(fd, events)
 
     def remove(self, fd: int) -> None:
         """Stops watching; before the descriptor is closed."""

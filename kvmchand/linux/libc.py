@@ -32,8 +32,11 @@ _inotify_init1 = _declare("inotify_init1", ctypes.c_int)
 _inotify_add_watch = _declare("inotify_add_watch", ctypes.c_int, ctypes.c_char_p, ctypes.c_uint32)
 _inotify_rm_watch = _declare("inotify_rm_watch", ctypes.c_int, ctypes.c_int)
 _prctl = _declare("prctl", ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_fallocate = _declare("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)  # off_t is a long
 
 IN_CLOSE_WRITE = 0x8
+_FALLOC_FL_KEEP_SIZE = 0x1
+_FALLOC_FL_PUNCH_HOLE = 0x2
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
@@ -51,6 +54,12 @@ def inotify_add_watch(fd: int, path: str, mask: int) -> int:
 
 def inotify_rm_watch(fd: int, watch: int) -> None:
     _inotify_rm_watch(fd, watch)
+
+
+def punch_hole(fd: int, offset: int, size: int) -> None:
+    """`size` bytes from `offset` on read as zero, and their whole pages go back to the system; the file stays as long as it is.
+    EPERM: it is sealed against writing. EOPNOTSUPP: its file system has no holes."""
+    _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size)
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:

@@ -22,16 +22,14 @@ class Device(Record):
     """main → ivshmem: a new device. Its memory is beside this."""
 
     device: DeviceId
-    vectors: int
 
 
 class Peer(Record):
-    """main → ivshmem: a peer of the device, by its ivshmem id. Several carry its eventfds: those of the vectors from `first`
-    on are beside this, at most EVENTS_PER_PACKET. A peer without a Slot is the host itself, and is always there."""
+    """main → ivshmem: a peer of the device, by its ivshmem id. Beside this are its next eventfds, one a vector from 0 on:
+    several of these carry them, each at most EVENTS_PER_PACKET. A peer without a Slot is the host itself: always there."""
 
     device: DeviceId
     peer: int
-    first: int
 
 
 class Slot(Record):
@@ -43,7 +41,8 @@ class Slot(Record):
 
 
 class Restore(Record):
-    """main → ivshmem, after a restart: the connection beside this is that of the QEMU which is `peer`; it has been told all."""
+    """main → ivshmem, after a restart: the connection beside this is that of the QEMU which is `peer`. It has been told all,
+    every other that is restored included."""
 
     device: DeviceId
     peer: int
@@ -73,7 +72,15 @@ class Connected(Record):
 
 
 class Served(Record):
-    """ivshmem → main: that QEMU has been told all it needs: the device can work."""
+    """ivshmem → main: that QEMU has been sent all it needs: the device can work."""
+
+    device: DeviceId
+    peer: int
+
+
+class Behind(Record):
+    """ivshmem → main, after Served: another peer comes or goes, and that QEMU is not told yet; Served follows when it is. Comes
+    before the other's Served or Gone, so that main always knows who has been told of all whom it knows as served."""
 
     device: DeviceId
     peer: int
@@ -94,7 +101,13 @@ TO_IVSHMEM: dict[str, type] = {
     "remove": Remove,
     "start": Start,
 }
-TO_MAIN: dict[str, type] = {"started": Started, "connected": Connected, "served": Served, "gone": Gone}
+TO_MAIN: dict[str, type] = {
+    "started": Started,
+    "connected": Connected,
+    "served": Served,
+    "behind": Behind,
+    "gone": Gone,
+}
 
 to_ivshmem = Codec(TO_IVSHMEM)
 to_main = Codec(TO_MAIN)

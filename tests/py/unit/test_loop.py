@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvmchand.loop import HALF_CLOSED, HUNG_UP, READABLE, Loop
+from kvmchand.loop import HALF_CLOSED, HUNG_UP, READABLE, WRITABLE, Loop
 
 
 @pytest.fixture
@@ -138,3 +138,23 @@ def test_the_timeout_is_asked_before_each_wait_and_ends_it(loop: Loop) -> None:
 
     loop.run(timeout)
     assert asked == 4
+
+
+def test_other_events_can_be_watched_later(loop: Loop) -> None:
+    watched, other = socket.socketpair()
+    got: list[int] = []
+
+    def callback(events: int) -> None:
+        got.append(events)
+        loop.modify(watched.fileno(), READABLE)
+        if events & READABLE:
+            loop.stop()
+        else:
+            other.send(b"x")
+
+    loop.add(watched.fileno(), callback, READABLE)
+    loop.modify(watched.fileno(), READABLE | WRITABLE)
+    loop.run()
+    assert got == [WRITABLE, READABLE]
+    watched.close()
+    other.close()

@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ivshmem process: the server side of QEMU's ivshmem protocol, for every device there is.
+
+It makes nothing itself: memory, event descriptors and listening sockets come from main, and it hands them to the QEMU that a
+device is in. The protocol (QEMU's docs/specs/ivshmem-spec, version 0) has the server speak only: each message is a number of 8
+bytes, and at most one descriptor. A peer's id comes once a vector with the eventfd of that vector, and without one when the
+peer has gone. A QEMU that says anything, or that does not read, loses its connection and nothing else does.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from kvmchand import log
+from kvmchand.ids import DeviceId
+from kvmchand.ipc import Marker
+from kvmchand.linux import libc
+from kvmchand.loop import READABLE, WRITABLE, Loop
+from kvmchand.privsep import drop_privileges
+from kvmchand.wire import ivshmem
+from kvmchand.wire.packet import receive_packet, send_packet
+
+_VERSION = 0
+_MEMORY = -1
+_NUMBER = struct.Struct("<q")
+_BEFORE_PEERS = 3
+"""Messages of a handshake before those of peers: the version, the id, the memory."""
+
+Telling = tuple[int, int | None]
+"""One message: the number, and the descriptor beside it."""
+
+
+def introduction(peer: int, events: Sequence[int]) -> list[Telling]:
+    """What makes a peer known."""
+    return [(peer, event) for event in events]
+
+
+def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]], present: Iterable[int]) -> list[Telling]:
+    """What the QEMU that is `peer` is told first. `present`: the others it is to know."""
+    told: list[Telling] = [(_VERSION, None), (peer, None), (_MEMORY, memory)]
+    for other in present:
+        told += introduction(other, events[other])
+    return told + introduction(peer, events[peer])
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """A QEMU's. `queue`: what it is yet to be sent. `served`: its handshake is sent, and the others are told of it. `told`: main
+    knows it as told of all."""
+
+    sock: socket.socket
+    queue: deque[Telling] = field(default_factory=deque)
+    served: bool = False
+    told: bool = False
+
+    def close(self) -> None:
+        """Ends it, also for main, which has a duplicate."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        self.sock.close()
+
+
+@dataclass(slots=True, eq=False)
+class Port:
+    """Where one QEMU connects: a rebooted one anew, but one at a time."""
+
+    device: Device
+    peer: int
+    listener: socket.socket
+    connection: Connection | None = None
+
+    def __str__(self) -> str:
+        return f"the QEMU that is peer {self.peer} of device {self.device.number}"
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """`events`: each peer's, one a vector. The descriptors in here are closed by close()."""
+
+    number: DeviceId
+    memory: int
+    events: dict[int, list[int]] = field(default_factory=dict)
+    ports: dict[int, Port] = field(default_factory=dict)
+
+    def queue_max(self) -> int:
+        """Messages that wait for one QEMU at the most: a whole handshake."""
+        return _BEFORE_PEERS + sum(map(len, self.events.values()))
+
+    def others(self, port: Port) -> list[Port]:
+        return [other for other in self.ports.values() if other is not port]
+
+    def handshake(self, port: Port) -> list[Telling]:
+        hosts = [peer for peer in self.events if peer not in self.ports]
+        served = [other.peer for other in self.others(port) if other.connection is not None and other.connection.served]
+        return handshake(port.peer, self.memory, self.events, hosts + served)
+
+    def signal(self) -> None:
+        """An event for everyone."""
+        for events in self.events.values():
+            for event in events:
+                try:
+                    os.eventfd_write(event, 1)
+                except OSError:
+                    pass  # full: events are pending
+
+    def close(self) -> None:
+        os.close(self.memory)
+        for events in self.events.values():
+            for event in events:
+                os.close(event)
+
+
+class Ivshmem:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        self._main = main
+        self._marker = marker
+        self._loop = Loop()
+        self._devices: dict[DeviceId, Device] = {}
+        self._started = False
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._loop.add(main.fileno(), self._on_main)
+
+    def run(self) -> None:
+        # Nobody else is listened to before we have shed our privileges; and main waits for us while it tells us all.
+        while not self._started:
+            if not self._hear_main():
+                break
+        else:
+            self._loop.run()
+        # Main has ended: who waits for an event on a device would wait for ever, and must find that it has.
+        for device in self._devices.values():
+            device.signal()
+
+    # ---- main ----
+
+    def _on_main(self, _events: int) -> None:
+        if not self._hear_main():
+            self._loop.stop()
+
+    def _hear_main(self) -> bool:
+        """Does what main says next. False: it has ended."""
+        try:
+            data, fds = receive_packet(self._main)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        with fds:
+            message = ivshmem.to_ivshmem.decode(data)
+            match message:
+                case ivshmem.Device():
+                    (memory,) = fds.steal()
+                    self._devices[message.device] = Device(message.device, memory)
+                case ivshmem.Peer():
+                    self._devices[message.device].events.setdefault(message.peer, []).extend(fds.steal())
+                case ivshmem.Slot():
+                    (fd,) = fds.steal()
+                    self._add_port(self._devices[message.device], message.peer, socket.socket(fileno=fd))
+                case ivshmem.Restore():
+                    (fd,) = fds.steal()
+                    port = self._devices[message.device].ports[message.peer]
+                    self._watch(port, Connection(socket.socket(fileno=fd), served=True, told=True))
+                case ivshmem.Remove():
+                    self._remove(self._devices.pop(message.device))
+                case ivshmem.Start():
+                    drop_privileges(message.user)
+                    self._report(ivshmem.Started())
+                    self._started = True
+        return True
+
+    def _report(self, message: object, fds: Sequence[int] = ()) -> None:
+        try:
+            send_packet(self._main, ivshmem.to_main.encode(message), fds)
+        except OSError:
+            self._loop.stop()  # it has ended
+
+    def _add_port(self, device: Device, peer: int, listener: socket.socket) -> None:
+        port = device.ports[peer] = Port(device, peer, listener)
+        self._loop.add(listener.fileno(), lambda _events: self._on_connection(port))
+
+    def _remove(self, device: Device) -> None:
+        for port in device.ports.values():
+            self._loop.remove(port.listener.fileno())
+            port.listener.close()
+            if port.connection is not None:
+                self._loop.remove(port.connection.sock.fileno())
+                port.connection.close()
+        device.close()
+
+    # ---- QEMUs ----
+
+    def _on_connection(self, port: Port) -> None:
+        try:
+            sock, _ = port.listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            log.warning(f"{port} is refused, for lack of descriptors: {error.strerror}")
+            self._refuse_without_descriptors(port)
+            return
+        if port.connection is not None:
+            self._on_ready(port, port.connection, READABLE)  # it may have gone, and the loop be about to say so
+        if port.connection is not None:
+            log.warning(f"{port} is connected: another that connected is refused")
+            sock.close()
+            return
+        new = Connection(sock)
+        self._watch(port, new)
+        self._report(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))
+        self._queue(port, new, port.device.handshake(port))
+
+    def _refuse_without_descriptors(self, port: Port) -> None:
+        """Takes a connection off the backlog and closes it, or it would keep us awake."""
+        os.close(self._spare)
+        try:
+            port.listener.accept()[0].close()
+        except OSError:
+            pass
+        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _watch(self, port: Port, connection: Connection) -> None:
+        connection.sock.setblocking(False)
+        port.connection = connection
+        self._loop.add(connection.sock.fileno(), lambda events: self._on_ready(port, connection, events))
+
+    def _on_ready(self, port: Port, connection: Connection, events: int) -> None:
+        try:
+            if events & ~WRITABLE:
+                self._hear(port, connection)
+            else:
+                self._send(port, connection)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._end(port, connection, "" if isinstance(error, ConnectionError) else f"can't be told: {error.strerror}")
+
+    def _hear(self, port: Port, connection: Connection) -> None:
+        self._marker.set(port.device.number)
+        try:
+            said = connection.sock.recv(1)
+        finally:
+            self._marker.clear()
+        self._end(port, connection, "said something, which the protocol does not have" if said else "")
+
+    def _send(self, port: Port, connection: Connection) -> None:
+        """Until the queue is empty; BlockingIOError if that is not now."""
+        while connection.queue:
+            number, fd = connection.queue[0]
+            send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), socket.MSG_DONTWAIT)
+            connection.queue.popleft()
+        self._loop.modify(connection.sock.fileno(), READABLE)
+        if not connection.served:
+            # The others hear of it only now: should we be killed before, main ends its connection, and none must know of it.
+            connection.served = True
+            self._tell_others(port, introduction(port.peer, port.device.events[port.peer]))
+        if not connection.queue:
+            connection.told = True
+            self._report(ivshmem.Served(port.device.number, port.peer))
+
+    def _tell_others(self, port: Port, news: list[Telling]) -> None:
+        for other in port.device.others(port):
+            if other.connection is not None:
+                self._queue(other, other.connection, news)
+
+    def _queue(self, port: Port, connection: Connection, news: list[Telling]) -> None:
+        if connection.told:
+            connection.told = False
+            self._report(ivshmem.Behind(port.device.number, port.peer))
+        connection.queue += news
+        if len(connection.queue) > port.device.queue_max():
+            self._end(port, connection, f"does not read: {len(connection.queue)} messages wait")
+            return
+        self._loop.modify(connection.sock.fileno(), READABLE | WRITABLE)
+
+    def _end(self, port: Port, connection: Connection, why: str) -> None:
+        """`why`: what its QEMU did, if it did anything wrong."""
+        if why:
+            log.warning(f"{port} {why}: its connection is ended")
+        port.connection = None
+        self._loop.remove(connection.sock.fileno())
+        connection.close()
+        if connection.served:
+            self._tell_others(port, [(port.peer, None)])
+        self._report(ivshmem.Gone(port.device.number, port.peer))
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-ivshmem")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
+    Ivshmem(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

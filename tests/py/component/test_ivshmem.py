@@ -1,0 +1,831 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ivshmem devices: what each QEMU is told, what it may do wrong, and what outlives the process that tells it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import select
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+from support import DEADLINE, children, in_time, open_fds
+
+from kvmchand.core.links import HOST_PEER, Device
+from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.ivshmem import Devices
+from kvmchand.loop import Loop
+from kvmchand.wire.packet import receive_packet
+
+MIB = 1 << 20
+ALICE, BOB = DomainId(11), DomainId(12)
+A, B = 2, 3
+"""Their ivshmem ids."""
+MANY = 256
+"""Vectors whose messages do not all fit a connection at once."""
+SECRET = re.compile("[0-9a-f]{32}")
+
+Heard = tuple[int, str]
+"""A message: the number, and what came beside it: "", or the name of Rig.names."""
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time():
+        yield
+
+
+def identity(fd: int) -> str:
+    """Two descriptors of one thing have the same."""
+    event = re.search(r"eventfd-id: *(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text())
+    return f"eventfd {event[1]}" if event else f"file {os.fstat(fd).st_dev} {os.fstat(fd).st_ino}"
+
+
+def is_signalled(event: int) -> bool:
+    return bool(select.select([event], [], [], 0)[0])
+
+
+def our_fds() -> list[str]:
+    """Those of this process, without the unnamed files to which pytest redirects its output."""
+    return [each for each in open_fds(os.getpid()) if not re.search(r"/#\d+ \(deleted\)", each)]
+
+
+class Rig:
+    """Main, as far as devices go: owns them, and notes what it is told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = Loop()
+        self.folder = folder / "devices"
+        self._log = folder / "log"
+        self.told: list[tuple[str, int, int]] = []
+        self.failure: KvmchanError | None = None
+        self.devices = Devices(self.loop, self.folder, self, "nobody")
+        self.names: dict[str, str] = {}
+        """What each descriptor of a device is, by its identity."""
+        self._last = 0
+        self._qemus: list[Qemu] = []
+
+    def on_served(self, device: Device, domain: DomainId) -> None:
+        self.told.append(("served", device.number, domain))
+
+    def on_unplugged(self, device: Device, domain: DomainId) -> None:
+        self.told.append(("unplugged", device.number, domain))
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self.failure = error
+
+    def until(self, holds: Callable[[], bool]) -> None:
+        """Runs main until something has come about."""
+        limit = time.monotonic() + DEADLINE
+
+        def look() -> float:
+            assert time.monotonic() < limit, f"it does not come about: {self.told}, {self.failure}"
+            if holds():
+                self.loop.stop()
+                return 0
+            return limit - time.monotonic()
+
+        self.loop.run(look)
+
+    def until_told(self, *expected: tuple[str, int, int]) -> None:
+        """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
+        self.until(lambda: len(self.told) >= len(expected))
+        assert sorted(self.told) == sorted(expected)
+        self.told.clear()
+
+    def device(self, *domains: DomainId, vectors: int = 2, size: int = MIB) -> Device:
+        self._last += 1
+        pair = (domains[0], domains[-1]) if len(domains) == 2 else (DomainId(0), domains[0])
+        peers = {ALICE: A, BOB: B}
+        made = Device(DeviceId(self._last), pair, Size(size), vectors, {each: peers[each] for each in domains})
+        self.devices.create(made)
+        self._name(made)
+        return made
+
+    def qemu(self, device: Device, domain: DomainId) -> Qemu:
+        made = Qemu(self, device, domain)
+        self._qemus.append(made)
+        return made
+
+    def _name(self, device: Device) -> None:
+        self.names[identity(self.devices.memory(device))] = "memory"
+        for peer in (HOST_PEER, *device.peers.values()):
+            for vector in range(device.vectors):
+                self.names[identity(self.devices.event(device, peer, vector))] = f"event {peer}.{vector}"
+
+    def _pids(self) -> list[int]:
+        return [each for each in children(os.getpid()) if b"\0ivshmem\0" in Path(f"/proc/{each}/cmdline").read_bytes()]
+
+    def pid(self) -> int:
+        """Of the ivshmem process."""
+        (pid,) = self._pids()
+        return pid
+
+    def log(self) -> str:
+        """What the processes said."""
+        return self._log.read_text()
+
+    def settle(self) -> None:
+        """Until main knows all that the ivshmem process has done so far."""
+        device = self.device(BOB)
+        self.qemu(device, BOB)
+        self.until_told(("served", device.number, BOB))
+        self.devices.remove(device)
+
+    def kill(self) -> None:
+        """Ends the ivshmem process, and waits until there is another."""
+        before = self.pid()
+        os.kill(before, signal.SIGKILL)
+        self.until(lambda: self._pids() not in ([], [before]))
+
+    def close(self) -> None:
+        for each in self._qemus:
+            each.close()
+        self.devices.close()
+        self.loop.close()
+
+
+class Qemu:
+    """One that hears what the server says."""
+
+    def __init__(self, rig: Rig, device: Device, domain: DomainId) -> None:
+        self._rig = rig
+        self._device = device
+        self.fds: dict[str, int] = {}
+        """What came, by name; the last of each name. Ours until close()."""
+        self._all: list[int] = []
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(DEADLINE)
+        self.sock.connect(str(rig.devices.socket_path(device, domain)))
+
+    def hear(self, count: int) -> list[Heard]:
+        """The next messages."""
+        heard: list[Heard] = []
+        for _ in range(count):
+            data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
+            assert len(data) == 8, f"after {heard} came {data!r}"
+            assert len(fds) <= 1
+            name = ""
+            for fd in fds:
+                self._all.append(fd)
+                name = self._rig.names.get(identity(fd), "unknown")
+                self.fds[name] = fd
+            heard.append((struct.unpack("<q", data)[0], name))
+        return heard
+
+    def hear_handshake(self, me: int, *others: int) -> None:
+        """Asserts what comes first: to know the host, `others` and itself."""
+        vectors = self._device.vectors
+        expected = [(0, ""), (me, ""), (-1, "memory")]
+        for peer in (HOST_PEER, *others, me):
+            expected += introduction(peer, vectors)
+        assert self.hear(len(expected)) == expected
+
+    def hear_end(self) -> None:
+        assert self.rest() == 0
+
+    def rest(self) -> int:
+        """How many messages come before the connection is ended."""
+        count = 0
+        while True:
+            try:
+                data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
+            except ConnectionResetError:
+                continue  # what we said was not read; what it said is still there
+            self._all += fds
+            if not data:
+                return count
+            count += 1
+
+    def has_heard_all(self) -> bool:
+        """Whether nothing is there to be heard, the end included."""
+        return not select.select([self.sock], [], [], 0)[0]
+
+    def close(self) -> None:
+        self.sock.close()
+        while self._all:
+            os.close(self._all.pop())
+
+
+def introduction(peer: int, vectors: int = 2) -> list[Heard]:
+    return [(peer, f"event {peer}.{vector}") for vector in range(vectors)]
+
+
+@pytest.fixture
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    """Nothing of it may be left."""
+    before = our_fds(), children(os.getpid())
+    log = tmp_path / "log"
+    with log.open("ab") as stderr, monkeypatch.context() as patch:
+        # pytest's own capture ends with each phase of a test, and so would what a process started in another was given.
+        patch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, stderr=stderr))
+        made = Rig(tmp_path)
+        made.devices.start()
+        try:
+            yield made
+        finally:
+            made.close()
+    assert made.failure is None
+    assert (our_fds(), children(os.getpid())) == before
+    assert "Traceback" not in log.read_text()
+    log.unlink()
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- what a QEMU is told ----
+
+
+def test_a_lone_qemu_is_told_the_version_its_id_the_memory_the_host_and_itself(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    assert alice.has_heard_all()
+    assert os.fstat(alice.fds["memory"]).st_size == MIB
+
+
+def test_the_second_qemu_is_told_of_the_first_and_the_first_of_the_second(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B, A)
+    assert alice.hear(2) == introduction(B)
+    rig.until_told(("served", device.number, BOB))
+    assert alice.has_heard_all()
+    assert bob.has_heard_all()
+
+
+def test_a_qemu_is_told_when_the_other_goes_and_when_it_comes_again(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    for _ in range(3):
+        bob = rig.qemu(device, BOB)
+        bob.hear_handshake(B, A)
+        assert alice.hear(2) == introduction(B)
+        bob.close()
+        assert alice.hear(1) == [(B, "")]
+    rig.until(lambda: len(rig.told) == 7)
+    rig.until_told(("served", device.number, ALICE), *[("served", device.number, BOB), ("unplugged", device.number, BOB)] * 3)
+
+
+def test_devices_are_independent(rig: Rig) -> None:
+    first, second = rig.device(ALICE), rig.device(ALICE, size=4096, vectors=1)
+    for device in (second, first):
+        rig.qemu(device, ALICE).hear_handshake(A)
+    rig.until_told(("served", first.number, ALICE), ("served", second.number, ALICE))
+    rig.devices.remove(first)
+    assert rig.devices.memory(second) >= 0
+    with pytest.raises(KeyError):
+        rig.devices.memory(first)
+
+
+def test_more_vectors_than_fit_the_connection_and_a_packet_all_arrive(rig: Rig) -> None:
+    device = rig.device(ALICE, vectors=MANY)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+
+
+def test_a_qemu_may_come_before_the_process_is_ready(tmp_path: Path) -> None:
+    before = our_fds()
+    rig = Rig(tmp_path)
+    try:
+        device = rig.device(ALICE)
+        alice = rig.qemu(device, ALICE)
+        rig.devices.start()
+        alice.hear_handshake(A)
+        rig.until_told(("served", device.number, ALICE))
+    finally:
+        rig.close()
+    assert our_fds() == before
+
+
+def test_events_and_bytes_pass_between_a_qemu_and_main(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    ours = rig.devices.event(device, HOST_PEER, 1)
+    assert not is_signalled(ours)
+    os.eventfd_write(alice.fds["event 0.1"], 1)  # its doorbell
+    assert is_signalled(ours)
+    assert not is_signalled(rig.devices.event(device, HOST_PEER, 0))
+    os.eventfd_write(rig.devices.event(device, A, 0), 1)
+    assert is_signalled(alice.fds["event 2.0"])
+    os.pwrite(alice.fds["memory"], b"hello", 4096)
+    assert os.pread(rig.devices.memory(device), 5, 4096) == b"hello"
+
+
+# ---- what a QEMU may do wrong ----
+
+
+def test_a_second_connection_at_the_same_time_is_refused_and_one_after_it_is_served(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.qemu(device, ALICE).hear_end()
+    assert alice.has_heard_all()
+    alice.close()
+    rig.until_told(("served", device.number, ALICE), ("unplugged", device.number, ALICE))
+    rig.qemu(device, ALICE).hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    assert "another that connected is refused" in rig.log()
+
+
+@pytest.mark.parametrize("heard", [0, 2, 5])
+def test_a_qemu_that_goes_away_in_the_handshake_is_forgotten(rig: Rig, heard: int) -> None:
+    device = rig.device(ALICE, BOB, vectors=MANY)
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B)
+    alice = rig.qemu(device, ALICE)
+    alice.hear(heard)
+    alice.close()
+    again = rig.qemu(device, ALICE)
+    again.hear_handshake(A, B)
+    assert bob.hear(MANY) == introduction(A, MANY)  # the first never counted
+    rig.until_told(("served", device.number, BOB), ("served", device.number, ALICE))
+
+
+def test_a_qemu_that_stops_reading_in_the_handshake_keeps_nobody_waiting(rig: Rig) -> None:
+    device, other = rig.device(ALICE, BOB, vectors=MANY), rig.device(ALICE)
+    alice = rig.qemu(device, ALICE)
+    alice.hear(1)
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B)
+    rig.qemu(other, ALICE).hear_handshake(A)
+    rig.until_told(("served", device.number, BOB), ("served", other.number, ALICE))
+    # And can go on.
+    rest = 2 + 2 * MANY
+    assert alice.hear(rest)[-MANY:] == introduction(A, MANY)
+    assert alice.hear(MANY) == introduction(B, MANY)
+    assert bob.hear(MANY) == introduction(A, MANY)
+    rig.until_told(("served", device.number, ALICE))
+
+
+@pytest.mark.parametrize("garbage", [b"\0", b"x" * 4096])
+def test_a_qemu_that_says_anything_is_dropped(rig: Rig, garbage: bytes) -> None:
+    device = rig.device(ALICE, BOB)
+    alice, bob = rig.qemu(device, ALICE), rig.qemu(device, BOB)
+    rig.until_told(("served", device.number, ALICE), ("served", device.number, BOB))
+    alice.hear(3 + 3 * 2)
+    bob.hear(3 + 3 * 2)
+    alice.sock.send(garbage)
+    alice.hear_end()
+    assert bob.hear(1) == [(A, "")]
+    rig.until_told(("unplugged", device.number, ALICE))
+    assert "said something" in rig.log()
+    rig.qemu(device, ALICE).hear_handshake(A, B)
+
+
+def test_what_waits_for_a_qemu_that_does_not_read_is_bounded(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB, vectors=16)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    for comings in range(1000):  # noqa: B007
+        bob = rig.qemu(device, BOB)
+        bob.hear_handshake(B, A)
+        bob.close()
+        rig.until(lambda: ("unplugged", device.number, BOB) in rig.told)
+        alice_is_gone = ("unplugged", device.number, ALICE) in rig.told
+        rig.told.clear()
+        if alice_is_gone:
+            break
+    assert "does not read" in rig.log()
+    assert comings < 100
+    assert alice.rest() <= comings * 17 + 16
+    rig.qemu(device, BOB).hear_handshake(B)
+    again = rig.qemu(device, ALICE)
+    again.hear_handshake(A, B)
+
+
+# ---- lives and deaths ----
+
+
+def test_connections_outlive_the_process_and_are_told_of_peers_by_the_next(rig: Rig) -> None:
+    device, lone = rig.device(ALICE, BOB), rig.device(ALICE)
+    alice, single = rig.qemu(device, ALICE), rig.qemu(lone, ALICE)
+    alice.hear_handshake(A)
+    single.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE), ("served", lone.number, ALICE))
+    rig.kill()
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B, A)
+    assert alice.hear(2) == introduction(B)
+    rig.until_told(("served", device.number, BOB))
+    rig.settle()
+    rig.kill()
+    bob.close()
+    assert alice.hear(1) == [(B, "")]
+    rig.until_told(("unplugged", device.number, BOB))
+    alice.sock.send(b"x")  # it is still watched
+    alice.hear_end()
+    rig.until_told(("unplugged", device.number, ALICE))
+    assert single.has_heard_all()
+
+
+def test_a_qemu_that_goes_while_there_is_no_process_is_found_gone(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB)
+    alice, bob = rig.qemu(device, ALICE), rig.qemu(device, BOB)
+    rig.until_told(("served", device.number, ALICE), ("served", device.number, BOB))
+    alice.hear(3 + 3 * 2)
+    rig.settle()
+    os.kill(rig.pid(), signal.SIGKILL)
+    bob.close()
+    rig.until_told(("unplugged", device.number, BOB))
+    assert alice.hear(1) == [(B, "")]
+
+
+def test_a_qemu_in_its_handshake_when_the_process_dies_is_ended_and_nobody_has_heard_of_it(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB, vectors=MANY)
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B)
+    rig.until_told(("served", device.number, BOB))
+    alice = rig.qemu(device, ALICE)
+    alice.hear(1)
+    rig.kill()
+    assert alice.rest() < 2 + 2 * MANY
+    assert rig.told == []
+    rig.qemu(device, ALICE).hear_handshake(A, B)
+    assert bob.hear(MANY) == introduction(A, MANY)
+
+
+def test_a_qemu_in_the_midst_of_being_told_of_a_peer_when_the_process_dies_counts_as_unplugged(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB, vectors=MANY)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    for _ in range(2):
+        bob = rig.qemu(device, BOB)
+        bob.hear_handshake(B, A)  # which Alice does not read all of
+        rig.until_told(("served", device.number, BOB))
+        bob.close()
+        rig.until_told(("unplugged", device.number, BOB))
+    rig.kill()
+    rig.until_told(("unplugged", device.number, ALICE))
+    assert alice.rest() < 2 * (MANY + 1)
+    rig.qemu(device, BOB).hear_handshake(B)
+
+
+def test_whose_bytes_end_the_process_is_ended_and_nobody_else(rig: Rig) -> None:
+    bad, good = rig.device(ALICE), rig.device(BOB)
+    alice, bob = rig.qemu(bad, ALICE), rig.qemu(good, BOB)
+    rig.until_told(("served", bad.number, ALICE), ("served", good.number, BOB))
+    kept = rig.devices._service._service
+    assert kept is not None
+    kept.marker.set(bad.number)
+    rig.kill()
+    rig.until_told(("unplugged", bad.number, ALICE))
+    assert alice.rest() == 3 + 2 * 2
+    bob.hear_handshake(B)
+    assert bob.has_heard_all()
+    rig.qemu(bad, ALICE).hear_handshake(A)
+
+
+def test_devices_made_and_removed_while_there_is_no_process_are_right_in_the_next(rig: Rig) -> None:
+    old = rig.device(ALICE)
+    alice = rig.qemu(old, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", old.number, ALICE))
+    os.kill(rig.pid(), signal.SIGKILL)
+    rig.devices.remove(old)
+    new = rig.device(ALICE)
+    again = rig.qemu(new, ALICE)
+    rig.until_told(("served", new.number, ALICE))
+    again.hear_handshake(A)
+    alice.hear_end()
+
+
+def test_a_removed_devices_sockets_and_connections_are_gone_and_late_words_of_it_are_ignored(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB)
+    paths = [rig.devices.socket_path(device, domain) for domain in (ALICE, BOB)]
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)  # main has not heard of it yet
+    before = rig.pid()
+    rig.devices.remove(device)
+    alice.hear_end()
+    assert not any(path.exists() for path in paths)
+    other = rig.device(BOB)
+    rig.qemu(other, BOB).hear_handshake(B)
+    rig.until_told(("served", other.number, BOB))
+    assert rig.pid() == before
+
+
+def test_a_device_may_be_removed_in_the_midst_of_the_owners_call(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = rig.device(ALICE, BOB, vectors=MANY)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    rig.until_told(("served", device.number, ALICE))
+    bob = rig.qemu(device, BOB)
+    bob.hear(1)
+    removed: list[Device] = []
+
+    def remove(gone: Device, _domain: DomainId) -> None:
+        rig.devices.remove(gone)
+        removed.append(gone)
+
+    monkeypatch.setattr(rig, "on_unplugged", remove)
+    alice.close()
+    rig.until(lambda: bool(removed))
+    bob.rest()
+
+
+def test_when_main_ends_every_event_is_signalled(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.devices.start()
+    device = rig.device(ALICE, BOB)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    copies = [os.dup(rig.devices.event(device, peer, vector)) for peer in (HOST_PEER, A, B) for vector in range(2)]
+    os.eventfd_write(copies[0], 2**64 - 2)  # full: it must not be waited for
+    pid = rig.pid()
+    rig.devices.close()
+    assert [is_signalled(event) for event in copies] == [True] * 6
+    assert not Path(f"/proc/{pid}").exists()
+    alice.hear_end()
+    for event in copies:
+        os.close(event)
+    rig.close()
+
+
+# ---- main's side ----
+
+
+def test_a_process_that_says_what_can_not_be_is_ended(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    for wrong in (
+        b'{"type":"served","device":2,"peer":2}',  # no such device
+        b'{"type":"served","device":1,"peer":3}',  # no such peer
+        b'{"type":"served","device":1,"peer":2}',  # not connected
+        b'{"type":"connected","device":1,"peer":2}',  # nothing beside it
+        b'{"type":"nonsense"}',
+    ):
+        with pytest.raises((KeyError, OSError)), receive_packet_of(wrong) as fds:
+            rig.devices.understand(wrong, fds)
+    stranger, other = socket.socketpair()
+    connected = b'{"type":"connected","device":1,"peer":2}'
+    with pytest.raises(KvmchanError, match="another's socket"), receive_packet_of(connected, stranger.fileno()) as fds:
+        rig.devices.understand(connected, fds)
+    stranger.close()
+    other.close()
+    rig.qemu(device, ALICE).hear_handshake(A)
+
+
+def receive_packet_of(data: bytes, *fds: int) -> Any:
+    """The descriptors of a packet, as main receives them."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        socket.send_fds(theirs, [data], fds)
+        return receive_packet(ours)[1]
+
+
+def test_zeroed_memory_reads_as_zero_and_is_given_back(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    memory = rig.devices.memory(device)
+    os.pwrite(memory, b"\1" * 5 * 4096, 0)
+    before = os.fstat(memory).st_blocks
+    rig.devices.zero(device, 4096, 3 * 4096)
+    assert os.pread(memory, 5 * 4096, 0) == b"\1" * 4096 + bytes(3 * 4096) + b"\1" * 4096
+    assert os.fstat(memory).st_blocks < before
+    assert os.fstat(memory).st_size == MIB
+
+
+def test_memory_can_neither_shrink_nor_grow(rig: Rig) -> None:
+    device = rig.device(ALICE)
+    alice = rig.qemu(device, ALICE)
+    alice.hear_handshake(A)
+    for size in (0, MIB - 1, 2 * MIB):
+        with pytest.raises(PermissionError):
+            os.ftruncate(alice.fds["memory"], size)
+
+
+def test_sockets_have_secret_names_that_nobody_can_list(rig: Rig) -> None:
+    device = rig.device(ALICE, BOB)
+    paths = [rig.devices.socket_path(device, domain) for domain in (ALICE, BOB)]
+    assert len(set(paths)) == 2
+    assert stat.S_IMODE(rig.folder.stat().st_mode) == 0o711
+    bound = Path("/proc/net/unix").read_text()
+    for path in paths:
+        assert path.parent == rig.folder
+        assert SECRET.fullmatch(path.name)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o666
+        rig.qemu(device, ALICE if path is paths[0] else BOB).hear(3)
+        assert path.name not in bound
+        assert path.name not in Path("/proc/net/unix").read_text()
+    private = rig.folder.with_name("devices.new")
+    assert f"{private}/1\n" in bound
+    assert stat.S_IMODE(private.stat().st_mode) == 0o700
+    assert list(private.iterdir()) == []
+
+
+def test_sockets_of_a_daemon_that_was_killed_are_removed(tmp_path: Path) -> None:
+    for name in ("devices", "devices.new"):
+        (tmp_path / name).mkdir()
+        left = socket.socket(socket.AF_UNIX)
+        left.bind(str(tmp_path / name / "left"))
+        left.close()
+    (tmp_path / "devices" / "someone's").touch()
+    rig = Rig(tmp_path)
+    assert [path.name for path in rig.folder.iterdir()] == ["someone's"]
+    rig.close()
+    assert [path.name for path in tmp_path.rglob("*")] == ["devices", "someone's"]
+
+
+def test_a_directory_whose_sockets_no_qemu_could_name_is_refused(tmp_path: Path) -> None:
+    room = 107 - 33 - len(os.fsencode(tmp_path)) - 1
+    assert room > 0, "the tests' own folder has too long a path"
+    before = our_fds()
+    loop = Loop()
+    owner: Any = None
+    longest = Devices(loop, tmp_path / ("d" * room), owner, "nobody")
+    longest.create(Device(DeviceId(1), (DomainId(0), ALICE), Size(4096), 1, {ALICE: A}))
+    longest.close()
+    with pytest.raises(InvalidArgument, match="1 bytes shorter"):
+        Devices(loop, tmp_path / ("d" * (room + 1)), owner, "nobody")
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidArgument, match="can't be used"):
+        Devices(loop, tmp_path / "file", owner, "nobody")
+    loop.close()
+    assert our_fds() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("failing", ["memfd", "events", "sockets"])
+def test_a_device_that_can_not_be_made_leaves_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    before = our_fds()
+    with monkeypatch.context() as patch:
+        if failing == "sockets":
+            patch.setattr(Path, "rename", fail)
+        else:
+            patch.setattr(os, {"memfd": "memfd_create", "events": "eventfd"}[failing], fail)
+        with pytest.raises(OutOfResources, match="Too many open files"):
+            rig.device(ALICE, BOB)
+    assert our_fds() == before
+    assert list(rig.folder.iterdir()) == []
+    assert list(rig.folder.with_name("devices.new").iterdir()) == []
+
+
+def test_a_size_that_would_end_qemu_is_refused(rig: Rig) -> None:
+    with pytest.raises(InvalidArgument, match="power of two"):
+        rig.device(ALICE, size=3 * 4096)
+
+
+def test_main_has_as_many_descriptors_of_a_device_as_it_says(rig: Rig) -> None:
+    before = len(our_fds())
+    device = rig.device(ALICE, BOB, vectors=3)
+    alice, bob = rig.qemu(device, ALICE), rig.qemu(device, BOB)
+    rig.until_told(("served", device.number, ALICE), ("served", device.number, BOB))
+    theirs = 2  # both are in this process
+    assert len(our_fds()) == before + Devices.fds(device) + theirs
+    alice.close()
+    bob.close()
+    rig.devices.remove(device)
+    assert len(our_fds()) == before
+
+
+# ---- the real one ----
+
+
+class RealQemu:
+    """A machine without a processor that runs: its bus is driven from here (QEMU's qtest)."""
+
+    SLOT = 0x10
+    DOORBELL_BAR, MEMORY_BAR = 0xE0000000, 0xE1000000
+
+    def __init__(self, folder: Path, path: Path, vectors: int) -> None:
+        program = shutil.which("qemu-system-x86_64")
+        if program is None:
+            if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
+                raise AssertionError("qemu-system-x86_64 is missing")
+            pytest.skip("qemu-system-x86_64 is not installed; KVMCHAN_TEST_FORCE=1 makes this a failure")
+        self._folder = folder
+        self._sockets = {name: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for name in ("qmp", "qtest")}
+        for name, sock in self._sockets.items():
+            sock.bind(str(folder / name))
+            sock.listen(1)
+            sock.settimeout(DEADLINE)
+        machine = ["-machine", "q35,accel=tcg", "-nodefaults", "-display", "none", "-S"]
+        chardev = ["-chardev", f"socket,path={path},id=c"]
+        device = ["-device", f"ivshmem-doorbell,chardev=c,vectors={vectors},addr={self.SLOT:#x}"]
+        control = ["-qmp", f"unix:{folder / 'qmp'}", "-qtest", f"unix:{folder / 'qtest'}", "-qtest-log", "none"]
+        self.process = subprocess.Popen([program, *machine, *chardev, *device, *control])
+        self._files: dict[str, Any] = {}
+        for name, sock in self._sockets.items():
+            connection, _ = sock.accept()
+            connection.settimeout(DEADLINE)
+            self._files[name] = connection.makefile("rw")
+            connection.close()
+        assert "QMP" in json.loads(self._files["qmp"].readline())
+        self.command("qmp_capabilities")
+
+    def command(self, name: str) -> Any:
+        """QMP."""
+        file = self._files["qmp"]
+        file.write(json.dumps({"execute": name}) + "\n")
+        file.flush()
+        while True:
+            answer = json.loads(file.readline())
+            if "event" not in answer:
+                assert "error" not in answer, answer
+                return answer["return"]
+
+    def bus(self, *words: str | int) -> int:
+        """A qtest command, and the number it answers."""
+        file = self._files["qtest"]
+        file.write(" ".join(word if isinstance(word, str) else hex(word) for word in words) + "\n")
+        file.flush()
+        answer = file.readline().split()
+        assert answer[0] == "OK", answer
+        return int(answer[1], 16) if len(answer) > 1 else 0
+
+    def configure(self, register: int, value: int) -> None:
+        self.bus("outl", 0xCF8, 0x80000000 | self.SLOT << 11 | register)
+        self.bus("outl", 0xCFC, value)
+
+    def map(self) -> None:
+        self.configure(0x10, self.DOORBELL_BAR)
+        self.configure(0x18, self.MEMORY_BAR)
+        self.configure(0x1C, 0)
+        self.configure(0x04, 0x6)  # memory, bus master
+
+    def ring(self, peer: int, vector: int, event: int) -> None:
+        """Until that wakes: a peer's doorbell is dead until QEMU has come to read of that peer."""
+        until = time.monotonic() + DEADLINE
+        while not is_signalled(event):
+            assert time.monotonic() < until
+            self.bus("writel", self.DOORBELL_BAR + 12, peer << 16 | vector)
+
+    def quit(self) -> int:
+        self.command("quit")
+        return self.process.wait(DEADLINE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        for file in self._files.values():
+            file.close()
+        for name, sock in self._sockets.items():
+            sock.close()
+            (self._folder / name).unlink(missing_ok=True)
+
+
+def test_a_real_qemu_takes_the_device_and_its_doorbell_and_memory_are_ours(rig: Rig, tmp_path: Path) -> None:
+    device = rig.device(ALICE, BOB, vectors=4)
+    bob = rig.qemu(device, BOB)
+    bob.hear_handshake(B)
+    rig.until_told(("served", device.number, BOB))
+    with RealQemu(tmp_path, rig.devices.socket_path(device, ALICE), 4) as qemu:
+        rig.until_told(("served", device.number, ALICE))
+        assert bob.hear(4) == introduction(A, 4)
+        (bus,) = qemu.command("query-pci")
+        (regions,) = [each["regions"] for each in bus["devices"] if each["id"]["device"] == 0x1110]
+        assert [region["size"] for region in regions if region["bar"] == 2] == [MIB]
+        qemu.map()
+        assert qemu.bus("readl", qemu.DOORBELL_BAR + 8) == A
+        for peer, vector in ((HOST_PEER, 0), (HOST_PEER, 3), (B, 1)):
+            event = rig.devices.event(device, peer, vector)
+            assert not is_signalled(event)
+            qemu.ring(peer, vector, event)
+        os.pwrite(rig.devices.memory(device), b"\x78\x56\x34\x12", MIB - 4)
+        assert qemu.bus("readl", qemu.MEMORY_BAR + MIB - 4) == 0x12345678
+        rig.devices.zero(device, MIB - 4096, 4096)
+        assert qemu.bus("readl", qemu.MEMORY_BAR + MIB - 4) == 0
+        assert qemu.quit() == 0
+    rig.until_told(("unplugged", device.number, ALICE))
+    assert rig.log() == ""
+    assert bob.hear(1) == [(A, "")]
+    assert rig.log() == ""  # no complaint of QEMU's
+
+
+def test_a_real_qemu_outlives_the_process(rig: Rig, tmp_path: Path) -> None:
+    device = rig.device(ALICE, BOB, vectors=4)
+    with RealQemu(tmp_path, rig.devices.socket_path(device, ALICE), 4) as qemu:
+        rig.until_told(("served", device.number, ALICE))
+        rig.kill()
+        rig.qemu(device, BOB).hear_handshake(B, A)
+        rig.until_told(("served", device.number, BOB))
+        qemu.map()
+        qemu.ring(B, 2, rig.devices.event(device, B, 2))
+        assert qemu.quit() == 0
+    rig.until_told(("unplugged", device.number, ALICE))
+    assert rig.log() == ""

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What QEMU is told of a device, and in which order."""
+
+from __future__ import annotations
+
+from kvmchand.core.links import Device
+from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.ivshmem import Devices
+from kvmchand.services.ivshmem import handshake, introduction
+
+MEMORY = 100
+EVENTS = {0: [10, 11], 2: [20, 21], 3: [30, 31]}
+
+
+def test_a_handshake_is_the_version_the_id_the_memory_the_others_and_last_itself() -> None:
+    assert handshake(2, MEMORY, EVENTS, [0, 3]) == [
+        (0, None),
+        (2, None),
+        (-1, MEMORY),
+        (0, 10),
+        (0, 11),
+        (3, 30),
+        (3, 31),
+        (2, 20),
+        (2, 21),
+    ]
+
+
+def test_who_is_not_present_is_not_in_the_handshake() -> None:
+    assert 3 not in [number for number, _ in handshake(2, MEMORY, EVENTS, [0])]
+
+
+def test_an_introduction_is_the_id_once_a_vector() -> None:
+    assert introduction(3, EVENTS[3]) == [(3, 30), (3, 31)]
+
+
+def test_a_device_costs_descriptors_for_its_vectors_and_its_guests() -> None:
+    one, two = DomainId(1), DomainId(2)
+    device = Device(DeviceId(1), (one, two), Size(1 << 20), 4, {one: 2, two: 3})
+    assert Devices.fds(device) == 1 + 3 * 4 + 2 * 2

@@ -31,6 +31,8 @@ _SEND_DEADLINE = 10
 """Seconds a new service has to read what it is told first. Main stands still meanwhile."""
 _RESTARTS_MAX = 5
 """Restarts of a service in a row that got nowhere, after which it is given up."""
+HOPELESS = 3
+"""Exit status of a service that would fail again: it has said why."""
 _ENTRY = Path(__file__).parent / "services" / "__main__.py"
 
 
@@ -83,8 +85,8 @@ class Service:
         """Ends the service for certain; stop() tidies up."""
         self._process.kill()
 
-    def stop(self) -> str:
-        """Ends the service, if it has not ended by itself; how it ended."""
+    def stop(self) -> int:
+        """Ends the service, if it has not ended by itself. Its exit status; negative, by that signal."""
         self.sock.close()
         self.marker.close()
         try:
@@ -92,7 +94,7 @@ class Service:
         except subprocess.TimeoutExpired:
             self._process.kill()
             status = self._process.wait()
-        return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        return status
 
 
 class Owner(Protocol):
@@ -175,11 +177,12 @@ class Kept:
         self._loop.remove(service.sock.fileno())
         self._service = None
         culprit = service.marker.get()
-        how = service.stop()
+        status = service.stop()
         self._failures += 1
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         log.warning(f"the {self._name} process ended ({how})")
         self._owner.on_death(culprit)
-        if self._failures > _RESTARTS_MAX:
+        if self._failures > _RESTARTS_MAX or status == HOPELESS:
             sentence = f"the {self._name} process ended {self._failures} times in a row: see the log above"
             self._owner.on_failure(InternalError(sentence))
             return

@@ -32,6 +32,10 @@ class Fds:
     def __len__(self) -> int:
         return len(self._fds)
 
+    def add(self, fd: int) -> None:
+        """Takes one more."""
+        self._fds.append(fd)
+
     def borrow(self) -> list[int]:
         """The numbers; they stay ours."""
         return list(self._fds)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a guest's main process and its vfio process, over a socket pair of their own."""
+"""The messages between a guest's main process and its vfio process, over a socket pair of their own.
+
+Main keeps a duplicate of every descriptor, so that a vfio process that is started again gets them back.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,8 @@ EVENTS_PER_PACKET = 128
 
 
 class Start(Record):
-    """main → vfio: drive the ivshmem devices that are there and those that come. `noiommu`: also where nothing confines them."""
+    """main → vfio: all that was there before is sent; drive the ivshmem devices that are there and those that come. `noiommu`:
+    also where nothing confines them."""
 
     noiommu: bool
 
@@ -24,30 +28,37 @@ class Started(Record):
     """vfio → main: serving; Devices follow."""
 
 
-class Device(Record):
-    """vfio → main: a device is usable. `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
-    descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for mmap and pread. `address`: its
-    PCI address."""
+class Group(Record):
+    """Both ways: an IOMMU group that is open. Its descriptor, and that of the container it is in, are beside this."""
 
-    peer: int
+    name: str
+
+
+class Device(Record):
+    """Both ways: a device is usable. `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
+    descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for mmap and pread. `address`: its
+    PCI address. `vectors`: those that work; as many descriptors follow in Events. `speed`: MB/s of reading its memory."""
+
     address: str
+    group: str
+    peer: int
     size: Size
     vectors: int
     memory: Size
     doorbell: Size
+    speed: Size
 
 
 class Events(Record):
-    """vfio → main, after Device: the eventfds that its vectors from `first` on signal are beside this."""
+    """Both ways, after Device: the eventfds of its next vectors are beside this."""
 
-    peer: int
-    first: int
+    address: str
 
 
 class Removed(Record):
-    """vfio → main: the device is being unplugged, and waits for all to let go of it."""
+    """vfio → main: the device is being unplugged, and waits for all to let go of it; or is gone."""
 
-    peer: int
+    address: str
 
 
 class Unusable(Record):
@@ -57,9 +68,10 @@ class Unusable(Record):
     sentence: str
 
 
-TO_VFIO: dict[str, type] = {"start": Start}
+TO_VFIO: dict[str, type] = {"start": Start, "group": Group, "device": Device, "events": Events}
 TO_MAIN: dict[str, type] = {
     "started": Started,
+    "group": Group,
     "device": Device,
     "events": Events,
     "removed": Removed,

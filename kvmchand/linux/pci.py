@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""PCI functions as sysfs shows them (Linux's Documentation/ABI/testing/sysfs-bus-pci), and the kernel's word of their comings and
+goings. `root` is where sysfs is.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+SYS = Path("/sys")
+PAGE = 4096
+_ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_NETLINK_KOBJECT_UEVENT = 15
+_KERNEL_GROUP = 1
+_UEVENT_BYTES = 8192
+_RESOURCES = 6
+
+
+class SysfsError(Exception):
+    """What sysfs says of a function can't be, or can't be had."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A base address register's range; size 0 where it has no address."""
+
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Function:
+    """One PCI function. `driver`: its name, or "". `group`: of its IOMMU, or ""."""
+
+    address: str
+    vendor: int
+    device: int
+    revision: int
+    driver: str
+    group: str
+    bars: tuple[Bar, ...]
+
+
+def _folder(address: str, root: Path) -> Path:
+    return root / "bus/pci/devices" / address
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(), 0)
+    except (OSError, ValueError) as error:
+        raise SysfsError(f"{path} can't be read: {error}") from error
+
+
+def _link(path: Path) -> str:
+    try:
+        return path.readlink().name
+    except OSError:
+        return ""
+
+
+def _bars(path: Path) -> tuple[Bar, ...]:
+    try:
+        lines = path.read_text().splitlines()[:_RESOURCES]
+        ranges = [tuple(int(word, 16) for word in line.split()) for line in lines]
+        return tuple(Bar(start, end - start + 1 if flags else 0) for start, end, flags in ranges)
+    except (OSError, ValueError) as error:
+        raise SysfsError(f"{path} can't be read: {error}") from error
+
+
+def function(address: str, root: Path = SYS) -> Function:
+    """What sysfs says of it. SysfsError: it is not there, or what is said can't be."""
+    if not _ADDRESS.fullmatch(address):
+        raise SysfsError(f"{address[:40]!r} is no PCI address")
+    folder = _folder(address, root)
+    return Function(
+        address,
+        _number(folder / "vendor"),
+        _number(folder / "device"),
+        _number(folder / "revision"),
+        _link(folder / "driver"),
+        _link(folder / "iommu_group"),
+        _bars(folder / "resource"),
+    )
+
+
+def addresses(root: Path = SYS) -> list[str]:
+    """All functions', sorted."""
+    try:
+        return sorted(each.name for each in (root / "bus/pci/devices").iterdir())
+    except OSError as error:
+        raise SysfsError(f"sysfs shows no PCI devices: {error}") from error
+
+
+def group_members(group: str, root: Path = SYS) -> list[str]:
+    """Addresses of the functions of an IOMMU group."""
+    try:
+        return sorted(each.name for each in (root / "kernel/iommu_groups" / group / "devices").iterdir())
+    except OSError:
+        return []
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise SysfsError(f"{path} can't be written: {error.strerror}") from error
+
+
+def bind(address: str, driver: str, root: Path = SYS) -> None:
+    """Gives a function to a driver, taking it from the one it has."""
+    folder = _folder(address, root)
+    if _link(folder / "driver") == driver:
+        return
+    _write(folder / "driver_override", driver)
+    if (folder / "driver").exists():
+        _write(folder / "driver/unbind", address)
+    _write(root / "bus/pci/drivers_probe", address)
+    if _link(folder / "driver") != driver:
+        raise SysfsError(f"{address} can't be given to {driver}: the kernel's log says why")
+
+
+def remove(address: str, root: Path = SYS) -> None:
+    """Makes the kernel forget a function, until rescan()."""
+    _write(_folder(address, root) / "remove", "1")
+
+
+def rescan(root: Path = SYS) -> None:
+    """Makes the kernel look for functions, and give addresses to those that have none."""
+    _write(root / "bus/pci/rescan", "1")
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A PCI function has come ("add") or gone ("remove")."""
+
+    action: str
+    address: str
+
+
+def parse_event(data: bytes) -> Event | None:
+    """What a uevent says, if it is of a PCI function."""
+    head, *fields = data.split(b"\0")
+    if b"@" not in head:
+        return None
+    values = dict(field.split(b"=", 1) for field in fields if b"=" in field)
+    try:
+        address = values.get(b"PCI_SLOT_NAME", b"").decode("ascii")
+        action = values.get(b"ACTION", b"").decode("ascii")
+    except UnicodeDecodeError:
+        return None
+    if values.get(b"SUBSYSTEM") != b"pci" or action not in ("add", "remove") or not _ADDRESS.fullmatch(address):
+        return None
+    return Event(action, address)
+
+
+class Events:
+    """The kernel's uevents. `sock` is readable when there are some."""
+
+    def __init__(self) -> None:
+        self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT)
+        self.sock.bind((0, _KERNEL_GROUP))
+
+    def take(self) -> Event | None:
+        """The next, if it is of a PCI function. OSError ENOBUFS: some were lost."""
+        try:
+            data, (sender, _) = self.sock.recvfrom(_UEVENT_BYTES)
+        except BlockingIOError:
+            return None
+        return parse_event(data) if sender == 0 else None
+
+    def close(self) -> None:
+        self.sock.close()

@@ -1,0 +1,416 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The vfio process of a guest: finds ivshmem functions, as they come and go, and drives them by VFIO.
+
+Of each it checks what can be checked, lets its MSI-X vectors signal eventfds, and gives all of it to main. It keeps root's
+rights, for it binds what comes. When main ends, every eventfd is signalled once, so that who waits for one looks up.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import signal
+import socket
+import struct
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from kvmchand import log
+from kvmchand.ids import Size
+from kvmchand.ipc import Marker
+from kvmchand.linux import libc, pci, vfio
+from kvmchand.loop import Loop
+from kvmchand.wire import vfio as wire
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+IVSHMEM = (0x1AF4, 0x1110)
+REVISION = 1
+"""Of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
+_DRIVER = "vfio-pci"
+_MODULES = (_DRIVER, "vfio_iommu_type1")
+_MODPROBE_DEADLINE = 20
+_IVPOSITION = 8
+_PEER_MAX = 0xFFFF
+_COMMAND = 4
+_COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
+_TIMED_BYTES = 64 * 1024
+_TRY_AGAIN = 1.0
+"""Seconds after which a group that is open elsewhere is tried again: no event says that it is not any more."""
+
+
+class Unusable(Exception):
+    """A sentence that says why a device can't be used, and what to do."""
+
+
+class Later(Exception):
+    """It can't be used yet."""
+
+
+@dataclass(slots=True)
+class Group:
+    name: str
+    fd: int
+
+
+@dataclass(slots=True)
+class Device:
+    address: str
+    group: str
+    fd: int
+    events: list[int] = field(default_factory=list)
+    unplug: int = -1
+    """Signalled when the device shall be let go."""
+
+
+class Driver:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        self._main = main
+        self._marker = marker
+        self._loop = Loop()
+        self._uevents = pci.Events()
+        self._container = -1
+        self._groups: dict[str, Group] = {}
+        self._devices: dict[str, Device] = {}
+        self._moved: set[str] = set()
+        """Functions that were given another address, so that no page has two doorbells."""
+        self._busy: set[str] = set()
+        """Groups that are open elsewhere, and were complained of."""
+        self._try_at: float | None = None
+        self._noiommu = False
+        self._started = False
+        self._loop.add(main.fileno(), self._on_main)
+
+    def run(self) -> None:
+        try:
+            while not self._started:
+                if not self._hear_main():
+                    return
+            self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
+            self._load_modules()
+            self._scan()
+            self._loop.run(self._until_next_try)
+        finally:
+            for device in self._devices.values():
+                for event in device.events:
+                    _signal(event)
+
+    # ---- main ----
+
+    def _on_main(self, _events: int) -> None:
+        if not self._hear_main():
+            self._loop.stop()
+
+    def _hear_main(self) -> bool:
+        """Does what main says next. False: it has ended."""
+        try:
+            data, fds = receive_packet(self._main)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        with fds:
+            self._obey(wire.to_vfio.decode(data), fds)
+        return True
+
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case wire.Group():
+                group, container = fds.steal()
+                self._groups[message.name] = Group(message.name, group)
+                if self._container < 0:
+                    self._container = container
+                else:
+                    os.close(container)
+            case wire.Device():
+                (fd,) = fds.steal()
+                device = Device(message.address, message.group, fd)
+                self._devices[device.address] = device
+                self._watch_unplug(device)
+            case wire.Events():
+                self._devices[message.address].events += fds.steal()
+            case wire.Start():
+                self._noiommu = message.noiommu
+                self._say(wire.Started())
+                self._started = True
+
+    def _say(self, message: object, fds: tuple[int, ...] = ()) -> None:
+        send_packet(self._main, wire.to_main.encode(message), fds)
+
+    # ---- functions ----
+
+    def _load_modules(self) -> None:
+        """Best effort: they may be loaded, or part of the kernel; if not, opening says so."""
+        for module in _MODULES:
+            try:
+                subprocess.run(
+                    ["modprobe", module],
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=_MODPROBE_DEADLINE,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return
+
+    def _on_uevent(self) -> None:
+        try:
+            event = self._uevents.take()
+        except OSError:
+            self._scan()  # some were lost
+            return
+        if event is None:
+            return
+        if event.action == "remove":
+            self._let_go(event.address)
+        else:
+            self._scan()
+
+    def _until_next_try(self) -> float | None:
+        if self._try_at is None:
+            return None
+        left = self._try_at - time.monotonic()
+        if left > 0:
+            return left
+        self._try_at = None
+        self._scan()
+        return 0
+
+    def _scan(self) -> None:
+        """Takes every ivshmem function that is there and not ours yet."""
+        try:
+            found = [each for each in map(self._look_at, pci.addresses()) if each is not None]
+        except pci.SysfsError as error:
+            self._say(wire.Unusable("", str(error)))
+            return
+        new = [each for each in found if each.address not in self._devices]
+        crowded = self._crowded(new)
+        for each in new:
+            if each.address not in crowded:
+                self._take(each)
+        self._move(crowded)
+
+    def _look_at(self, address: str) -> pci.Function | None:
+        try:
+            seen = pci.function(address)
+        except pci.SysfsError:
+            return None  # it went again, or is none that we could judge
+        return seen if (seen.vendor, seen.device) == IVSHMEM else None
+
+    def _crowded(self, new: list[pci.Function]) -> set[str]:
+        """Those of which the doorbell is in the page of another's. VFIO lets no page be mapped that two functions share: so one
+        keeps the page, and the others are given addresses anew once it is taken."""
+        pages: dict[int, str] = {}
+        crowded: set[str] = set()
+        for each in sorted(new, key=lambda each: each.bars[0].start if each.bars else 0):
+            start = each.bars[0].start if each.bars else 0
+            if not start or each.address in self._moved:
+                continue
+            if start % pci.PAGE or start // pci.PAGE in pages:
+                crowded.add(each.address)
+            pages.setdefault(start // pci.PAGE, each.address)
+        return crowded
+
+    def _move(self, crowded: set[str]) -> None:
+        if not crowded:
+            return
+        try:
+            for address in crowded:
+                self._moved.add(address)
+                pci.remove(address)
+            pci.rescan()
+        except pci.SysfsError as error:
+            self._say(wire.Unusable("", str(error)))
+
+    def _take(self, found: pci.Function) -> None:
+        try:
+            self._drive(found)
+        except Later:
+            self._try_at = time.monotonic() + _TRY_AGAIN
+        except (Unusable, pci.SysfsError) as error:
+            self._say(wire.Unusable(found.address, str(error)))
+            self._devices[found.address] = Device(found.address, found.group, -1)
+        except OSError as error:
+            self._say(wire.Unusable(found.address, f"it can't be driven by VFIO: {error.strerror}"))
+            self._devices[found.address] = Device(found.address, found.group, -1)
+
+    def _drive(self, found: pci.Function) -> None:
+        if found.revision != REVISION:
+            raise Unusable(f"it is revision {found.revision} of ivshmem, and only {REVISION} has interrupts: QEMU is too old")
+        if len(found.bars) < 3 or not found.bars[2].size:
+            raise Unusable(
+                "its memory (BAR 2) got no address: the bridge above it has too small a window. Use smaller links "
+                "(links.size in the host's settings), or prepare the domain (kvmchan prepare-domain)"
+            )
+        name = self._group_name(found)
+        pci.bind(found.address, _DRIVER)
+        group = self._open_group(name)
+        fd = vfio.open_device(group.fd, found.address)
+        device = Device(found.address, name, fd)
+        try:
+            self._set_up(device)
+        except BaseException:
+            for each in (fd, *device.events):
+                os.close(each)
+            raise
+
+    def _group_name(self, found: pci.Function) -> str:
+        if found.group:
+            return found.group
+        if not self._noiommu:
+            raise Unusable(
+                "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
+                "to the guest's kernel command line"
+            )
+        raise Unusable("there is no vIOMMU, and no-IOMMU mode is not implemented")
+
+    def _open_group(self, name: str) -> Group:
+        group = self._groups.get(name)
+        if group is not None:
+            return group
+        try:
+            fd = vfio.open_group(name)
+        except OSError as error:
+            if isinstance(error, PermissionError) or error.errno != 16:
+                raise Unusable(
+                    f"its IOMMU group {name} can't be opened: {error.strerror}: is the module {_DRIVER} there?"
+                ) from error
+            if name not in self._busy:
+                self._busy.add(name)
+                log.warning(f"IOMMU group {name} is still open elsewhere: programs with channels of a daemon before this one?")
+            raise Later from error
+        try:
+            if not vfio.is_viable(fd):
+                raise Unusable(f"its IOMMU group {name} has others in it that a driver has: {self._strangers(name)}")
+            self._join(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        group = self._groups[name] = Group(name, fd)
+        self._busy.discard(name)
+        self._say(wire.Group(name), (fd, self._container))
+        return group
+
+    def _strangers(self, name: str) -> str:
+        members = [pci.function(address) for address in pci.group_members(name)]
+        return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", _DRIVER, "pcieport"))
+
+    def _join(self, group: int) -> None:
+        if self._container >= 0:
+            vfio.join(group, self._container)
+            return
+        container = vfio.open_container()
+        try:
+            vfio.join(group, container)
+            kind = vfio.TYPE1V2_IOMMU if vfio.has_iommu(container, vfio.TYPE1V2_IOMMU) else vfio.TYPE1_IOMMU
+            vfio.set_iommu(container, kind)
+        except BaseException:
+            os.close(container)
+            raise
+        self._container = container
+
+    def _set_up(self, device: Device) -> None:
+        doorbell, memory = vfio.region(device.fd, vfio.BAR0), vfio.region(device.fd, vfio.BAR2)
+        if not doorbell.can_mmap or not memory.can_mmap or doorbell.size < 16:
+            raise Unusable("its BARs can't be mapped: another function's registers are in the same page")
+        if memory.size < pci.PAGE or memory.size & (memory.size - 1):
+            raise Unusable(f"its memory has {memory.size} bytes, which can't be")
+        config = vfio.region(device.fd, vfio.CONFIG)
+        (command,) = struct.unpack("<H", os.pread(device.fd, 2, config.offset + _COMMAND))
+        os.pwrite(device.fd, struct.pack("<H", command | _COMMAND_MEMORY | _COMMAND_MASTER), config.offset + _COMMAND)
+        (peer,) = struct.unpack("<i", os.pread(device.fd, 4, doorbell.offset + _IVPOSITION))
+        if not 0 < peer <= _PEER_MAX:
+            raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
+        self._wire_vectors(device)
+        self._watch_unplug(device)
+        self._devices[device.address] = device
+        speed = _time_reads(device.fd, memory)
+        vectors = len(device.events)
+        self._say(
+            wire.Device(
+                device.address,
+                device.group,
+                peer,
+                Size(memory.size),
+                vectors,
+                Size(memory.offset),
+                Size(doorbell.offset),
+                Size(speed),
+            ),
+            (device.fd,),
+        )
+        for first in range(0, vectors, wire.EVENTS_PER_PACKET):
+            self._say(wire.Events(device.address), tuple(device.events[first : first + wire.EVENTS_PER_PACKET]))
+        log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
+
+    def _wire_vectors(self, device: Device) -> None:
+        """As many as the device has, or as the machine still has room for."""
+        count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
+        if count < 1:
+            raise Unusable("it has no interrupts (MSI-X)")
+        device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        while True:
+            try:
+                most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
+            except OSError as error:
+                if len(device.events) == 1:
+                    raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
+                most = len(device.events) // 2
+            if most == 0:
+                return
+            for event in device.events[most:]:
+                os.close(event)
+            del device.events[most:]
+
+    # ---- unplug ----
+
+    def _watch_unplug(self, device: Device) -> None:
+        event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            vfio.set_irqs(device.fd, vfio.REQ_IRQ, [event])
+        except OSError:
+            os.close(event)
+            return  # a kernel that does not tell: the unplug waits until the daemon ends
+        device.unplug = event
+        self._loop.add(event, lambda _events: self._let_go(device.address))
+
+    def _let_go(self, address: str) -> None:
+        device = self._devices.pop(address, None)
+        if device is None:
+            return
+        if device.unplug >= 0:
+            self._loop.remove(device.unplug)
+            os.close(device.unplug)
+        for event in device.events:
+            os.close(event)
+        if device.fd >= 0:
+            os.close(device.fd)
+            self._say(wire.Removed(address))
+
+
+def _time_reads(fd: int, memory: vfio.Region) -> int:
+    """MB/s of reading the memory as a program would."""
+    size = min(memory.size, _TIMED_BYTES)
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=memory.offset) as mapped:
+        best = 0.0
+        for _ in range(3):
+            start = time.perf_counter()
+            mapped[:size]
+            best = max(best, size / (time.perf_counter() - start))
+    return int(best / 1e6)
+
+
+def _signal(event: int) -> None:
+    try:
+        os.eventfd_write(event, 1)
+    except BlockingIOError:
+        pass  # full: events are pending
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-vfio")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
+    Driver(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 
 class Start(Record):
-    """main → libvirt: connect to `uri`, and report its domains from now on. `folder`: where the sockets of our devices are, by
-    which devices that an earlier daemon left are known; they are detached."""
+    """main → libvirt: connect to `uri`, and report its domains from now on. `folder`: where the sockets of our devices are. A
+    domain's device whose socket was there and is no more was left by an earlier daemon, and is detached."""
 
     uri: str
     folder: str
@@ -47,6 +47,10 @@ class Found(Record):
     domain: DomainId
     name: str
     uuid: str
+
+
+class Listed(Record):
+    """libvirt → main: every domain that runs has been Found since the last (re)connect; those that were not are gone."""
 
 
 class Gone(Record):
@@ -87,6 +91,7 @@ TO_LIBVIRT: dict[str, type] = {"start": Start, "attach": Attach, "detach": Detac
 TO_MAIN: dict[str, type] = {
     "started": Started,
     "found": Found,
+    "listed": Listed,
     "gone": Gone,
     "rebooted": Rebooted,
     "paused": Paused,

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hypervisor, as main has it: the libvirt process, which domains run, and what is on its way into them.
+
+A libvirt process that dies is started again; what it had not done is asked of it again, and what ended meanwhile is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kvmchand.errors import KvmchanError
+from kvmchand.ids import DeviceId, DomainId
+from kvmchand.ipc import Kept
+from kvmchand.loop import Loop
+from kvmchand.wire import hypervisor
+from kvmchand.wire.packet import Fds
+
+
+class Owner(Protocol):
+    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
+        """A domain runs. Told once."""
+
+    def on_gone(self, domain: DomainId) -> None: ...
+
+    def on_rebooted(self, domain: DomainId) -> None: ...
+
+    def on_paused(self, domain: DomainId, paused: bool) -> None: ...
+
+    def on_attached(self, domain: DomainId, device: DeviceId) -> None:
+        """QEMU has the device; the guest may not have noticed yet."""
+
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None: ...
+
+    def on_hypervisor_failure(self, error: KvmchanError) -> None:
+        """Domains come and go unnoticed from now on, and get no devices."""
+
+
+class Hypervisor:
+    def __init__(self, loop: Loop, uri: str, folder: Path, owner: Owner) -> None:
+        self._uri = uri
+        self._folder = folder
+        self._owner = owner
+        self._domains: dict[DomainId, str] = {}
+        self._found: set[DomainId] = set()
+        """Since the last connect."""
+        self._attaching: dict[tuple[DomainId, DeviceId], hypervisor.Attach] = {}
+        self._service = Kept(loop, "libvirt", self, site=True)
+
+    def start(self) -> None:
+        self._service.start()
+
+    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
+        """on_attached or on_attach_failed follows, or on_gone."""
+        message = self._attaching[domain, device] = hypervisor.Attach(domain, device, str(socket), vectors)
+        self._service.send(hypervisor.to_libvirt.encode(message))
+
+    def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
+        """Asks the guest to let the device go: the ivshmem server sees when it has."""
+        self._attaching.pop((domain, device), None)
+        self._service.send(hypervisor.to_libvirt.encode(hypervisor.Detach(domain, device, str(socket))))
+
+    def close(self) -> None:
+        self._service.stop()
+
+    # ---- the libvirt process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        told: list[object] = [hypervisor.Start(self._uri, str(self._folder)), *self._attaching.values()]
+        return [(hypervisor.to_libvirt.encode(message), ()) for message in told]
+
+    def understand(self, data: bytes, _fds: Fds) -> object:
+        return hypervisor.to_main.decode(data)
+
+    def on_message(self, message: object) -> None:
+        match message:
+            case hypervisor.Started():
+                self._found.clear()
+            case hypervisor.Found():
+                self._service.worked()
+                self._found.add(message.domain)
+                if self._domains.get(message.domain) != message.uuid:
+                    self._lose(message.domain)
+                    self._domains[message.domain] = message.uuid
+                    self._owner.on_found(message.domain, message.name, message.uuid)
+            case hypervisor.Listed():
+                self._service.worked()
+                for domain in self._domains.keys() - self._found:
+                    self._lose(domain)
+                self._found.clear()
+            case hypervisor.Gone():
+                self._lose(message.domain)
+            case hypervisor.Rebooted():
+                if message.domain in self._domains:
+                    self._owner.on_rebooted(message.domain)
+            case hypervisor.Paused():
+                if message.domain in self._domains:
+                    self._owner.on_paused(message.domain, message.paused)
+            case hypervisor.Attached():
+                if self._attaching.pop((message.domain, message.device), None) is not None:
+                    self._owner.on_attached(message.domain, message.device)
+            case hypervisor.AttachFailed():
+                if self._attaching.pop((message.domain, message.device), None) is not None:
+                    self._owner.on_attach_failed(message.domain, message.device, message.sentence)
+
+    def _lose(self, domain: DomainId) -> None:
+        if self._domains.pop(domain, None) is not None:
+            for key in [key for key in self._attaching if key[0] == domain]:
+                del self._attaching[key]
+            self._owner.on_gone(domain)
+
+    def on_death(self, culprit: int | None) -> None:
+        pass  # the next one finds out what has changed
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_hypervisor_failure(error)

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The libvirt process: tells main of the hypervisor's domains, and plugs devices in and out of them.
+
+By libvirt's typed interface only, so that no domain is tainted. It reconnects when libvirtd comes back; what one domain does, or
+fails to do, does not keep another waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from kvmchand import log
+from kvmchand.ids import DomainId
+from kvmchand.ipc import HOPELESS
+from kvmchand.linux import libc
+from kvmchand.wire import hypervisor as wire
+from kvmchand.wire.packet import receive_packet, send_packet
+
+try:
+    import libvirt
+    import libvirtaio
+except ImportError:
+    libvirt = None
+
+_BACK_OFF = (0.5, 30.0)
+"""Seconds between two attempts to connect: the first ones, and the most."""
+_KEEP_ALIVE = (5, 3)
+"""Seconds between two probes of libvirtd, and how many may go unanswered."""
+_SLOTS = range(1, 32)
+"""Of a conventional PCI bridge."""
+_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
+
+
+class Refused(Exception):
+    """A sentence that says why a domain can't have a device."""
+
+
+class Domains:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket) -> None:
+        self._main = main
+        self._start: wire.Start | None = None
+        self._connection: Any = None
+        self._ids: dict[str, DomainId] = {}
+        """Of domains that run, by uuid: one that has ended has no number any more."""
+        self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._connected = asyncio.Event()
+
+    async def run(self) -> None:
+        libvirtaio.virEventRegisterAsyncIOImpl()
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        self._main.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._main.fileno(), self._hear_main)
+        await self._ended.wait()
+        for task in self._tasks:
+            task.cancel()
+        # A thread may be within a call of libvirt's that does not end: nothing is ours to tidy up.
+        os._exit(0)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- main ----
+
+    def _hear_main(self) -> None:
+        try:
+            data, fds = receive_packet(self._main)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._ended.set()
+            return
+        fds.close()
+        message = wire.to_libvirt.decode(data)
+        match message:
+            case wire.Start():
+                self._start = message
+                self._say(wire.Started())
+                self._spawn(self._stay_connected(message))
+            case wire.Attach():
+                self._spawn(self._attach(message))
+            case wire.Detach():
+                self._spawn(self._detach(message.domain, message.socket))
+
+    def _say(self, message: object) -> None:
+        self._main.setblocking(True)
+        try:
+            send_packet(self._main, wire.to_main.encode(message))
+        except OSError:
+            self._ended.set()
+        finally:
+            self._main.setblocking(False)
+
+    # ---- the hypervisor ----
+
+    async def _stay_connected(self, start: wire.Start) -> None:
+        wait, complained = _BACK_OFF[0], False
+        while True:
+            try:
+                self._connection = await asyncio.to_thread(libvirt.open, start.uri)
+                await self._serve(complained)
+                wait, complained = _BACK_OFF[0], True
+                log.warning(f"the connection to libvirt ({start.uri}) is lost")
+            except libvirt.libvirtError as error:
+                if not complained:
+                    log.warning(f"libvirt ({start.uri}) can't be reached, and is tried again: {error.get_error_message()}")
+                    complained = True
+            self._connection = None
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _BACK_OFF[1])
+
+    async def _serve(self, again: bool) -> None:
+        """Until the connection is lost."""
+        connection = self._connection
+        self._lost.clear()
+        connection.registerCloseCallback(lambda *_arguments: self._lost.set(), None)
+        connection.setKeepAlive(*_KEEP_ALIVE)
+        for event, callback in (
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+        ):
+            await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None)
+        running = await asyncio.to_thread(connection.listAllDomains, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        self._ids.clear()
+        for domain in running:
+            self._find(domain)
+            state, _ = await asyncio.to_thread(domain.state)
+            if state == libvirt.VIR_DOMAIN_PAUSED:
+                self._say(wire.Paused(DomainId(domain.ID()), True))
+        self._say(wire.Listed())
+        self._connected.set()
+        log.info(f"connected to libvirt{' again' if again else ''}: {len(running)} domains run")
+        await self._lost.wait()
+        self._connected.clear()
+
+    def _find(self, domain: Any) -> None:
+        number = domain.ID()
+        if number <= 0:
+            return  # it has ended already
+        self._ids[domain.UUIDString()] = DomainId(number)
+        self._say(wire.Found(DomainId(number), domain.name(), domain.UUIDString()))
+        self._spawn(self._detach_stale(DomainId(number)))
+
+    def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        uuid = domain.UUIDString()
+        match event:
+            case libvirt.VIR_DOMAIN_EVENT_STARTED:
+                self._find(domain)
+            case libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                if uuid in self._ids:
+                    self._say(wire.Gone(self._ids.pop(uuid)))
+            case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_RESUMED:
+                if uuid in self._ids:
+                    self._say(wire.Paused(self._ids[uuid], event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED))
+
+    def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
+        if domain.UUIDString() in self._ids:
+            self._say(wire.Rebooted(self._ids[domain.UUIDString()]))
+
+    # ---- devices ----
+
+    async def _attach(self, attach: wire.Attach) -> None:
+        async with self._locks[attach.domain]:
+            await self._connected.wait()
+            try:
+                await asyncio.to_thread(self._attach_now, attach)
+            except libvirt.libvirtError as error:
+                self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
+            except Refused as error:
+                self._fail(attach, str(error))
+            else:
+                self._say(wire.Attached(attach.domain, attach.device))
+
+    def _fail(self, attach: wire.Attach, sentence: str) -> None:
+        self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:2000]))
+
+    def _domain(self, number: DomainId) -> Any:
+        if self._connection is None:
+            raise Refused("libvirt can't be reached")
+        return self._connection.lookupByID(number)
+
+    def _attach_now(self, attach: wire.Attach) -> None:
+        domain = self._domain(attach.domain)
+        tree = ElementTree.fromstring(domain.XMLDesc())
+        if _shmem(tree, attach.socket) is None:
+            domain.attachDeviceFlags(device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    async def _detach(self, number: DomainId, path: str) -> None:
+        async with self._locks[number]:
+            try:
+                await asyncio.to_thread(self._detach_now, number, path)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
+            except Refused as error:
+                log.warning(f"a device can't be unplugged from domain {number}: {error}")
+
+    def _detach_now(self, number: DomainId, path: str) -> None:
+        domain = self._domain(number)
+        found = _shmem(ElementTree.fromstring(domain.XMLDesc()), path)
+        if found is not None:
+            domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    async def _detach_stale(self, number: DomainId) -> None:
+        """Devices that an earlier daemon left: their sockets are no more."""
+        start = self._start
+        if start is None:
+            return
+        try:
+            domain = self._domain(number)
+            tree = ElementTree.fromstring(await asyncio.to_thread(domain.XMLDesc))
+        except (libvirt.libvirtError, Refused):
+            return  # it has ended
+        for path in [each.get("path", "") for each in tree.findall("devices/shmem/server")]:
+            if Path(path).parent == Path(start.folder) and not Path(path).exists():
+                log.info(f"domain {number} has a device of an earlier daemon: it is unplugged")
+                await self._detach(number, path)
+
+
+def _shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
+    """The device whose ivshmem server is at `path`."""
+    return next(
+        (
+            each
+            for each in tree.findall("devices/shmem")
+            if (server := each.find("server")) is not None and server.get("path") == path
+        ),
+        None,
+    )
+
+
+def _bus(address: ElementTree.Element) -> int:
+    return int(address.get("bus", "0"), 0)
+
+
+def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Bus and slot for one more device: on the bridge that has the fewest of ours, since each bridge has a window of its own.
+    None where libvirt had better choose. Refused where there is no place."""
+    controllers = [each for each in tree.findall("devices/controller") if each.get("type") == "pci"]
+    if any(each.get("model") == "pci-root" for each in controllers):
+        return None  # a machine of conventional PCI
+    buses = [int(each.get("index", "0")) for each in controllers if each.get("model") in _BRIDGES]
+    if not buses:
+        raise Refused(
+            "its XML has no bridge for conventional PCI devices, as ivshmem is one: add "
+            "<controller type='pci' model='pcie-root-port'/> and "
+            "<controller type='pci' model='pcie-to-pci-bridge'/> (kvmchan prepare-domain does)"
+        )
+    taken: dict[int, set[int]] = {bus: set() for bus in buses}
+    ours: dict[int, int] = dict.fromkeys(buses, 0)
+    for device in tree.findall("devices/*"):
+        address = device.find("address")
+        if address is not None and address.get("type") == "pci" and _bus(address) in taken:
+            taken[_bus(address)].add(int(address.get("slot", "0"), 0))
+            ours[_bus(address)] += device.tag == "shmem"
+    free = [(ours[bus], bus, min(set(_SLOTS) - taken[bus])) for bus in buses if set(_SLOTS) - taken[bus]]
+    if not free:
+        raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
+    _, bus, slot = min(free)
+    return bus, slot
+
+
+def device_xml(tree: ElementTree.Element, attach: wire.Attach) -> str:
+    """The <shmem> to attach to a domain. Refused: it has no place for one."""
+    place = _place(tree)
+    shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
+    ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
+    ElementTree.SubElement(shmem, "server", path=attach.socket)
+    ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")
+    if place is not None:
+        ElementTree.SubElement(shmem, "address", type="pci", domain="0", bus=str(place[0]), slot=str(place[1]), function="0")
+    return ElementTree.tostring(shmem, encoding="unicode")
+
+
+def main(socket_fd: int, _marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-virt")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
+    if libvirt is None:
+        log.warning(
+            "virtual machines can't be served without libvirt's Python module: install python3-libvirt (libvirt-python), "
+            "or start kvmchand host with --no-libvirt"
+        )
+        sys.exit(HOPELESS)
+    asyncio.run(_serve(socket.socket(fileno=socket_fd)))
+
+
+async def _serve(main_socket: socket.socket) -> None:
+    await Domains(main_socket).run()

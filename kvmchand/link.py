@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Control sessions, as main has them: the link process that reads their rings, and what each is made of.
+
+A link process that dies is started again and given the sessions back, except the one whose bytes it was reading.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvmchand import log
+from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.ids import Size
+from kvmchand.ipc import Kept
+from kvmchand.loop import Loop
+from kvmchand.wire import link
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.packet import Fds
+
+SessionId = int
+"""Counts up from 1; a guest whose daemon starts again gets another."""
+
+
+class Owner(Protocol):
+    def on_link_message(self, session: SessionId, message: object) -> None: ...
+
+    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+        """The other end is gone, or broke the rules. The session is closed."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """No session can be served any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What an end of a control vchan is made of. The descriptors stay the caller's until open() has dup'ed them."""
+
+    events: str
+    fds: tuple[int, ...]
+    offset: Size
+    doorbell: Size
+    ring: Size
+
+
+class Link:
+    def __init__(self, loop: Loop, owner: Owner, user: str, *, is_host: bool, rate: int) -> None:
+        self._owner = owner
+        self._user = user
+        self._is_host = is_host
+        self._rate = rate
+        self._incoming: Codec = link.to_host if is_host else link.to_guest
+        self._outgoing: Codec = link.to_guest if is_host else link.to_host
+        self._sessions: dict[SessionId, tuple[Control, Fds]] = {}
+        self._last: SessionId = 0
+        self._service = Kept(loop, "link", self)
+
+    def start(self) -> None:
+        self._service.start()
+
+    def open(self, control: Control) -> SessionId:
+        """A new session. OSError: no descriptors are left."""
+        fds = Fds()
+        try:
+            for fd in control.fds:
+                fds.add(os.dup(fd))
+        except BaseException:
+            fds.close()
+            raise
+        self._last += 1
+        self._sessions[self._last] = (control, fds)
+        self._service.send(*self._attach(self._last))
+        return self._last
+
+    def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
+        control, fds = self._sessions[session]
+        message = link.Attach(
+            Size(session), self._is_host, control.events, control.offset, control.doorbell, control.ring, self._rate
+        )
+        return link.to_link.encode(message), fds.borrow()
+
+    def send(self, session: SessionId, message: object) -> None:
+        """To the other end; nothing where the session is over. ProtocolError: the message is too long."""
+        packet = self._outgoing.encode(message)
+        if len(packet) > link.PACKET_MAX:
+            raise ProtocolError(f"a message of {len(packet)} bytes is more than a control ring's packet may have")
+        if session in self._sessions:
+            self._service.send(link.to_link.encode(link.Send(Size(session), packet.decode())))
+
+    def close_session(self, session: SessionId) -> None:
+        """Hangs up, so that the other end knows."""
+        if session in self._sessions:
+            self._service.send(link.to_link.encode(link.Detach(Size(session))))
+            self._forget(session)
+
+    def _forget(self, session: SessionId) -> None:
+        self._sessions.pop(session)[1].close()
+
+    # ---- the link process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        start: tuple[bytes, Sequence[int]] = (link.to_link.encode(link.Start(self._user)), ())
+        return [*(self._attach(session) for session in self._sessions), start]
+
+    def understand(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | None:
+        message = link.to_main.decode(data)
+        if isinstance(message, link.Started):
+            return None
+        if message.session > self._last:
+            raise ProtocolError(f"there is no session {message.session}")
+        if isinstance(message, link.Received):
+            return message.session, self._incoming.decode(message.packet.encode())
+        return message.session, message
+
+    def on_message(self, message: object) -> None:
+        assert isinstance(message, tuple)
+        session, content = message
+        if session not in self._sessions:
+            return  # closed meanwhile
+        if isinstance(content, link.Lost):
+            self._forget(session)
+            self._owner.on_link_lost(session, content.sentence)
+            return
+        self._service.worked()
+        self._owner.on_link_message(session, content)
+
+    def on_death(self, culprit: int | None) -> None:
+        if culprit is not None and culprit in self._sessions:
+            log.warning(f"control session {culprit} is ended, for its bytes ended the link process")
+            self._forget(culprit)
+            self._owner.on_link_lost(culprit, "its bytes ended the link process")
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+    def close(self) -> None:
+        self._service.stop()
+        for session in list(self._sessions):
+            self._forget(session)

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The link process: reads the control rings. On a host those of all guests, in a guest the one to its host.
+
+Everything in a ring is the other machine's to write, so nothing here believes it. A packet is taken only whole, so that a process
+that is started again goes on where this one was. When main ends, every session is hung up: the other side then knows at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import time
+from collections import deque
+from typing import Any
+
+from kvmchand import log
+from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
+from kvmchand.ipc import Marker
+from kvmchand.linux import libc
+from kvmchand.loop import Loop
+from kvmchand.privsep import drop_privileges
+from kvmchand.wire import client, dataplane, link
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+QUEUE_MAX = 1024
+"""Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
+_BURST = 2
+"""Seconds' worth of requests that may come at once."""
+_FLOOD = 10
+"""Times the rate at which messages that can't be refused, as closing, end the session."""
+
+
+class Bucket:
+    """How many more requests a guest may make just now."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._tokens = float(rate * _BURST)
+        self._then = time.monotonic()
+
+    def take(self) -> float:
+        """Takes one; what is left, below 0 where there was none to take."""
+        now = time.monotonic()
+        self._tokens = min(self._tokens + (now - self._then) * self._rate, self._rate * _BURST)
+        self._then = now
+        if self._tokens > -self._rate * _FLOOD:
+            self._tokens -= 1
+        return self._tokens
+
+    def is_flooded(self, left: float) -> bool:
+        return left <= -self._rate * _FLOOD
+
+
+class Session:
+    """An end of a control vchan."""
+
+    def __init__(self, settings: link.Attach, fds: list[int]) -> None:
+        """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
+        region, event, *rest = fds
+        notify = rest[0] if rest else -1
+        kind = {"socket": 0, "eventfd": 1, "doorbell": 2}[settings.events]
+        self.number = settings.session
+        self._incoming = link.to_host if settings.is_server else link.to_guest
+        grant = dataplane.Grant(
+            region_fd=region,
+            event_fd=event,
+            notify_fd=notify,
+            control_fd=-1,
+            is_server=int(settings.is_server),
+            left_order=link.LEFT_ORDER,
+            right_order=link.RIGHT_ORDER,
+            events=kind,
+            region_offset=settings.offset,
+            doorbell_offset=settings.doorbell,
+            doorbell_value=settings.ring,
+        )
+        self._ctrl = dataplane.attach(grant)
+        ring = self._ctrl.contents.read
+        self._mask = (1 << ring.order) - 1
+        self._buffer = (ctypes.c_ubyte * (1 << ring.order)).from_address(ring.buffer)
+        # Our own index: in the page once, to go on from, and from then on only ours.
+        self._cons = ctypes.c_uint32.from_address(ring.shr).value
+        self._bucket = Bucket(settings.rate)
+        self._refused = 0
+        self.to_send: deque[bytes] = deque()
+        self.fd = int(dataplane.fd_for_select(self._ctrl))
+
+    def take_events(self) -> None:
+        dataplane.wait(self._ctrl)
+
+    def is_open(self) -> bool:
+        return bool(dataplane.is_open(self._ctrl))
+
+    def flush(self) -> None:
+        """Puts what there is room for. OSError: the other end is gone or broke the rules."""
+        while self.to_send:
+            data = self.to_send[0]
+            if not dataplane.send(self._ctrl, data, len(data)):
+                return  # an event comes when there is room
+            self.to_send.popleft()
+
+    def put(self, packet: str) -> None:
+        """Queues a packet. ProtocolError: the other end does not read."""
+        if len(self.to_send) >= QUEUE_MAX:
+            raise ProtocolError(f"{QUEUE_MAX} packets wait to be read by the other end: it does not")
+        data = packet.encode()
+        self.to_send.append(link.LENGTH.pack(len(data)) + data)
+        self.flush()
+
+    def take(self) -> bytes | None:
+        """The next packet, if it is there whole. OSError, ProtocolError among them: the ring can't be."""
+        ready = int(dataplane.data_ready(self._ctrl))
+        if ready < link.LENGTH.size:
+            return None
+        (size,) = link.LENGTH.unpack(bytes(self._buffer[(self._cons + at) & self._mask] for at in range(link.LENGTH.size)))
+        if not 0 < size <= link.PACKET_MAX:
+            raise ProtocolError(f"a packet of {size} bytes came, and {link.PACKET_MAX} are the most")
+        whole = link.LENGTH.size + size
+        if ready < whole:
+            return None
+        data = ctypes.create_string_buffer(whole)
+        if dataplane.recv(self._ctrl, data, whole) != whole:
+            raise ProtocolError("the ring's indexes went back")
+        self._cons = (self._cons + whole) & 0xFFFFFFFF
+        return data.raw[link.LENGTH.size :]
+
+    def understand(self, data: bytes) -> str | None:
+        """A packet for main, encoded anew; None for one that was refused here."""
+        message = self._incoming.decode(data)
+        left = self._bucket.take()
+        if left >= 0:
+            if self._refused:
+                log.warning(f"session {self.number}: {self._refused} requests were refused, for they came too fast")
+                self._refused = 0
+            return self._incoming.encode(message).decode()
+        if not isinstance(message, link.Ask):
+            if self._bucket.is_flooded(left):
+                raise ProtocolError("messages come many times faster than the limit (guest_requests in the settings)")
+            return self._incoming.encode(message).decode()
+        self._refused += 1
+        if self._refused == 1:
+            log.warning(f"session {self.number}: requests come faster than guest_requests in the settings, and are refused")
+        error = LimitReached("this domain asks too often (guest_requests in the host's settings): wait, and ask again")
+        reply = client.replies.encode(client.Error(error.code, error.sentence)).decode()
+        self.put(link.to_guest.encode(link.Reply(message.client, reply)).decode())
+        return None
+
+    def hang_up(self) -> None:
+        dataplane.hang_up(self._ctrl)
+
+    def close(self) -> None:
+        dataplane.detach(self._ctrl)
+
+
+class Link:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        self._main = main
+        self._marker = marker
+        self._loop = Loop()
+        self._sessions: dict[int, Session] = {}
+        self._busy: dict[int, Session] = {}
+        """Those that may have packets. Each turn takes one of each, so that none stalls another."""
+        self._started = False
+        self._loop.add(main.fileno(), self._on_main)
+
+    def run(self) -> None:
+        try:
+            while not self._started:
+                if not self._hear_main():
+                    return
+            self._loop.run(self._take_turns)
+        finally:
+            for session in self._sessions.values():
+                session.hang_up()
+
+    # ---- main ----
+
+    def _on_main(self, _events: int) -> None:
+        if not self._hear_main():
+            self._loop.stop()
+
+    def _hear_main(self) -> bool:
+        """Does what main says next. False: it has ended."""
+        try:
+            data, fds = receive_packet(self._main)
+        except ConnectionResetError:
+            return False
+        if not data:
+            return False
+        with fds:
+            message = link.to_link.decode(data)
+            match message:
+                case link.Attach():
+                    self._attach(message, fds)
+                case link.Send():
+                    session = self._sessions.get(message.session)
+                    if session is not None:
+                        self._try(session, lambda: session.put(message.packet))
+                case link.Detach():
+                    session = self._sessions.get(message.session)
+                    if session is not None:
+                        session.hang_up()
+                        self._forget(session)
+                case link.Start():
+                    drop_privileges(message.user)
+                    self._say(link.Started())
+                    self._started = True
+        return True
+
+    def _say(self, message: object) -> None:
+        send_packet(self._main, link.to_main.encode(message))
+
+    def _attach(self, settings: link.Attach, fds: Fds) -> None:
+        try:
+            session = Session(settings, fds.steal())
+        except OSError as error:
+            self._say(link.Lost(settings.session, str(error.strerror)[:400]))
+            return
+        self._sessions[session.number] = session
+        self._loop.add(session.fd, lambda _events: self._on_event(session))
+        self._busy[session.number] = session
+
+    # ---- rings ----
+
+    def _try(self, session: Session, action: Any) -> bool:
+        """Whether the session still is after `action`."""
+        self._marker.set(session.number)
+        try:
+            action()
+        except OSError as error:
+            sentence = error.sentence if isinstance(error, KvmchanError) else str(error.strerror)
+            self._lose(session, sentence)
+            return False
+        finally:
+            self._marker.clear()
+        return True
+
+    def _lose(self, session: Session, sentence: str) -> None:
+        session.hang_up()
+        self._forget(session)
+        self._say(link.Lost(session.number, sentence[:400]))
+
+    def _forget(self, session: Session) -> None:
+        del self._sessions[session.number]
+        self._busy.pop(session.number, None)
+        self._loop.remove(session.fd)
+        session.close()
+
+    def _on_event(self, session: Session) -> None:
+        if self._try(session, session.take_events):
+            self._busy[session.number] = session
+
+    def _take_turns(self) -> float | None:
+        for session in list(self._busy.values()):
+            self._try(session, lambda session=session: self._take_turn(session))
+        return 0 if self._busy else None
+
+    def _take_turn(self, session: Session) -> None:
+        is_open = session.is_open()  # before the look: what was written before a hang-up is still to be read
+        session.flush()
+        data = session.take()
+        if data is not None:
+            packet = session.understand(data)
+            if packet is not None:
+                self._marker.clear()
+                self._say(link.Received(session.number, packet))
+            return
+        del self._busy[session.number]
+        if not is_open:
+            self._lose(session, "the other end is gone")
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-link")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
+    Link(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

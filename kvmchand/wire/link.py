@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The messages between a guest's daemon and the host's, over the control vchan; and those between a link process, which
+reads them, and its main.
+
+On the ring each packet is 4 bytes of length, little-endian, and so many of JSON. The host is the vchan's server. A guest that
+starts says hello, is welcomed, and asks on behalf of its clients. The control vchan's end is the end of the session: all channels
+of the guest end with it.
+
+Changes by version:
+    1: the first.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+    from kvmchand.wire.codec import Packet
+
+VERSION = 1
+
+LEFT_ORDER, RIGHT_ORDER = 15, 16
+"""Of the control vchan's rings. Left is the guest's to write."""
+DEVICE_BYTES = 128 * 1024
+"""Of the control device, which has the vchan at its start."""
+PACKET_MAX = 24 * 1024
+"""Bytes of one packet on the ring, less than the smaller ring holds."""
+LENGTH = struct.Struct("<I")
+
+
+# ---- from the guest ----
+
+
+class Hello(Record):
+    """First, once. The host answers Welcome, or Refused and ends the session."""
+
+    version: int
+
+
+class Ask(Record):
+    """A client of the guest's asks the host. `request` is a packet of kvmchand.wire.client. Reply: Reply or Grant."""
+
+    client: ClientId
+    pid: int
+    request: Packet
+
+
+class Close(Record):
+    """A client of the guest's is gone. What its end did not do itself, as saying so to its peer, the host does. Reply: Closed."""
+
+    client: ClientId
+
+
+class Ready(Record):
+    """The guest can use the device whose ivshmem id there is `peer`, and `vectors` of its interrupt vectors."""
+
+    peer: int
+    vectors: int
+
+
+class Unusable(Record):
+    """A device can't be used; `peer` 0: the guest does not know which. `sentence`: why."""
+
+    peer: int
+    sentence: str
+
+
+class Pong(Record):
+    """The answer to Ping."""
+
+
+# ---- from the host ----
+
+
+class Welcome(Record):
+    """The session stands. `domain`: the guest's number."""
+
+    domain: DomainId
+
+
+class Refused(Record):
+    """There will be no session. `sentence`: why."""
+
+    sentence: str
+
+
+class Reply(Record):
+    """The answer to a client's request: a packet of kvmchand.wire.client."""
+
+    client: ClientId
+    reply: Packet
+
+
+class Grant(Record):
+    """The answer to a client's request that opened a channel: a slice at `offset` of the device that is `peer` in the guest,
+    woken by `vector`; its peer is woken by writing `ring` to the doorbell."""
+
+    client: ClientId
+    channel: ChannelId
+    path: str
+    left_order: int
+    right_order: int
+    peer: int
+    offset: Size
+    vector: int
+    ring: Size
+
+
+class Closed(Record):
+    """A client's end is released."""
+
+    client: ClientId
+
+
+class Ping(Record):
+    """Asks for Pong, to see whether the guest's daemon still is there."""
+
+
+# ---- between main and its link process ----
+
+
+class Attach(Record):
+    """main → link: serve an end of a control vchan. `is_server`: the host's. The rest and the descriptors are as of
+    kvmchand.wire.client.Granted. `rate`: requests a second that are passed on, of the guest."""
+
+    session: Size
+    is_server: bool
+    events: str
+    offset: Size
+    doorbell: Size
+    ring: Size
+    rate: int
+
+
+class Send(Record):
+    """main → link: put a packet into the session's ring."""
+
+    session: Size
+    packet: Packet
+
+
+class Detach(Record):
+    """main → link: the session is over; say so to the other end. No answer."""
+
+    session: Size
+
+
+class Start(Record):
+    """main → link: all that was there before is sent; drop privileges and serve."""
+
+    user: str
+
+
+class Started(Record):
+    """link → main: serving."""
+
+
+class Received(Record):
+    """link → main: what came, encoded anew from what was decoded."""
+
+    session: Size
+    packet: Packet
+
+
+class Lost(Record):
+    """link → main: the other end is gone, or broke the rules as `sentence` says. Nothing more of this session comes."""
+
+    session: Size
+    sentence: str
+
+
+TO_HOST: dict[str, type] = {
+    "hello": Hello,
+    "ask": Ask,
+    "close": Close,
+    "ready": Ready,
+    "unusable": Unusable,
+    "pong": Pong,
+}
+TO_GUEST: dict[str, type] = {
+    "welcome": Welcome,
+    "refused": Refused,
+    "reply": Reply,
+    "grant": Grant,
+    "closed": Closed,
+    "ping": Ping,
+}
+TO_LINK: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
+TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lost}
+
+to_host = Codec(TO_HOST)
+to_guest = Codec(TO_GUEST)
+to_link = Codec(TO_LINK)
+to_main = Codec(TO_MAIN)

@@ -7,58 +7,43 @@ A local process that dies is started again and gets the connections back. What a
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand import log
-from kvmchand.errors import KvmchanError, ProtocolError
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.core.registry import Channel, Side
+from kvmchand.errors import InternalError, KvmchanError, ProtocolError
+from kvmchand.ids import ClientId, DomainId, Size
 from kvmchand.ipc import Kept
 from kvmchand.linux import libc
 from kvmchand.loop import HALF_CLOSED, HUNG_UP, Loop
+from kvmchand.region import Region
 from kvmchand.sockets import Sockets
+from kvmchand.source import GENERATION, Asker, Owner
 from kvmchand.wire import client, internal
 from kvmchand.wire.packet import Fds, send_packet
 
-GENERATION = 1 << 40
-"""Clients that one source may number: more than it ever will."""
 _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
 
 
-@dataclass(slots=True)
-class Client:
+@dataclass(slots=True, eq=False)
+class Client(Asker):
     """Main's side of a client."""
 
-    number: ClientId
     sock: socket.socket
-    domain: DomainId
-    pid: int
 
 
-class Owner(Protocol):
+class LocalOwner(Owner, Protocol):
     def on_ready(self) -> None:
         """The local process serves."""
 
-    def on_request(self, asking: Client, request: object) -> None: ...
-
-    def on_close(self, closing: Client) -> None:
-        """It waits for its end to be released, and then for forget()."""
-
-    def on_loss(self, number: ClientId) -> None:
-        """Its connection is gone without a close; the client is forgotten."""
-
-    def on_drop(self, number: ClientId) -> None:
-        """It broke the protocol, and is forgotten."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Clients can't be served any more."""
-
 
 class Clients:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: Owner, user: str, max_channels: int) -> None:
+    def __init__(self, loop: Loop, sockets: Sockets, owner: LocalOwner, user: str, max_channels: int) -> None:
         self._loop = loop
         self._sockets = sockets
         self._owner = owner
@@ -135,7 +120,7 @@ class Clients:
             # Both from the socket itself and not from what the local process says.
             domain = self._sockets.domain_of(sock)
             pid, _, _ = libc.peer_credentials(sock)
-            adopted = Client(number, sock, domain, pid)
+            adopted = Client(self, number, domain, pid, sock)
             self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         except BaseException:
             sock.close()
@@ -155,30 +140,46 @@ class Clients:
         self.forget(gone)
         self._owner.on_loss(gone.number)
 
-    def settle(self, settled: Client) -> None:
+    def hold(self, closing: Asker) -> None:
+        """It shall wait for forget(): says nothing more of its closing."""
+        self._loop.modify(_sock(closing).fileno(), 0)
+
+    def settle(self, settled: Asker) -> None:
         """It has a channel now."""
         self._idle[settled.domain].pop(settled.number, None)
 
-    def answer(self, asking: Client, reply: object, fds: tuple[int, ...] = ()) -> bool:
-        """Whether it took the answer: one that does not read, or is gone, is dropped, and with it what it asked for."""
+    def answer(self, asking: Asker, reply: object, fds: Sequence[int] = ()) -> bool:
         try:
-            send_packet(asking.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+            send_packet(_sock(asking), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
         except OSError:
             self.drop(asking)
             return False
         return True
 
-    def forget(self, gone: Client) -> None:
-        """Ends a connection whose channel, if any, is the owner's to release."""
+    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
+        given = region.grant(side, asking.number)
+        try:
+            self.settle(asking)
+            if side is Side.CLIENT:
+                region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
+            rings = channel.rings
+            granted = client.Granted(
+                channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
+            )
+            return self.answer(asking, granted, (given.memory, *given.events))
+        finally:
+            os.close(given.memory)
+
+    def forget(self, gone: Asker) -> None:
         del self._clients[gone.number]
         self._idle[gone.domain].pop(gone.number, None)
-        self._loop.remove(gone.sock.fileno())
-        gone.sock.close()
+        sock = _sock(gone)
+        self._loop.remove(sock.fileno())
+        sock.close()
 
-    def drop(self, dropped: Client) -> None:
-        """Ends a connection from our side, and with it what it holds."""
+    def drop(self, dropped: Asker) -> None:
         try:
-            dropped.sock.shutdown(socket.SHUT_RDWR)
+            _sock(dropped).shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # gone already
         self.forget(dropped)
@@ -189,3 +190,9 @@ class Clients:
         for each in self._clients.values():
             each.sock.close()
         self._clients.clear()
+
+
+def _sock(asking: Asker) -> socket.socket:
+    if not isinstance(asking, Client):
+        raise InternalError(f"client {asking.number} has no connection here")
+    return asking.sock

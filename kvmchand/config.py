@@ -10,13 +10,17 @@ from typing import Any
 
 from kvmchand.core import rings
 from kvmchand.errors import InvalidArgument
-from kvmchand.ids import DomainId
+from kvmchand.ids import DomainId, Size
 
 RUNTIME_DIR = Path("/run/kvmchand")
 DOMAIN_MAX = 0x7FEF
 """The largest domain number: Xen keeps 0x7ff0 and above for itself."""
 LOCAL_DOMAINS_MAX = 512
 """As many as a listing has room for, beside a channel."""
+LINK_BYTES = Size(1 << 20)
+"""Of a link's device. Two fit into the window that firmware leaves to a bridge, beside the control device."""
+VECTORS_MAX = 2048
+"""What MSI-X has at the most."""
 CHANNELS_MAX = 1 << 20
 """What the settings may allow a domain at the most: the kernel's default for the descriptors of a process (fs.nr_open)."""
 
@@ -39,11 +43,33 @@ class Limits:
     """Bytes, for each direction of a channel."""
     max_channels: int = 65536
     """Channels a domain offers at once."""
+    guest_channels: int = 1024
+    """The same of a guest, and as many that it is a client of."""
+    guest_devices: int = 16
+    """ivshmem devices that a guest may have."""
+    guest_bytes: int = 256 << 20
+    """Of these devices' memory."""
+    guest_requests: int = 1000
+    """Requests a second that a guest may make."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """The devices that channels with an end in a guest share."""
+
+    size: Size = LINK_BYTES
+    """Bytes of one, a power of two."""
+    vectors: int = 64
+    """Channels that one may have at once."""
+    dedicated: bool = False
+    """A device for each channel, so that processes of one domain can't reach each other's memory."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Names of guests whose link is made when both are there, and not with their first channel."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """`kvmchand host`'s."""
+    """`kvmchand host`'s, and `kvmchand guest`'s."""
 
     runtime_dir: Path = RUNTIME_DIR
     local_domains: tuple[DomainId, ...] = ()
@@ -51,6 +77,11 @@ class Settings:
     """Whom the parts that read outside bytes run as, when the daemon is started as root."""
     socket: SocketSettings = field(default_factory=SocketSettings)
     limits: Limits = field(default_factory=Limits)
+    links: LinkSettings = field(default_factory=LinkSettings)
+    libvirt: str = "qemu:///system"
+    """Of the hypervisor whose guests are served; empty: none."""
+    noiommu: bool = False
+    """In a guest without a vIOMMU: drive devices that nothing confines."""
 
 
 def domain_number(value: object, setting: str) -> DomainId:
@@ -61,7 +92,17 @@ def domain_number(value: object, setting: str) -> DomainId:
 
 
 # The largest number that each setting may be.
-_MOST = {"mode": 0o777, "max_ring": rings.RING_MAX, "max_channels": CHANNELS_MAX}
+_MOST = {
+    "mode": 0o777,
+    "max_ring": rings.RING_MAX,
+    "max_channels": CHANNELS_MAX,
+    "guest_channels": CHANNELS_MAX,
+    "guest_devices": 255,
+    "guest_bytes": 1 << 40,
+    "guest_requests": 1 << 20,
+    "size": 1 << 34,
+    "vectors": VECTORS_MAX,
+}
 
 
 def _number(value: object, name: str, where: str) -> int:
@@ -79,6 +120,38 @@ def _text(value: object, name: str, *, empty: bool = False) -> str:
     return value
 
 
+def _flag(value: object, name: str) -> bool:
+    if type(value) is not bool:
+        raise InvalidArgument(f"{name} takes true or false, not {value!r}")
+    return value
+
+
+def _pairs(value: object, name: str) -> tuple[tuple[str, str], ...]:
+    if type(value) is not list or not all(type(each) is list and len(each) == 2 for each in value):
+        raise InvalidArgument(f'{name} takes a list of pairs of names, as [["web", "database"]]')
+    return tuple((_text(one, name), _text(other, name)) for one, other in value)
+
+
+def _value(value: object, name: str, where: str) -> Any:
+    full = f"{where}.{name}"
+    if name in _MOST:
+        return _number(value, name, where)
+    if name == "dedicated":
+        return _flag(value, full)
+    if name == "pairs":
+        return _pairs(value, full)
+    return _text(value, full, empty=name == "group")
+
+
+def _links(table: object, where: str) -> LinkSettings:
+    made: LinkSettings = _section(LinkSettings, table, where)
+    if made.size < rings.PAGE or made.size & (made.size - 1):
+        raise InvalidArgument(f"{where}.size is {made.size}, and must be a power of two from {rings.PAGE} on")
+    if made.vectors < 2:
+        raise InvalidArgument(f"{where}.vectors is {made.vectors}, and must be 2 at the least")
+    return made
+
+
 def _section(cls: type[Any], table: object, where: str) -> Any:
     if type(table) is not dict:
         raise InvalidArgument(f"{where} is a table of settings")
@@ -87,7 +160,7 @@ def _section(cls: type[Any], table: object, where: str) -> Any:
     for name, value in table.items():
         if name not in known:
             raise InvalidArgument(f"{where} has no setting {name!r}: it has {', '.join(known)}")
-        values[name] = _number(value, name, where) if name in _MOST else _text(value, f"{where}.{name}", empty=name == "group")
+        values[name] = _value(value, name, where)
     return cls(**values)
 
 
@@ -112,6 +185,12 @@ def parse(table: dict[str, Any]) -> Settings:
                 settings = replace(settings, socket=_section(SocketSettings, value, name))
             case "limits":
                 settings = replace(settings, limits=_section(Limits, value, name))
+            case "links":
+                settings = replace(settings, links=_links(value, name))
+            case "libvirt":
+                settings = replace(settings, libvirt=_text(value, name, empty=True))
+            case "noiommu":
+                settings = replace(settings, noiommu=_flag(value, name))
             case "local_domains":
                 if type(value) is not list:
                     raise InvalidArgument("local_domains takes a list of numbers")

@@ -1,44 +1,66 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon's main process on a host: owns every descriptor, applies the registry's rules, and starts the services.
 
-It parses no outside byte: what clients say comes from the local process, encoded anew. It answers clients itself, so that
-regions pass through no other process.
+It parses no outside byte: what clients say comes from the local process and the link process, encoded anew. It answers local
+clients itself, so that regions pass through no other process.
 """
 
 from __future__ import annotations
 
-import os
 import resource
-import signal
-import socket
+import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 from kvmchand import log
-from kvmchand.clients import Client, Clients
+from kvmchand.clients import Clients
 from kvmchand.config import Settings
 from kvmchand.core import rings
+from kvmchand.core.links import Device
 from kvmchand.core.paths import ABSOLUTE_MAX, HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
-from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
+from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
+from kvmchand.guests import Guests
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
 from kvmchand.loop import Loop
+from kvmchand.pool import NotYet
 from kvmchand.privsep import raise_descriptor_limit, require_user
-from kvmchand.region import Region
+from kvmchand.process import notify, stopped_by_signals
+from kvmchand.region import LocalRegion, Region
 from kvmchand.sockets import Sockets
+from kvmchand.source import Asker
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
 
 _CHANNEL_BYTES = 320
 _DOMAIN_BYTES = 40
+_GUEST_BYTES = 400
 _CHANNEL_BYTES_MAX = _CHANNEL_BYTES + ABSOLUTE_MAX
-"""How much room each takes in a listing: a channel without its path, a domain, and a channel with the longest path."""
+"""How much room each takes in a listing: a channel without its path, a domain, a guest or a link, and a channel with the longest
+path."""
+_LISTING_MAX_IN_GUEST = 12 * 1024
+"""Bytes of a listing that goes as a packet within packets."""
 _CHANNEL_FDS = 3
 """Descriptors that main has of a channel, beside one for each connection."""
 _SPARE_FDS = 64
 """Kept for the daemon itself, the restart of a service included. Without a free one main could not take a connection over, and
 so could not even tell its client."""
+
+
+_DEVICE_DEADLINE = 30.0
+"""Seconds that a request waits for a device to come into a guest."""
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request that waits for a device."""
+
+    asking: Asker
+    request: object
+    deadline: float
+    reason: str
 
 
 class Host:
@@ -47,8 +69,10 @@ class Host:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop()
-        self._registry = Registry(settings.limits.max_channels)
+        self._registry = Registry(settings.limits.max_channels, settings.limits.guest_channels)
         self._regions: dict[ChannelId, Region] = {}
+        self._pending: dict[ClientId, Pending] = {}
+        self._guests: Guests | None = None
         self._failure: KvmchanError | None = None
         self._undo = ExitStack()
         try:
@@ -66,7 +90,7 @@ class Host:
         self._lifelines = Lifelines(self._end)
         self._undo.callback(self._lifelines.close)
         self._loop.add(self._lifelines.fd, self._lifelines.on_event)
-        self._wake_on_signals()
+        self._undo.enter_context(stopped_by_signals(self._loop))
         self._registry.add_domain(HOST, DomainKind.HOST)
         self._sockets.listen(HOST, client.SOCKET_NAME)
         for domain in settings.local_domains:
@@ -74,11 +98,15 @@ class Host:
             self._sockets.listen(domain, client.socket_name(domain))
         self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
         self._undo.callback(self._clients.close)
+        if settings.libvirt:
+            self._guests = Guests(self._loop, settings, self, self._clients.next_generation)
+            self._undo.callback(self._guests.close)
+            self._guests.start()
         self._clients.start()
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Established channels outlive it, but nothing else does."""
-        self._loop.run(self._lifelines.until_next_look)
+        self._loop.run(self._until_next_look)
         if self._failure is not None:
             raise self._failure
 
@@ -89,38 +117,37 @@ class Host:
         self._undo.close()
         self._loop.close()
 
-    # ---- setting up ----
+    def _until_next_look(self) -> float | None:
+        waits = [self._lifelines.until_next_look()]
+        now = time.monotonic()
+        for waiting in list(self._pending.values()):
+            if waiting.deadline <= now:
+                self._refuse(waiting, TimedOut(waiting.reason))
+            else:
+                waits.append(waiting.deadline - now)
+        return min((each for each in waits if each is not None), default=None)
 
-    def _wake_on_signals(self) -> None:
-        reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._undo.callback(reading.close)
-        self._undo.callback(writing.close)
-        writing.setblocking(False)
-        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        self._undo.callback(signal.set_wakeup_fd, before)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
-        self._loop.add(reading.fileno(), lambda _events: self._loop.stop())
-
-    # ---- clients: Owner ----
+    # ---- clients, here and in guests: source.Owner ----
 
     def on_ready(self) -> None:
         log.info(f"ready: {self._sockets}")
-        _notify("READY=1")
+        notify("READY=1")
 
     def on_failure(self, error: KvmchanError) -> None:
         self._failure = error
         self._loop.stop()
 
-    def on_close(self, closing: Client) -> None:
+    def on_close(self, closing: Asker) -> None:
+        self._pending.pop(closing.number, None)
         held = self._registry.held(closing.number)
         if held is not None and self._regions[held[0].number].has_hung_up(held[1]):
             self._release(closing.number)
         else:
             self._end(closing.number)
-        self._clients.forget(closing)
+        closing.source.forget(closing)
 
     def on_loss(self, number: ClientId) -> None:
+        self._pending.pop(number, None)
         held = self._registry.held(number)
         if held is None:
             return
@@ -132,6 +159,7 @@ class Host:
             self._end(number)
 
     def on_drop(self, number: ClientId) -> None:
+        self._pending.pop(number, None)
         self._end(number)
 
     def _end(self, holder: ClientId) -> None:
@@ -147,41 +175,91 @@ class Host:
         if held is not None and held[0].number not in self._registry.channels:
             self._regions.pop(held[0].number).close()
 
+    # ---- guests: guests.Owner ----
+
+    def on_guest(self, domain: DomainId) -> None:
+        self._registry.add_domain(domain, DomainKind.GUEST)
+
+    def on_guest_reset(self, domain: DomainId) -> None:
+        for waiting in [each for each in self._pending.values() if each.asking.domain == domain]:
+            del self._pending[waiting.asking.number]
+        for holder in self._registry.holders(domain):
+            self._end(holder)
+
+    def on_guest_gone(self, domain: DomainId) -> None:
+        self.on_guest_reset(domain)
+        for channel in self._registry.offered_to(domain):
+            # Its client will never come.
+            self._registry.withdraw(channel)
+            self._regions[channel.number].bury(Side.CLIENT)
+        self._registry.remove_domain(domain)
+
+    def on_device_lost(self, domain: DomainId, device: Device) -> None:
+        for holder in self._registry.holders(domain):
+            held = self._registry.held(holder)
+            if held is not None and self._is_on(device, held[0]):
+                self._end(holder)
+
+    def _is_on(self, device: Device, channel: Channel) -> bool:
+        return self._guests is not None and self._guests.pool.is_on(device, self._regions[channel.number])
+
+    def on_devices_changed(self) -> None:
+        for waiting in list(self._pending.values()):
+            del self._pending[waiting.asking.number]
+            self._ask(waiting.asking, waiting.request, waiting.deadline)
+
+    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+        for waiting in list(self._pending.values()):
+            if waiting.asking.domain in device.pair:
+                self._refuse(waiting, error)
+
+    def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
+        del self._pending[waiting.asking.number]
+        waiting.asking.source.answer(waiting.asking, client.Error(error.code, error.sentence))
+
     # ---- requests ----
 
-    def on_request(self, asking: Client, request: object) -> None:
-        reply: object
-        fds: tuple[int, ...] = ()
-        ends = False
-        with ExitStack() as undo:
-            try:
-                self._require_fds(0)
-                try:
-                    reply, fds = self._serve(asking, request, undo)
-                except (Busy, LimitReached):
-                    self._lifelines.look()  # who is dead must not stand in the way
-                    reply, fds = self._serve(asking, request, undo)
-            except KvmchanError as error:
-                reply, fds = client.Error(error.code, error.sentence), ()
-                # Who has no channel must not stay where descriptors are short.
-                idle = self._registry.held(asking.number) is None
-                ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
-            if self._clients.answer(asking, reply, fds) and ends:
-                self._clients.drop(asking)
+    def on_request(self, asking: Asker, request: object) -> None:
+        if asking.number in self._pending:
+            # One at a time, as the protocol has it; a guest's daemon may say anything.
+            error = ProtocolError("a request came before the answer to the one before")
+            asking.source.answer(asking, client.Error(error.code, error.sentence))
+            return
+        self._ask(asking, request, time.monotonic() + _DEVICE_DEADLINE)
 
-    def _serve(self, asking: Client, request: object, undo: ExitStack) -> tuple[object, tuple[int, ...]]:
+    def _ask(self, asking: Asker, request: object, deadline: float) -> None:
+        """Answers a request, now or when a device that it needs has come."""
+        try:
+            self._require_fds(0)
+            try:
+                self._serve(asking, request)
+            except (Busy, LimitReached):
+                self._lifelines.look()  # who is dead must not stand in the way
+                self._serve(asking, request)
+        except NotYet as waiting:
+            self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence)
+        except KvmchanError as error:
+            # Who has no channel must not stay where descriptors are short.
+            idle = self._registry.held(asking.number) is None
+            ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
+            if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
+                asking.source.drop(asking)
+
+    def _serve(self, asking: Asker, request: object) -> None:
         match request:
             case client.Offer():
-                return self._offer(asking, request, undo)
+                self._offer(asking, request)
             case client.Connect():
-                return self._connect(asking, request, undo)
+                self._connect(asking, request)
             case client.List():
-                return self._list(asking, request.after), ()
-        raise InternalError(f"no answer to {type(request).__name__}")
+                asking.source.answer(asking, self._list(asking, request.after))
+            case _:
+                raise InternalError(f"no answer to {type(request).__name__}")
 
     def _require_fds(self, wanted: int) -> int:
         """OutOfResources unless so many descriptors are free; how many would be left."""
         taken = len(self._clients) + _CHANNEL_FDS * len(self._regions) + len(self._registry.domains) + _SPARE_FDS
+        taken += self._guests.pool.fds if self._guests is not None else 0
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if taken + wanted > most:
             raise OutOfResources(f"the daemon needs more than the {most} descriptors it may have: raise its limit (LimitNOFILE)")
@@ -195,56 +273,53 @@ class Host:
                 f"domain {domain} has {channels} channels, its share of the daemon's descriptors: raise LimitNOFILE"
             )
 
-    def _offer(self, asking: Client, offer: client.Offer, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
+    def _offer(self, asking: Asker, offer: client.Offer) -> None:
         self._require_share(asking.domain, self._require_fds(_CHANNEL_FDS))
         end = End(asking.number, asking.pid)
         chosen = rings.choose(offer.read_min, offer.write_min, self._settings.limits.max_ring)
+        _, peer = self._registry.require_offer(asking.domain, offer.peer, offer.path, end)
         # The region first: should it fail, an offer that this one would take over still stands.
-        region = Region.create(chosen)
-        try:
-            channel = self._registry.offer(asking.domain, offer.peer, offer.path, chosen, end)
-        except BaseException:
-            region.close()
-            raise
+        region = self._make_region(chosen, asking.domain, peer)
+        channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end)
         self._regions[channel.number] = region
-        return self._grant(asking, channel, region, Side.SERVER, undo)
+        self._grant(asking, channel, region, Side.SERVER)
 
-    def _connect(self, asking: Client, request: client.Connect, undo: ExitStack) -> tuple[client.Granted, tuple[int, ...]]:
+    def _make_region(self, chosen: rings.Rings, server: DomainId, peer: DomainId) -> Region:
+        if self._guests is not None and (self._guests.pool.is_guest(server) or self._guests.pool.is_guest(peer)):
+            return self._guests.pool.make_region(chosen, server, peer)
+        return LocalRegion.create(chosen)
+
+    def _connect(self, asking: Asker, request: client.Connect) -> None:
         end = End(asking.number, asking.pid)
-        channel = self._registry.connect(asking.domain, request.domain, request.path, end)
+        channel = self._registry.require_connect(asking.domain, request.domain, request.path, end)
         region = self._regions[channel.number]
         if not region.has_events():
             self._registry.withdraw(channel)
-            self._release(asking.number)
             raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
-        return self._grant(asking, channel, region, Side.CLIENT, undo)
+        if self._guests is not None:
+            self._guests.pool.require_ready(region, asking.domain)
+        self._registry.connect(asking.domain, request.domain, request.path, end)
+        self._grant(asking, channel, region, Side.CLIENT)
 
-    def _grant(
-        self, asking: Client, channel: Channel, region: Region, side: Side, undo: ExitStack
-    ) -> tuple[client.Granted, tuple[int, ...]]:
+    def _grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> None:
         try:
-            memory, event = region.grant(side, asking.number)
+            asking.source.grant(asking, channel, region, side)
         except BaseException:
             self._release(asking.number)
             raise
-        undo.callback(os.close, memory)
-        self._clients.settle(asking)
-        if side is Side.CLIENT:
-            region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
-        left, right = channel.rings.left, channel.rings.right
-        granted = client.Granted(channel.number, channel.path, left, right, "socket", Size(0), Size(0), Size(0))
-        return granted, (memory, event)
 
-    def _list(self, asking: Client, after: ChannelId) -> client.Listing:
+    def _list(self, asking: Asker, after: ChannelId) -> client.Listing:
         domains = tuple(client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items()))
+        guests, links = self._guests.listing() if self._guests is not None and asking.domain == HOST else ((), ())
         channels: list[client.ChannelInfo] = []
-        room = PACKET_MAX - _CHANNEL_BYTES_MAX - _DOMAIN_BYTES * len(domains)
+        most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else PACKET_MAX
+        room = most - _CHANNEL_BYTES_MAX - _DOMAIN_BYTES * len(domains) - _GUEST_BYTES * (len(guests) + len(links))
         for channel in self._registry.visible(asking.domain, after):
             if room < 0:
-                return client.Listing(domains, tuple(channels), more=True)
+                return client.Listing(domains, guests, links, tuple(channels), more=True)
             channels.append(self._describe(channel))
             room -= len(channel.path) + _CHANNEL_BYTES
-        return client.Listing(domains, tuple(channels), more=False)
+        return client.Listing(domains, guests, links, tuple(channels), more=False)
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:
         ready = self._regions[channel.number].ready()
@@ -261,19 +336,6 @@ class Host:
             Size(ready.server),
             Size(ready.client),
         )
-
-
-def _notify(state: str) -> None:
-    """Tells the service manager, if there is one (sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.connect("\0" + address[1:] if address.startswith("@") else address)
-            sock.send(state.encode())
-    except OSError as error:
-        log.warning(f"the service manager at {address} can't be told {state}: {error.strerror}")
 
 
 def serve(settings: Settings) -> None:

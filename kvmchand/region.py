@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A channel's shared memory, and its event channel, as the daemon holds them.
 
-The region is a memfd: zeroed, and sealed against shrinking and growing, so that no end can take the memory away under the
-other. The daemon never maps it. Each holder of an end gets an open file description of its own, with a lock on one byte that
-is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
+The daemon never maps the memory. Each holder of an end on this machine gets an open file description of its own, with a lock on
+one byte that is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
 """
 
 from __future__ import annotations
@@ -12,29 +11,105 @@ import fcntl
 import os
 import select
 import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
+from kvmchand.core.links import Slice
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
-from kvmchand.ids import ClientId
+from kvmchand.ids import ClientId, Size
 from kvmchand.linux import ofd
 from kvmchand.page import Page, Ready, other
 
 
-class Region:
-    """One channel's memory and event channel. The descriptors in here are ours until close()."""
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an end on this machine is given, as kvmchand.wire.client.Granted has it. `memory`: the caller's to close; `events`:
+    stay the region's."""
 
-    __slots__ = ("_events", "_had_client", "_memory", "rings")
+    kind: str
+    memory: int
+    events: tuple[int, ...]
+    offset: Size
+
+
+class Region(ABC):
+    """One channel's memory and event channel."""
+
+    __slots__ = ("_page", "rings")
+
+    def __init__(self, rings: Rings, page: Page) -> None:
+        self.rings = rings
+        self._page = page
+
+    @abstractmethod
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        """For an end on this machine: the memory, locked as the holder's."""
+
+    @abstractmethod
+    def signal(self, side: Side) -> None:
+        """Sends an end an event."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def has_events(self) -> bool:
+        """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
+        return True
+
+    @property
+    def memory(self) -> int:
+        """The descriptor of the memory; stays ours."""
+        return self._page.fd
+
+    def is_mapped(self, holder: ClientId) -> bool:
+        """Whether any process still has what grant() gave this holder, mapped or open. A peer that breaks the rules can lock
+        the byte too, and so keep the dead end of its own channel."""
+        return ofd.byte_is_locked(self.memory, holder)
+
+    def has_hung_up(self, side: Side) -> bool:
+        """Whether an end says itself that it is gone."""
+        return self._page.live(side) == 0
+
+    def bury(self, side: Side) -> None:
+        """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
+        self._page.set_live(side, 0)
+        self.signal(other(side))
+
+    def ready(self) -> Ready:
+        return self._page.ready(self.rings)
+
+    def _open_memory(self, holder: ClientId) -> int:
+        """A new description of the memory, locked as the holder's; the caller closes it."""
+        try:
+            memory = os.open(f"/proc/self/fd/{self.memory}", os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
+        try:
+            ofd.lock_byte(memory, holder)
+        except OSError as error:
+            os.close(memory)
+            raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
+        return memory
+
+
+class LocalRegion(Region):
+    """Of two ends on this machine: a memfd, sealed against shrinking and growing, so that no end can take the memory away under
+    the other, and a socket pair."""
+
+    __slots__ = ("_events", "_had_client")
 
     def __init__(self, rings: Rings, memory: int, events: dict[Side, socket.socket]) -> None:
-        self.rings = rings
-        self._memory = memory
+        """Takes the descriptors."""
+        super().__init__(rings, Page(memory))
         self._events = events
         self._had_client = False
 
     @classmethod
-    def create(cls, rings: Rings) -> Region:
+    def create(cls, rings: Rings) -> LocalRegion:
         with ExitStack() as undo:
             try:
                 memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -48,33 +123,12 @@ class Region:
             undo.pop_all()
         return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
 
-    def grant(self, side: Side, holder: ClientId) -> tuple[int, int]:
-        """New descriptors for an end: the memory, locked as the holder's (the caller closes it), and the end's event
-        channel (stays ours)."""
-        try:
-            memory = os.open(f"/proc/self/fd/{self._memory}", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as error:
-            raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
-        try:
-            ofd.lock_byte(memory, holder)
-        except OSError as error:
-            os.close(memory)
-            raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        memory = self._open_memory(holder)
         self._had_client |= side is Side.CLIENT
-        return memory, self._events[side].fileno()
-
-    @property
-    def memory(self) -> int:
-        """The descriptor of the memory; stays ours."""
-        return self._memory
-
-    def is_mapped(self, holder: ClientId) -> bool:
-        """Whether any process still has what grant() gave this holder, mapped or open. A peer that breaks the rules can lock
-        the byte too, and so keep the dead end of its own channel."""
-        return ofd.byte_is_locked(self._memory, holder)
+        return Given("socket", memory, (self._events[side].fileno(),), Size(0))
 
     def has_events(self) -> bool:
-        """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
         if not self._had_client:
             return True
         poll = select.poll()
@@ -82,29 +136,69 @@ class Region:
             poll.register(event, select.POLLRDHUP)
         return not poll.poll(0)
 
-    def has_hung_up(self, side: Side) -> bool:
-        """Whether an end says itself that it is gone."""
-        return Page(self._memory).live(side) == 0
-
-    def bury(self, side: Side) -> None:
-        """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
-        Page(self._memory).set_live(side, 0)
-        self.signal(other(side))
-
     def signal(self, side: Side) -> None:
-        """Sends an end an event, which goes in at the other end of the socket pair."""
-        entrance = self._events[Side.SERVER if side is Side.CLIENT else Side.CLIENT]
+        # Into the other end of the socket pair.
+        entrance = self._events[other(side)]
         try:
             entrance.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
             pass  # full: events are pending; or shut down, by an end that harms itself
 
-    def ready(self) -> Ready:
-        return Page(self._memory).ready(self.rings)
-
     def close(self) -> None:
         for event in self._events.values():
             event.close()
-        memory, self._memory = self._memory, -1
-        if memory >= 0:
-            os.close(memory)
+        os.close(self.memory)
+
+
+class SliceRegion(Region):
+    """Of channels with an end in a guest: a slice of a link's device, whose memory and eventfds are the device's."""
+
+    __slots__ = ("_bells", "_events", "_free", "slice")
+
+    def __init__(
+        self,
+        rings: Rings,
+        page: Page,
+        events: dict[Side, int],
+        bells: dict[Side, int],
+        taken: Slice,
+        free: Callable[[Slice], None],
+    ) -> None:
+        """On memory that is zero. `events`: what wakes each side; `bells`: what a guest writes to the doorbell to do so."""
+        super().__init__(rings, page)
+        self._events = events
+        self._bells = bells
+        self._free = free
+        self.slice = taken
+        page.initialize(rings)
+        for event in events.values():
+            drain_event(event)
+
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        events = (self._events[side], self._events[other(side)])
+        return Given("eventfd", self._open_memory(holder), events, Size(self._page.offset))
+
+    def bell(self, side: Side) -> int:
+        """What a guest at that side writes to the doorbell to wake the other."""
+        return self._bells[other(side)]
+
+    def signal(self, side: Side) -> None:
+        signal_event(self._events[side])
+
+    def close(self) -> None:
+        self._free(self.slice)
+
+
+def signal_event(event: int) -> None:
+    try:
+        os.eventfd_write(event, 1)
+    except BlockingIOError:
+        pass  # full: events are pending
+
+
+def drain_event(event: int) -> None:
+    """Forgets what was pending."""
+    try:
+        os.eventfd_read(event)
+    except BlockingIOError:
+        pass

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 
 from kvmchand.errors import InvalidArgument, KvmchanError, NotFound
+from kvmchand.wire import client
 from libxenvchan_shim import control
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmchand.wire.client import ChannelInfo, DomainInfo
+    from collections.abc import Sequence
+
+    from kvmchand.wire.client import ChannelInfo, Listing
 
 
 def library_dir() -> Path:
@@ -39,8 +42,8 @@ def run(program: list[str]) -> None:
         raise InvalidArgument(f"{program[0]} can't be run: {error.strerror}") from error
 
 
-def listing() -> tuple[list[DomainInfo], list[ChannelInfo]]:
-    """Everything the daemon shows us."""
+def listing() -> Listing:
+    """Everything the daemon shows us, in one."""
     connection = control.Connection.from_environment()
     channels: list[ChannelInfo] = []
     try:
@@ -48,19 +51,30 @@ def listing() -> tuple[list[DomainInfo], list[ChannelInfo]]:
             page = connection.list(channels[-1].channel if channels else 0)  # type: ignore[arg-type]
             channels += page.channels
             if not page.more:
-                return list(page.domains), channels
+                return client.Listing(page.domains, page.guests, page.links, tuple(channels), more=False)
     finally:
         connection.close()
 
 
-def show(domains: list[DomainInfo], channels: list[ChannelInfo]) -> str:
-    """The listing as a table."""
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
+
+
+def show(listed: Listing) -> str:
+    """The listing as tables."""
 
     def end(domain: int, pid: int) -> str:
         return f"{domain}:{pid or '-'}"
 
-    heads = ("CHANNEL", "SERVER", "CLIENT", "STATE", "RINGS", "READY", "PATH")
-    rows = [
+    lines = [f"domains: {', '.join(f'{each.domain} ({each.kind})' for each in listed.domains)}"]
+    if listed.guests:
+        rows = [(str(each.domain), each.name, "yes" if each.ready else "no", str(each.devices)) for each in listed.guests]
+        lines += _table(("GUEST", "NAME", "KVMCHAND", "DEVICES"), rows)
+    if listed.links:
+        links = [(f"{each.domain}-{each.other}", str(each.devices), str(each.size), str(each.channels)) for each in listed.links]
+        lines += _table(("LINK", "DEVICES", "BYTES", "CHANNELS"), links)
+    channels = [
         (
             str(each.channel),
             end(each.server, each.server_pid),
@@ -70,12 +84,15 @@ def show(domains: list[DomainInfo], channels: list[ChannelInfo]) -> str:
             f"{each.server_ready}/{each.client_ready}",
             each.path,
         )
-        for each in channels
+        for each in listed.channels
     ]
-    widths = [max(len(row[column]) for row in (heads, *rows)) for column in range(len(heads))]
-    lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in (heads, *rows)]
-    names = ", ".join(f"{each.domain} ({each.kind})" for each in domains)
-    return "\n".join([f"domains: {names}", *(lines if rows else ["no channels"])])
+    heads = ("CHANNEL", "SERVER", "CLIENT", "STATE", "RINGS", "READY", "PATH")
+    return "\n".join(lines + (_table(heads, channels) if channels else ["no channels"]))
+
+
+def as_json(listed: Listing) -> str:
+    parts = {"domains": listed.domains, "guests": listed.guests, "links": listed.links, "channels": listed.channels}
+    return json.dumps({name: [each.as_dict() for each in records] for name, records in parts.items()})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
     lists = commands.add_parser(
         "ls",
-        help="show domains and channels",
+        help="show domains, guests, links and channels",
         description="Ends are domain:pid. Rings and ready bytes are server's/client's, each what that end reads.",
     )
     lists.add_argument("--json", action="store_true", help="as JSON")
@@ -100,13 +117,8 @@ def main() -> None:
             if not program:
                 raise InvalidArgument("no program to run: kvmchan exec -- PROGRAM ...")
             run(program)
-        domains, channels = listing()
-        if arguments.json:
-            print(
-                json.dumps({"domains": [each.as_dict() for each in domains], "channels": [each.as_dict() for each in channels]})
-            )
-        else:
-            print(show(domains, channels))
+        listed = listing()
+        print(as_json(listed) if arguments.json else show(listed))
         sys.stdout.flush()
     except KvmchanError as error:
         sys.exit(f"kvmchan: {error.sentence}")

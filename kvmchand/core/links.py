@@ -41,7 +41,8 @@ class Slice:
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """`peers`: the ivshmem id of each guest it is in. `free`: runs of free pages, first page to count."""
+    """`peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`: the guests that it is in. `free`:
+    runs of free pages, first page to count."""
 
     number: DeviceId
     pair: Pair
@@ -49,9 +50,23 @@ class Device:
     vectors: int
     peers: dict[DomainId, int]
     is_control: bool = False
+    attached: set[DomainId] = field(default_factory=set)
+    ready: set[DomainId] = field(default_factory=set)
+    """The guests that say they can use it."""
     free: dict[int, int] = field(default_factory=dict)
     free_vectors: set[int] = field(default_factory=set)
     slices: int = 0
+    is_closing: bool = False
+    """No channel gets a slice any more; the device goes when the last one is free."""
+
+    def is_ready(self, domain: DomainId) -> bool:
+        """Whether a domain can use it now; the host always can."""
+        return domain not in self.peers or domain in self.ready
+
+    def limit_vectors(self, usable: int) -> None:
+        """A guest has fewer interrupt vectors than the device."""
+        self.vectors = min(self.vectors, usable)
+        self.free_vectors = {vector for vector in self.free_vectors if vector < self.vectors}
 
     def peer_of(self, domain: DomainId) -> int:
         return self.peers.get(domain, HOST_PEER)
@@ -84,7 +99,7 @@ class Device:
             self.free[first] = count
         else:
             self.free[before] += count
-        self.free_vectors |= vectors
+        self.free_vectors |= {vector for vector in vectors if vector < self.vectors}
         self.slices -= 1
 
 
@@ -106,9 +121,7 @@ class Links:
     _last: int = 0
 
     def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
-        """A new device of the pair, in those of its domains that are guests. LimitReached names the guest that has enough."""
-        for guest in sorted(guests):
-            self._require_room(guest, size)
+        """A new device of the pair, for those of its domains that are guests. It is in none of them yet."""
         peers: dict[DomainId, int] = {}
         for guest in sorted(guests):
             peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
@@ -126,40 +139,47 @@ class Links:
         self.devices[device.number] = device
         return device
 
-    def _of(self, guest: DomainId) -> list[Device]:
+    def of(self, guest: DomainId) -> list[Device]:
+        """Those that a guest has a peer's id on."""
         return [device for device in self.devices.values() if guest in device.peers]
 
-    def _require_room(self, guest: DomainId, size: int) -> None:
-        have = self._of(guest)
+    def attach(self, device: Device, guest: DomainId) -> None:
+        """The device goes into the guest. LimitReached: the guest has enough."""
+        have = [each for each in self.of(guest) if guest in each.attached]
         if len(have) >= self.limits.max_devices:
-            raise LimitReached(f"domain {guest} has {len(have)} devices: max_devices in the daemon's settings")
-        if sum(device.size for device in have) + size > self.limits.max_bytes:
-            raise LimitReached(
-                f"domain {guest}'s devices would have over {self.limits.max_bytes} bytes: max_bytes in the settings"
-            )
+            raise LimitReached(f"domain {guest} has {len(have)} devices: guest_devices in the host's settings")
+        if sum(each.size for each in have) + device.size > self.limits.max_bytes:
+            most = self.limits.max_bytes
+            raise LimitReached(f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings")
+        device.attached.add(guest)
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Unused among the guest's devices, and different from the device's other guest's."""
-        used = {device.peers[guest] for device in self._of(guest)} | taken | {HOST_PEER, CONTROL_PEER}
-        return next(number for number in range(CONTROL_PEER + 1, len(used) + 1) if number not in used)
+        used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER}
+        return next(number for number in range(CONTROL_PEER + 1, CONTROL_PEER + 2 + len(used)) if number not in used)
 
     def remove(self, device: Device) -> None:
         del self.devices[device.number]
 
-    def allocate(self, pair: Pair, size: Size) -> Slice | None:
-        """A slice of one of the pair's devices; None: the link must grow first."""
-        loop_back = pair[0] == pair[1]
-        for device in self.devices.values():
-            if device.pair != pair or device.is_control or (self.dedicated and device.slices):
-                continue
-            taken = device.take(size, vectors=2 if loop_back else 1)
-            if taken is not None:
-                offset, vectors = taken
-                return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]})
-        return None
+    def devices_for(self, pair: Pair) -> list[Device]:
+        """Those of which a channel of the pair may get a slice."""
+        return [
+            device for device in self.devices.values() if device.pair == pair and not (device.is_control or device.is_closing)
+        ]
+
+    def allocate(self, device: Device, size: Size) -> Slice | None:
+        """A slice of the device, or None where it has no room."""
+        if self.dedicated and device.slices:
+            return None
+        taken = device.take(size, vectors=2 if device.pair[0] == device.pair[1] else 1)
+        if taken is None:
+            return None
+        offset, vectors = taken
+        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]})
 
     def free(self, freed: Slice) -> None:
         freed.device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
+        freed.device.is_closing |= self.dedicated  # a process may still have it mapped
 
     def summary(self) -> list[tuple[Pair, int, int, int]]:
         """Of each link: the pair, its devices, their bytes, and the channels on them."""

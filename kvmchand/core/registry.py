@@ -22,6 +22,7 @@ class DomainKind(Enum):
 
     HOST = "host"
     LOCAL = "local"
+    GUEST = "guest"
 
 
 class Side(Enum):
@@ -75,6 +76,8 @@ class Channel:
 class Registry:
     max_channels: int = 65536
     """Per domain: server ends it holds, and as many client ends."""
+    guest_channels: int = 65536
+    """The same of a guest."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
     _offers: dict[str, Channel] = field(default_factory=dict)
@@ -84,6 +87,22 @@ class Registry:
 
     def add_domain(self, domain: DomainId, kind: DomainKind) -> None:
         self.domains[domain] = kind
+
+    def remove_domain(self, domain: DomainId) -> None:
+        """It is gone; its ends are the caller's to release, before."""
+        del self.domains[domain]
+
+    def holders(self, domain: DomainId) -> list[ClientId]:
+        """Who holds ends of a domain."""
+        return [
+            holder
+            for holder, (channel, side) in self._held.items()
+            if domain == (channel.server_domain if side is Side.SERVER else channel.client_domain)
+        ]
+
+    def offered_to(self, domain: DomainId) -> list[Channel]:
+        """Channels without a client that are for a domain."""
+        return [each for each in self.channels.values() if each.client_domain == domain and each.client is None]
 
     def _require_domain(self, domain: int) -> DomainId:
         known = DomainId(domain)
@@ -95,9 +114,8 @@ class Registry:
         if holder in self._held:
             raise ProtocolError("this connection has a channel already: open one connection a channel")
 
-    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End) -> Channel:
-        """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
-        hand by any, keeps its client but loses the path."""
+    def require_offer(self, caller: DomainId, peer: int, path: str, end: End) -> tuple[str, DomainId]:
+        """The absolute path and the client's domain of an offer that may be made; an error says why it may not."""
         self._require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)
@@ -106,14 +124,20 @@ class Registry:
         if standing is not None and caller not in (standing.server_domain, paths.HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
         self._require_room(caller, Side.SERVER)
+        return absolute, client_domain
+
+    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End) -> Channel:
+        """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
+        hand by any, keeps its client but loses the path."""
+        absolute, client_domain = self.require_offer(caller, peer, path, end)
         self._last += 1
         channel = Channel(ChannelId(self._last), absolute, caller, client_domain, chosen, server=end)
         self.channels[channel.number] = self._offers[absolute] = channel
         self._hold(end, channel, Side.SERVER, caller)
         return channel
 
-    def connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
-        """The channel that `domain` offers `caller` at `path`, its client end now held."""
+    def require_connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
+        """The channel that `domain` offers `caller` at `path`, and that it may connect to; an error says why it may not."""
         self._require_free(end.holder)
         absolute = paths.resolve(path, caller)
         server_domain = self._require_domain(domain)
@@ -125,14 +149,21 @@ class Registry:
         if channel.client is not None:
             raise Busy(f"the vchan at {absolute[:80]} has a client, process {channel.client.pid}: one at a time")
         self._require_room(caller, Side.CLIENT)
+        return channel
+
+    def connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
+        """The channel that `domain` offers `caller` at `path`, its client end now held."""
+        channel = self.require_connect(caller, domain, path, end)
         channel.client = end
         channel.had_client = True
         self._hold(end, channel, Side.CLIENT, caller)
         return channel
 
     def _require_room(self, domain: DomainId, side: Side) -> None:
-        if self.ends(domain, side) >= self.max_channels:
-            raise LimitReached(f"domain {domain} has {self.max_channels} channels: max_channels in the daemon's settings")
+        is_guest = self.domains[domain] is DomainKind.GUEST
+        most, setting = (self.guest_channels, "guest_channels") if is_guest else (self.max_channels, "max_channels")
+        if self.ends(domain, side) >= most:
+            raise LimitReached(f"domain {domain} has {most} channels: {setting} in the daemon's settings")
 
     def _hold(self, end: End, channel: Channel, side: Side, domain: DomainId) -> None:
         self._held[end.holder] = (channel, side)

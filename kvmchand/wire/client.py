@@ -84,10 +84,30 @@ class List(Record):
 
 
 class DomainInfo(Record):
-    """A domain the daemon knows. `kind`: host, local."""
+    """A domain the daemon knows. `kind`: host, local, guest."""
 
     domain: DomainId
     kind: str
+
+
+class GuestInfo(Record):
+    """A guest, as the host shows it. `name`: its hypervisor's. `ready`: its kvmchand is there. `devices`: ivshmem devices it
+    has."""
+
+    domain: DomainId
+    name: str
+    ready: bool
+    devices: int
+
+
+class LinkInfo(Record):
+    """The devices that the channels between two domains share, as the host shows them. `size`: bytes of all."""
+
+    domain: DomainId
+    other: DomainId
+    devices: int
+    size: Size
+    channels: int
 
 
 class ChannelInfo(Record):
@@ -110,6 +130,8 @@ class Listing(Record):
     """`more`: ask again, with `after` the last channel here."""
 
     domains: tuple[DomainInfo, ...]
+    guests: tuple[GuestInfo, ...]
+    links: tuple[LinkInfo, ...]
     channels: tuple[ChannelInfo, ...]
     more: bool
 
@@ -136,4 +158,4 @@ REPLIES: dict[str, type] = {
 }
 
 requests = Codec(REQUESTS)
-replies = Codec(REPLIES, (DomainInfo, ChannelInfo))
+replies = Codec(REPLIES, (DomainInfo, GuestInfo, LinkInfo, ChannelInfo))

@@ -27,6 +27,14 @@ SITE = PREFIX / "lib" / "kvmchan"
 LIBDIR = SITE / "libxenvchan_shim" / "lib"
 REFERENCE = BUILD / "reference" / "usr"
 REFERENCE_LIBDIR = REFERENCE / "lib" / f"{os.uname().machine}-linux-gnu"
+SERVICES = {
+    "kvmchand-local": "local",
+    "kvmchand-link": "link",
+    "kvmchand-ivshm": "ivshmem",
+    "kvmchand-virt": "libvirt",
+    "kvmchand-vfio": "vfio",
+}
+"""What ps shows of each."""
 KVMCHAND = PREFIX / "bin" / "kvmchand"
 KVMCHAN = PREFIX / "bin" / "kvmchan"
 DEADLINE = 30.0
@@ -35,6 +43,12 @@ DEADLINE = 30.0
 
 def children(pid: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def services_of(main: int) -> dict[str, int]:
+    """A kvmchand's processes beside main, by name. One that is just starting is not there yet."""
+    named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in children(main)}
+    return {SERVICES[name]: pid for name, pid in named.items() if name in SERVICES}
 
 
 def open_fds(pid: int) -> list[str]:
@@ -51,14 +65,14 @@ def open_fds(pid: int) -> list[str]:
 class Daemon:
     """A running `kvmchand host`. Talk to it as its clients do; stop() proves that it left nothing."""
 
-    def __init__(self, folder: Path, *options: str, domains: Iterable[int] = (1, 2)) -> None:
+    def __init__(self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "") -> None:
         self.runtime_dir = folder / "run"
         self.log_path = folder / "kvmchand.log"
         notify_path = folder / "notify"
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("wb") as log:
             notify.bind(str(notify_path))
             notify.settimeout(DEADLINE)
-            arguments = ["host", "--no-libvirt", "--runtime-dir", str(self.runtime_dir)]
+            arguments = ["host", "--libvirt", libvirt, "--runtime-dir", str(self.runtime_dir)]
             for domain in domains:
                 arguments += ["--local-domain", str(domain)]
             self.process = subprocess.Popen(
@@ -81,6 +95,10 @@ class Daemon:
     def local_pid(self) -> int:
         (pid,) = children(self.pid)
         return pid
+
+    def services(self) -> dict[str, int]:
+        """Its processes beside main."""
+        return services_of(self.pid)
 
     def fds(self) -> dict[str, list[str]]:
         return {"main": open_fds(self.pid), "local": open_fds(self.local_pid)}

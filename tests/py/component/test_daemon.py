@@ -99,7 +99,9 @@ def launched(folder: Path, *arguments: str | Path, notify: str = "") -> Iterator
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + address[1:] if address.startswith("@") else address)
         manager.settimeout(DEADLINE)
-        with subprocess.Popen([KVMCHAND, "host", *arguments], stderr=subprocess.DEVNULL, env=environment) as process:
+        with subprocess.Popen(
+            [KVMCHAND, "host", "--no-libvirt", *arguments], stderr=subprocess.DEVNULL, env=environment
+        ) as process:
             try:
                 assert manager.recv(4096) == b"READY=1"
                 yield process

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvmchand.errors import ProtocolError
-from kvmchand.wire import client, internal
+from kvmchand.wire import client, hypervisor, internal, ivshmem, link, vfio
 from kvmchand.wire.codec import PACKET_MAX, Codec
 
 PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
@@ -18,9 +18,19 @@ PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
     (client.replies, client.REPLIES),
     (internal.to_local, internal.TO_LOCAL),
     (internal.to_main, internal.TO_MAIN),
+    (ivshmem.to_ivshmem, ivshmem.TO_IVSHMEM),
+    (ivshmem.to_main, ivshmem.TO_MAIN),
+    (hypervisor.to_libvirt, hypervisor.TO_LIBVIRT),
+    (hypervisor.to_main, hypervisor.TO_MAIN),
+    (vfio.to_vfio, vfio.TO_VFIO),
+    (vfio.to_main, vfio.TO_MAIN),
+    (link.to_host, link.TO_HOST),
+    (link.to_guest, link.TO_GUEST),
+    (link.to_link, link.TO_LINK),
+    (link.to_main, link.TO_MAIN),
 ]
 KINDS = [(codec, kind, cls) for codec, kinds in PROTOCOLS for kind, cls in kinds.items()]
-RECORDS = {each.__name__: each for each in (client.DomainInfo, client.ChannelInfo)}
+RECORDS = {each.__name__: each for each in (client.DomainInfo, client.GuestInfo, client.LinkInfo, client.ChannelInfo)}
 
 # Of each type: what is just allowed, and what is just not.
 TYPES: dict[str, tuple[list[Any], list[Any]]] = {
@@ -29,11 +39,12 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
     "DomainId": ([0, 2**31 - 1], [-1, 2**31]),
     "ChannelId": ([0, 2**63 - 1], [-1, 2**63]),
     "ClientId": ([0, 2**63 - 1], [-1, 2**63]),
+    "DeviceId": ([0, 2**63 - 1], [-1, 2**63]),
     "str": (["", "x", "x" * 4096, 'ä"\\\n\0\u2028'], ["x" * 4097]),
     "Packet": (["", '{"type":"hello"}', "x" * 20000], []),
     "bool": ([True, False], []),
 }
-NUMBERS = ("int", "Size", "DomainId", "ChannelId", "ClientId")
+NUMBERS = ("int", "Size", "DomainId", "ChannelId", "ClientId", "DeviceId")
 
 
 def wrong_types(kind: str) -> list[Any]:

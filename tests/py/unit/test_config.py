@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kvmchand import config
-from kvmchand.config import Limits, Settings, SocketSettings
+from kvmchand.config import Limits, LinkSettings, Settings, SocketSettings
 from kvmchand.core import rings
 from kvmchand.errors import InvalidArgument
 
@@ -18,6 +18,8 @@ EVERYTHING = """
 runtime_dir = "/run/elsewhere"
 local_domains = [1, 32751]
 service_user = "daemon"
+libvirt = "qemu:///session"
+noiommu = true
 
 [socket]
 mode = 0o660
@@ -26,7 +28,20 @@ group = "users"
 [limits]
 max_ring = 4194304
 max_channels = 7
+guest_channels = 8
+guest_devices = 9
+guest_bytes = 1048576
+guest_requests = 10
+
+[links]
+size = 65536
+vectors = 2
+dedicated = true
+pairs = [["web", "database"]]
 """
+
+
+SECTIONS = ("socket", "limits", "links")
 
 
 def load(folder: Path, text: str | bytes) -> Settings:
@@ -53,11 +68,18 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         local_domains=(1, 32751),  # type: ignore[arg-type]
         service_user="daemon",
         socket=SocketSettings(mode=0o660, group="users"),
-        limits=Limits(max_ring=4 << 20, max_channels=7),
+        libvirt="qemu:///session",
+        noiommu=True,
+        limits=Limits(
+            max_ring=4 << 20, max_channels=7, guest_channels=8, guest_devices=9, guest_bytes=1 << 20, guest_requests=10
+        ),
+        links=LinkSettings(size=65536, vectors=2, dedicated=True, pairs=(("web", "database"),)),  # type: ignore[arg-type]
     )
     default = Settings()
-    for section in (read, read.socket, read.limits):
-        before: Any = next(each for each in (default, default.socket, default.limits) if type(each) is type(section))
+    for section in (read, read.socket, read.limits, read.links):
+        before: Any = next(
+            each for each in (default, default.socket, default.limits, default.links) if type(each) is type(section)
+        )
         for field in fields(section):
             assert getattr(section, field.name) != getattr(before, field.name), f"EVERYTHING has no {field.name}"
 
@@ -82,6 +104,16 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("[socket]\nmode = 384.0", "socket.mode"),
         ("[socket]\ngroup = 100", "socket.group"),
         ('[limits]\nmax_ring = "1M"', "limits.max_ring"),
+        ("[links]\nsize = 3000000", "links.size"),
+        ("[links]\nsize = 2048", "links.size"),
+        ("[links]\nvectors = 1", "links.vectors"),
+        ("[links]\nvectors = 2049", "links.vectors"),
+        ("[links]\ndedicated = 1", "links.dedicated"),
+        ('[links]\npairs = ["a"]', "links.pairs"),
+        ('[links]\npairs = [["a", "b", "c"]]', "links.pairs"),
+        ('[links]\npairs = [["a", 1]]', "links.pairs"),
+        ("libvirt = 1", "libvirt"),
+        ('noiommu = "yes"', "noiommu"),
         ("[limits]\nmax_channels = 1.5", "limits.max_channels"),
         # out of range
         ("local_domains = [0]", "local_domains"),

@@ -1,0 +1,383 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The daemon's main process in a guest: forwards what local clients ask to the host's daemon, and hands them their ends.
+
+It knows no channels, only which client waits for what. It believes neither the host nor its own services: a slice that the host
+names must lie within a device that is here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvmchand import log
+from kvmchand.clients import Clients
+from kvmchand.config import Settings
+from kvmchand.core.links import CONTROL_PEER, HOST_PEER
+from kvmchand.core.paths import HOST
+from kvmchand.core.registry import Side
+from kvmchand.core.rings import RING_MAX, Rings
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
+from kvmchand.ids import ClientId, Size
+from kvmchand.link import Control, Link, SessionId
+from kvmchand.linux import libc
+from kvmchand.loop import Loop
+from kvmchand.page import Page
+from kvmchand.privsep import raise_descriptor_limit, require_user
+from kvmchand.process import notify, stopped_by_signals
+from kvmchand.region import drain_event, signal_event
+from kvmchand.sockets import Sockets
+from kvmchand.source import Asker
+from kvmchand.vfio import Function, Functions
+from kvmchand.wire import client, link
+
+_HOST_DEADLINE = 20.0
+"""Seconds a request waits for the link to the host to come up."""
+_LOOK_AGAIN = 1.0
+"""Seconds after which we look again whether the host has made the control page anew, though no event said so."""
+_DOORBELL = 12
+"""Offset in BAR 0 (QEMU's ivshmem-spec)."""
+_ORDER_MIN = 10
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that came before the link to the host."""
+
+    asking: Asker
+    request: object
+    deadline: float
+
+
+class Guest:
+    """The process's whole state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._devices: dict[str, Function] = {}
+        """By PCI address."""
+        self._control: Function | None = None
+        self._session: SessionId | None = None
+        self._refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
+        self._is_welcome = False
+        self._waiting: dict[ClientId, Waiting] = {}
+        self._asked: set[ClientId] = set()
+        """Clients that the host knows of."""
+        self._closing: set[ClientId] = set()
+        self._ends: dict[ClientId, tuple[Function, int]] = {}
+        """The device that a client's channel is on, and what wakes it."""
+        self._look_at: float | None = None
+        self._failure: KvmchanError | None = None
+        self._undo = ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        settings = self._settings
+        raise_descriptor_limit()
+        require_user(settings.service_user)
+        self._sockets = Sockets(settings.runtime_dir, settings.socket)
+        self._undo.callback(self._sockets.close)
+        self._undo.enter_context(stopped_by_signals(self._loop))
+        self._sockets.listen(HOST, client.SOCKET_NAME)  # the number that this guest has, the host knows
+        self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
+        self._undo.callback(self._clients.close)
+        self._link = Link(self._loop, self, settings.service_user, is_host=False, rate=settings.limits.guest_requests)
+        self._undo.callback(self._link.close)
+        self._functions = Functions(self._loop, self, noiommu=settings.noiommu)
+        self._undo.callback(self._functions.close)
+        self._link.start()
+        self._functions.start()
+        self._clients.start()
+
+    def run(self) -> None:
+        self._loop.run(self._until_next_look)
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        self._undo.close()
+        for function in self._devices.values():
+            function.close()
+        self._loop.close()
+
+    def _until_next_look(self) -> float | None:
+        now = time.monotonic()
+        for waiting in [each for each in self._waiting.values() if each.deadline <= now]:
+            del self._waiting[waiting.asking.number]
+            self._refuse(waiting.asking, Unreachable(self._refusal))
+        if self._look_at is not None and self._look_at <= now:
+            self._look_at = now + _LOOK_AGAIN
+            self._meet_host()
+        times = [each.deadline for each in self._waiting.values()]
+        if self._look_at is not None:
+            times.append(self._look_at)
+        return max(0.0, min(times) - now) if times else None
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._failure = error
+        self._loop.stop()
+
+    # ---- devices: vfio.Owner ----
+
+    def on_device(self, function: Function) -> None:
+        self._forget_device(function.address)
+        self._devices[function.address] = function
+        if function.peer == CONTROL_PEER:
+            self._part_from_host()
+            self._control = function
+            self._loop.add(function.events[0], lambda _events: self._meet_host())
+            self._start_meeting()
+        elif self._is_welcome:
+            self._tell(link.Ready(function.peer, len(function.events)))
+
+    def on_removed(self, address: str) -> None:
+        log.info(f"device {address} is unplugged")
+        self._forget_device(address)
+
+    def on_unusable(self, address: str, sentence: str) -> None:
+        log.warning(f"device {address}: {sentence}" if address else sentence)
+        self._refusal = sentence
+        if self._is_welcome:
+            self._tell(link.Unusable(0, sentence[:1000]))
+
+    def _forget_device(self, address: str) -> None:
+        """Lets go of a device, and ends the channels on it: an unplug waits for all."""
+        gone = self._devices.pop(address, None)
+        if gone is None:
+            return
+        if gone is self._control:
+            self._part_from_host()
+            self._stop_meeting()
+            self._control = None
+        for number in [number for number, (function, _) in self._ends.items() if function is gone]:
+            self._cut(number)
+        gone.close()
+
+    def _device(self, peer: int) -> Function | None:
+        """The newest that has this ivshmem id: one that a daemon before made may still be on its way out."""
+        return next((each for each in reversed(self._devices.values()) if each.peer == peer), None)
+
+    # ---- the control vchan's beginning ----
+
+    def _control_page(self, control: Function) -> Page:
+        return Page(control.fd, control.memory)
+
+    def _start_meeting(self) -> None:
+        """Tells the host that all before is over: it makes the page anew, and says so by its client's live byte."""
+        control = self._control
+        if control is None:
+            return
+        if self._control_page(control).live(Side.CLIENT) != _NONE_YET:
+            self._control_page(control).set_live(Side.CLIENT, 0)
+            os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
+        self._look_at = time.monotonic() + _LOOK_AGAIN
+        self._meet_host()
+
+    def _stop_meeting(self) -> None:
+        if self._look_at is not None and self._control is not None:
+            self._look_at = None
+            self._loop.remove(self._control.events[0])
+
+    def _meet_host(self) -> None:
+        control = self._control
+        if control is None or self._look_at is None:
+            return
+        drain_event(control.events[0])
+        if self._control_page(control).live(Side.CLIENT) != _NONE_YET:
+            return
+        self._stop_meeting()
+        fds = (control.fd, control.events[0])
+        made = Control("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16))
+        self._session = self._link.open(made)
+        self._tell(link.Hello(link.VERSION))
+
+    def _tell(self, message: object) -> None:
+        if self._session is not None:
+            self._link.send(self._session, message)
+
+    def _part_from_host(self) -> None:
+        """Whatever stood on the session is over."""
+        if self._session is not None:
+            self._link.close_session(self._session)
+        self._session = None
+        self._is_welcome = False
+        for number in list(self._asked):
+            self._cut(number)
+        self._asked.clear()
+
+    # ---- the session: link.Owner ----
+
+    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+        if session != self._session:
+            return
+        log.warning(f"the link to the host is lost: {sentence}")
+        self._part_from_host()
+        control = self._control
+        if control is not None:
+            self._loop.add(control.events[0], lambda _events: self._meet_host())
+            self._start_meeting()
+
+    def on_link_message(self, session: SessionId, message: object) -> None:
+        if session != self._session:
+            return
+        match message:
+            case link.Welcome():
+                self._on_welcome(message)
+            case link.Refused():
+                self._refusal = message.sentence
+                log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
+            case link.Reply():
+                self._on_reply(message)
+            case link.Grant():
+                self._on_grant(message)
+            case link.Closed():
+                if message.client in self._closing:
+                    self._forget(message.client)
+            case link.Ping():
+                self._tell(link.Pong())
+
+    def _on_welcome(self, welcome: link.Welcome) -> None:
+        log.info(f"linked to the host: this is domain {welcome.domain}")
+        self._is_welcome = True
+        for function in self._devices.values():
+            if function is not self._control:
+                self._tell(link.Ready(function.peer, len(function.events)))
+        waiting, self._waiting = self._waiting, {}
+        for each in waiting.values():
+            self._ask(each.asking, each.request)
+
+    def _on_reply(self, reply: link.Reply) -> None:
+        asking = self._clients.get(reply.client)
+        if asking is None:
+            return
+        try:
+            content: object = client.replies.decode(reply.reply.encode())
+            if isinstance(content, client.Granted):
+                raise ProtocolError("the host granted a channel as to a client of its own")
+        except (ProtocolError, UnicodeEncodeError) as error:
+            content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
+        ends = isinstance(content, client.Error) and content.code in (ProtocolError.code, OutOfResources.code)
+        if self._clients.answer(asking, content) and ends and reply.client not in self._ends:
+            self._clients.drop(asking)
+
+    def _on_grant(self, grant: link.Grant) -> None:
+        asking = self._clients.get(grant.client)
+        if asking is None:
+            return  # it has gone, and the host been told
+        try:
+            function = self._check(grant)
+        except ProtocolError as error:
+            log.warning(f"the host granted client {grant.client} what can't be: {error.sentence}")
+            self._refuse(asking, error)
+            return
+        event = function.events[grant.vector]
+        self._ends[grant.client] = (function, event)
+        self._clients.settle(asking)
+        granted = client.Granted(
+            grant.channel,
+            grant.path,
+            grant.left_order,
+            grant.right_order,
+            "doorbell",
+            Size(function.memory + grant.offset),
+            Size(function.doorbell),
+            grant.ring,
+        )
+        self._clients.answer(asking, granted, (function.fd, event))
+
+    def _check(self, grant: link.Grant) -> Function:
+        """The device that a grant is of; ProtocolError unless the grant lies within it."""
+        function = self._device(grant.peer)
+        if function is None or function is self._control:
+            raise ProtocolError(f"there is no device {grant.peer} here")
+        orders = (grant.left_order, grant.right_order)
+        if not all(_ORDER_MIN <= order <= RING_MAX.bit_length() for order in orders):
+            raise ProtocolError(f"no rings have the orders {orders}")
+        size = Rings(*orders).size
+        if grant.offset + size > function.size:
+            raise ProtocolError(f"{size} bytes at {grant.offset} are not within a device of {function.size}")
+        if not 0 <= grant.vector < len(function.events):
+            raise ProtocolError(f"the device has no vector {grant.vector}")
+        return function
+
+    # ---- clients: source.Owner ----
+
+    def on_ready(self) -> None:
+        log.info(f"ready: {self._sockets}")
+        notify("READY=1")
+
+    def on_request(self, asking: Asker, request: object) -> None:
+        if self._is_welcome:
+            self._ask(asking, request)
+        else:
+            self._waiting[asking.number] = Waiting(asking, request, time.monotonic() + _HOST_DEADLINE)
+
+    def _ask(self, asking: Asker, request: object) -> None:
+        self._asked.add(asking.number)
+        try:
+            self._tell(link.Ask(asking.number, asking.pid, client.requests.encode(request).decode()))
+        except ProtocolError:
+            self._refuse(asking, TooLong("the request is too long for the link to the host: give a shorter path"))
+
+    def _refuse(self, asking: Asker, error: KvmchanError) -> None:
+        self._clients.answer(asking, client.Error(error.code, error.sentence))
+
+    def on_close(self, closing: Asker) -> None:
+        if closing.number not in self._asked:
+            self._forget(closing.number)
+        elif closing.number not in self._closing:
+            self._closing.add(closing.number)
+            self._clients.hold(closing)
+            self._tell(link.Close(closing.number))
+
+    def _forget(self, number: ClientId) -> None:
+        asking = self._clients.get(number)
+        if asking is not None:
+            self._clients.forget(asking)
+        self._drop_state(number)
+
+    def _drop_state(self, number: ClientId) -> None:
+        self._waiting.pop(number, None)
+        self._asked.discard(number)
+        self._closing.discard(number)
+        self._ends.pop(number, None)
+
+    def on_loss(self, number: ClientId) -> None:
+        if number in self._asked and number not in self._closing:
+            self._tell(link.Close(number))
+        self._drop_state(number)
+
+    def on_drop(self, number: ClientId) -> None:
+        self.on_loss(number)
+
+    def _cut(self, number: ClientId) -> None:
+        """Ends a client whose channel's other end can't be reached any more: its waits end with its connection."""
+        asking = self._clients.get(number)
+        _, event = self._ends.get(number, (None, -1))
+        self._drop_state(number)
+        if asking is not None:
+            self._clients.drop(asking)
+        if event >= 0:
+            signal_event(event)
+
+
+_NONE_YET = 2
+"""The client's live byte where the host waits for one."""
+
+
+def serve(settings: Settings) -> None:
+    """Runs a guest's daemon until it is told to stop."""
+    libc.set_process_name("kvmchand")
+    guest = Guest(settings)
+    try:
+        guest.run()
+    finally:
+        guest.close()

@@ -1,0 +1,399 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The guests, as the host's main process has them: each one's control session and devices, and who in it asks for what.
+
+A guest's devices come and go by the hypervisor and the ivshmem server, its requests by the link process; what follows for
+channels is the owner's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvmchand import log, source
+from kvmchand.config import Settings
+from kvmchand.core.links import CONTROL_PEER, HOST_PEER, Device, LinkLimits, Links
+from kvmchand.core.paths import HOST
+from kvmchand.core.registry import Channel, Side
+from kvmchand.core.rings import PAGE, Rings
+from kvmchand.errors import InternalError, KvmchanError, LimitReached, OutOfResources, ProtocolError
+from kvmchand.hypervisor import Hypervisor
+from kvmchand.ids import ClientId, DeviceId, DomainId, Size
+from kvmchand.ivshmem import Devices
+from kvmchand.link import Control, Link, SessionId
+from kvmchand.loop import Loop
+from kvmchand.page import Page
+from kvmchand.pool import Pool
+from kvmchand.region import Region, SliceRegion, drain_event, signal_event
+from kvmchand.source import GENERATION, Asker
+from kvmchand.wire import client, link
+
+CONTROL_RINGS = Rings(link.LEFT_ORDER, link.RIGHT_ORDER)
+_CONTROL_VECTOR = 0
+_IDLE_CLIENTS = 1024
+"""Clients that a guest may have beside those with a channel."""
+
+
+@dataclass(slots=True, eq=False)
+class Remote(Asker):
+    """A client in a guest. `remote`: what the guest's daemon calls it."""
+
+    guest: Guest
+    remote: ClientId
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    domain: DomainId
+    name: str
+    control: Device
+    session: SessionId | None = None
+    is_greeted: bool = False
+    remotes: dict[ClientId, Remote] = field(default_factory=dict)
+    numbers: int = 0
+    """Where its clients' numbers start, in this session."""
+
+
+class Owner(source.Owner, Protocol):
+    def on_guest(self, domain: DomainId) -> None:
+        """A guest runs, from now on."""
+
+    def on_guest_reset(self, domain: DomainId) -> None:
+        """Its daemon, or all of it, is gone, or starts anew: every end it has is dead."""
+
+    def on_guest_gone(self, domain: DomainId) -> None:
+        """It runs no more."""
+
+    def on_device_lost(self, domain: DomainId, device: Device) -> None:
+        """The guest can't use a device any more: its ends there are dead."""
+
+    def on_devices_changed(self) -> None:
+        """What was NotYet may be now."""
+
+    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+        """Who waits for that device waits in vain."""
+
+
+class Guests:
+    """A source of requests, and the memory of channels with an end in a guest."""
+
+    def __init__(self, loop: Loop, settings: Settings, owner: Owner, next_generation: Callable[[], int]) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._owner = owner
+        self._next_generation = next_generation
+        limits = settings.limits
+        self._links = Links(LinkLimits(limits.guest_devices, limits.guest_bytes), settings.links.dedicated)
+        self._guests: dict[DomainId, Guest] = {}
+        self._sessions: dict[SessionId, Guest] = {}
+        folder = settings.runtime_dir / "ivshmem"
+        self._devices = Devices(loop, folder, self, settings.service_user)
+        self._link = Link(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
+        self._hypervisor = Hypervisor(loop, settings.libvirt, folder, self)
+        self.pool = Pool(self._links, self._devices, self._hypervisor, settings.links)
+
+    def start(self) -> None:
+        self._devices.start()
+        self._link.start()
+        self._hypervisor.start()
+
+    def close(self) -> None:
+        for guest in self._guests.values():
+            self._unwatch(guest)
+        self._hypervisor.close()
+        self._link.close()
+        self._devices.close()
+
+    # ---- guests: hypervisor.Owner ----
+
+    def on_found(self, domain: DomainId, name: str, _uuid: str) -> None:
+        if domain in self._guests:
+            return
+        self.pool.add_guest(domain)
+        try:
+            control = self.pool.add(HOST, domain, Size(link.DEVICE_BYTES), 1, control=True)
+            self.pool.attach(control, domain)
+        except KvmchanError as error:
+            log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
+            self.pool.remove_guest(domain)
+            return
+        guest = self._guests[domain] = Guest(domain, name, control)
+        log.info(f"domain {domain} ({name}) is here")
+        self._owner.on_guest(domain)
+        self._open_session(guest)
+
+    def _prepare_links(self, guest: Guest) -> None:
+        """Those that stand before their first channel: to the host, and of the pairs in the settings."""
+        self.pool.prepare(HOST, guest.domain)
+        names = {each.name: each.domain for each in self._guests.values() if each.is_greeted}
+        for one, other in self._settings.links.pairs:
+            if guest.name in (one, other) and one in names and other in names:
+                self.pool.prepare(names[one], names[other])
+
+    def on_gone(self, domain: DomainId) -> None:
+        guest = self._guests.get(domain)
+        if guest is None:
+            return
+        log.info(f"domain {domain} ({guest.name}) is gone")
+        self._end_session(guest)
+        self._unwatch(guest)
+        self._owner.on_guest_gone(domain)
+        del self._guests[domain]
+        self.pool.remove_guest(domain)
+
+    def on_rebooted(self, domain: DomainId) -> None:
+        guest = self._guests.get(domain)
+        if guest is not None:
+            log.info(f"domain {domain} ({guest.name}) starts anew")
+            self._end_session(guest)
+            self._renew(guest)
+
+    def on_paused(self, domain: DomainId, paused: bool) -> None:
+        log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
+
+    def on_attached(self, domain: DomainId, device: DeviceId) -> None:
+        pass  # what counts is that the guest can use it, as it will say
+
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
+        log.warning(f"device {device} did not get into domain {domain}: {sentence}")
+        failed = self._links.devices.get(device)
+        if failed is not None:
+            self._fail(failed, domain, sentence)
+
+    def _fail(self, device: Device, domain: DomainId, sentence: str) -> None:
+        """A device does not work in a guest: nothing waits for it any more."""
+        guest = self._guests.get(domain)
+        if guest is not None and device is not guest.control:
+            self.pool.detach(device, domain)
+            error = LimitReached(f"domain {domain} can't have the device that this channel needs: {sentence}")
+            self._owner.on_device_failed(device, error)
+
+    def on_hypervisor_failure(self, error: KvmchanError) -> None:
+        log.warning(f"virtual machines are not served any more: {error.sentence}")
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+    # ---- devices: ivshmem.Owner ----
+
+    def on_served(self, device: Device, domain: DomainId) -> None:
+        pass
+
+    def on_unplugged(self, device: Device, domain: DomainId) -> None:
+        """Its QEMU has let go of a device, or has ended."""
+        device.attached.discard(domain)
+        device.ready.discard(domain)
+        guest = self._guests.get(domain)
+        if guest is not None and device is guest.control:
+            self._end_session(guest)
+        elif guest is not None:
+            device.is_closing = True
+            self._owner.on_device_lost(domain, device)
+            self.pool.reap(device)
+
+    # ---- sessions: link.Owner ----
+
+    def _control_page(self, guest: Guest) -> Page:
+        return Page(self._devices.memory(guest.control))
+
+    def _control_event(self, guest: Guest) -> int:
+        return self._devices.event(guest.control, HOST_PEER, _CONTROL_VECTOR)
+
+    def _control_bell(self, guest: Guest) -> int:
+        return self._devices.event(guest.control, CONTROL_PEER, _CONTROL_VECTOR)
+
+    def _open_session(self, guest: Guest) -> None:
+        """On a page that no guest's daemon has come to yet."""
+        self._devices.zero(guest.control, Size(0), Size(PAGE))
+        self._control_page(guest).initialize(CONTROL_RINGS)
+        event = self._control_event(guest)
+        fds = (self._devices.memory(guest.control), event, self._control_bell(guest))
+        drain_event(event)
+        guest.session = self._link.open(Control("eventfd", fds, Size(0), Size(0), Size(0)))
+        guest.numbers = self._next_generation() * GENERATION
+        guest.is_greeted = False
+        self._sessions[guest.session] = guest
+        signal_event(self._control_bell(guest))
+
+    def _end_session(self, guest: Guest) -> None:
+        """The guest's daemon is gone for us: so are its clients, and every end they have."""
+        if guest.session is not None:
+            self._link.close_session(guest.session)
+            del self._sessions[guest.session]
+            guest.session = None
+            for device in self._links.of(guest.domain):
+                device.ready.discard(guest.domain)
+            guest.remotes.clear()
+            self._loop.add(self._control_event(guest), lambda _events: self._on_control_event(guest))
+            self._owner.on_guest_reset(guest.domain)
+
+    def _unwatch(self, guest: Guest) -> None:
+        if guest.session is None:
+            self._loop.remove(self._control_event(guest))
+
+    def _renew(self, guest: Guest) -> None:
+        """Waits for a new daemon in the guest."""
+        self._unwatch(guest)
+        self._open_session(guest)
+
+    def _on_control_event(self, guest: Guest) -> None:
+        drain_event(self._control_event(guest))
+        self._renew_if_asked(guest)
+
+    def _renew_if_asked(self, guest: Guest) -> None:
+        """A guest's daemon that starts sets its live byte to 0, and waits for us to make the page anew."""
+        if guest.session is None and self._control_page(guest).live(Side.CLIENT) == 0:
+            self._renew(guest)
+
+    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+        guest = self._sessions.get(session)
+        if guest is None:
+            return
+        log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
+        # Where the link process could not: it hangs up for us, and the guest's daemon starts anew.
+        self._control_page(guest).set_live(Side.SERVER, 0)
+        signal_event(self._control_bell(guest))
+        self._end_session(guest)
+        self._renew_if_asked(guest)
+
+    def on_link_message(self, session: SessionId, message: object) -> None:
+        guest = self._sessions.get(session)
+        if guest is None:
+            return
+        try:
+            self._obey(guest, session, message)
+        except ProtocolError as error:
+            self.on_link_lost(session, error.sentence)
+
+    def _obey(self, guest: Guest, session: SessionId, message: object) -> None:
+        match message:
+            case link.Hello():
+                self._greet(guest, session, message)
+            case _ if not guest.is_greeted:
+                raise ProtocolError("the guest's daemon said something before its hello")
+            case link.Ask():
+                self._on_ask(guest, session, message)
+            case link.Close():
+                remote = guest.remotes.get(message.client)
+                if remote is None:
+                    self._link.send(session, link.Closed(message.client))
+                else:
+                    self._owner.on_close(remote)
+            case link.Ready():
+                for device in self._devices_by_peer(guest, message.peer):
+                    device.limit_vectors(max(message.vectors, 0))
+                    device.ready.add(guest.domain)
+                self._owner.on_devices_changed()
+            case link.Unusable():
+                log.warning(f"domain {guest.domain} can't use a device: {message.sentence}")
+                for device in self._devices_by_peer(guest, message.peer):
+                    self._fail(device, guest.domain, message.sentence)
+
+    def _devices_by_peer(self, guest: Guest, peer: int) -> list[Device]:
+        return [
+            device
+            for device in self._links.of(guest.domain)
+            if device is not guest.control
+            and guest.domain in device.attached
+            # A guest that can't tell which it is means one that it has not told of yet.
+            and (device.peers[guest.domain] == peer or (peer == 0 and guest.domain not in device.ready))
+        ]
+
+    def _greet(self, guest: Guest, session: SessionId, hello: link.Hello) -> None:
+        if guest.is_greeted:
+            raise ProtocolError("the guest's daemon said hello twice")
+        if hello.version != link.VERSION:
+            sentence = f"the host's kvmchand speaks version {link.VERSION}, and the guest's {hello.version}: use the same release"
+            self._link.send(session, link.Refused(sentence))
+            raise ProtocolError(sentence)
+        guest.is_greeted = True
+        log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
+        self._link.send(session, link.Welcome(guest.domain))
+        self._prepare_links(guest)
+
+    # ---- requests: source.Source ----
+
+    def _on_ask(self, guest: Guest, session: SessionId, ask: link.Ask) -> None:
+        remote = guest.remotes.get(ask.client)
+        if remote is None:
+            if len(guest.remotes) >= 2 * self._settings.limits.guest_channels + _IDLE_CLIENTS:
+                log.warning(f"domain {guest.domain} is refused another client: it has {len(guest.remotes)}")
+                error = LimitReached(
+                    f"domain {guest.domain} has {len(guest.remotes)} clients: guest_channels in the host's settings"
+                )
+                self._reply(session, ask.client, client.Error(error.code, error.sentence))
+                return
+            guest.numbers += 1
+            remote = Remote(self, ClientId(guest.numbers), guest.domain, ask.pid, guest, ask.client)
+            guest.remotes[ask.client] = remote
+        request: object = client.requests.decode(ask.request.encode())
+        if isinstance(request, client.Hello):
+            raise ProtocolError("a client's hello is the guest's own to answer")
+        self._owner.on_request(remote, request)
+
+    def _reply(self, session: SessionId, remote: ClientId, reply: object) -> None:
+        self._link.send(session, link.Reply(remote, client.replies.encode(reply).decode()))
+
+    def _session_of(self, asking: Asker) -> tuple[Remote, SessionId | None]:
+        if not isinstance(asking, Remote):
+            raise InternalError(f"client {asking.number} is in no guest")
+        here = asking.guest.remotes.get(asking.remote) is asking
+        return asking, asking.guest.session if here else None
+
+    def answer(self, asking: Asker, reply: object) -> bool:
+        if isinstance(reply, client.Error) and isinstance(asking, Remote):
+            log.info(f"domain {asking.domain}, client {asking.number}: refused: {reply.sentence}")
+        remote, session = self._session_of(asking)
+        if session is not None:
+            self._reply(session, remote.remote, reply)
+        return session is not None
+
+    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
+        remote, session = self._session_of(asking)
+        if not isinstance(region, SliceRegion):
+            raise InternalError(f"channel {channel.number} has no slice that a guest could use")
+        if session is None:
+            return False
+        place = region.slice
+        vector = place.vectors[side]
+        if vector >= place.device.vectors:
+            raise OutOfResources(f"domain {asking.domain} has too few interrupt vectors for this channel: offer it anew")
+        if side is Side.CLIENT:
+            region.signal(Side.CLIENT)
+        self._link.send(
+            session,
+            link.Grant(
+                remote.remote,
+                channel.number,
+                channel.path,
+                channel.rings.left,
+                channel.rings.right,
+                place.device.peers[asking.domain],
+                place.offset,
+                vector,
+                Size(region.bell(side)),
+            ),
+        )
+        return True
+
+    def forget(self, gone: Asker) -> None:
+        remote, session = self._session_of(gone)
+        if session is not None:
+            del remote.guest.remotes[remote.remote]
+            self._link.send(session, link.Closed(remote.remote))
+
+    def drop(self, dropped: Asker) -> None:
+        """The guest's daemon has been told why; the client is its to end."""
+
+    def listing(self) -> tuple[tuple[client.GuestInfo, ...], tuple[client.LinkInfo, ...]]:
+        """What `kvmchan ls` shows of guests and links."""
+        guests = tuple(
+            client.GuestInfo(guest.domain, guest.name, guest.is_greeted, len(self._links.of(guest.domain)))
+            for guest in self._guests.values()
+        )
+        links = tuple(
+            client.LinkInfo(pair[0], pair[1], devices, Size(size), channels)
+            for pair, devices, size, channels in self._links.summary()
+        )
+        return guests, links

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The devices that links are made of: made, plugged into guests, shared out in slices, and done away with.
+
+A device goes into a guest only when that guest itself, or the host, needs it: so no guest can fill another's slots.
+"""
+
+from __future__ import annotations
+
+from kvmchand import log
+from kvmchand.config import LinkSettings
+from kvmchand.core.links import Device, Links, Slice, pair_of
+from kvmchand.core.registry import Side
+from kvmchand.core.rings import Rings
+from kvmchand.errors import InternalError, KvmchanError, LimitReached
+from kvmchand.hypervisor import Hypervisor
+from kvmchand.ids import DomainId, Size
+from kvmchand.ivshmem import Devices
+from kvmchand.page import Page
+from kvmchand.region import Region, SliceRegion
+
+
+class NotYet(Exception):
+    """A request that has to wait for a device. `sentence`: what for."""
+
+    def __init__(self, domain: DomainId) -> None:
+        self.sentence = f"domain {domain} has not taken the device that this channel needs: is kvmchand guest running in it?"
+        super().__init__(self.sentence)
+
+
+class Pool:
+    def __init__(self, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
+        self._links = links
+        self._devices = devices
+        self._hypervisor = hypervisor
+        self._settings = settings
+        self._guests: set[DomainId] = set()
+
+    # ---- guests ----
+
+    def add_guest(self, guest: DomainId) -> None:
+        self._guests.add(guest)
+
+    def remove_guest(self, guest: DomainId) -> None:
+        """It is gone, and its devices with it."""
+        self._guests.discard(guest)
+        for device in self._links.of(guest):
+            device.attached.discard(guest)
+            device.is_closing = True
+            self.reap(device)
+
+    def is_guest(self, domain: DomainId) -> bool:
+        return domain in self._guests
+
+    # ---- devices ----
+
+    def add(self, one: DomainId, other: DomainId, size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A new device for two domains, in neither yet. OutOfResources."""
+        device = self._links.add(pair_of(one, other), {one, other} & self._guests, size, vectors, control=control)
+        try:
+            self._devices.create(device)
+        except BaseException:
+            self._links.remove(device)
+            raise
+        return device
+
+    def attach(self, device: Device, domain: DomainId) -> None:
+        """Puts a device into a guest, if it is not in it. LimitReached."""
+        if domain in device.peers and domain not in device.attached:
+            self._links.attach(device, domain)
+            self._hypervisor.attach(domain, device.number, self._devices.socket_path(device, domain), device.vectors)
+
+    def prepare(self, one: DomainId, other: DomainId) -> None:
+        """A link between two domains ahead of its first channel."""
+        try:
+            devices = self._links.devices_for(pair_of(one, other))
+            device = devices[0] if devices else self.add(one, other, self._settings.size, self._settings.vectors)
+            for domain in device.peers:
+                self.attach(device, domain)
+        except KvmchanError as error:
+            log.warning(f"domains {one} and {other} get no link yet: {error.sentence}")
+
+    def detach(self, device: Device, domain: DomainId) -> None:
+        """A guest can't have, or use, a device: it goes, and no channel gets a slice of it."""
+        device.is_closing = True
+        if domain in device.attached:
+            self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
+            device.attached.discard(domain)
+            device.ready.discard(domain)
+        self.reap(device)
+
+    def reap(self, device: Device) -> None:
+        """Does away with a device that no channel is on and none will be."""
+        if not device.is_closing or device.slices or device.number not in self._links.devices:
+            return
+        for domain in device.attached & self._guests:
+            self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
+        self._links.remove(device)
+        self._devices.remove(device)
+
+    # ---- channels ----
+
+    def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
+        """A slice for a channel of which an end is in a guest. NotYet, LimitReached or OutOfResources."""
+        devices = self._links.devices_for(pair_of(server, peer))
+        for device in devices:
+            taken = self._links.allocate(device, rings.size) if device.is_ready(server) else None
+            if taken is not None:
+                return self._region(taken, rings, server, peer)
+        coming = [device for device in devices if not device.is_ready(server)]
+        if not coming:
+            size = max(self._settings.size, 1 << (rings.size - 1).bit_length())
+            device = self.add(server, peer, Size(size), self._settings.vectors)
+            if device.is_ready(server):
+                taken = self._links.allocate(device, rings.size)
+                if taken is None:
+                    raise InternalError(f"a new device of {size} bytes has no room for {rings.size}")
+                return self._region(taken, rings, server, peer)
+            coming = [device]
+        for device in coming:
+            self._attach_or_reap(device, server)
+        raise NotYet(server)
+
+    def _attach_or_reap(self, device: Device, domain: DomainId) -> None:
+        try:
+            self.attach(device, domain)
+        except LimitReached:
+            device.is_closing = True
+            self.reap(device)
+            raise
+
+    def require_ready(self, region: Region, caller: DomainId) -> None:
+        """NotYet unless the caller can use the device of a channel it connects to."""
+        if isinstance(region, SliceRegion) and not region.slice.device.is_ready(caller):
+            self.attach(region.slice.device, caller)
+            raise NotYet(caller)
+
+    def is_on(self, device: Device, region: Region) -> bool:
+        return isinstance(region, SliceRegion) and region.slice.device is device
+
+    def _region(self, taken: Slice, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
+        device = taken.device
+        peers = {Side.SERVER: device.peer_of(server), Side.CLIENT: device.peer_of(peer)}
+        events = {side: self._devices.event(device, each, taken.vectors[side]) for side, each in peers.items()}
+        bells = {side: each << 16 | taken.vectors[side] for side, each in peers.items()}
+        page = Page(self._devices.memory(device), taken.offset)
+        return SliceRegion(rings, page, events, bells, taken, self._free)
+
+    def _free(self, freed: Slice) -> None:
+        self._devices.zero(freed.device, freed.offset, freed.size)
+        self._links.free(freed)
+        self.reap(freed.device)
+
+    @property
+    def fds(self) -> int:
+        """Descriptors that the devices cost."""
+        return sum(self._devices.fds(device) for device in self._links.devices.values())

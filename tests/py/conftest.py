@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "vm"))
 
+from fixtures import guest, libvirtd, network, other, stream
 from support import Daemon, serving
+
+__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream"]
 
 
 @pytest.fixture

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A libvirtd for tests, apart from the machine's own: its files are in a folder of the test's.
+
+It runs in a mount namespace where that folder's parts lie over /etc/libvirt and the like. Only root can do that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+DEADLINE = 30.0
+_PARTS = {
+    "etc": "/etc/libvirt",
+    "lib": "/var/lib/libvirt",
+    "run": "/run/libvirt",
+    "log": "/var/log/libvirt",
+    "cache": "/var/cache/libvirt",
+}
+_QEMU_CONF = """\
+user = "root"
+group = "root"
+security_driver = "none"
+namespaces = []
+cgroup_controllers = []
+remember_owner = 0
+stdio_handler = "file"
+"""
+_ENTER = """\
+set -e
+folder=$1
+shift
+mount --make-rprivate /
+for each; do
+    mkdir -p "${each#*:}"
+    mount --bind "$folder/${each%%:*}" "${each#*:}"
+done
+exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$folder/pid"
+"""
+
+
+def lacking() -> str:
+    """Why virtual machines can't be tested here; "" if they can."""
+    if os.geteuid() != 0:
+        return "a libvirtd of one's own needs root"
+    for program in ("libvirtd", "virsh", "qemu-system-x86_64", "unshare"):
+        if shutil.which(program) is None:
+            return f"there is no {program}: run ./run setup as root"
+    return ""
+
+
+def require() -> None:
+    """Skips, with a sentence, where virtual machines can't run. KVMCHAN_TEST_VM=1 makes that a failure, =0 skips always."""
+    wish = os.environ.get("KVMCHAN_TEST_VM", "")
+    reason = "KVMCHAN_TEST_VM is 0" if wish == "0" else lacking()
+    if not reason:
+        return
+    if wish == "1":
+        pytest.fail(f"KVMCHAN_TEST_VM=1, but {reason}")
+    pytest.skip(f"{reason} (KVMCHAN_TEST_VM=1 makes this a failure)")
+
+
+class PrivateLibvirtd:
+    """Running from start() to stop(). Its domains outlive kill(), and a start() after that finds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        for part in (*_PARTS, "sock"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
+        self._socket = folder / "sock" / "libvirt-sock"
+        (folder / "etc" / "libvirtd.conf").write_text(f'unix_sock_dir = "{folder}/sock"\nauth_unix_rw = "none"\n')
+        self.uri = f"qemu+unix:///system?socket={self._socket}"
+
+    def start(self) -> None:
+        with (self._folder / "libvirtd.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                ["unshare", "-m", "sh", "-c", _ENTER, "sh", self._folder, *(f"{part}:{path}" for part, path in _PARTS.items())],
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + DEADLINE
+        while self.virsh("version", check=False).returncode:
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise AssertionError(f"libvirtd did not start: {self.log()}")
+
+    def log(self) -> str:
+        return (self._folder / "libvirtd.log").read_text(errors="replace")[-4000:]
+
+    def virsh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True, timeout=2 * DEADLINE, check=False
+        )
+        assert not check or done.returncode == 0, f"virsh {arguments}: {done.stderr}"
+        return done
+
+    def kill(self) -> None:
+        """As a crash, or an upgrade, would."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self) -> None:
+        """Ends the domains that a failed test left, too."""
+        if self._process is None:
+            return
+        for name in self.virsh("list", "--name", check=False).stdout.split():
+            self.virsh("destroy", name, check=False)
+        self._process.terminate()
+        try:
+            self._process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A libvirtd, a host's daemon and two guests, which the tests share; and programs that run on either side of the border."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import libvirtd as private
+import pytest
+from libvirtd import PrivateLibvirtd
+from machine import FILES, Machine
+from network import Network
+from support import SITE, compile_c, our_flags
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+
+@pytest.fixture(scope="session")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
+    private.require()
+    assert (FILES / "initrd").exists(), "there is no guest: run ./run setup"
+    # QEMU's own sockets are in there, and their paths must be short.
+    made = PrivateLibvirtd(tmp_path_factory.mktemp("lv"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
+
+
+@pytest.fixture(scope="session")
+def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compiled program that both ends run. Below the tree, which the guests see as it is here."""
+    folder = SITE.parents[2] / "tests" / "vm"
+    folder.mkdir(parents=True, exist_ok=True)
+    return compile_c(folder, PROGRAMS / "stream.c", "-O2", *our_flags())
+
+
+@pytest.fixture(scope="session")
+def network(libvirtd: PrivateLibvirtd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """A host's daemon, and two guests that were started at once, each with a daemon."""
+    made = Network(libvirtd, tmp_path_factory.mktemp("net"))
+    try:
+        made.start()
+        yield made
+        made.stop()
+    finally:
+        made.kill()
+
+
+@pytest.fixture
+def guest(network: Network) -> Iterator[Machine]:
+    """The first guest, ready; and no channel when the test has ended."""
+    network.restore()
+    yield network.machines[0]
+    network.assert_clean()
+
+
+@pytest.fixture
+def other(network: Network, guest: Machine) -> Machine:
+    """The second guest."""
+    return network.machines[1]

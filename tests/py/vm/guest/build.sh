@@ -1,0 +1,22 @@
+#!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# build.sh KERNEL-TREE OUTPUT: a guest's kernel and initramfs, from an unpacked linux-image package.
+set -eu
+tree=$1 output=$2 here=$(cd "$(dirname "$0")" && pwd)
+release=$(ls "$tree/lib/modules")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+depmod -b "$tree" "$release"
+mkdir -p "$work/bin" "$work/modules"
+cp "$(command -v busybox)" "$work/bin/busybox"
+cp "$here/init" "$work/init"
+for module in virtio_pci 9pnet_virtio 9p virtio_console vfio_iommu_type1 vfio-pci; do
+    modprobe -d "$tree" -S "$release" --show-depends "$module"
+done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r path; do
+    cp "$path" "$work/modules/"
+    basename "$path" >>"$work/modules/order"
+done
+mkdir -p "$output"
+cp "$tree/boot/vmlinuz-$release" "$output/vmlinuz"
+(cd "$work" && find . | cpio -o -H newc --quiet | gzip -1) >"$output/initrd"

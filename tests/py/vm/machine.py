@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A guest for tests: a libvirt domain by TCG, over the machine's own root, and the agent in it.
+
+Lives until destroy(). Programs that a test starts in it are Programs: their lines come as they are written.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+FILES = ROOT / "build" / "guest"
+AGENT = Path(__file__).parent / "guest" / "agent.py"
+BOOT_DEADLINE = 90.0
+DEADLINE = 60.0
+
+DOMAIN = """\
+<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>{memory}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>{files}/vmlinuz</kernel>
+    <initrd>{files}/initrd</initrd>
+    <cmdline>console=ttyS0 quiet panic=-1 intel_iommu=on kvmchan.agent={agent}</cmdline>
+  </os>
+  <features><acpi/><ioapic driver='qemu'/></features>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='pci' index='0' model='pcie-root'/>
+{bridges}    <controller type='usb' model='none'/>
+    <filesystem type='mount' accessmode='passthrough' multidevs='remap'>
+      <source dir='/'/><target dir='root'/><readonly/>
+    </filesystem>
+    <channel type='unix'><source mode='bind' path='{folder}/{name}.agent'/><target type='virtio' name='kvmchan.agent'/></channel>
+    <channel type='unix'><source mode='bind' path='{folder}/{name}.port'/><target type='virtio' name='kvmchan.bench'/></channel>
+    <serial type='file'><source path='{folder}/{name}.console'/></serial>
+    <memballoon model='none'/>
+    <iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>
+  </devices>
+</domain>
+"""
+BRIDGES = 4
+"""For conventional PCI devices. Firmware gives each a window that holds the control device and two of a link's."""
+_BRIDGE = """\
+    <controller type='pci' index='{port}' model='pcie-root-port'/>
+    <controller type='pci' index='{bridge}' model='pcie-to-pci-bridge'>
+      <address type='pci' bus='{port}' slot='0'/>
+    </controller>
+"""
+
+
+class GuestError(Exception):
+    """The guest did not do what the test needs; with what its console last said."""
+
+
+class Program:
+    """A program in the guest. `lines`: what it has written so far that wait_line() passed over, or took."""
+
+    def __init__(self, machine: Machine, number: int, argv: list[str]) -> None:
+        self._machine = machine
+        self._number = number
+        self._queue: queue.Queue[dict[str, object]] = queue.Queue()
+        self.argv = argv
+        self.lines: list[str] = []
+        self.status: int | None = None
+        self.is_lost = False
+        """The guest ended before it did."""
+
+    def _next(self, deadline: float) -> dict[str, object]:
+        try:
+            return self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise GuestError(f"{self.argv} in {self._machine.name} wrote only {self.lines}") from None
+
+    def _take(self, deadline: float) -> None:
+        message = self._next(deadline)
+        match message:
+            case {"line": str(line)}:
+                self.lines.append(line)
+            case {"status": int(status)}:
+                self.status = status
+            case _:
+                self.is_lost = True
+                raise GuestError(f"{self._machine.name} is gone: {self._machine.console()}")
+
+    def wait_line(self, part: str, timeout: float = DEADLINE) -> str:
+        """The first line with `part` in it, from those not waited for yet."""
+        deadline = time.monotonic() + timeout
+        seen = 0
+        while True:
+            for line in self.lines[seen:]:
+                if part in line:
+                    return line
+            seen = len(self.lines)
+            if self.status is not None:
+                raise GuestError(f"{self.argv} in {self._machine.name} ended ({self.status}) without {part!r}: {self.lines}")
+            self._take(deadline)
+
+    def wait(self, timeout: float = DEADLINE) -> int:
+        deadline = time.monotonic() + timeout
+        while self.status is None:
+            self._take(deadline)
+        return self.status
+
+    def kill(self, signal: int = 9) -> None:
+        self._machine.say(kill=self._number, signal=signal)
+
+    def write(self, text: str) -> None:
+        self._machine.say(input=self._number, text=text)
+
+    def end_input(self) -> None:
+        self._machine.say(eof=self._number)
+
+    def heard(self, message: dict[str, object]) -> None:
+        self._queue.put(message)
+
+
+class Machine:
+    def __init__(self, uri: str, name: str, folder: Path, *, memory: int = 384, bridges: int = BRIDGES) -> None:
+        self.uri = uri
+        self.name = name
+        self._folder = folder
+        self._programs: dict[int, Program] = {}
+        self._last = 0
+        self._lock = threading.Lock()
+        self._ready = threading.Event()
+        self._sock: socket.socket | None = None
+        self.xml = DOMAIN.format(
+            name=name,
+            memory=memory,
+            files=FILES,
+            agent=AGENT,
+            folder=folder,
+            bridges="".join(_BRIDGE.format(port=each, bridge=bridges + each) for each in range(1, bridges + 1)),
+        )
+
+    def virsh(self, *arguments: str) -> str:
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True, timeout=DEADLINE)
+        if done.returncode:
+            raise GuestError(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout
+
+    def create(self) -> None:
+        path = self._folder / f"{self.name}.xml"
+        path.write_text(self.xml)
+        self.virsh("create", str(path))
+        self._sock = socket.socket(socket.AF_UNIX)
+        self._sock.connect(str(self._folder / f"{self.name}.agent"))
+        threading.Thread(target=self._listen, args=(self._sock,), daemon=True).start()
+
+    def is_running(self) -> bool:
+        return self._sock is not None and self.name in self.virsh("list", "--name").split()
+
+    @property
+    def domain(self) -> int:
+        return int(self.virsh("domid", self.name))
+
+    def console(self) -> str:
+        try:
+            return (self._folder / f"{self.name}.console").read_text(errors="replace")[-2000:]
+        except OSError:
+            return "(no console)"
+
+    def _listen(self, sock: socket.socket) -> None:
+        with sock.makefile("rb") as stream:
+            for line in stream:
+                try:
+                    message = json.loads(line)
+                except ValueError:
+                    continue  # a guest that was reset in the midst of a line
+                if "ready" in message:
+                    self._lose_programs()
+                    self._ready.set()
+                elif message["id"] in self._programs:
+                    self._programs[message["id"]].heard(message)
+        self._lose_programs()
+
+    def _lose_programs(self) -> None:
+        with self._lock:
+            programs, self._programs = self._programs, {}
+        for program in programs.values():
+            program.heard({"gone": True})
+
+    def wait_ready(self, timeout: float = BOOT_DEADLINE) -> None:
+        if not self._ready.wait(timeout):
+            raise GuestError(f"{self.name} did not start: {self.console()}")
+
+    def say(self, **order: object) -> None:
+        if self._sock is None:
+            raise GuestError(f"{self.name} is not running")
+        self._sock.sendall(json.dumps(order).encode() + b"\n")
+
+    def start(self, *argv: str, env: dict[str, str] | None = None) -> Program:
+        with self._lock:
+            self._last += 1
+            program = self._programs[self._last] = Program(self, self._last, list(argv))
+        self.say(start=self._last, argv=list(argv), env=env or {})
+        return program
+
+    def run(self, *argv: str, env: dict[str, str] | None = None, timeout: float = DEADLINE) -> str:
+        """What a program that succeeds writes."""
+        program = self.start(*argv, env=env)
+        status = program.wait(timeout)
+        if status:
+            raise GuestError(f"{argv} in {self.name} ended with {status}: {program.lines}")
+        return "\n".join(program.lines)
+
+    def reboot(self, how: str = "reset") -> None:
+        """From inside: "reset", "off" or "crash". wait_ready() then waits for the next start."""
+        self._ready.clear()
+        self.say(reboot=how)
+
+    def destroy(self) -> None:
+        if self._sock is None:
+            return
+        try:
+            self.virsh("destroy", self.name)
+        except GuestError:
+            pass  # it ended by itself
+        self._sock.close()
+        self._sock = None

@@ -10,10 +10,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "vm"))
 
-from fixtures import guest, libvirtd, network, other, stream
+from fixtures import guest, libvirtd, network, other, stream, watch
 from support import Daemon, serving
 
-__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream"]
+__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream", "watch"]
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from libvirtd import PrivateLibvirtd
 from machine import FILES, Machine
 from network import Network
-from support import SITE, compile_c, our_flags
+from support import BUILD, compile_c, our_flags
 
 PROGRAMS = Path(__file__).parent / "programs"
 
@@ -30,11 +30,22 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvir
 
 
 @pytest.fixture(scope="session")
-def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled program that both ends run. Below the tree, which the guests see as it is here."""
-    folder = SITE.parents[2] / "tests" / "vm"
+def stream() -> Path:
+    """A compiled program that moves bytes and checks each."""
+    return _compiled("stream")
+
+
+@pytest.fixture(scope="session")
+def watch() -> Path:
+    """A compiled program that waits for its peer to go."""
+    return _compiled("watch")
+
+
+def _compiled(name: str) -> Path:
+    # Below the tree, which the guests see as it is here; their /tmp is their own.
+    folder = BUILD / "tests" / "vm"
     folder.mkdir(parents=True, exist_ok=True)
-    return compile_c(folder, PROGRAMS / "stream.c", "-O2", *our_flags())
+    return compile_c(folder, PROGRAMS / f"{name}.c", "-O2", *our_flags())
 
 
 @pytest.fixture(scope="session")

@@ -115,6 +115,12 @@ class Program:
     def kill(self, signal: int = 9) -> None:
         self._machine.say(kill=self._number, signal=signal)
 
+    def end(self) -> None:
+        """Whatever it is doing, if it still does."""
+        if self.status is None and not self.is_lost:
+            self.kill()
+            self.wait()
+
     def write(self, text: str) -> None:
         self._machine.say(input=self._number, text=text)
 
@@ -151,6 +157,7 @@ class Machine:
         return done.stdout
 
     def create(self) -> None:
+        self._ready.clear()
         path = self._folder / f"{self.name}.xml"
         path.write_text(self.xml)
         self.virsh("create", str(path))
@@ -189,6 +196,7 @@ class Machine:
         with self._lock:
             programs, self._programs = self._programs, {}
         for program in programs.values():
+            program.is_lost = True
             program.heard({"gone": True})
 
     def wait_ready(self, timeout: float = BOOT_DEADLINE) -> None:

@@ -22,6 +22,10 @@ class Host(Daemon):
     def _fds_at_rest(self) -> dict[str, list[str]]:
         return {}
 
+    @property
+    def local_pid(self) -> int:
+        return self.services()["local"]
+
     def assert_clean(self) -> None:
         eventually(lambda: self.channels() == [], lambda: str(self.channels()))
 
@@ -74,6 +78,11 @@ class HostProgram:
     def kill(self, signal: int = 9) -> None:
         self._process.send_signal(signal)
 
+    def end(self) -> None:
+        """Whatever it is doing."""
+        self._process.kill()
+        self.wait()
+
     def end_input(self) -> None:
         if self._process.stdin:
             self._process.stdin.close()
@@ -94,6 +103,12 @@ class Network:
         self.machines = [Machine(libvirtd.uri, name, folder) for name in ("one", "two")]
         self.daemons: dict[str, Program] = {}
         self._starts = 0
+
+    @property
+    def daemon(self) -> Host:
+        """The host's."""
+        assert self.host is not None
+        return self.host
 
     # ---- life ----
 
@@ -127,7 +142,6 @@ class Network:
 
     def restore(self) -> None:
         """Whatever the last test ended runs again."""
-        assert self.host is not None
         for machine in self.machines:
             if not machine.is_running():
                 machine.create()
@@ -140,19 +154,17 @@ class Network:
 
     def assert_clean(self) -> None:
         for program in self._programs:
-            program.kill()
+            program.end()
         self._programs.clear()
-        assert self.host is not None
-        self.host.assert_clean()
-        assert "Traceback" not in self.host.log(), self.host.log()
+        self.daemon.assert_clean()
+        assert "Traceback" not in self.daemon.log(), self.daemon.log()
 
     def stop(self) -> None:
-        assert self.host is not None
         for machine in self.machines:
             machine.destroy()
         eventually(lambda: self.guests() == [], lambda: str(self.guests()))
-        eventually(lambda: devices_left(self.host) == [], lambda: str(devices_left(self.host)))
-        self.host.stop()
+        eventually(lambda: devices_left(self.daemon) == [], lambda: str(devices_left(self.daemon)))
+        self.daemon.stop()
 
     def kill(self) -> None:
         for machine in self.machines:
@@ -161,8 +173,7 @@ class Network:
             self.host.kill()
 
     def guests(self) -> list[dict[str, object]]:
-        assert self.host is not None
-        found: list[dict[str, object]] = self.host.listing()["guests"]
+        found: list[dict[str, object]] = self.daemon.listing()["guests"]
         return found
 
     # ---- programs ----
@@ -172,8 +183,7 @@ class Network:
         words = [str(each) for each in argv]
         program: HostProgram | Program
         if machine is None:
-            assert self.host is not None
-            program = HostProgram(words, self.host.environment())
+            program = HostProgram(words, self.daemon.environment())
         else:
             program = machine.start(*words, env=GUEST_ENVIRONMENT)
         self._programs.append(program)
@@ -186,8 +196,7 @@ class Network:
         return machine.run(PYTHON, str(KVMCHAN), "ls", "--json", env=GUEST_ENVIRONMENT)
 
 
-def devices_left(host: Host | None) -> list[str]:
+def devices_left(host: Host) -> list[str]:
     """Memory and sockets of devices that the daemon still has."""
-    assert host is not None
     memory = [fd for fd in open_fds(host.pid) if fd.startswith("/memfd:kvmchan ")]
     return memory + [each.name for each in (host.runtime_dir / "ivshmem").iterdir() if each.name != "new"]

@@ -135,7 +135,7 @@ def rescan(root: Path = SYS) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A PCI function has come ("add") or gone ("remove")."""
+    """A PCI function has come ("add"), been taken by a driver ("bind") or gone ("remove")."""
 
     action: str
     address: str
@@ -152,7 +152,7 @@ def parse_event(data: bytes) -> Event | None:
         action = values.get(b"ACTION", b"").decode("ascii")
     except UnicodeDecodeError:
         return None
-    if values.get(b"SUBSYSTEM") != b"pci" or action not in ("add", "remove") or not _ADDRESS.fullmatch(address):
+    if values.get(b"SUBSYSTEM") != b"pci" or action not in ("add", "bind", "remove") or not _ADDRESS.fullmatch(address):
         return None
     return Event(action, address)
 

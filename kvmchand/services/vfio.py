@@ -7,6 +7,7 @@ rights, for it binds what comes. When main ends, every eventfd is signalled once
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import signal
@@ -17,18 +18,19 @@ import time
 from dataclasses import dataclass, field
 
 from kvmchand import log
+from kvmchand.groups import DRIVER, Groups, Later, Unusable
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
 from kvmchand.linux import libc, pci, vfio
 from kvmchand.loop import Loop
+from kvmchand.region import signal_event
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
 """Of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
-_DRIVER = "vfio-pci"
-_MODULES = (_DRIVER, "vfio_iommu_type1")
+_MODULES = (DRIVER, "vfio_iommu_type1")
 _MODPROBE_DEADLINE = 20
 _IVPOSITION = 8
 _PEER_MAX = 0xFFFF
@@ -37,20 +39,8 @@ _COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
 _TIMED_BYTES = 64 * 1024
 _TRY_AGAIN = 1.0
 """Seconds after which a group that is open elsewhere is tried again: no event says that it is not any more."""
-
-
-class Unusable(Exception):
-    """A sentence that says why a device can't be used, and what to do."""
-
-
-class Later(Exception):
-    """It can't be used yet."""
-
-
-@dataclass(slots=True)
-class Group:
-    name: str
-    fd: int
+_TRIES_MAX = 10
+"""Of opening a device that its driver has not taken yet."""
 
 
 @dataclass(slots=True)
@@ -71,13 +61,11 @@ class Driver:
         self._marker = marker
         self._loop = Loop()
         self._uevents = pci.Events()
-        self._container = -1
-        self._groups: dict[str, Group] = {}
+        self._groups = Groups(lambda name, group, container: self._say(wire.Group(name), (group, container)))
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
         """Functions that were given another address, so that no page has two doorbells."""
-        self._busy: set[str] = set()
-        """Groups that are open elsewhere, and were complained of."""
+        self._tries: dict[str, int] = {}
         self._try_at: float | None = None
         self._noiommu = False
         self._started = False
@@ -95,7 +83,7 @@ class Driver:
         finally:
             for device in self._devices.values():
                 for event in device.events:
-                    _signal(event)
+                    signal_event(event)
 
     # ---- main ----
 
@@ -119,11 +107,7 @@ class Driver:
         match message:
             case wire.Group():
                 group, container = fds.steal()
-                self._groups[message.name] = Group(message.name, group)
-                if self._container < 0:
-                    self._container = container
-                else:
-                    os.close(container)
+                self._groups.restore(message.name, group, container)
             case wire.Device():
                 (fd,) = fds.steal()
                 device = Device(message.address, message.group, fd)
@@ -245,9 +229,8 @@ class Driver:
                 "(links.size in the host's settings), or prepare the domain (kvmchan prepare-domain)"
             )
         name = self._group_name(found)
-        pci.bind(found.address, _DRIVER)
-        group = self._open_group(name)
-        fd = vfio.open_device(group.fd, found.address)
+        pci.bind(found.address, DRIVER)
+        fd = self._open_device(self._groups.open(name), found.address)
         device = Device(found.address, name, fd)
         try:
             self._set_up(device)
@@ -255,6 +238,16 @@ class Driver:
             for each in (fd, *device.events):
                 os.close(each)
             raise
+
+    def _open_device(self, group: int, address: str) -> int:
+        try:
+            return vfio.open_device(group, address)
+        except OSError as error:
+            # The kernel shows the driver before that has taken the device, and says "bind" when it has.
+            tries = self._tries[address] = self._tries.get(address, 0) + 1
+            if error.errno != errno.ENODEV or tries > _TRIES_MAX:
+                raise
+            raise Later from error
 
     def _group_name(self, found: pci.Function) -> str:
         if found.group:
@@ -265,51 +258,6 @@ class Driver:
                 "to the guest's kernel command line"
             )
         raise Unusable("there is no vIOMMU, and no-IOMMU mode is not implemented")
-
-    def _open_group(self, name: str) -> Group:
-        group = self._groups.get(name)
-        if group is not None:
-            return group
-        try:
-            fd = vfio.open_group(name)
-        except OSError as error:
-            if isinstance(error, PermissionError) or error.errno != 16:
-                raise Unusable(
-                    f"its IOMMU group {name} can't be opened: {error.strerror}: is the module {_DRIVER} there?"
-                ) from error
-            if name not in self._busy:
-                self._busy.add(name)
-                log.warning(f"IOMMU group {name} is still open elsewhere: programs with channels of a daemon before this one?")
-            raise Later from error
-        try:
-            if not vfio.is_viable(fd):
-                raise Unusable(f"its IOMMU group {name} has others in it that a driver has: {self._strangers(name)}")
-            self._join(fd)
-        except BaseException:
-            os.close(fd)
-            raise
-        group = self._groups[name] = Group(name, fd)
-        self._busy.discard(name)
-        self._say(wire.Group(name), (fd, self._container))
-        return group
-
-    def _strangers(self, name: str) -> str:
-        members = [pci.function(address) for address in pci.group_members(name)]
-        return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", _DRIVER, "pcieport"))
-
-    def _join(self, group: int) -> None:
-        if self._container >= 0:
-            vfio.join(group, self._container)
-            return
-        container = vfio.open_container()
-        try:
-            vfio.join(group, container)
-            kind = vfio.TYPE1V2_IOMMU if vfio.has_iommu(container, vfio.TYPE1V2_IOMMU) else vfio.TYPE1_IOMMU
-            vfio.set_iommu(container, kind)
-        except BaseException:
-            os.close(container)
-            raise
-        self._container = container
 
     def _set_up(self, device: Device) -> None:
         doorbell, memory = vfio.region(device.fd, vfio.BAR0), vfio.region(device.fd, vfio.BAR2)
@@ -377,6 +325,7 @@ class Driver:
         self._loop.add(event, lambda _events: self._let_go(device.address))
 
     def _let_go(self, address: str) -> None:
+        self._tries.pop(address, None)
         device = self._devices.pop(address, None)
         if device is None:
             return
@@ -400,13 +349,6 @@ def _time_reads(fd: int, memory: vfio.Region) -> int:
             mapped[:size]
             best = max(best, size / (time.perf_counter() - start))
     return int(best / 1e6)
-
-
-def _signal(event: int) -> None:
-    try:
-        os.eventfd_write(event, 1)
-    except BlockingIOError:
-        pass  # full: events are pending
 
 
 def main(socket_fd: int, marker_fd: int) -> None:

@@ -35,6 +35,7 @@ LAYERS = [
     {"kvmchand.hypervisor", "kvmchand.ivshmem", "kvmchand.link", "kvmchand.vfio"},
     {"kvmchand.ipc", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},
     {"kvmchand.page"},
+    {"kvmchand.groups"},
     {"kvmchand.privsep", "kvmchand.loop", "kvmchand.log"},
     {"kvmchand.config"},
     {"kvmchand.core", "kvmchand.core.links"},

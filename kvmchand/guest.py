@@ -264,9 +264,19 @@ class Guest:
                 raise ProtocolError("the host granted a channel as to a client of its own")
         except (ProtocolError, UnicodeEncodeError) as error:
             content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
+        if isinstance(content, client.Listing):
+            content = self._with_devices(content)
         ends = isinstance(content, client.Error) and content.code in (ProtocolError.code, OutOfResources.code)
         if self._clients.answer(asking, content) and ends and reply.client not in self._ends:
             self._clients.drop(asking)
+
+    def _with_devices(self, listing: client.Listing) -> client.Listing:
+        """What the host lists, and what only we know."""
+        devices = tuple(
+            client.DeviceInfo(each.address, Size(each.size), len(each.events), each.settings.speed)
+            for each in self._devices.values()
+        )
+        return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.more)
 
     def _on_grant(self, grant: link.Grant) -> None:
         asking = self._clients.get(grant.client)

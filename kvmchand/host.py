@@ -316,10 +316,10 @@ class Host:
         room = most - _CHANNEL_BYTES_MAX - _DOMAIN_BYTES * len(domains) - _GUEST_BYTES * (len(guests) + len(links))
         for channel in self._registry.visible(asking.domain, after):
             if room < 0:
-                return client.Listing(domains, guests, links, tuple(channels), more=True)
+                return client.Listing(domains, guests, links, (), tuple(channels), more=True)
             channels.append(self._describe(channel))
             room -= len(channel.path) + _CHANNEL_BYTES
-        return client.Listing(domains, guests, links, tuple(channels), more=False)
+        return client.Listing(domains, guests, links, (), tuple(channels), more=False)
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:
         ready = self._regions[channel.number].ready()

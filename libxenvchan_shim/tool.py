@@ -51,7 +51,7 @@ def listing() -> Listing:
             page = connection.list(channels[-1].channel if channels else 0)  # type: ignore[arg-type]
             channels += page.channels
             if not page.more:
-                return client.Listing(page.domains, page.guests, page.links, tuple(channels), more=False)
+                return client.Listing(page.domains, page.guests, page.links, page.devices, tuple(channels), more=False)
     finally:
         connection.close()
 
@@ -74,6 +74,9 @@ def show(listed: Listing) -> str:
     if listed.links:
         links = [(f"{each.domain}-{each.other}", str(each.devices), str(each.size), str(each.channels)) for each in listed.links]
         lines += _table(("LINK", "DEVICES", "BYTES", "CHANNELS"), links)
+    if listed.devices:
+        devices = [(each.address, str(each.size), str(each.vectors), f"{each.speed} MB/s") for each in listed.devices]
+        lines += _table(("DEVICE", "BYTES", "VECTORS", "READ"), devices)
     channels = [
         (
             str(each.channel),
@@ -91,8 +94,28 @@ def show(listed: Listing) -> str:
 
 
 def as_json(listed: Listing) -> str:
-    parts = {"domains": listed.domains, "guests": listed.guests, "links": listed.links, "channels": listed.channels}
-    return json.dumps({name: [each.as_dict() for each in records] for name, records in parts.items()})
+    parts = ("domains", "guests", "links", "devices", "channels")
+    return json.dumps({name: [each.as_dict() for each in getattr(listed, name)] for name in parts})
+
+
+def prepare_domain(arguments: argparse.Namespace) -> None:
+    from kvmchand import prepare  # with libvirt, which nothing else here needs
+
+    print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, apply=arguments.apply)), flush=True)
+
+
+def diagnose(arguments: argparse.Namespace) -> None:
+    from kvmchand import doctor
+
+    try:
+        listed: Listing | KvmchanError = listing()
+    except KvmchanError as error:
+        listed = error
+    findings = doctor.examine(listed, arguments.uri)
+    for each in findings:
+        print(each)
+    if any(each.is_bad for each in findings):
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +129,24 @@ def _parser() -> argparse.ArgumentParser:
         description="Ends are domain:pid. Rings and ready bytes are server's/client's, each what that end reads.",
     )
     lists.add_argument("--json", action="store_true", help="as JSON")
+    doctors = commands.add_parser(
+        "doctor",
+        help="look for what keeps vchans from working, on a host or in a guest",
+        description="Each line is a finding, with what to do. The exit status is 1 if something is wrong.",
+    )
+    prepares = commands.add_parser(
+        "prepare-domain",
+        help="give a libvirt domain what vchans need",
+        description="Shows, as a diff of its XML, what a libvirt domain lacks for vchans: a vIOMMU, bridges to plug into.",
+    )
+    prepares.add_argument("name", metavar="NAME", help="the domain's name in libvirt")
+    prepares.add_argument("--apply", action="store_true", help="make the change; it takes effect at the domain's next start")
+    for each in (doctors, prepares):
+        each.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
     return parser
+
+
+_OTHERS = {"doctor": diagnose, "prepare-domain": prepare_domain}
 
 
 def main() -> None:
@@ -117,6 +157,9 @@ def main() -> None:
             if not program:
                 raise InvalidArgument("no program to run: kvmchan exec -- PROGRAM ...")
             run(program)
+        if arguments.command in _OTHERS:
+            _OTHERS[arguments.command](arguments)
+            return
         listed = listing()
         print(as_json(listed) if arguments.json else show(listed))
         sys.stdout.flush()

@@ -110,6 +110,15 @@ class LinkInfo(Record):
     channels: int
 
 
+class DeviceInfo(Record):
+    """An ivshmem device, as a guest shows its own. `speed`: MB/s of reading its memory."""
+
+    address: str
+    size: Size
+    vectors: int
+    speed: Size
+
+
 class ChannelInfo(Record):
     """A channel. A pid of 0: nobody is at that end. Ready: bytes waiting to be read by that end."""
 
@@ -132,6 +141,7 @@ class Listing(Record):
     domains: tuple[DomainInfo, ...]
     guests: tuple[GuestInfo, ...]
     links: tuple[LinkInfo, ...]
+    devices: tuple[DeviceInfo, ...]
     channels: tuple[ChannelInfo, ...]
     more: bool
 
@@ -158,4 +168,4 @@ REPLIES: dict[str, type] = {
 }
 
 requests = Codec(REQUESTS)
-replies = Codec(REPLIES, (DomainInfo, GuestInfo, LinkInfo, ChannelInfo))
+replies = Codec(REPLIES, (DomainInfo, GuestInfo, LinkInfo, DeviceInfo, ChannelInfo))

@@ -614,7 +614,11 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(DOORBELL.replace(b'"ring":0', b'"ring":4294967296'), 2)], ProtocolError, "can't be"),
         ([(DOORBELL.replace(b'"ring":0', b'"ring":-1'), 2)], ProtocolError, "ring"),
         ([(b"not JSON", 2)], ProtocolError, "not JSON"),
-        ([(b'{"type":"listing","domains":[],"guests":[],"links":[],"channels":[],"more":false}', 0)], ProtocolError, "Listing"),
+        (
+            [(b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"more":false}', 0)],
+            ProtocolError,
+            "Listing",
+        ),
         ([(b'{"type":"of-tomorrow"}', 0)], ProtocolError, "of-tomorrow"),
     ],
 )

@@ -30,7 +30,9 @@ PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
     (link.to_main, link.TO_MAIN),
 ]
 KINDS = [(codec, kind, cls) for codec, kinds in PROTOCOLS for kind, cls in kinds.items()]
-RECORDS = {each.__name__: each for each in (client.DomainInfo, client.GuestInfo, client.LinkInfo, client.ChannelInfo)}
+RECORDS = {
+    each.__name__: each for each in (client.DomainInfo, client.GuestInfo, client.LinkInfo, client.DeviceInfo, client.ChannelInfo)
+}
 
 # Of each type: what is just allowed, and what is just not.
 TYPES: dict[str, tuple[list[Any], list[Any]]] = {

@@ -192,6 +192,10 @@ class Guests:
             self._owner.on_device_lost(domain, device)
             self.pool.reap(device)
 
+    def on_cut_off(self, device: Device, domain: DomainId) -> None:
+        log.warning(f"device {device.number} did not get into domain {domain} whole: its QEMU was cut off")
+        self._fail(device, domain, "its QEMU was cut off before it had all of the device: try again")
+
     # ---- sessions: link.Owner ----
 
     def _control_page(self, guest: Guest) -> Page:

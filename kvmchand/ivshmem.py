@@ -3,9 +3,8 @@
 which speaks to QEMU.
 
 A device lives from create() to remove(). An ivshmem process that dies is started again and gets everything back, the
-connections of QEMUs that have been told all included. Those that were in the midst of being told are ended, for nobody knows
-how far they were: their QEMU does not connect again, so that the device works on with what it has, but has to be plugged anew
-to work in full.
+connections of QEMUs that have been told all included. Those in the midst of their handshake are ended, for nobody knows how far
+that was: their QEMU does not connect again, and the device has to be plugged anew.
 """
 
 from __future__ import annotations
@@ -40,10 +39,9 @@ _BACKLOG = 4
 
 @dataclass(slots=True)
 class _Connection:
-    """Our duplicate of a QEMU's. `told`: of all there is now. `served`: it has been once, and the owner knows."""
+    """Our duplicate of a QEMU's. `served`: it has been told all, and the owner knows."""
 
     sock: socket.socket
-    told: bool = False
     served: bool = False
 
 
@@ -98,11 +96,13 @@ class Owner(Protocol):
     """May create and remove devices in what it is called for."""
 
     def on_served(self, device: Device, domain: DomainId) -> None:
-        """That guest's QEMU has been sent the whole device, once a connection. It may take a moment to read that, and a
-        device's other QEMU to read of it: a doorbell to a peer that QEMU has not read of yet is lost."""
+        """That guest's QEMU has been sent the whole device. It may take a moment to read that."""
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
         """After on_served: that guest's QEMU has let go of the device, or is not served any more. It may connect again."""
+
+    def on_cut_off(self, device: Device, domain: DomainId) -> None:
+        """Instead of on_served: that guest's QEMU may have the device, but without all that makes it work."""
 
     def on_failure(self, error: KvmchanError) -> None:
         """Devices can't be served any more."""
@@ -228,7 +228,7 @@ class Devices:
             told += _introduction(made)
         for made in self._made.values():
             for peer, port in made.ports.items():
-                if port.connection is not None:
+                if port.connection is not None and port.connection.served:
                     told.append((ivshmem.Restore(made.device.number, peer), [port.connection.sock.fileno()]))
         told.append((ivshmem.Start(self._user), []))
         return [(ivshmem.to_ivshmem.encode(message), beside) for message, beside in told]
@@ -257,8 +257,6 @@ class Devices:
         match said:
             case ivshmem.Served():
                 self._on_served(made, port)
-            case ivshmem.Behind():
-                port.connection.told = False
             case ivshmem.Gone():
                 self._on_gone(made, port)
 
@@ -266,7 +264,6 @@ class Devices:
         connection = port.connection
         if connection is None:
             return
-        connection.told = True
         if not connection.served:
             connection.served = True
             self._owner.on_served(made.device, port.domain)
@@ -275,6 +272,8 @@ class Devices:
         was = port.let_go()
         if was is not None and was.served:
             self._owner.on_unplugged(made.device, port.domain)
+        elif was is not None:
+            self._owner.on_cut_off(made.device, port.domain)
 
     def on_death(self, culprit: int | None) -> None:
         for made in list(self._made.values()):
@@ -283,7 +282,7 @@ class Devices:
                     continue
                 if made.device.number == culprit:
                     why = "its device's bytes ended the ivshmem process"
-                elif not port.connection.told:
+                elif not port.connection.served:
                     why = "it was being told of the device"
                 else:
                     continue

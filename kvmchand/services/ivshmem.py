@@ -3,8 +3,12 @@
 
 It makes nothing itself: memory, event descriptors and listening sockets come from main, and it hands them to the QEMU that a
 device is in. The protocol (QEMU's docs/specs/ivshmem-spec, version 0) has the server speak only: each message is a number of 8
-bytes, and at most one descriptor. A peer's id comes once a vector with the eventfd of that vector, and without one when the
-peer has gone. A QEMU that says anything, or that does not read, loses its connection and nothing else does.
+bytes, and at most one descriptor. A peer's id comes once a vector with the eventfd of that vector. A QEMU that says anything
+loses its connection and nothing else does.
+
+A QEMU is told of every peer that its device will ever have, in its handshake, and nothing after that: a peer's eventfds are the
+device's and there before the peer is. The protocol also has a message for a peer that goes, and we never send it: a QEMU that
+got it frees that peer's eventfds twice when the device is unplugged later, and ends (close_peer_eventfds in QEMU 7.2).
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmchand import log
@@ -29,35 +33,25 @@ from kvmchand.wire.packet import receive_packet, send_packet
 _VERSION = 0
 _MEMORY = -1
 _NUMBER = struct.Struct("<q")
-_BEFORE_PEERS = 3
-"""Messages of a handshake before those of peers: the version, the id, the memory."""
 
 Telling = tuple[int, int | None]
 """One message: the number, and the descriptor beside it."""
 
 
-def introduction(peer: int, events: Sequence[int]) -> list[Telling]:
-    """What makes a peer known."""
-    return [(peer, event) for event in events]
-
-
-def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]], present: Iterable[int]) -> list[Telling]:
-    """What the QEMU that is `peer` is told first. `present`: the others it is to know."""
+def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]]) -> list[Telling]:
+    """What the QEMU that is `peer` is told: of itself last, as it is complete then."""
     told: list[Telling] = [(_VERSION, None), (peer, None), (_MEMORY, memory)]
-    for other in present:
-        told += introduction(other, events[other])
-    return told + introduction(peer, events[peer])
+    for other in (*(each for each in events if each != peer), peer):
+        told += [(other, event) for event in events[other]]
+    return told
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A QEMU's. `queue`: what it is yet to be sent. `served`: its handshake is sent, and the others are told of it. `told`: main
-    knows it as told of all."""
+    """A QEMU's. `queue`: what it is yet to be sent."""
 
     sock: socket.socket
     queue: deque[Telling] = field(default_factory=deque)
-    served: bool = False
-    told: bool = False
 
     def close(self) -> None:
         """Ends it, also for main, which has a duplicate."""
@@ -89,18 +83,6 @@ class Device:
     memory: int
     events: dict[int, list[int]] = field(default_factory=dict)
     ports: dict[int, Port] = field(default_factory=dict)
-
-    def queue_max(self) -> int:
-        """Messages that wait for one QEMU at the most: a whole handshake."""
-        return _BEFORE_PEERS + sum(map(len, self.events.values()))
-
-    def others(self, port: Port) -> list[Port]:
-        return [other for other in self.ports.values() if other is not port]
-
-    def handshake(self, port: Port) -> list[Telling]:
-        hosts = [peer for peer in self.events if peer not in self.ports]
-        served = [other.peer for other in self.others(port) if other.connection is not None and other.connection.served]
-        return handshake(port.peer, self.memory, self.events, hosts + served)
 
     def signal(self) -> None:
         """An event for everyone."""
@@ -169,7 +151,7 @@ class Ivshmem:
                 case ivshmem.Restore():
                     (fd,) = fds.steal()
                     port = self._devices[message.device].ports[message.peer]
-                    self._watch(port, Connection(socket.socket(fileno=fd), served=True, told=True))
+                    self._watch(port, Connection(socket.socket(fileno=fd)))
                 case ivshmem.Remove():
                     self._remove(self._devices.pop(message.device))
                 case ivshmem.Start():
@@ -214,10 +196,9 @@ class Ivshmem:
             log.warning(f"{port} is connected: another that connected is refused")
             sock.close()
             return
-        new = Connection(sock)
+        new = Connection(sock, deque(handshake(port.peer, port.device.memory, port.device.events)))
         self._watch(port, new)
         self._report(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))
-        self._queue(port, new, port.device.handshake(port))
 
     def _refuse_without_descriptors(self, port: Port) -> None:
         """Takes a connection off the backlog and closes it, or it would keep us awake."""
@@ -231,7 +212,8 @@ class Ivshmem:
     def _watch(self, port: Port, connection: Connection) -> None:
         connection.sock.setblocking(False)
         port.connection = connection
-        self._loop.add(connection.sock.fileno(), lambda events: self._on_ready(port, connection, events))
+        wanted = READABLE | WRITABLE if connection.queue else READABLE
+        self._loop.add(connection.sock.fileno(), lambda events: self._on_ready(port, connection, events), wanted)
 
     def _on_ready(self, port: Port, connection: Connection, events: int) -> None:
         try:
@@ -259,28 +241,7 @@ class Ivshmem:
             send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), socket.MSG_DONTWAIT)
             connection.queue.popleft()
         self._loop.modify(connection.sock.fileno(), READABLE)
-        if not connection.served:
-            # The others hear of it only now: should we be killed before, main ends its connection, and none must know of it.
-            connection.served = True
-            self._tell_others(port, introduction(port.peer, port.device.events[port.peer]))
-        if not connection.queue:
-            connection.told = True
-            self._report(ivshmem.Served(port.device.number, port.peer))
-
-    def _tell_others(self, port: Port, news: list[Telling]) -> None:
-        for other in port.device.others(port):
-            if other.connection is not None:
-                self._queue(other, other.connection, news)
-
-    def _queue(self, port: Port, connection: Connection, news: list[Telling]) -> None:
-        if connection.told:
-            connection.told = False
-            self._report(ivshmem.Behind(port.device.number, port.peer))
-        connection.queue += news
-        if len(connection.queue) > port.device.queue_max():
-            self._end(port, connection, f"does not read: {len(connection.queue)} messages wait")
-            return
-        self._loop.modify(connection.sock.fileno(), READABLE | WRITABLE)
+        self._report(ivshmem.Served(port.device.number, port.peer))
 
     def _end(self, port: Port, connection: Connection, why: str) -> None:
         """`why`: what its QEMU did, if it did anything wrong."""
@@ -289,8 +250,6 @@ class Ivshmem:
         port.connection = None
         self._loop.remove(connection.sock.fileno())
         connection.close()
-        if connection.served:
-            self._tell_others(port, [(port.peer, None)])
         self._report(ivshmem.Gone(port.device.number, port.peer))
 
 

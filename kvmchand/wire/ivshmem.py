@@ -26,7 +26,7 @@ class Device(Record):
 
 class Peer(Record):
     """main → ivshmem: a peer of the device, by its ivshmem id. Beside this are its next eventfds, one a vector from 0 on:
-    several of these carry them, each at most EVENTS_PER_PACKET. A peer without a Slot is the host itself: always there."""
+    several of these carry them, each at most EVENTS_PER_PACKET. A peer without a Slot is the host itself."""
 
     device: DeviceId
     peer: int
@@ -41,8 +41,7 @@ class Slot(Record):
 
 
 class Restore(Record):
-    """main → ivshmem, after a restart: the connection beside this is that of the QEMU which is `peer`. It has been told all,
-    every other that is restored included."""
+    """main → ivshmem, after a restart: the connection beside this is that of the QEMU which is `peer`, and has been told all."""
 
     device: DeviceId
     peer: int
@@ -78,14 +77,6 @@ class Served(Record):
     peer: int
 
 
-class Behind(Record):
-    """ivshmem → main, after Served: another peer comes or goes, and that QEMU is not told yet; Served follows when it is. Comes
-    before the other's Served or Gone, so that main always knows who has been told of all whom it knows as served."""
-
-    device: DeviceId
-    peer: int
-
-
 class Gone(Record):
     """ivshmem → main: that QEMU has ended its connection, or was dropped for breaking the protocol."""
 
@@ -105,7 +96,6 @@ TO_MAIN: dict[str, type] = {
     "started": Started,
     "connected": Connected,
     "served": Served,
-    "behind": Behind,
     "gone": Gone,
 }
 

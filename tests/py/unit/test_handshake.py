@@ -6,14 +6,14 @@ from __future__ import annotations
 from kvmchand.core.links import Device
 from kvmchand.ids import DeviceId, DomainId, Size
 from kvmchand.ivshmem import Devices
-from kvmchand.services.ivshmem import handshake, introduction
+from kvmchand.services.ivshmem import handshake
 
 MEMORY = 100
 EVENTS = {0: [10, 11], 2: [20, 21], 3: [30, 31]}
 
 
 def test_a_handshake_is_the_version_the_id_the_memory_the_others_and_last_itself() -> None:
-    assert handshake(2, MEMORY, EVENTS, [0, 3]) == [
+    assert handshake(2, MEMORY, EVENTS) == [
         (0, None),
         (2, None),
         (-1, MEMORY),
@@ -24,14 +24,6 @@ def test_a_handshake_is_the_version_the_id_the_memory_the_others_and_last_itself
         (2, 20),
         (2, 21),
     ]
-
-
-def test_who_is_not_present_is_not_in_the_handshake() -> None:
-    assert 3 not in [number for number, _ in handshake(2, MEMORY, EVENTS, [0])]
-
-
-def test_an_introduction_is_the_id_once_a_vector() -> None:
-    assert introduction(3, EVENTS[3]) == [(3, 30), (3, 31)]
 
 
 def test_a_device_costs_descriptors_for_its_vectors_and_its_guests() -> None:

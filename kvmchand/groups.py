@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""IOMMU groups that a guest's daemon has open, all in one VFIO container. They stay open as long as the daemon lives: a device
-can be opened again only by way of its group.
+"""IOMMU groups that a guest's daemon has open, each in a VFIO container of its own, for nothing of ours needs DMA.
+
+A group lives from the first device that is opened by way of it to the last: a kernel that sees the last one unplugged makes
+another group of the same name for the next, and the descriptor of the one before is good for nothing then.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from kvmchand import log
 from kvmchand.linux import pci, vfio
@@ -23,40 +26,49 @@ class Later(Exception):
     """It can't be used yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`fd` and `container`: descriptors, closed when Groups closes it."""
+
+    name: str
+    fd: int
+    container: int
+
+
 class Groups:
-    def __init__(self, on_open: Callable[[str, int, int], None]) -> None:
-        """`on_open`: hears of each new group, by its name, and of its descriptor and the container's, which stay ours."""
+    def __init__(self, on_open: Callable[[Group], None]) -> None:
         self._on_open = on_open
-        self._container = -1
-        self._groups: dict[str, int] = {}
+        self._groups: dict[str, Group] = {}
         self._busy: set[str] = set()
         """Groups that are open elsewhere, and were complained of."""
 
-    def restore(self, name: str, group: int, container: int) -> None:
-        """Takes the descriptors of a group that a process before this one opened."""
-        self._groups[name] = group
-        if self._container < 0:
-            self._container = container
-        else:
-            os.close(container)
+    def restore(self, group: Group) -> None:
+        """Takes over what a process before this one opened."""
+        self._groups[group.name] = group
 
-    def open(self, name: str) -> int:
-        """A group's descriptor, which stays ours. Unusable, or Later where it is open elsewhere."""
+    def open(self, name: str) -> Group:
+        """Unusable, or Later where it is open elsewhere."""
         known = self._groups.get(name)
         if known is not None:
             return known
-        group = self._open(name)
+        fd = self._open(name)
         try:
-            if not vfio.is_viable(group):
+            if not vfio.is_viable(fd):
                 raise Unusable(f"its IOMMU group {name} has others in it that a driver has: {self._strangers(name)}")
-            self._join(group)
+            container = self._contain(fd)
         except BaseException:
-            os.close(group)
+            os.close(fd)
             raise
-        self._groups[name] = group
+        group = self._groups[name] = Group(name, fd, container)
         self._busy.discard(name)
-        self._on_open(name, group, self._container)
+        self._on_open(group)
         return group
+
+    def close(self, name: str) -> None:
+        """When no device of it is open any more."""
+        group = self._groups.pop(name)
+        os.close(group.fd)
+        os.close(group.container)
 
     def _open(self, name: str) -> int:
         try:
@@ -75,10 +87,8 @@ class Groups:
         members = [pci.function(address) for address in pci.group_members(name)]
         return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", DRIVER, "pcieport"))
 
-    def _join(self, group: int) -> None:
-        if self._container >= 0:
-            vfio.join(group, self._container)
-            return
+    def _contain(self, group: int) -> int:
+        """A container that the group is in."""
         container = vfio.open_container()
         try:
             vfio.join(group, container)
@@ -87,4 +97,4 @@ class Groups:
         except BaseException:
             os.close(container)
             raise
-        self._container = container
+        return container

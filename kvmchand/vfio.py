@@ -101,6 +101,9 @@ class Functions:
                     raise ProtocolError(f"group {message.name} came without its descriptors, or twice")
                 self._groups[message.name] = Fds(fds.steal())
                 return None
+            case vfio.GroupClosed():
+                self._groups.pop(message.name).close()
+                return None
             case vfio.Device():
                 if len(fds) != 1 or message.vectors < 1:
                     raise ProtocolError(f"device {message.address} came without its descriptor or vectors")

@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 
 from kvmchand import log
-from kvmchand.groups import DRIVER, Groups, Later, Unusable
+from kvmchand.groups import DRIVER, Group, Groups, Later, Unusable
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
 from kvmchand.linux import libc, pci, vfio
@@ -45,6 +45,8 @@ _TRIES_MAX = 10
 
 @dataclass(slots=True)
 class Device:
+    """`fd`: -1 for one that is not used: it can't be, or it is being unplugged."""
+
     address: str
     group: str
     fd: int
@@ -61,7 +63,7 @@ class Driver:
         self._marker = marker
         self._loop = Loop()
         self._uevents = pci.Events()
-        self._groups = Groups(lambda name, group, container: self._say(wire.Group(name), (group, container)))
+        self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
         """Functions that were given another address, so that no page has two doorbells."""
@@ -107,7 +109,7 @@ class Driver:
         match message:
             case wire.Group():
                 group, container = fds.steal()
-                self._groups.restore(message.name, group, container)
+                self._groups.restore(Group(message.name, group, container))
             case wire.Device():
                 (fd,) = fds.steal()
                 device = Device(message.address, message.group, fd)
@@ -148,7 +150,7 @@ class Driver:
         if event is None:
             return
         if event.action == "remove":
-            self._let_go(event.address)
+            self._forget(event.address)
         else:
             self._scan()
 
@@ -165,10 +167,13 @@ class Driver:
     def _scan(self) -> None:
         """Takes every ivshmem function that is there and not ours yet."""
         try:
-            found = [each for each in map(self._look_at, pci.addresses()) if each is not None]
+            addresses = pci.addresses()
         except pci.SysfsError as error:
             self._say(wire.Unusable("", str(error)))
             return
+        for address in self._devices.keys() - addresses:
+            self._forget(address)
+        found = [each for each in map(self._look_at, addresses) if each is not None]
         new = [each for each in found if each.address not in self._devices]
         crowded = self._crowded(new)
         for each in new:
@@ -230,18 +235,22 @@ class Driver:
             )
         name = self._group_name(found)
         pci.bind(found.address, DRIVER)
-        fd = self._open_device(self._groups.open(name), found.address)
-        device = Device(found.address, name, fd)
+        group = self._groups.open(name)
+        device = Device(found.address, name, -1)
         try:
+            device.fd = self._open_device(group, found.address)
             self._set_up(device)
+            self._moved.discard(found.address)  # the next there may have to be moved again
         except BaseException:
-            for each in (fd, *device.events):
-                os.close(each)
+            for each in (device.fd, *device.events):
+                if each >= 0:
+                    os.close(each)
+            self._close_group_if_unused(name)
             raise
 
-    def _open_device(self, group: int, address: str) -> int:
+    def _open_device(self, group: Group, address: str) -> int:
         try:
-            return vfio.open_device(group, address)
+            return vfio.open_device(group.fd, address)
         except OSError as error:
             # The kernel shows the driver before that has taken the device, and says "bind" when it has.
             tries = self._tries[address] = self._tries.get(address, 0) + 1
@@ -325,10 +334,9 @@ class Driver:
         self._loop.add(event, lambda _events: self._let_go(device.address))
 
     def _let_go(self, address: str) -> None:
-        self._tries.pop(address, None)
-        device = self._devices.pop(address, None)
-        if device is None:
-            return
+        """Its unplug waits for that. The function is there a while longer, and not to be taken again."""
+        device = self._devices[address]
+        self._devices[address] = Device(address, device.group, -1)
         if device.unplug >= 0:
             self._loop.remove(device.unplug)
             os.close(device.unplug)
@@ -337,6 +345,19 @@ class Driver:
         if device.fd >= 0:
             os.close(device.fd)
             self._say(wire.Removed(address))
+            self._close_group_if_unused(device.group)
+
+    def _forget(self, address: str) -> None:
+        """It is gone."""
+        if address in self._devices:
+            self._let_go(address)
+            del self._devices[address]
+        self._tries.pop(address, None)
+
+    def _close_group_if_unused(self, name: str) -> None:
+        if not any(each.group == name and each.fd >= 0 for each in self._devices.values()):
+            self._groups.close(name)
+            self._say(wire.GroupClosed(name))
 
 
 def _time_reads(fd: int, memory: vfio.Region) -> int:

@@ -34,6 +34,12 @@ class Group(Record):
     name: str
 
 
+class GroupClosed(Record):
+    """vfio → main: no device of the group is open any more, nor is the group."""
+
+    name: str
+
+
 class Device(Record):
     """Both ways: a device is usable. `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
     descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for mmap and pread. `address`: its
@@ -72,6 +78,7 @@ TO_VFIO: dict[str, type] = {"start": Start, "group": Group, "device": Device, "e
 TO_MAIN: dict[str, type] = {
     "started": Started,
     "group": Group,
+    "group-closed": GroupClosed,
     "device": Device,
     "events": Events,
     "removed": Removed,

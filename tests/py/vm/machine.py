@@ -179,8 +179,9 @@ class Machine:
             return "(no console)"
 
     def _listen(self, sock: socket.socket) -> None:
-        with sock.makefile("rb") as stream:
+        with sock.makefile("rb") as stream, (self._folder / f"{self.name}.lines").open("ab", buffering=0) as log:
             for line in stream:
+                log.write(line)  # for whom a test fails
                 try:
                     message = json.loads(line)
                 except ValueError:

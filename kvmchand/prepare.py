@@ -8,6 +8,7 @@ What can't be put there is said instead.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from dataclasses import dataclass, field
 from io import StringIO
@@ -64,10 +65,16 @@ def prepare(xml: str) -> Prepared:
 
 
 def _parse(xml: str) -> ElementTree.Element:
-    for _, (prefix, address) in ElementTree.iterparse(StringIO(xml), ["start-ns"]):
-        if not re.fullmatch(r"ns\d+", prefix):  # those the serializer makes itself
-            ElementTree.register_namespace(prefix, address)
-    return ElementTree.fromstring(xml)
+    """With its comments, and such prefixes that the serializer keeps: it would put a namespace without one at the root, and so
+    everything into it."""
+    keeping = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True, insert_pis=True))
+    try:
+        for _, (prefix, address) in ElementTree.iterparse(StringIO(xml), ["start-ns"]):
+            if prefix and not re.fullmatch(r"ns\d+", prefix):  # those it makes itself
+                ElementTree.register_namespace(prefix, address)
+        return ElementTree.fromstring(xml, keeping)
+    except ElementTree.ParseError as error:
+        raise InvalidArgument(f"what libvirt says of the domain is no XML: {error}") from error
 
 
 def _show(root: ElementTree.Element) -> str:
@@ -98,7 +105,7 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
     ioapic = _within(_within(root, "features"), "ioapic")
     if ioapic.get("driver") != "qemu":
         ioapic.set("driver", "qemu")
-        made.changes.append("the I/O APIC is QEMU's, as interrupt remapping needs")
+        made.changes.append("an I/O APIC of QEMU's, as interrupt remapping needs")
     if iommu is None:
         iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model="intel")
         made.changes.append("a vIOMMU, without which the guest can't use devices by VFIO")
@@ -106,7 +113,7 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
     for name in ("intremap", "caching_mode"):
         if driver.get(name) != "on":
             driver.set(name, "on")
-            made.changes.append(f"the vIOMMU's {name} is on")
+            made.changes.append(f"{name} of the vIOMMU")
 
 
 def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
@@ -127,10 +134,17 @@ def _see_to_command_line(root: ElementTree.Element, made: Prepared) -> None:
             f"the guest's kernel needs {_COMMAND_LINE} on its command line: in Debian, put it into GRUB_CMDLINE_LINUX in "
             "/etc/default/grub and run update-grub"
         )
-    elif command_line is None or _COMMAND_LINE not in (command_line.text or "").split():
+    elif command_line is None or not uses_iommu(command_line.text or ""):
         command_line = _within(_within(root, "os"), "cmdline")
         command_line.text = f"{command_line.text or ''} {_COMMAND_LINE}".strip()
         made.changes.append(f"{_COMMAND_LINE} on the kernel's command line")
+
+
+def uses_iommu(command_line: str) -> bool:
+    """Whether a kernel with this command line is told to use an Intel vIOMMU; of several words to it the last one counts."""
+    words = [word.removeprefix("intel_iommu=").split(",") for word in command_line.split() if word.startswith("intel_iommu=")]
+    said = [each for word in words for each in word if each in ("on", "off")]
+    return said[-1:] == ["on"]
 
 
 def _within(parent: ElementTree.Element, tag: str) -> ElementTree.Element:
@@ -141,15 +155,25 @@ def _within(parent: ElementTree.Element, tag: str) -> ElementTree.Element:
 # ---- with libvirt ----
 
 
-def prepare_domain(name: str, uri: str, *, apply: bool) -> list[str]:
-    """Prepares the domain with this name, or says how it would be; the lines to print. KvmchanError where it can't be."""
+def connect(uri: str, *, to_write: bool = False) -> Any:
+    """A connection to libvirt. KvmchanError: there is none."""
     if libvirt is None:
-        raise NotFound("there is no Python module libvirt: install python3-libvirt, or libvirt-python from PyPI")
+        raise NotFound("its Python module is not there: install python3-libvirt, or libvirt-python from PyPI")
     libvirt.registerErrorHandler(lambda *_error: None, None)  # it would print what we get as exceptions
     try:
-        connection = libvirt.open(uri) if apply else libvirt.openReadOnly(uri)
+        return libvirt.open(uri) if to_write else libvirt.openReadOnly(uri)
     except libvirt.libvirtError as error:
-        raise Unreachable(f"libvirt at {uri} can't be reached: {error}") from error
+        if _is_denied(error):
+            raise AccessDenied(f"{uri} may not be used: {error}: do it as root, or as a member of the group libvirt") from error
+        raise Unreachable(f"{uri} can't be reached: {error}: start libvirtd, or say with --uri where it is") from error
+
+
+def prepare_domain(name: str, uri: str, *, apply: bool) -> list[str]:
+    """Prepares the domain with this name, or says how it would be; the lines to print. KvmchanError where it can't be."""
+    try:
+        connection = connect(uri, to_write=apply)
+    except KvmchanError as error:
+        raise type(error)(f"libvirt: {error.sentence}") from error
     try:
         return _prepare_by(connection, name, apply=apply)
     except libvirt.libvirtError as error:
@@ -170,6 +194,8 @@ def _prepare_by(connection: Any, name: str, *, apply: bool) -> list[str]:
     hints = [f"in the guest: {each}" for each in made.hints]
     if not made.changes:
         return [f"domain {name} is prepared: nothing to do", *hints]
+    if domain.hasManagedSaveImage():
+        hints.append(f"it has a saved state, which would go on as it was: virsh managedsave-remove {name}")
     lines = [made.diff(), *(f"change: {each}" for each in made.changes), *hints]
     if not apply:
         return [*lines, f"nothing is changed yet: kvmchan prepare-domain {name} --apply"]
@@ -179,10 +205,21 @@ def _prepare_by(connection: Any, name: str, *, apply: bool) -> list[str]:
     return [*lines, f"domain {name} is prepared: it takes effect when the domain is started next; a reboot inside it is no start"]
 
 
-def _translated(error: Any, name: str) -> KvmchanError:
+def _is_denied(error: Any) -> bool:
     code = error.get_error_code()
-    if code == libvirt.VIR_ERR_NO_DOMAIN:
+    # The socket may refuse us by itself, too.
+    return code in (
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+        libvirt.VIR_ERR_ACCESS_DENIED,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+    ) or (code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in (errno.EACCES, errno.EPERM))
+
+
+def _translated(error: Any, name: str) -> KvmchanError:
+    if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
         return NotFound(f"libvirt has no domain {name}: virsh list --all shows those it has")
-    if code in (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_ACCESS_DENIED, libvirt.VIR_ERR_OPERATION_DENIED):
-        return AccessDenied(f"domain {name} may not be changed: {error}")
-    return InvalidArgument(f"libvirt does not prepare domain {name}: {error}")
+    if _is_denied(error):
+        return AccessDenied(f"domain {name} may not be changed: {error}: do it as root, or as a member of the group libvirt")
+    return InvalidArgument(f"libvirt refuses the change of domain {name}: {error}")

@@ -27,7 +27,8 @@ from kvmchand.page import Page
 from kvmchand.pool import Pool
 from kvmchand.region import Region, SliceRegion, drain_event, signal_event
 from kvmchand.source import GENERATION, Asker
-from kvmchand.wire import client, link
+from kvmchand.startlink import StartLink
+from kvmchand.wire import client, hypervisor, link
 
 CONTROL_RINGS = Rings(link.LEFT_ORDER, link.RIGHT_ORDER)
 _CONTROL_VECTOR = 0
@@ -103,14 +104,21 @@ class Guests:
             self._unwatch(guest)
         self._hypervisor.close()
         self._link.close()
+        self.pool.cold.close()
         self._devices.close()
 
     # ---- guests: hypervisor.Owner ----
 
-    def on_found(self, domain: DomainId, name: str, _uuid: str) -> None:
+    def on_prepared(self, prepared: hypervisor.Prepared) -> None:
+        self.pool.cold.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
+
+    def on_unprepared(self, uuid: str) -> None:
+        self.pool.cold.withdraw(uuid)
+
+    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
         if domain in self._guests:
             return
-        self.pool.add_guest(domain)
+        self.pool.add_guest(domain, uuid)
         try:
             control = self.pool.add(HOST, domain, Size(link.DEVICE_BYTES), 1, control=True)
             self.pool.attach(control, domain)
@@ -182,6 +190,7 @@ class Guests:
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
         """Its QEMU has let go of a device, or has ended."""
+        self.pool.cold.on_lost(device)
         device.attached.discard(domain)
         device.ready.discard(domain)
         guest = self._guests.get(domain)
@@ -193,6 +202,7 @@ class Guests:
             self.pool.reap(device)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
+        self.pool.cold.on_lost(device)
         log.warning(f"device {device.number} did not get into domain {domain} whole: its QEMU was cut off")
         self._fail(device, domain, "its QEMU was cut off before it had all of the device: try again")
 

@@ -24,6 +24,11 @@ class Owner(Protocol):
 
     def on_gone(self, domain: DomainId) -> None: ...
 
+    def on_prepared(self, prepared: hypervisor.Prepared) -> None:
+        """A domain, running or not, has a device of ours from its start. Also told again, and of changes."""
+
+    def on_unprepared(self, uuid: str) -> None: ...
+
     def on_rebooted(self, domain: DomainId) -> None: ...
 
     def on_paused(self, domain: DomainId, paused: bool) -> None: ...
@@ -43,7 +48,10 @@ class Hypervisor:
         self._folder = folder
         self._owner = owner
         self._domains: dict[DomainId, str] = {}
+        self._prepared: set[str] = set()
+        """By uuid: those whose owner knows."""
         self._found: set[DomainId] = set()
+        self._found_prepared: set[str] = set()
         """Since the last connect."""
         self._attaching: dict[tuple[DomainId, DeviceId], hypervisor.Attach] = {}
         self._service = Kept(loop, "libvirt", self, site=True)
@@ -77,6 +85,7 @@ class Hypervisor:
         match message:
             case hypervisor.Started():
                 self._found.clear()
+                self._found_prepared.clear()
             case hypervisor.Found():
                 self._service.worked()
                 self._found.add(message.domain)
@@ -88,7 +97,16 @@ class Hypervisor:
                 self._service.worked()
                 for domain in self._domains.keys() - self._found:
                     self._lose(domain)
+                for uuid in self._prepared - self._found_prepared:
+                    self._unprepare(uuid)
                 self._found.clear()
+                self._found_prepared.clear()
+            case hypervisor.Prepared():
+                self._prepared.add(message.uuid)
+                self._found_prepared.add(message.uuid)
+                self._owner.on_prepared(message)
+            case hypervisor.Unprepared():
+                self._unprepare(message.uuid)
             case hypervisor.Gone():
                 self._lose(message.domain)
             case hypervisor.Rebooted():
@@ -103,6 +121,11 @@ class Hypervisor:
             case hypervisor.AttachFailed():
                 if self._attaching.pop((message.domain, message.device), None) is not None:
                     self._owner.on_attach_failed(message.domain, message.device, message.sentence)
+
+    def _unprepare(self, uuid: str) -> None:
+        if uuid in self._prepared:
+            self._prepared.discard(uuid)
+            self._owner.on_unprepared(uuid)
 
     def _lose(self, domain: DomainId) -> None:
         if self._domains.pop(domain, None) is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import select
 import socket
 import struct
 import subprocess
@@ -20,7 +21,7 @@ from typing import Protocol
 
 from kvmchand import log
 from kvmchand.errors import InternalError, KvmchanError
-from kvmchand.loop import Loop
+from kvmchand.loop import READABLE, Loop
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _MARK = struct.Struct("=Q")
@@ -149,6 +150,11 @@ class Kept:
             self._service.kill()
         except OSError:
             pass  # it has ended, as its socket will say
+
+    def hear(self) -> None:
+        """Takes what the service has said so far, before anything else that is to be heard."""
+        while self._service is not None and select.select([self._service.sock], [], [], 0)[0]:
+            self._on_ready(READABLE)
 
     def worked(self) -> None:
         """It does what it is for: ends from now on are no failures in a row."""

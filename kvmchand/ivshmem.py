@@ -45,15 +45,33 @@ class _Connection:
     served: bool = False
 
 
-@dataclass(slots=True)
-class _Port:
-    """Where one guest's QEMU connects. `bound`: the path by which the kernel knows the socket."""
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where a QEMU connects. `path`: a secret; who knows it gets the device. `bound`: the path by which the kernel knows the
+    socket."""
 
-    domain: DomainId
     path: Path
     bound: str
-    listener: socket.socket
+    sock: socket.socket
+
+    def close(self) -> None:
+        self.sock.close()
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class _Port:
+    """One guest's way to a device. `once`: the listener serves another device after this one."""
+
+    device: Device
+    peer: int
+    listener: Listener
+    once: bool
     connection: _Connection | None = None
+
+    @property
+    def domain(self) -> DomainId:
+        return next(domain for domain, peer in self.device.peers.items() if peer == self.peer)
 
     def adopt(self, fds: Fds) -> None:
         """Takes over a connection, the one descriptor in `fds`. OSError: it is not one to this port."""
@@ -63,7 +81,7 @@ class _Port:
             )
         sock = socket.socket(fileno=fds.borrow()[0])
         fds.steal()
-        if sock.getsockname() != self.bound:
+        if sock.getsockname() != self.listener.bound:
             sock.close()
             raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected by another's socket")
         self.connection = _Connection(sock)
@@ -147,8 +165,9 @@ class Devices:
 
     # ---- devices ----
 
-    def create(self, device: Device) -> None:
-        """Makes all of a device: its guests' QEMUs may connect. OutOfResources where that fails, and nothing is left then."""
+    def create(self, device: Device, listener: Listener | None = None) -> None:
+        """Makes all of a device: its guests' QEMUs may connect. OutOfResources where that fails, and nothing is left then.
+        `listener`: of a device that one QEMU gets, once; it stays the caller's."""
         if device.size & (device.size - 1):
             raise InvalidArgument(f"a device of {device.size} bytes can't be: QEMU ends unless it is a power of two")
         with ExitStack() as undo:
@@ -159,7 +178,13 @@ class Devices:
                 fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
                 peers = [HOST_PEER, *device.peers.values()]
                 events = {peer: [_event(undo) for _ in range(device.vectors)] for peer in peers}
-                ports = {peer: self._listen(domain, undo) for domain, peer in device.peers.items()}
+                ports: dict[int, _Port] = {}
+                for peer in device.peers.values():
+                    at = listener
+                    if at is None:
+                        at = self.listen(secrets.token_hex(_SECRET_BYTES))
+                        undo.callback(at.close)
+                    ports[peer] = _Port(device, peer, at, once=listener is not None)
             except OSError as error:
                 raise OutOfResources(
                     f"the daemon can't make a device of {device.size} bytes and {device.vectors} vectors: {error.strerror}"
@@ -170,19 +195,20 @@ class Devices:
         for message, beside in _introduction(made):
             self._service.send(ivshmem.to_ivshmem.encode(message), beside)
 
-    def _listen(self, domain: DomainId, undo: ExitStack) -> _Port:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        undo.callback(listener.close)
-        # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one comes after that.
-        bound = self._private / str(next(self._numbers))
-        path = self._directory / secrets.token_hex(_SECRET_BYTES)
-        listener.bind(str(bound))
-        undo.callback(bound.unlink, missing_ok=True)
-        bound.chmod(0o666)
-        listener.listen(_BACKLOG)
-        bound.rename(path)
-        undo.callback(path.unlink, missing_ok=True)
-        return _Port(domain, path, str(bound), listener)
+    def listen(self, name: str) -> Listener:
+        """A socket in the directory, to which nobody is connected yet. OSError."""
+        with ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one comes after that.
+            bound = self._private / str(next(self._numbers))
+            path = self._directory / name
+            sock.bind(str(bound))
+            undo.callback(bound.unlink, missing_ok=True)
+            bound.chmod(0o666)
+            sock.listen(_BACKLOG)
+            bound.rename(path)
+            undo.pop_all()
+        return Listener(path, str(bound), sock)
 
     def memory(self, device: Device) -> int:
         """The memory's descriptor; stays ours."""
@@ -194,7 +220,11 @@ class Devices:
 
     def socket_path(self, device: Device, domain: DomainId) -> Path:
         """What that guest's QEMU connects to. A secret: who knows it gets the device."""
-        return self._made[device.number].ports[device.peers[domain]].path
+        return self._made[device.number].ports[device.peers[domain]].listener.path
+
+    def is_connected(self, device: Device, domain: DomainId) -> bool:
+        """Whether that guest's QEMU has the device, or is about to."""
+        return self._made[device.number].ports[device.peers[domain]].connection is not None
 
     def zero(self, device: Device, offset: int, size: int) -> None:
         """A part of the memory reads as zero, and costs nothing until it is written again."""
@@ -205,6 +235,10 @@ class Devices:
         """Descriptors that we have of a device at the most: the memory, an event for each vector of each peer (the host is one),
         and for each guest a socket and its QEMU's connection. The ivshmem process has as many."""
         return 1 + (1 + len(device.peers)) * device.vectors + 2 * len(device.peers)
+
+    def hear(self) -> None:
+        """Takes what the ivshmem process has said so far."""
+        self._service.hear()
 
     def remove(self, device: Device) -> None:
         """Closes everything of it. A QEMU that still has it keeps what it has."""
@@ -302,7 +336,8 @@ def _introduction(made: _Made) -> Iterator[tuple[object, Sequence[int]]]:
         for first in range(0, len(events), ivshmem.EVENTS_PER_PACKET):
             yield ivshmem.Peer(number, peer), events[first : first + ivshmem.EVENTS_PER_PACKET]
     for peer, port in made.ports.items():
-        yield ivshmem.Slot(number, peer), [port.listener.fileno()]
+        if not port.once or port.connection is None:
+            yield ivshmem.Slot(number, peer, port.once), [port.listener.sock.fileno()]
 
 
 def _event(undo: ExitStack) -> int:

@@ -7,6 +7,7 @@ A device goes into a guest only when that guest itself, or the host, needs it: s
 from __future__ import annotations
 
 from kvmchand import log
+from kvmchand.coldplug import ColdPlug
 from kvmchand.config import LinkSettings
 from kvmchand.core.links import Device, Links, Slice, pair_of
 from kvmchand.core.registry import Side
@@ -34,16 +35,21 @@ class Pool:
         self._hypervisor = hypervisor
         self._settings = settings
         self._guests: set[DomainId] = set()
+        self.cold = ColdPlug(links, devices)
 
     # ---- guests ----
 
-    def add_guest(self, guest: DomainId) -> None:
+    def add_guest(self, guest: DomainId, uuid: str) -> None:
         self._guests.add(guest)
+        present = self.cold.take(uuid, guest)
+        if present is not None:
+            log.info(f"domain {guest} has {present.size} bytes from its start")
 
     def remove_guest(self, guest: DomainId) -> None:
         """It is gone, and its devices with it."""
         self._guests.discard(guest)
         for device in self._links.of(guest):
+            self.cold.on_lost(device)
             device.attached.discard(guest)
             device.is_closing = True
             self.reap(device)
@@ -153,4 +159,4 @@ class Pool:
     @property
     def fds(self) -> int:
         """Descriptors that the devices cost."""
-        return sum(self._devices.fds(device) for device in self._links.devices.values())
+        return self.cold.fds + sum(self._devices.fds(device) for device in self._links.devices.values())

@@ -12,10 +12,13 @@ import errno
 import re
 from dataclasses import dataclass, field
 from io import StringIO
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from kvmchand import startlink
 from kvmchand.errors import AccessDenied, InvalidArgument, KvmchanError, NotFound, Unreachable
+from kvmchand.ids import Size
 
 try:
     import libvirt as libvirt
@@ -50,7 +53,15 @@ class Prepared:
         return "".join(lines)
 
 
-def prepare(xml: str) -> Prepared:
+@dataclass(frozen=True, slots=True)
+class StartLink:
+    """A device of the link to the host that shall be there from the start. `folder`: of the daemon's sockets."""
+
+    size: Size
+    folder: Path
+
+
+def prepare(xml: str, start: StartLink | None = None) -> Prepared:
     """`xml`: a domain's inactive configuration, from libvirt. A prepared domain gets no changes."""
     root = _parse(xml)
     before = _show(root)
@@ -60,6 +71,8 @@ def prepare(xml: str) -> Prepared:
         _add_iommu(root, made)
         _add_bridge(root, made)
         _see_to_command_line(root, made)
+        if start is not None:
+            made.changes += startlink.put(root, start.size, start.folder)
         made.after = _show(root)
     return made
 
@@ -168,27 +181,27 @@ def connect(uri: str, *, to_write: bool = False) -> Any:
         raise Unreachable(f"{uri} can't be reached: {error}: start libvirtd, or say with --uri where it is") from error
 
 
-def prepare_domain(name: str, uri: str, *, apply: bool) -> list[str]:
+def prepare_domain(name: str, uri: str, start: StartLink | None, *, apply: bool) -> list[str]:
     """Prepares the domain with this name, or says how it would be; the lines to print. KvmchanError where it can't be."""
     try:
         connection = connect(uri, to_write=apply)
     except KvmchanError as error:
         raise type(error)(f"libvirt: {error.sentence}") from error
     try:
-        return _prepare_by(connection, name, apply=apply)
+        return _prepare_by(connection, name, start, apply=apply)
     except libvirt.libvirtError as error:
         raise _translated(error, name) from error
     finally:
         connection.close()
 
 
-def _prepare_by(connection: Any, name: str, *, apply: bool) -> list[str]:
+def _prepare_by(connection: Any, name: str, start: StartLink | None, *, apply: bool) -> list[str]:
     domain = connection.lookupByName(name)
     if not domain.isPersistent():
         raise InvalidArgument(
             f"domain {name} is transient, so nothing can be kept: put what is needed into the XML it is made from"
         )
-    made = prepare(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    made = prepare(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), start)
     if made.obstacles:
         raise InvalidArgument(f"domain {name} can't be prepared: {'; '.join(made.obstacles)}")
     hints = [f"in the guest: {each}" for each in made.hints]
@@ -196,12 +209,16 @@ def _prepare_by(connection: Any, name: str, *, apply: bool) -> list[str]:
         return [f"domain {name} is prepared: nothing to do", *hints]
     if domain.hasManagedSaveImage():
         hints.append(f"it has a saved state, which would go on as it was: virsh managedsave-remove {name}")
+    if start is not None and start.size:
+        hints.append(
+            "from now on it starts only where kvmchand host runs, which serves it: kvmchan prepare-domain --link-size 0 undoes it"
+        )
     lines = [made.diff(), *(f"change: {each}" for each in made.changes), *hints]
     if not apply:
         return [*lines, f"nothing is changed yet: kvmchan prepare-domain {name} --apply"]
     # With what libvirt does not show by default, or it would be lost: passwords.
     secret = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    connection.defineXML(prepare(secret).after)
+    connection.defineXML(prepare(secret, start).after)
     return [*lines, f"domain {name} is prepared: it takes effect when the domain is started next; a reboot inside it is no start"]
 
 

@@ -99,9 +99,13 @@ def as_json(listed: Listing) -> str:
 
 
 def prepare_domain(arguments: argparse.Namespace) -> None:
-    from kvmchand import prepare  # with libvirt, which nothing else here needs
+    from kvmchand import prepare, startlink  # with libvirt, which nothing else here needs
 
-    print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, apply=arguments.apply)), flush=True)
+    start = None
+    if arguments.link_size is not None:
+        folder = Path(os.environ.get("KVMCHAN_RUNTIME_DIR") or control.RUNTIME_DIR) / "ivshmem"
+        start = prepare.StartLink(startlink.parse_size(arguments.link_size), folder)
+    print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, start, apply=arguments.apply)), flush=True)
 
 
 def diagnose(arguments: argparse.Namespace) -> None:
@@ -141,6 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepares.add_argument("name", metavar="NAME", help="the domain's name in libvirt")
     prepares.add_argument("--apply", action="store_true", help="make the change; it takes effect at the domain's next start")
+    prepares.add_argument(
+        "--link-size",
+        metavar="SIZE",
+        help="have the link to the host from the start, with this much memory, as 64M; 0: no more",
+    )
     for each in (doctors, prepares):
         each.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
     return parser

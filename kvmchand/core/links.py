@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import LimitReached
@@ -20,6 +21,8 @@ HOST_PEER = 0
 """The host's ivshmem id on every device."""
 CONTROL_PEER = 1
 """The guest's on its control device: it knows by that which device it is."""
+START_PEER = 2
+"""The guest's on the device that it has from its start."""
 
 Pair = tuple[DomainId, DomainId]
 """The smaller number first; twice the same for a guest that talks to itself."""
@@ -125,8 +128,14 @@ class Links:
         peers: dict[DomainId, int] = {}
         for guest in sorted(guests):
             peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
+        device = self.make(pair, peers, size, vectors, control=control)
+        self.devices[device.number] = device
+        return device
+
+    def make(self, pair: Pair, peers: dict[DomainId, int], size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A device that is no link's yet."""
         self._last += 1
-        device = Device(
+        return Device(
             DeviceId(self._last),
             pair,
             size,
@@ -136,8 +145,14 @@ class Links:
             free={0: size // PAGE},
             free_vectors=set(range(vectors)),
         )
+
+    def take_over(self, device: Device, guest: DomainId) -> None:
+        """A device that was made for a guest before that had a number becomes part of its link to the host. It is in the guest,
+        and its owner's wish: no limit is asked."""
+        device.pair = pair_of(HOST, guest)
+        device.peers = {guest: START_PEER}
+        device.attached = {guest}
         self.devices[device.number] = device
-        return device
 
     def of(self, guest: DomainId) -> list[Device]:
         """Those that a guest has a peer's id on."""
@@ -155,7 +170,7 @@ class Links:
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Unused among the guest's devices, and different from the device's other guest's."""
-        used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER}
+        used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER, START_PEER}
         return next(number for number in range(CONTROL_PEER + 1, CONTROL_PEER + 2 + len(used)) if number not in used)
 
     def remove(self, device: Device) -> None:

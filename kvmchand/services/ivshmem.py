@@ -64,11 +64,12 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Port:
-    """Where one QEMU connects: a rebooted one anew, but one at a time."""
+    """Where one QEMU connects: one at a time. `listener`: None after the only connection that there may be."""
 
     device: Device
     peer: int
-    listener: socket.socket
+    listener: socket.socket | None = None
+    once: bool = False
     connection: Connection | None = None
 
     def __str__(self) -> str:
@@ -147,10 +148,12 @@ class Ivshmem:
                     self._devices[message.device].events.setdefault(message.peer, []).extend(fds.steal())
                 case ivshmem.Slot():
                     (fd,) = fds.steal()
-                    self._add_port(self._devices[message.device], message.peer, socket.socket(fileno=fd))
+                    port = Port(self._devices[message.device], message.peer, socket.socket(fileno=fd), message.once)
+                    self._add_port(port)
                 case ivshmem.Restore():
                     (fd,) = fds.steal()
-                    port = self._devices[message.device].ports[message.peer]
+                    device = self._devices[message.device]
+                    port = device.ports.setdefault(message.peer, Port(device, message.peer))
                     self._watch(port, Connection(socket.socket(fileno=fd)))
                 case ivshmem.Remove():
                     self._remove(self._devices.pop(message.device))
@@ -166,14 +169,21 @@ class Ivshmem:
         except OSError:
             self._loop.stop()  # it has ended
 
-    def _add_port(self, device: Device, peer: int, listener: socket.socket) -> None:
-        port = device.ports[peer] = Port(device, peer, listener)
-        self._loop.add(listener.fileno(), lambda _events: self._on_connection(port))
+    def _add_port(self, port: Port) -> None:
+        port.device.ports[port.peer] = port
+        listener = port.listener
+        if listener is not None:
+            self._loop.add(listener.fileno(), lambda _events: self._on_connection(port, listener))
+
+    def _stop_listening(self, port: Port) -> None:
+        if port.listener is not None:
+            self._loop.remove(port.listener.fileno())
+            port.listener.close()
+            port.listener = None
 
     def _remove(self, device: Device) -> None:
         for port in device.ports.values():
-            self._loop.remove(port.listener.fileno())
-            port.listener.close()
+            self._stop_listening(port)
             if port.connection is not None:
                 self._loop.remove(port.connection.sock.fileno())
                 port.connection.close()
@@ -181,14 +191,14 @@ class Ivshmem:
 
     # ---- QEMUs ----
 
-    def _on_connection(self, port: Port) -> None:
+    def _on_connection(self, port: Port, listener: socket.socket) -> None:
         try:
-            sock, _ = port.listener.accept()
+            sock, _ = listener.accept()
         except BlockingIOError:
             return
         except OSError as error:
             log.warning(f"{port} is refused, for lack of descriptors: {error.strerror}")
-            self._refuse_without_descriptors(port)
+            self._refuse_without_descriptors(listener)
             return
         if port.connection is not None:
             self._on_ready(port, port.connection, READABLE)  # it may have gone, and the loop be about to say so
@@ -199,12 +209,14 @@ class Ivshmem:
         new = Connection(sock, deque(handshake(port.peer, port.device.memory, port.device.events)))
         self._watch(port, new)
         self._report(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))
+        if port.once:
+            self._stop_listening(port)
 
-    def _refuse_without_descriptors(self, port: Port) -> None:
+    def _refuse_without_descriptors(self, listener: socket.socket) -> None:
         """Takes a connection off the backlog and closes it, or it would keep us awake."""
         os.close(self._spare)
         try:
-            port.listener.accept()[0].close()
+            listener.accept()[0].close()
         except OSError:
             pass
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

@@ -17,7 +17,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from kvmchand import log
+from kvmchand import log, startlink
 from kvmchand.ids import DomainId
 from kvmchand.ipc import HOPELESS
 from kvmchand.linux import libc
@@ -143,6 +143,8 @@ class Domains:
             state, _ = await asyncio.to_thread(domain.state)
             if state == libvirt.VIR_DOMAIN_PAUSED:
                 self._say(wire.Paused(DomainId(domain.ID()), True))
+        for domain in await asyncio.to_thread(connection.listAllDomains, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT):
+            await self._tell_if_prepared(domain)
         self._say(wire.Listed())
         self._connected.set()
         log.info(f"connected to libvirt{' again' if again else ''}: {len(running)} domains run")
@@ -157,11 +159,24 @@ class Domains:
         self._say(wire.Found(DomainId(number), domain.name(), domain.UUIDString()))
         self._spawn(self._detach_stale(DomainId(number)))
 
+    async def _tell_if_prepared(self, domain: Any) -> None:
+        start, uuid = self._start, domain.UUIDString()
+        try:
+            xml = await asyncio.to_thread(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+        except libvirt.libvirtError:
+            return  # it is no more, as an event says
+        found = None if start is None else startlink.find(ElementTree.fromstring(xml), Path(start.folder))
+        self._say(wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors))
+
     def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
         uuid = domain.UUIDString()
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
                 self._find(domain)
+            case libvirt.VIR_DOMAIN_EVENT_DEFINED:
+                self._spawn(self._tell_if_prepared(domain))
+            case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+                self._say(wire.Unprepared(uuid))
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 if uuid in self._ids:
                     self._say(wire.Gone(self._ids.pop(uuid)))

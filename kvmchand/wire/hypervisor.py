@@ -8,7 +8,7 @@ from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmchand.ids import DeviceId, DomainId
+    from kvmchand.ids import DeviceId, DomainId, Size
 
 
 class Start(Record):
@@ -49,8 +49,25 @@ class Found(Record):
     uuid: str
 
 
+class Prepared(Record):
+    """libvirt → main: a domain's XML has a device of ours that is there from its start, whether the domain runs or not. `socket`:
+    the name of the ivshmem server's in our folder."""
+
+    uuid: str
+    socket: str
+    size: Size
+    vectors: int
+
+
+class Unprepared(Record):
+    """libvirt → main: a domain's XML has no such device any more."""
+
+    uuid: str
+
+
 class Listed(Record):
-    """libvirt → main: every domain that runs has been Found since the last (re)connect; those that were not are gone."""
+    """libvirt → main: every domain that runs has been Found since the last (re)connect, and each that is prepared said to be:
+    those that were not are gone, or are not."""
 
 
 class Gone(Record):
@@ -91,6 +108,8 @@ TO_LIBVIRT: dict[str, type] = {"start": Start, "attach": Attach, "detach": Detac
 TO_MAIN: dict[str, type] = {
     "started": Started,
     "found": Found,
+    "prepared": Prepared,
+    "unprepared": Unprepared,
     "listed": Listed,
     "gone": Gone,
     "rebooted": Rebooted,

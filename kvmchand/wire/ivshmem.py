@@ -34,10 +34,11 @@ class Peer(Record):
 
 class Slot(Record):
     """main → ivshmem: the QEMU whose ivshmem id is `peer` connects to the listening socket beside this. Comes when all of the
-    device's peers have."""
+    device's peers have. `once`: after the first connection the socket is not this device's any more."""
 
     device: DeviceId
     peer: int
+    once: bool
 
 
 class Restore(Record):

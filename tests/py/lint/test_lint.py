@@ -32,9 +32,11 @@ LAYERS = [
     },
     {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
     {"kvmchand.pool", "kvmchand.source"},
+    {"kvmchand.coldplug"},
     {"kvmchand.hypervisor", "kvmchand.ivshmem", "kvmchand.link", "kvmchand.vfio"},
     {"kvmchand.doctor"},
     {"kvmchand.prepare"},
+    {"kvmchand.startlink"},
     {"kvmchand.ipc", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},
     {"kvmchand.page"},
     {"kvmchand.groups"},
@@ -60,7 +62,7 @@ LAYERS = [
     {"kvmchand"},
 ]
 SHIM_MAY_IMPORT = ("kvmchand.wire", "kvmchand.errors")
-TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.doctor", "kvmchand.prepare")
+TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.doctor", "kvmchand.prepare", "kvmchand.startlink")
 """The command's parts that are the daemon's to know; it imports them when it is asked for them."""
 MODULE_LINES_MAX = 420
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ivshmem device that a domain has from its start, in its libvirt XML: a <shmem> on the root complex, where firmware makes
+room for any size. Its name says the size, since libvirt has no place for that where a server gives the memory.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from kvmchand.errors import InvalidArgument
+from kvmchand.ids import Size
+
+SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
+_VECTORS = 64
+_NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")
+_SOCKET = re.compile(r"start-[0-9a-f]{32}")
+_ROOT_BUS = 0
+_SLOTS: tuple[int, ...] = (*range(0x10, 0x1D), *range(0x02, 0x10))
+"""Of the root complex, in the order in which one is looked for: chipsets have theirs at both ends."""
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@dataclass(frozen=True, slots=True)
+class StartLink:
+    """`socket`: the ivshmem server's, by its name in the daemon's folder."""
+
+    socket: str
+    size: Size
+    vectors: int
+
+
+def parse_size(text: str) -> Size:
+    """Bytes, from "64M" or the like. InvalidArgument: no device can have that size. 0: no device is wanted."""
+    matched = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text.upper().removesuffix("IB").removesuffix("B"))
+    size = int(matched[1]) * _UNITS[matched[2]] if matched else -1
+    if size and (size & (size - 1) or not SIZE_MIN <= size <= SIZE_MAX):
+        raise InvalidArgument(f"{text!r} is no size for a link: give a power of two from 1M to 16G, or 0 for none")
+    return Size(size)
+
+
+def _ours(root: ElementTree.Element) -> list[ElementTree.Element]:
+    return [each for each in root.iterfind("devices/shmem") if _NAME.fullmatch(each.get("name", ""))]
+
+
+def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
+    """That of a domain's XML, with a socket in `folder`."""
+    for each in _ours(root):
+        size, server, msi = _NAME.fullmatch(each.get("name", "")), each.find("server"), each.find("msi")
+        path = Path("" if server is None else server.get("path", ""))
+        vectors = "" if msi is None else msi.get("vectors", "")
+        if size and path.parent == folder and _SOCKET.fullmatch(path.name) and vectors.isdecimal():
+            return StartLink(path.name, Size(int(size[1])), int(vectors))
+    return None
+
+
+def put(root: ElementTree.Element, size: Size, folder: Path) -> list[str]:
+    """Gives a domain's XML a device of that size, or none where it is 0; what has changed, a sentence each. InvalidArgument: it
+    has no room for one."""
+    known = find(root, folder)
+    if (known.size if known else 0) == size and len(_ours(root)) == bool(size):
+        return []
+    devices = root.find("devices")
+    if devices is None:
+        raise InvalidArgument("its XML has no devices")
+    for each in _ours(root):
+        devices.remove(each)
+    if not size:
+        return ["no device of its link to the host from its start"]
+    shmem = ElementTree.SubElement(devices, "shmem", name=f"kvmchan-start-{size}")
+    ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
+    ElementTree.SubElement(shmem, "server", path=str(folder / f"start-{secrets.token_hex(16)}"))
+    ElementTree.SubElement(shmem, "msi", vectors=str(_VECTORS), ioeventfd="on")
+    slot = f"{_free_slot(root):#04x}"
+    ElementTree.SubElement(shmem, "address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0")
+    return [f"a device of {size} bytes of its link to the host, there from its start"]
+
+
+def _free_slot(root: ElementTree.Element) -> int:
+    taken = {
+        int(address.get("slot", "0"), 0)
+        for address in root.iterfind("devices/*/address")
+        if address.get("type") == "pci" and int(address.get("bus", "0"), 0) == _ROOT_BUS
+    }
+    free = [slot for slot in _SLOTS if slot not in taken]
+    if not free:
+        raise InvalidArgument("its root complex has no slot left: remove a device")
+    return free[0]

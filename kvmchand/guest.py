@@ -61,13 +61,18 @@ class Guest:
         self._devices: dict[str, Function] = {}
         """By PCI address."""
         self._control: Function | None = None
+        self._had_control = False
         self._session: SessionId | None = None
         self._refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
         self._is_welcome = False
         self._waiting: dict[ClientId, Waiting] = {}
         self._asked: set[ClientId] = set()
         """Clients that the host knows of."""
+        self._unanswered: dict[ClientId, link.Ask] = {}
+        self._serial = 0
+        """Of the last of them."""
         self._closing: set[ClientId] = set()
+        """Clients whose end the host is asked to release."""
         self._ends: dict[ClientId, tuple[Function, int]] = {}
         """The device that a client's channel is on, and what wakes it."""
         self._look_at: float | None = None
@@ -129,9 +134,12 @@ class Guest:
 
     def on_device(self, function: Function) -> None:
         self._forget_device(function.address)
+        if function.peer == CONTROL_PEER and self._had_control:
+            for address in list(self._devices):
+                self._forget_device(address)  # of the host's daemon before: it is another one now
         self._devices[function.address] = function
         if function.peer == CONTROL_PEER:
-            self._part_from_host()
+            self._had_control = True
             self._control = function
             self._loop.add(function.events[0], lambda _events: self._meet_host())
             self._start_meeting()
@@ -212,6 +220,7 @@ class Guest:
         for number in list(self._asked):
             self._cut(number)
         self._asked.clear()
+        self._closing.clear()
 
     # ---- the session: link.Owner ----
 
@@ -241,21 +250,39 @@ class Guest:
             case link.Closed():
                 if message.client in self._closing:
                     self._forget(message.client)
-            case link.Ping():
-                self._tell(link.Pong())
+            case link.Again():
+                self.on_link_restarted()
 
-    def _on_welcome(self, welcome: link.Welcome) -> None:
-        log.info(f"linked to the host: this is domain {welcome.domain}")
-        self._is_welcome = True
+    def on_link_restarted(self) -> None:
+        """Says all again that is not answered: the host does nothing twice, but answers twice."""
+        if self._is_welcome:
+            self._tell_devices()
+            for message in (*self._unanswered.values(), *(link.Close(number) for number in self._closing)):
+                self._tell(message)
+        else:
+            self._tell(link.Hello(link.VERSION))
+
+    def _tell_devices(self) -> None:
         for function in self._devices.values():
             if function is not self._control:
                 self._tell(link.Ready(function.peer, len(function.events)))
+
+    def _on_welcome(self, welcome: link.Welcome) -> None:
+        if self._is_welcome:
+            return
+        log.info(f"linked to the host: this is domain {welcome.domain}")
+        self._is_welcome = True
+        self._tell_devices()
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             self._ask(each.asking, each.request)
 
+    def _answered(self, number: ClientId) -> Asker | None:
+        """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
+        return self._clients.get(number) if self._unanswered.pop(number, None) is not None else None
+
     def _on_reply(self, reply: link.Reply) -> None:
-        asking = self._clients.get(reply.client)
+        asking = self._answered(reply.client)
         if asking is None:
             return
         try:
@@ -272,16 +299,13 @@ class Guest:
 
     def _with_devices(self, listing: client.Listing) -> client.Listing:
         """What the host lists, and what only we know."""
-        devices = tuple(
-            client.DeviceInfo(each.address, Size(each.size), len(each.events), each.settings.speed)
-            for each in self._devices.values()
-        )
+        devices = tuple(each.info for each in self._devices.values())
         return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.more)
 
     def _on_grant(self, grant: link.Grant) -> None:
-        asking = self._clients.get(grant.client)
+        asking = self._answered(grant.client)
         if asking is None:
-            return  # it has gone, and the host been told
+            return
         try:
             function = self._check(grant)
         except ProtocolError as error:
@@ -311,11 +335,7 @@ class Guest:
         orders = (grant.left_order, grant.right_order)
         if not all(_ORDER_MIN <= order <= RING_MAX.bit_length() for order in orders):
             raise ProtocolError(f"no rings have the orders {orders}")
-        size = Rings(*orders).size
-        if grant.offset + size > function.size:
-            raise ProtocolError(f"{size} bytes at {grant.offset} are not within a device of {function.size}")
-        if not 0 <= grant.vector < len(function.events):
-            raise ProtocolError(f"the device has no vector {grant.vector}")
+        function.require(grant.offset, Rings(*orders).size, grant.vector)
         return function
 
     # ---- clients: source.Owner ----
@@ -332,8 +352,11 @@ class Guest:
 
     def _ask(self, asking: Asker, request: object) -> None:
         self._asked.add(asking.number)
+        self._serial += 1
+        ask = link.Ask(asking.number, self._serial, asking.pid, client.requests.encode(request).decode())
         try:
-            self._tell(link.Ask(asking.number, asking.pid, client.requests.encode(request).decode()))
+            self._tell(ask)
+            self._unanswered[asking.number] = ask
         except ProtocolError:
             self._refuse(asking, TooLong("the request is too long for the link to the host: give a shorter path"))
 
@@ -356,14 +379,17 @@ class Guest:
 
     def _drop_state(self, number: ClientId) -> None:
         self._waiting.pop(number, None)
+        self._unanswered.pop(number, None)
         self._asked.discard(number)
         self._closing.discard(number)
         self._ends.pop(number, None)
 
     def on_loss(self, number: ClientId) -> None:
-        if number in self._asked and number not in self._closing:
-            self._tell(link.Close(number))
+        must_close = number in self._asked
         self._drop_state(number)
+        if must_close:
+            self._closing.add(number)
+            self._tell(link.Close(number))
 
     def on_drop(self, number: ClientId) -> None:
         self.on_loss(number)

@@ -8,7 +8,6 @@ channels is the owner's.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvmchand import log, source
@@ -26,6 +25,7 @@ from kvmchand.loop import Loop
 from kvmchand.page import Page
 from kvmchand.pool import Pool
 from kvmchand.region import Region, SliceRegion, drain_event, signal_event
+from kvmchand.remote import Guest, Remote, reply_to
 from kvmchand.source import GENERATION, Asker
 from kvmchand.startlink import StartLink
 from kvmchand.wire import client, hypervisor, link
@@ -34,26 +34,6 @@ CONTROL_RINGS = Rings(link.LEFT_ORDER, link.RIGHT_ORDER)
 _CONTROL_VECTOR = 0
 _IDLE_CLIENTS = 1024
 """Clients that a guest may have beside those with a channel."""
-
-
-@dataclass(slots=True, eq=False)
-class Remote(Asker):
-    """A client in a guest. `remote`: what the guest's daemon calls it."""
-
-    guest: Guest
-    remote: ClientId
-
-
-@dataclass(slots=True, eq=False)
-class Guest:
-    domain: DomainId
-    name: str
-    control: Device
-    session: SessionId | None = None
-    is_greeted: bool = False
-    remotes: dict[ClientId, Remote] = field(default_factory=dict)
-    numbers: int = 0
-    """Where its clients' numbers start, in this session."""
 
 
 class Owner(source.Owner, Protocol):
@@ -260,6 +240,10 @@ class Guests:
         if guest.session is None and self._control_page(guest).live(Side.CLIENT) == 0:
             self._renew(guest)
 
+    def on_link_restarted(self) -> None:
+        for session in self._sessions:
+            self._link.send(session, link.Again())
+
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
         guest = self._sessions.get(session)
         if guest is None:
@@ -316,7 +300,8 @@ class Guests:
 
     def _greet(self, guest: Guest, session: SessionId, hello: link.Hello) -> None:
         if guest.is_greeted:
-            raise ProtocolError("the guest's daemon said hello twice")
+            self._link.send(session, link.Welcome(guest.domain))  # it was lost with a link process
+            return
         if hello.version != link.VERSION:
             sentence = f"the host's kvmchand speaks version {link.VERSION}, and the guest's {hello.version}: use the same release"
             self._link.send(session, link.Refused(sentence))
@@ -336,18 +321,19 @@ class Guests:
                 error = LimitReached(
                     f"domain {guest.domain} has {len(guest.remotes)} clients: guest_channels in the host's settings"
                 )
-                self._reply(session, ask.client, client.Error(error.code, error.sentence))
+                self._link.send(session, reply_to(ask.client, client.Error(error.code, error.sentence)))
                 return
             guest.numbers += 1
             remote = Remote(self, ClientId(guest.numbers), guest.domain, ask.pid, guest, ask.client)
             guest.remotes[ask.client] = remote
+        if not remote.is_new(ask.serial):
+            if ask.serial == remote.serial and remote.answer is not None:
+                self._link.send(session, remote.answer)  # what it was told may be lost
+            return
         request: object = client.requests.decode(ask.request.encode())
         if isinstance(request, client.Hello):
             raise ProtocolError("a client's hello is the guest's own to answer")
         self._owner.on_request(remote, request)
-
-    def _reply(self, session: SessionId, remote: ClientId, reply: object) -> None:
-        self._link.send(session, link.Reply(remote, client.replies.encode(reply).decode()))
 
     def _session_of(self, asking: Asker) -> tuple[Remote, SessionId | None]:
         if not isinstance(asking, Remote):
@@ -360,7 +346,8 @@ class Guests:
             log.info(f"domain {asking.domain}, client {asking.number}: refused: {reply.sentence}")
         remote, session = self._session_of(asking)
         if session is not None:
-            self._reply(session, remote.remote, reply)
+            remote.answer = reply_to(remote.remote, reply)
+            self._link.send(session, remote.answer)
         return session is not None
 
     def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
@@ -375,20 +362,18 @@ class Guests:
             raise OutOfResources(f"domain {asking.domain} has too few interrupt vectors for this channel: offer it anew")
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)
-        self._link.send(
-            session,
-            link.Grant(
-                remote.remote,
-                channel.number,
-                channel.path,
-                channel.rings.left,
-                channel.rings.right,
-                place.device.peers[asking.domain],
-                place.offset,
-                vector,
-                Size(region.bell(side)),
-            ),
+        remote.answer = link.Grant(
+            remote.remote,
+            channel.number,
+            channel.path,
+            channel.rings.left,
+            channel.rings.right,
+            place.device.peers[asking.domain],
+            place.offset,
+            vector,
+            Size(region.bell(side)),
         )
+        self._link.send(session, remote.answer)
         return True
 
     def forget(self, gone: Asker) -> None:

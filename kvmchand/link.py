@@ -25,6 +25,9 @@ SessionId = int
 
 
 class Owner(Protocol):
+    def on_link_restarted(self) -> None:
+        """A link process has died: what was under way on any session may be lost."""
+
     def on_link_message(self, session: SessionId, message: object) -> None: ...
 
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
@@ -55,6 +58,8 @@ class Link:
         self._outgoing: Codec = link.to_guest if is_host else link.to_host
         self._sessions: dict[SessionId, tuple[Control, Fds]] = {}
         self._last: SessionId = 0
+        self._is_restarted = False
+        """Whether the link process that starts is not the first."""
         self._service = Kept(loop, "link", self)
 
     def start(self) -> None:
@@ -104,10 +109,10 @@ class Link:
         start: tuple[bytes, Sequence[int]] = (link.to_link.encode(link.Start(self._user)), ())
         return [*(self._attach(session) for session in self._sessions), start]
 
-    def understand(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | None:
+    def understand(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | link.Started:
         message = link.to_main.decode(data)
         if isinstance(message, link.Started):
-            return None
+            return message
         if message.session > self._last:
             raise ProtocolError(f"there is no session {message.session}")
         if isinstance(message, link.Received):
@@ -115,7 +120,11 @@ class Link:
         return message.session, message
 
     def on_message(self, message: object) -> None:
-        assert isinstance(message, tuple)
+        if not isinstance(message, tuple):
+            if self._is_restarted:
+                self._owner.on_link_restarted()
+            self._is_restarted = True
+            return
         session, content = message
         if session not in self._sessions:
             return  # closed meanwhile

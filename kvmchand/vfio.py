@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.ids import Size
 from kvmchand.ipc import Kept
 from kvmchand.loop import Loop
-from kvmchand.wire import vfio
+from kvmchand.wire import client, vfio
 from kvmchand.wire.packet import Fds
 
 
@@ -43,6 +44,18 @@ class Function:
     @property
     def doorbell(self) -> int:
         return self.settings.doorbell
+
+    @property
+    def info(self) -> client.DeviceInfo:
+        """What `kvmchan ls` shows of it."""
+        return client.DeviceInfo(self.address, Size(self.size), len(self.events), self.settings.speed)
+
+    def require(self, offset: int, size: int, vector: int) -> None:
+        """ProtocolError unless it has that much memory there, and that vector."""
+        if offset + size > self.size:
+            raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
+        if not 0 <= vector < len(self.events):
+            raise ProtocolError(f"the device has no vector {vector}")
 
     def close(self) -> None:
         for event in self.events:

@@ -37,15 +37,17 @@ LENGTH = struct.Struct("<I")
 
 
 class Hello(Record):
-    """First, once. The host answers Welcome, or Refused and ends the session."""
+    """First. The host answers Welcome, or Refused and ends the session."""
 
     version: int
 
 
 class Ask(Record):
-    """A client of the guest's asks the host. `request` is a packet of kvmchand.wire.client. Reply: Reply or Grant."""
+    """A client of the guest's asks the host. `request` is a packet of kvmchand.wire.client, `serial` counts this client's from 1.
+    Reply: Reply or Grant."""
 
     client: ClientId
+    serial: int
     pid: int
     request: Packet
 
@@ -68,10 +70,6 @@ class Unusable(Record):
 
     peer: int
     sentence: str
-
-
-class Pong(Record):
-    """The answer to Ping."""
 
 
 # ---- from the host ----
@@ -117,8 +115,9 @@ class Closed(Record):
     client: ClientId
 
 
-class Ping(Record):
-    """Asks for Pong, to see whether the guest's daemon still is there."""
+class Again(Record):
+    """Messages may be lost, either way, for a link process has died: everything that is not answered is to be said again. What
+    had come the first time gets the same answer."""
 
 
 # ---- between main and its link process ----
@@ -180,7 +179,6 @@ TO_HOST: dict[str, type] = {
     "close": Close,
     "ready": Ready,
     "unusable": Unusable,
-    "pong": Pong,
 }
 TO_GUEST: dict[str, type] = {
     "welcome": Welcome,
@@ -188,7 +186,7 @@ TO_GUEST: dict[str, type] = {
     "reply": Reply,
     "grant": Grant,
     "closed": Closed,
-    "ping": Ping,
+    "again": Again,
 }
 TO_LINK: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
 TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lost}

@@ -69,7 +69,7 @@ class Daemon:
         self.runtime_dir = folder / "run"
         self.log_path = folder / "kvmchand.log"
         notify_path = folder / "notify"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("wb") as log:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, self.log_path.open("ab") as log:
             notify.bind(str(notify_path))
             notify.settimeout(DEADLINE)
             arguments = ["host", "--libvirt", libvirt, "--runtime-dir", str(self.runtime_dir)]

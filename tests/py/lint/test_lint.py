@@ -31,6 +31,7 @@ LAYERS = [
         "kvmchand.services.vfio",
     },
     {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
+    {"kvmchand.remote"},
     {"kvmchand.pool", "kvmchand.source"},
     {"kvmchand.coldplug"},
     {"kvmchand.hypervisor", "kvmchand.ivshmem", "kvmchand.link", "kvmchand.vfio"},

@@ -102,7 +102,6 @@ class Network:
         self._programs: list[HostProgram | Program] = []
         self.machines = [Machine(libvirtd.uri, name, folder) for name in ("one", "two")]
         self.daemons: dict[str, Program] = {}
-        self._starts = 0
 
     @property
     def daemon(self) -> Host:
@@ -123,9 +122,9 @@ class Network:
             self.wait_linked(machine)
 
     def start_host(self, *options: str) -> Host:
-        self._starts += 1
-        folder = self._folder / f"host-{self._starts}"
-        folder.mkdir()
+        """In the same place each time, as a daemon that is started again is."""
+        folder = self._folder / "host"
+        folder.mkdir(exist_ok=True)
         self.host = Host(folder, *options, libvirt=self._libvirtd.uri)
         return self.host
 

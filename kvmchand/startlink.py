@@ -17,7 +17,8 @@ from kvmchand.ids import Size
 SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
 _VECTORS = 64
 _NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")
-_SOCKET = re.compile(r"start-[0-9a-f]{32}")
+_SOCKET = re.compile(r"start-[0-9a-f]{26}")
+"""As long as the name of a socket that the daemon makes."""
 _ROOT_BUS = 0
 _SLOTS: tuple[int, ...] = (*range(0x10, 0x1D), *range(0x02, 0x10))
 """Of the root complex, in the order in which one is looked for: chipsets have theirs at both ends."""
@@ -72,7 +73,7 @@ def put(root: ElementTree.Element, size: Size, folder: Path) -> list[str]:
         return ["no device of its link to the host from its start"]
     shmem = ElementTree.SubElement(devices, "shmem", name=f"kvmchan-start-{size}")
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
-    ElementTree.SubElement(shmem, "server", path=str(folder / f"start-{secrets.token_hex(16)}"))
+    ElementTree.SubElement(shmem, "server", path=str(folder / f"start-{secrets.token_hex(13)}"))
     ElementTree.SubElement(shmem, "msi", vectors=str(_VECTORS), ioeventfd="on")
     slot = f"{_free_slot(root):#04x}"
     ElementTree.SubElement(shmem, "address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0")

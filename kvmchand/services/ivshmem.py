@@ -266,7 +266,7 @@ class Ivshmem:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    libc.set_process_name("kvmchand-ivshmem")
+    libc.set_process_name("kvmchand-ivshm")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # main's, which ends us
     Ivshmem(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()

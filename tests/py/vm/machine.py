@@ -157,10 +157,17 @@ class Machine:
         return done.stdout
 
     def create(self) -> None:
-        self._ready.clear()
         path = self._folder / f"{self.name}.xml"
         path.write_text(self.xml)
-        self.virsh("create", str(path))
+        self._start("create", str(path))
+
+    def start_defined(self) -> None:
+        """A domain that libvirt has already."""
+        self._start("start", self.name)
+
+    def _start(self, *how: str) -> None:
+        self._ready.clear()
+        self.virsh(*how)
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.connect(str(self._folder / f"{self.name}.agent"))
         threading.Thread(target=self._listen, args=(self._sock,), daemon=True).start()

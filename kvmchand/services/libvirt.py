@@ -233,19 +233,28 @@ class Domains:
             domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     async def _detach_stale(self, number: DomainId) -> None:
-        """Devices that an earlier daemon left: their sockets are no more."""
+        """Devices that an earlier daemon left: their sockets are no more. Before any is attached, which may have their ids."""
+        async with self._locks[number]:
+            try:
+                await asyncio.to_thread(self._detach_stale_now, number)
+            except (libvirt.libvirtError, Refused):
+                pass  # it has ended
+
+    def _detach_stale_now(self, number: DomainId) -> None:
         start = self._start
-        if start is None:
+        tree = ElementTree.fromstring(self._domain(number).XMLDesc())
+        paths = [each.get("path", "") for each in tree.findall("devices/shmem/server")]
+        stale = [each for each in paths if start and Path(each).parent == Path(start.folder) and not Path(each).exists()]
+        if not stale:
             return
-        try:
-            domain = self._domain(number)
-            tree = ElementTree.fromstring(await asyncio.to_thread(domain.XMLDesc))
-        except (libvirt.libvirtError, Refused):
-            return  # it has ended
-        for path in [each.get("path", "") for each in tree.findall("devices/shmem/server")]:
-            if Path(path).parent == Path(start.folder) and not Path(path).exists():
-                log.info(f"domain {number} has a device of an earlier daemon: it is unplugged")
-                await self._detach(number, path)
+        if tree.get("type") == "qemu":
+            # Without KVM QEMU goes on watching an unplugged device's eventfds by their numbers, and ends when the next devices'
+            # descriptors get these in another order (watch_vector_notifier, QEMU 7.2).
+            log.info(f"domain {number}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends")
+            return
+        log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
+        for path in stale:
+            self._detach_now(number, path)
 
 
 def _shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:

@@ -47,8 +47,15 @@ def children(pid: int) -> list[int]:
 
 def services_of(main: int) -> dict[str, int]:
     """A kvmchand's processes beside main, by name. One that is just starting is not there yet."""
-    named = {Path(f"/proc/{pid}/comm").read_text().strip(): pid for pid in children(main)}
-    return {SERVICES[name]: pid for name, pid in named.items() if name in SERVICES}
+    found = {}
+    for pid in children(main):
+        try:
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except FileNotFoundError:
+            continue  # it has ended
+        if name in SERVICES:
+            found[SERVICES[name]] = pid
+    return found
 
 
 def open_fds(pid: int) -> list[str]:

@@ -141,6 +141,7 @@ class Machine:
         self._lock = threading.Lock()
         self._ready = threading.Event()
         self._sock: socket.socket | None = None
+        self._listener = threading.Thread()
         self.xml = DOMAIN.format(
             name=name,
             memory=memory,
@@ -170,7 +171,8 @@ class Machine:
         self.virsh(*how)
         self._sock = socket.socket(socket.AF_UNIX)
         self._sock.connect(str(self._folder / f"{self.name}.agent"))
-        threading.Thread(target=self._listen, args=(self._sock,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(self._sock,), daemon=True)
+        self._listener.start()
 
     def is_running(self) -> bool:
         return self._sock is not None and self.name in self.virsh("list", "--name").split()
@@ -243,5 +245,10 @@ class Machine:
             self.virsh("destroy", self.name)
         except GuestError:
             pass  # it ended by itself
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # QEMU has ended it
+        self._listener.join()
         self._sock.close()
         self._sock = None

@@ -8,7 +8,7 @@ are gone.
 
 Changes by version:
     1: the first.
-    2: ends in guests.
+    2: ends in guests, and guests in listings.
 """
 
 from __future__ import annotations

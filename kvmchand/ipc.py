@@ -165,7 +165,10 @@ class Kept:
         if service is None:
             return
         try:
-            data, fds = receive_packet(service.sock)
+            try:
+                data, fds = receive_packet(service.sock)
+            except ConnectionResetError:
+                data, fds = b"", Fds()  # it ended, and left what we said unread
             if not data:
                 self._on_end(service)
                 return

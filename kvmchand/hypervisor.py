@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kvmchand.errors import KvmchanError
+from kvmchand.core.paths import HOST
+from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import DeviceId, DomainId
 from kvmchand.ipc import Kept
 from kvmchand.loop import Loop
@@ -79,7 +80,10 @@ class Hypervisor:
         return [(hypervisor.to_libvirt.encode(message), ()) for message in told]
 
     def understand(self, data: bytes, _fds: Fds) -> object:
-        return hypervisor.to_main.decode(data)
+        message = hypervisor.to_main.decode(data)
+        if isinstance(message, hypervisor.Found) and message.domain == HOST:
+            raise ProtocolError("the host is no guest")
+        return message
 
     def on_message(self, message: object) -> None:
         match message:

@@ -8,12 +8,15 @@ fails to do, does not keep another waiting.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
 import sys
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,26 @@ class Refused(Exception):
     """A sentence that says why a domain can't have a device."""
 
 
+def _register_events(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets libvirt use the loop, from any thread: a call may have been given what an event is made of, or its connection's end,
+    and a loop that sleeps would not look."""
+    ours = threading.get_ident()
+    events = libvirtaio.virEventAsyncIOImpl(loop)
+
+    def waking(do: Callable[..., Any]) -> Callable[..., Any]:
+        def wake(*arguments: Any) -> Any:
+            result = do(*arguments)
+            if threading.get_ident() != ours:
+                loop.call_soon_threadsafe(lambda: None)
+            return result
+
+        return wake
+
+    handles = (events._add_handle, events._update_handle, events._remove_handle)
+    timeouts = (events._add_timeout, events._update_timeout, events._remove_timeout)
+    libvirt.virEventRegisterImpl(*map(waking, handles + timeouts))
+
+
 class Domains:
     """The process's whole state."""
 
@@ -57,9 +80,11 @@ class Domains:
         self._ended = asyncio.Event()
         self._lost = asyncio.Event()
         self._connected = asyncio.Event()
+        self._early: list[Callable[[], None]] | None = None
+        """What happened while we were asking which domains run, to be looked at after that."""
 
     async def run(self) -> None:
-        libvirtaio.virEventRegisterAsyncIOImpl()
+        _register_events(asyncio.get_running_loop())
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._main.setblocking(False)
         asyncio.get_running_loop().add_reader(self._main.fileno(), self._hear_main)
@@ -127,29 +152,40 @@ class Domains:
 
     async def _serve(self, again: bool) -> None:
         """Until the connection is lost."""
-        connection = self._connection
-        self._lost.clear()
-        connection.registerCloseCallback(lambda *_arguments: self._lost.set(), None)
+        connection, loop = self._connection, asyncio.get_running_loop()
+        lost = self._lost = asyncio.Event()
+        connection.registerCloseCallback(lambda *_arguments: loop.call_soon_threadsafe(lost.set), None)
         connection.setKeepAlive(*_KEEP_ALIVE)
-        for event, callback in (
-            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
-            (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
-        ):
-            await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None)
-        running = await asyncio.to_thread(connection.listAllDomains, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        callbacks: list[int] = []
+        self._early = []
+        try:
+            for event, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+            ):
+                callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
+            running = await asyncio.to_thread(_running, connection)
+            self._list(running, await asyncio.to_thread(self._persistent, connection))
+            self._connected.set()
+            log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
+            await lost.wait()
+        finally:
+            self._connected.clear()
+            await asyncio.to_thread(_deregister, connection, callbacks)
+
+    def _list(self, running: list[tuple[Any, bool]], persistent: list[object]) -> None:
+        """At once, for main takes it for whole. `running`: of each, whether it is paused. `persistent`: what main is told."""
+        early, self._early = self._early or [], None
         self._ids.clear()
-        for domain in running:
+        for domain, paused in running:
             self._find(domain)
-            state, _ = await asyncio.to_thread(domain.state)
-            if state == libvirt.VIR_DOMAIN_PAUSED:
+            if paused:
                 self._say(wire.Paused(DomainId(domain.ID()), True))
-        for domain in await asyncio.to_thread(connection.listAllDomains, libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT):
-            await self._tell_if_prepared(domain)
+        for message in persistent:
+            self._say(message)
         self._say(wire.Listed())
-        self._connected.set()
-        log.info(f"connected to libvirt{' again' if again else ''}: {len(running)} domains run")
-        await self._lost.wait()
-        self._connected.clear()
+        for happened in early:
+            happened()
 
     def _find(self, domain: Any) -> None:
         number = domain.ID()
@@ -159,16 +195,32 @@ class Domains:
         self._say(wire.Found(DomainId(number), domain.name(), domain.UUIDString()))
         self._spawn(self._detach_stale(DomainId(number)))
 
-    async def _tell_if_prepared(self, domain: Any) -> None:
+    def _persistent(self, connection: Any) -> list[object]:
+        """What main is told of each domain that has a configuration."""
+        domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+        return [message for each in domains if (message := self._prepared(each)) is not None]
+
+    def _prepared(self, domain: Any) -> wire.Prepared | wire.Unprepared | None:
         start, uuid = self._start, domain.UUIDString()
         try:
-            xml = await asyncio.to_thread(domain.XMLDesc, libvirt.VIR_DOMAIN_XML_INACTIVE)
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
         except libvirt.libvirtError:
-            return  # it is no more, as an event says
+            return None  # it is no more, as an event says
         found = None if start is None else startlink.find(ElementTree.fromstring(xml), Path(start.folder))
-        self._say(wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors))
+        return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
+
+    async def _tell_if_prepared(self, domain: Any) -> None:
+        message = await asyncio.to_thread(self._prepared, domain)
+        if message is not None:
+            self._say(message)
 
     def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if self._early is None:
+            self._note(domain, event)
+        else:
+            self._early.append(lambda: self._note(domain, event))
+
+    def _note(self, domain: Any, event: int) -> None:
         uuid = domain.UUIDString()
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
@@ -190,71 +242,105 @@ class Domains:
 
     # ---- devices ----
 
+    async def _do(self, number: DomainId, work: Callable[..., None], *arguments: object) -> None:
+        """Calls `work` with the connection, when it is the domain's turn; again, should the connection end meanwhile."""
+        async with self._locks[number]:
+            while True:
+                await self._connected.wait()
+                connection = self._connection
+                try:
+                    await asyncio.to_thread(work, connection, *arguments)
+                    return
+                except libvirt.libvirtError:
+                    if connection.isAlive():
+                        raise
+                    if connection is self._connection:
+                        self._connected.clear()
+                        self._lost.set()
+
     async def _attach(self, attach: wire.Attach) -> None:
-        async with self._locks[attach.domain]:
-            await self._connected.wait()
-            try:
-                await asyncio.to_thread(self._attach_now, attach)
-            except libvirt.libvirtError as error:
-                self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
-            except Refused as error:
-                self._fail(attach, str(error))
-            else:
-                self._say(wire.Attached(attach.domain, attach.device))
+        try:
+            await self._do(attach.domain, _attach_now, attach)
+        except libvirt.libvirtError as error:
+            self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
+        except Refused as error:
+            self._fail(attach, str(error))
+        else:
+            self._say(wire.Attached(attach.domain, attach.device))
 
     def _fail(self, attach: wire.Attach, sentence: str) -> None:
         self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:2000]))
 
-    def _domain(self, number: DomainId) -> Any:
-        if self._connection is None:
-            raise Refused("libvirt can't be reached")
-        return self._connection.lookupByID(number)
-
-    def _attach_now(self, attach: wire.Attach) -> None:
-        domain = self._domain(attach.domain)
-        tree = ElementTree.fromstring(domain.XMLDesc())
-        if _shmem(tree, attach.socket) is None:
-            domain.attachDeviceFlags(device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
-
     async def _detach(self, number: DomainId, path: str) -> None:
-        async with self._locks[number]:
-            try:
-                await asyncio.to_thread(self._detach_now, number, path)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                    log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
-            except Refused as error:
-                log.warning(f"a device can't be unplugged from domain {number}: {error}")
-
-    def _detach_now(self, number: DomainId, path: str) -> None:
-        domain = self._domain(number)
-        found = _shmem(ElementTree.fromstring(domain.XMLDesc()), path)
-        if found is not None:
-            domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        try:
+            await self._do(number, _detach_now, number, path)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
 
     async def _detach_stale(self, number: DomainId) -> None:
         """Devices that an earlier daemon left: their sockets are no more. Before any is attached, which may have their ids."""
-        async with self._locks[number]:
-            try:
-                await asyncio.to_thread(self._detach_stale_now, number)
-            except (libvirt.libvirtError, Refused):
-                pass  # it has ended
-
-    def _detach_stale_now(self, number: DomainId) -> None:
         start = self._start
-        tree = ElementTree.fromstring(self._domain(number).XMLDesc())
-        paths = [each.get("path", "") for each in tree.findall("devices/shmem/server")]
-        stale = [each for each in paths if start and Path(each).parent == Path(start.folder) and not Path(each).exists()]
-        if not stale:
+        if start is None:
             return
-        if tree.get("type") == "qemu":
-            # Without KVM QEMU goes on watching an unplugged device's eventfds by their numbers, and ends when the next devices'
-            # descriptors get these in another order (watch_vector_notifier, QEMU 7.2).
-            log.info(f"domain {number}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends")
-            return
-        log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
-        for path in stale:
-            self._detach_now(number, path)
+        try:
+            await self._do(number, _detach_stale_now, number, start.folder)
+        except libvirt.libvirtError:
+            pass  # it has ended
+
+
+def _attach_now(connection: Any, attach: wire.Attach) -> None:
+    domain = connection.lookupByID(attach.domain)
+    tree = ElementTree.fromstring(domain.XMLDesc())
+    if _shmem(tree, attach.socket) is None:
+        domain.attachDeviceFlags(device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _detach_now(connection: Any, number: DomainId, path: str) -> None:
+    domain = connection.lookupByID(number)
+    found = _shmem(ElementTree.fromstring(domain.XMLDesc()), path)
+    if found is not None:
+        domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
+    tree = ElementTree.fromstring(connection.lookupByID(number).XMLDesc())
+    found = [Path(each.get("path", "")) for each in tree.findall("devices/shmem/server")]
+    stale = [str(each) for each in found if each.parent == Path(folder) and not each.exists()]
+    if not stale:
+        return
+    if tree.get("type") == "qemu":
+        # Without KVM QEMU goes on watching an unplugged device's eventfds by their numbers, and ends when the next devices'
+        # descriptors get these in another order (watch_vector_notifier, QEMU 7.2).
+        log.info(f"domain {number}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends")
+        return
+    log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
+    for path in stale:
+        _detach_now(connection, number, path)
+
+
+def _running(connection: Any) -> list[tuple[Any, bool]]:
+    """The domains that run, and of each whether it is paused."""
+    found = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            state, _ = domain.state()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it has ended meanwhile
+        found.append((domain, state == libvirt.VIR_DOMAIN_PAUSED))
+    return found
+
+
+def _deregister(connection: Any, callbacks: list[int]) -> None:
+    """Lets go of a connection: libvirt has a reference for each callback, and they one to it."""
+    for callback in callbacks:
+        try:
+            connection.domainEventDeregisterAny(callback)
+        except libvirt.libvirtError:
+            pass  # libvirtd can't be told, as it is gone
+    gc.collect()
 
 
 def _shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:

@@ -1,0 +1,653 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hypervisor as main has it: the real libvirt process, on a libvirtd of the tests' own, and domains without an OS."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import signal
+import subprocess
+import time
+import venv
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree
+
+import libvirtd as private
+import pytest
+import support
+from libvirtd import PrivateLibvirtd
+from support import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
+
+from kvmchand import ipc
+from kvmchand.core.links import Device
+from kvmchand.errors import KvmchanError
+from kvmchand.hypervisor import Hypervisor
+from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.ivshmem import Devices
+from kvmchand.loop import Loop
+from kvmchand.wire.hypervisor import Prepared
+
+AT_ONCE = 3.0
+"""Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose timer would wake a loop that
+missed an event, is slower."""
+BRIDGE = """\
+    <controller type='pci' index='1' model='pcie-root-port'/>
+    <controller type='pci' index='2' model='pcie-to-pci-bridge'><address type='pci' bus='1' slot='0'/></controller>
+"""
+DOMAIN = """\
+<domain type='qemu'>
+  <name>{name}</name>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <on_reboot>restart</on_reboot>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <controller type='pci' index='0' model='pcie-root'/>
+{devices}    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"""
+BRIDGE_BUS, BRIDGE_SLOTS = 2, range(1, 32)
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time(4 * DEADLINE):
+        yield
+
+
+class Host:
+    """A libvirtd, and the domains on it. Theirs are the names they are made with."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.libvirtd = PrivateLibvirtd(folder)
+
+    def create(self, name: str, devices: str = BRIDGE, *, paused: bool = False) -> DomainId:
+        path = self._folder / f"{name}.xml"
+        path.write_text(DOMAIN.format(name=name, devices=devices))
+        self.libvirtd.virsh("create", str(path), *(["--paused"] if paused else []))
+        return DomainId(int(self.libvirtd.virsh("domid", name).stdout))
+
+    def pid(self, name: str) -> int:
+        """Of its QEMU."""
+        return int((self._folder / "run" / "qemu" / f"{name}.pid").read_text())
+
+    def crash(self, name: str) -> None:
+        """Ends its QEMU."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: not is_running(pid))
+
+    @contextmanager
+    def stopped(self, name: str) -> Iterator[None]:
+        """Its QEMU does nothing meanwhile."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def shmems(self, name: str) -> list[ElementTree.Element]:
+        """Its ivshmem devices."""
+        return ElementTree.fromstring(self.libvirtd.virsh("dumpxml", name).stdout).findall("devices/shmem")
+
+    def paths(self, name: str) -> list[str | None]:
+        """Of the sockets of its ivshmem devices."""
+        return [server.get("path") for each in self.shmems(name) if (server := each.find("server")) is not None]
+
+    def taints(self, name: str) -> set[str]:
+        """What libvirt holds against it."""
+        log = (self._folder / "log" / "qemu" / f"{name}.log").read_text()
+        return set(re.findall(r"is tainted: (\S+)", log))
+
+    def clear(self) -> None:
+        for name in self._names():
+            self.crash(name)  # quicker than asking libvirt
+        eventually(lambda: self._names() == [])
+
+    def _names(self) -> list[str]:
+        return self.libvirtd.virsh("list", "--name").stdout.split()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    private.require()
+    made = Host(tmp_path_factory.mktemp("lv"))
+    try:
+        made.libvirtd.start()
+        yield made
+    finally:
+        made.libvirtd.stop()
+
+
+@pytest.fixture
+def host(shared_host: Host) -> Iterator[Host]:
+    """Without domains, before and after."""
+    yield shared_host
+    shared_host.clear()
+
+
+class Rig:
+    """Main, as far as domains and their devices go: notes what it is told, and serves what it attaches."""
+
+    def __init__(self, folder: Path, uri: str) -> None:
+        self.loop = Loop()
+        self.told: list[tuple[object, ...]] = []
+        self.failure: KvmchanError | None = None
+        self.sentence = ""
+        """Why the last device was not attached."""
+        self._log = folder / "log"
+        self.devices = Devices(self.loop, folder / "devices", self, "nobody")
+        self.hypervisor = Hypervisor(self.loop, uri, folder / "devices", self)
+        self._last = 0
+
+    def start(self) -> None:
+        self.devices.start()
+        self.hypervisor.start()
+
+    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
+        assert re.fullmatch(r"[0-9a-f-]{36}", uuid)
+        self.told.append(("found", domain, name))
+
+    def on_gone(self, domain: DomainId) -> None:
+        self.told.append(("gone", domain))
+
+    def on_prepared(self, prepared: Prepared) -> None:
+        self.told.append(("prepared", prepared.uuid))
+
+    def on_unprepared(self, uuid: str) -> None:
+        self.told.append(("unprepared", uuid))
+
+    def on_rebooted(self, domain: DomainId) -> None:
+        self.told.append(("rebooted", domain))
+
+    def on_paused(self, domain: DomainId, paused: bool) -> None:
+        self.told.append(("paused" if paused else "resumed", domain))
+
+    def on_attached(self, domain: DomainId, device: DeviceId) -> None:
+        self.told.append(("attached", domain, device))
+
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
+        self.sentence = sentence
+        self.told.append(("failed", domain, device))
+
+    def on_hypervisor_failure(self, error: KvmchanError) -> None:
+        self.failure = error
+
+    def on_served(self, device: Device, domain: DomainId) -> None:
+        self.told.append(("served", domain, device.number))
+
+    def on_unplugged(self, device: Device, domain: DomainId) -> None:
+        self.told.append(("unplugged", domain, device.number))
+
+    def on_cut_off(self, device: Device, domain: DomainId) -> None:
+        self.told.append(("cut off", domain, device.number))
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self.failure = error
+
+    def until(self, holds: Callable[[], bool], seconds: float = DEADLINE) -> None:
+        """Runs main until something has come about."""
+        limit = time.monotonic() + seconds
+
+        def look() -> float:
+            assert time.monotonic() < limit, f"it does not come about: {self.told}, {self.failure}\n{self.log()}"
+            if holds():
+                self.loop.stop()
+                return 0
+            return limit - time.monotonic()
+
+        self.loop.run(look)
+
+    def until_told(self, *expected: tuple[object, ...], seconds: float = DEADLINE) -> None:
+        """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
+        self.until(lambda: len(self.told) >= len(expected), seconds)
+        assert sorted(map(repr, self.told)) == sorted(map(repr, expected))
+        self.told.clear()
+
+    def until_logged(self, text: str, times: int = 1) -> None:
+        while self.log().count(text) < times:
+            # Each look is a turn of main's.
+            self.loop.run(self._once())
+
+    def _once(self) -> Callable[[], float]:
+        def look() -> float:
+            self.loop.stop()
+            return 0.02
+
+        return look
+
+    def device(self, domain: DomainId) -> Device:
+        self._last += 1
+        made = Device(DeviceId(self._last), (DomainId(0), domain), Size(1 << 20), 2, {domain: 2})
+        self.devices.create(made)
+        return made
+
+    def path(self, device: Device) -> Path:
+        (domain,) = device.peers
+        return self.devices.socket_path(device, domain)
+
+    def attach(self, device: Device) -> None:
+        (domain,) = device.peers
+        self.hypervisor.attach(domain, device.number, self.path(device), device.vectors)
+
+    def attached(self, domain: DomainId, seconds: float = DEADLINE) -> Device:
+        """A new device, in the domain."""
+        device = self.device(domain)
+        self.attach(device)
+        self.until_told(("attached", domain, device.number), ("served", domain, device.number), seconds=seconds)
+        return device
+
+    def until_unplugged(self, host: Host, name: str, device: Device) -> None:
+        """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset. Asserts that nothing else is
+        told."""
+        (domain,) = device.peers
+        limit = time.monotonic() + DEADLINE
+        while ("unplugged", domain, device.number) not in self.told:
+            assert time.monotonic() < limit, self.log()
+            host.libvirtd.virsh("reset", name)
+            self.loop.run(self._once())
+        told = [each for each in self.told if each != ("rebooted", domain)]
+        assert told == [("unplugged", domain, device.number)]
+        self.told.clear()
+
+    def pid(self) -> int | None:
+        """Of the libvirt process."""
+        return services_of(os.getpid()).get("libvirt")
+
+    def kill(self) -> None:
+        """Ends the libvirt process; there will be another."""
+        pid = self.pid()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        """What the processes said."""
+        return self._log.read_text()
+
+    def close(self) -> None:
+        self.hypervisor.close()
+        self.devices.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Rig]]:
+    """Nothing of it may be left."""
+    made: list[Rig] = []
+    with (tmp_path / "log").open("ab") as stderr, monkeypatch.context() as patch:
+        # pytest's own capture ends with each phase of a test, and so would what a process started in another was given.
+        patch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, stderr=stderr))
+
+        def make(uri: str) -> Rig:
+            made.append(Rig(tmp_path, uri))
+            return made[-1]
+
+        try:
+            yield make
+        finally:
+            for rig in made:
+                rig.close()
+    assert services_of(os.getpid()) == {}
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.fixture
+def rig(host: Host, make_rig: Callable[[str], Rig]) -> Iterator[Rig]:
+    """Not started yet."""
+    made = make_rig(host.libvirtd.uri)
+    yield made
+    assert made.failure is None
+
+
+@pytest.fixture
+def domain(host: Host, rig: Rig) -> DomainId:
+    """A running domain `one`, and main, which knows it."""
+    made = host.create("one")
+    rig.start()
+    rig.until_told(("found", made, "one"))
+    return made
+
+
+# ---- domains ----
+
+
+def test_domains_are_found_at_the_start_and_when_they_start(host: Host, rig: Rig) -> None:
+    one, two = host.create("one"), host.create("two")
+    rig.start()
+    rig.until_told(("found", one, "one"), ("found", two, "two"))
+    three = host.create("three")
+    rig.until_told(("found", three, "three"))
+
+
+def test_a_domain_that_is_destroyed_is_gone_and_the_other_stays(host: Host, rig: Rig, domain: DomainId) -> None:
+    two = host.create("two")
+    rig.until_told(("found", two, "two"))
+    host.libvirtd.virsh("destroy", "one")
+    rig.until_told(("gone", domain))
+    rig.attached(two)
+
+
+def test_a_domain_whose_qemu_crashes_is_gone(host: Host, rig: Rig, domain: DomainId) -> None:
+    host.crash("one")
+    rig.until_told(("gone", domain))
+
+
+def test_a_domain_that_starts_again_is_another(host: Host, rig: Rig, domain: DomainId) -> None:
+    host.libvirtd.virsh("destroy", "one")
+    again = host.create("one")
+    assert again != domain
+    rig.until_told(("gone", domain), ("found", again, "one"))
+
+
+def test_a_domain_that_is_paused_and_goes_on_says_so(host: Host, rig: Rig, domain: DomainId) -> None:
+    host.libvirtd.virsh("suspend", "one")
+    rig.until_told(("paused", domain))
+    host.libvirtd.virsh("resume", "one")
+    rig.until_told(("resumed", domain))
+
+
+def test_a_domain_that_was_paused_before_is_known_to_be(host: Host, rig: Rig) -> None:
+    one = host.create("one", paused=True)
+    rig.start()
+    rig.until_told(("found", one, "one"), ("paused", one))
+
+
+def test_a_domain_that_is_reset_starts_anew_and_is_not_gone(host: Host, rig: Rig, domain: DomainId) -> None:
+    host.libvirtd.virsh("reset", "one")
+    rig.until_told(("rebooted", domain))
+    rig.attached(domain)
+
+
+# ---- devices ----
+
+
+def test_a_device_is_attached_with_our_socket_and_does_not_taint_the_domain(host: Host, rig: Rig, domain: DomainId) -> None:
+    device = rig.attached(domain)
+    (shmem,) = host.shmems("one")
+    model, msi, address = shmem.find("model"), shmem.find("msi"), shmem.find("address")
+    assert model is not None
+    assert msi is not None
+    assert address is not None
+    assert model.get("type") == "ivshmem-doorbell"
+    assert (msi.get("vectors"), msi.get("ioeventfd")) == ("2", "on")
+    assert int(address.get("bus", ""), 0) == BRIDGE_BUS
+    assert host.paths("one") == [str(rig.path(device))]
+    # QEMU runs as root here, which is libvirt's to complain of, and no doing of ours.
+    assert host.taints("one") == {"high-privileges"}
+
+
+def test_a_device_goes_into_a_paused_domain(host: Host, rig: Rig) -> None:
+    one = host.create("one", paused=True)
+    rig.start()
+    rig.until_told(("found", one, "one"), ("paused", one))
+    rig.attached(one)
+
+
+def test_a_device_that_is_attached_already_is_attached_once(host: Host, rig: Rig, domain: DomainId) -> None:
+    device = rig.attached(domain)
+    rig.attach(device)
+    rig.until_told(("attached", domain, device.number))
+    assert len(host.shmems("one")) == 1
+
+
+def test_a_detached_device_leaves_its_qemu(host: Host, rig: Rig, domain: DomainId) -> None:
+    device, staying = rig.attached(domain), rig.attached(domain)
+    rig.hypervisor.detach(domain, device.number, rig.path(device))
+    rig.until_unplugged(host, "one", device)
+    eventually(lambda: host.paths("one") == [str(rig.path(staying))])
+    assert host.taints("one") == {"high-privileges"}
+
+
+def test_a_device_that_is_not_there_is_no_trouble_to_detach(rig: Rig, domain: DomainId) -> None:
+    device = rig.device(domain)
+    rig.hypervisor.detach(domain, device.number, rig.path(device))
+    rig.hypervisor.detach(DomainId(domain + 1000), device.number, rig.path(device))
+    rig.attached(domain)
+    assert "can't be unplugged" not in rig.log()
+
+
+def test_a_domain_without_a_bridge_is_told_what_its_xml_lacks(host: Host, rig: Rig) -> None:
+    one = host.create("one", "")
+    rig.start()
+    rig.until_told(("found", one, "one"))
+    device = rig.device(one)
+    rig.attach(device)
+    rig.until_told(("failed", one, device.number))
+    assert "<controller type='pci' model='pcie-to-pci-bridge'/>" in rig.sentence
+    assert "kvmchan prepare-domain" in rig.sentence
+
+
+def test_a_domain_whose_bridge_is_full_is_told_so(host: Host, rig: Rig) -> None:
+    sound = "<sound model='ac97'><address type='pci' bus='{}' slot='{}'/></sound>\n"
+    one = host.create("one", BRIDGE + "".join(sound.format(BRIDGE_BUS, slot) for slot in BRIDGE_SLOTS), paused=True)
+    rig.start()
+    rig.until_told(("found", one, "one"), ("paused", one))
+    device = rig.device(one)
+    rig.attach(device)
+    rig.until_told(("failed", one, device.number))
+    assert "no free slot" in rig.sentence
+    assert "add another pcie-to-pci-bridge" in rig.sentence
+
+
+def test_what_libvirt_says_to_a_device_it_refuses_is_said_on(rig: Rig, domain: DomainId, tmp_path: Path) -> None:
+    rig.hypervisor.attach(domain, DeviceId(99), tmp_path / "nobody-listens", 2)
+    rig.until_told(("failed", domain, 99))
+    assert rig.sentence.startswith("libvirt refuses it: ")
+    assert "No such file or directory" in rig.sentence
+    rig.attached(domain)
+
+
+def test_a_device_for_a_domain_that_is_not_there_fails(rig: Rig, domain: DomainId) -> None:
+    device = rig.device(DomainId(domain + 1000))
+    rig.attach(device)
+    rig.until_told(("failed", domain + 1000, device.number))
+    assert rig.sentence.startswith("libvirt refuses it: ")
+
+
+def test_a_domain_whose_qemu_hangs_keeps_no_other_waiting(host: Host, rig: Rig, domain: DomainId) -> None:
+    two = host.create("two")
+    rig.until_told(("found", two, "two"))
+    hanging = rig.device(domain)
+    with host.stopped("one"):
+        rig.attach(hanging)
+        rig.attached(two, AT_ONCE)
+        three = host.create("three")
+        rig.until_told(("found", three, "three"), seconds=AT_ONCE)
+        host.libvirtd.virsh("destroy", "two")
+        rig.until(lambda: ("gone", two) in rig.told, AT_ONCE)
+        assert ("attached", domain, hanging.number) not in rig.told
+    rig.until(lambda: ("attached", domain, hanging.number) in rig.told)
+
+
+# ---- libvirtd ends, and starts again ----
+
+
+def test_what_happens_while_libvirtd_is_away_is_found_out(host: Host, rig: Rig, domain: DomainId) -> None:
+    two = host.create("two")
+    rig.until_told(("found", two, "two"))
+    host.libvirtd.kill()
+    rig.until_logged("is lost")
+    host.crash("one")
+    device = rig.device(two)
+    rig.attach(device)
+    host.libvirtd.start()
+    three = host.create("three")
+    rig.until_told(("gone", domain), ("attached", two, device.number), ("served", two, device.number), ("found", three, "three"))
+    # And events come as before.
+    host.libvirtd.virsh("destroy", "two")
+    rig.until_told(("gone", two), ("unplugged", two, device.number))
+
+
+def test_a_device_that_was_on_its_way_when_libvirtd_ended_is_attached_by_the_next(host: Host, rig: Rig, domain: DomainId) -> None:
+    device = rig.device(domain)
+    with host.stopped("one"):
+        rig.attach(device)
+        two = host.create("two")  # libvirtd has had time to hear of the device
+        rig.until_told(("found", two, "two"))
+        rig.attached(two)
+        host.libvirtd.kill()
+        rig.until_logged("is lost")
+    host.libvirtd.start()
+    rig.until(lambda: ("attached", domain, device.number) in rig.told)
+    assert host.paths("one") == [str(rig.path(device))]
+    assert "failed" not in [each[0] for each in rig.told]
+
+
+def test_a_device_that_was_to_go_while_libvirtd_was_away_goes(host: Host, rig: Rig, domain: DomainId) -> None:
+    device = rig.attached(domain)
+    host.libvirtd.kill()
+    rig.until_logged("is lost")
+    rig.hypervisor.detach(domain, device.number, rig.path(device))
+    host.libvirtd.start()
+    rig.until_unplugged(host, "one", device)
+
+
+def test_libvirtd_may_come_late_and_is_complained_of_once(host: Host, rig: Rig) -> None:
+    host.libvirtd.kill()
+    try:
+        rig.start()
+        rig.until_logged("can't be reached, and is tried again")
+    finally:
+        host.libvirtd.start()
+    one = host.create("one")
+    rig.until_told(("found", one, "one"))
+    assert rig.log().count("can't be reached") == 1
+
+
+def test_connecting_again_leaves_no_descriptor_open(host: Host, rig: Rig, domain: DomainId) -> None:
+    rig.attached(domain)
+
+    def restart(time: int) -> int:
+        host.libvirtd.kill()
+        rig.until_logged("is lost", time)
+        host.libvirtd.start()
+        rig.until_logged("connected to libvirt again", time)
+        return len(list(Path(f"/proc/{rig.pid()}/fd").iterdir()))
+
+    assert restart(1) == restart(2)
+
+
+# ---- the libvirt process ends, and another starts ----
+
+
+def test_what_happens_while_there_is_no_libvirt_process_is_found_out(host: Host, rig: Rig, domain: DomainId) -> None:
+    two = host.create("two")
+    rig.until_told(("found", two, "two"))
+    rig.kill()
+    host.crash("one")
+    device = rig.device(two)
+    rig.attach(device)
+    three = host.create("three")
+    rig.until_told(("gone", domain), ("attached", two, device.number), ("served", two, device.number), ("found", three, "three"))
+
+
+def test_a_device_that_an_earlier_daemon_left_stays_where_there_is_no_kvm(host: Host, rig: Rig, domain: DomainId) -> None:
+    left, staying = rig.attached(domain), rig.attached(domain)
+    rig.devices.remove(left)  # its QEMU keeps it
+    rig.kill()
+    rig.until_logged("keeps 1 devices of an earlier daemon")
+    assert len(host.shmems("one")) == 2
+    assert str(rig.path(staying)) in host.paths("one")
+
+
+def test_a_device_of_someone_elses_is_let_alone(host: Host, rig: Rig, domain: DomainId, tmp_path: Path) -> None:
+    theirs = rig.attached(domain)
+    other = tmp_path / "other"
+    other.mkdir()
+    with host.stopped("one"):
+        pass
+    rig.hypervisor.close()
+    rig.devices.remove(theirs)
+    elsewhere = Hypervisor(rig.loop, host.libvirtd.uri, other, rig)
+    rig.hypervisor = elsewhere
+    elsewhere.start()
+    rig.until_told(("found", domain, "one"))
+    rig.attached(domain)
+    assert len(host.shmems("one")) == 2
+    assert "it is unplugged" not in rig.log()
+
+
+class GuestsDaemon(Daemon):
+    """With processes beside local."""
+
+    def _fds_at_rest(self) -> dict[str, list[str]]:
+        return {}
+
+
+STAND_IN = """\
+import os, pathlib, runpy, socket, sys
+said = pathlib.Path({said!r})
+if said.exists():
+    runpy.run_path({entry!r}, run_name="__main__")
+else:
+    said.touch()
+    main = socket.socket(fileno=int(sys.argv[2]))
+    main.recv(65536)
+    socket.send_fds(main, [{packet!r}], [0])
+    main.recv(65536)
+    while main.recv(65536):
+        pass
+"""
+FOUND = b'{"type":"found","domain":7,"name":"nobody","uuid":"2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7"}'
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        pytest.param(FOUND[:-20], id="truncated"),
+        pytest.param(b'{"type":"launch"}', id="unknown"),
+        pytest.param(FOUND.replace(b"7,", b'"7",'), id="ill-typed"),
+        pytest.param(FOUND.replace(b"7,", b"-1,"), id="negative"),
+        pytest.param(FOUND.replace(b"7,", b"0,"), id="the host"),
+        pytest.param(b"\xff\xfe", id="no text"),
+        pytest.param(b"[" * 30000, id="deep"),
+        pytest.param(FOUND + b" " * 40000, id="long"),
+    ],
+)
+def test_a_libvirt_process_that_says_what_can_not_be_is_ended_and_another_started(
+    host: Host, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packet: bytes
+) -> None:
+    stand_in = tmp_path / "stand-in.py"
+    stand_in.write_text(STAND_IN.format(said=str(tmp_path / "said"), entry=str(ipc._ENTRY), packet=packet))
+    one = host.create("one")
+    monkeypatch.setattr(ipc, "_ENTRY", stand_in)
+    rig.hypervisor.start()
+    rig.until_told(("found", one, "one"))
+
+
+# ---- no libvirt ----
+
+
+def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare"
+    venv.create(bare, symlinks=True)
+    script = tmp_path / "kvmchand"
+    script.write_text(f'#!{bare}/bin/python -I\nimport runpy\nrunpy.run_path("{KVMCHAND}", run_name="__main__")\n')
+    script.chmod(0o755)
+    monkeypatch.setattr(support, "KVMCHAND", script)
+    daemon = GuestsDaemon(tmp_path, libvirt="test:///default")
+    try:
+        eventually(lambda: "virtual machines are not served any more" in daemon.log(), daemon.log)
+        assert "without libvirt's Python module: install python3-libvirt" in daemon.log()
+        assert daemon.listing()["channels"] == []
+        assert "libvirt" not in daemon.services()
+        assert daemon.log().count("the libvirt process ended") == 2  # as it ends, and as it is given up
+    finally:
+        daemon.process.terminate()
+        assert daemon.process.wait(DEADLINE) == 0

@@ -98,6 +98,9 @@ class Guests:
     def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
         if domain in self._guests:
             return
+        if domain in self._settings.local_domains:
+            log.warning(f"domain {domain} ({name}) is not served: its number is a local domain's, so give that another")
+            return
         self.pool.add_guest(domain, uuid)
         try:
             control = self.pool.add(HOST, domain, Size(link.DEVICE_BYTES), 1, control=True)

@@ -651,3 +651,21 @@ def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(
     finally:
         daemon.process.terminate()
         assert daemon.process.wait(DEADLINE) == 0
+
+
+def test_a_domain_whose_number_is_a_local_domains_is_not_served(host: Host, tmp_path: Path) -> None:
+    one = host.create("one", paused=True)
+    two = host.create("two", paused=True)
+    daemon = GuestsDaemon(tmp_path, libvirt=host.libvirtd.uri, domains=(one,))
+    try:
+        eventually(lambda: f"domain {two} (two) is here" in daemon.log(), daemon.log)
+        kinds = {each["domain"]: each["kind"] for each in daemon.listing()["domains"]}
+        assert kinds == {0: "host", one: "local", two: "guest"}
+        assert f"domain {one} (one) is not served" in daemon.log()
+        host.libvirtd.virsh("destroy", "one")
+        host.libvirtd.virsh("destroy", "two")
+        eventually(lambda: f"domain {two} (two) is gone" in daemon.log(), daemon.log)
+        assert {each["domain"] for each in daemon.listing(one)["domains"]} == {0, one}
+    finally:
+        daemon.process.terminate()
+        assert daemon.process.wait(DEADLINE) == 0

@@ -125,7 +125,7 @@ class Network:
         """In the same place each time, as a daemon that is started again is."""
         folder = self._folder / "host"
         folder.mkdir(exist_ok=True)
-        self.host = Host(folder, *options, libvirt=self._libvirtd.uri)
+        self.host = Host(folder, *options, domains=(), libvirt=self._libvirtd.uri)
         return self.host
 
     def start_daemon(self, machine: Machine) -> None:

@@ -141,6 +141,19 @@ def test_a_paused_guest_goes_on_where_it_was(network: Network, watch: Path, gues
     connecting.wait_line("gone")
 
 
+# ---- links: before a guest has many devices, which take windows and vectors ----
+
+
+def test_a_channel_larger_than_a_device_gets_one_of_its_own(network: Network, stream: Path, guest: Machine) -> None:
+    move(network, stream, None, guest, out=MIB, back=MIB, ring=MIB // 2)
+
+
+def test_a_link_grows_past_one_device(network: Network, stream: Path, guest: Machine, other: Machine) -> None:
+    move(network, stream, guest, other, channels=3, out=MIB, back=MIB, ring=256 * 1024)
+    links = {(each["domain"], each["other"]): each["devices"] for each in network.daemon.listing()["links"]}
+    assert links[min(guest.domain, other.domain), max(guest.domain, other.domain)] >= 3
+
+
 # ---- daemons ----
 
 
@@ -207,21 +220,11 @@ def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
         machine.destroy()
 
 
-# ---- links ----
+# ---- links of guests that are fresh ----
 
 
 def test_two_hundred_channels_at_once_on_one_link(network: Network, stream: Path, guest: Machine) -> None:
     move(network, stream, None, guest, channels=200, out=5000, back=5000, ring=1)
-
-
-def test_a_link_grows_past_one_device(network: Network, stream: Path, guest: Machine, other: Machine) -> None:
-    move(network, stream, guest, other, channels=3, out=MIB, back=MIB, ring=256 * 1024)
-    links = {(each["domain"], each["other"]): each["devices"] for each in network.daemon.listing()["links"]}
-    assert links[min(guest.domain, other.domain), max(guest.domain, other.domain)] >= 3
-
-
-def test_a_channel_larger_than_a_device_gets_one_of_its_own(network: Network, stream: Path, guest: Machine) -> None:
-    move(network, stream, None, guest, out=MIB, back=MIB, ring=MIB // 2)
 
 
 def test_a_slice_has_nothing_of_the_channel_before(network: Network, guest: Machine) -> None:

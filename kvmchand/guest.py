@@ -289,7 +289,7 @@ class Guest:
             content: object = client.replies.decode(reply.reply.encode())
             if isinstance(content, client.Granted):
                 raise ProtocolError("the host granted a channel as to a client of its own")
-        except (ProtocolError, UnicodeEncodeError) as error:
+        except ProtocolError as error:
             content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
         if isinstance(content, client.Listing):
             content = self._with_devices(content)

@@ -40,6 +40,16 @@ def _text_of(most: int) -> Callable[[Any], Any]:
     return check
 
 
+def _packet(value: Any) -> Any:
+    """JSON can spell half of a surrogate pair, of which no bytes can be made."""
+    packet = _text_of(PACKET_MAX)(value)
+    try:
+        packet.encode()
+    except UnicodeEncodeError:
+        raise ValueError("a string of whole characters") from None
+    return packet
+
+
 def _flag(value: Any) -> Any:
     if type(value) is not bool:
         raise ValueError("true or false")
@@ -56,7 +66,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DeviceId": _integer(0, 2**63 - 1),
     "str": _text_of(4096),
     "bool": _flag,
-    "Packet": _text_of(PACKET_MAX),
+    "Packet": _packet,
 }
 
 

@@ -15,7 +15,7 @@ from collections import deque
 from typing import Any
 
 from kvmchand import log
-from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
+from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
 from kvmchand.ipc import Marker
 from kvmchand.linux import libc
 from kvmchand.loop import Loop
@@ -112,6 +112,7 @@ class Session:
         """The next packet, if it is there whole. OSError, ProtocolError among them: the ring can't be."""
         ready = int(dataplane.data_ready(self._ctrl))
         if ready < link.LENGTH.size:
+            self._require_true()
             return None
         (size,) = link.LENGTH.unpack(bytes(self._buffer[(self._cons + at) & self._mask] for at in range(link.LENGTH.size)))
         if not 0 < size <= link.PACKET_MAX:
@@ -124,6 +125,13 @@ class Session:
             raise ProtocolError("the ring's indexes went back")
         self._cons = (self._cons + whole) & 0xFFFFFFFF
         return data.raw[link.LENGTH.size :]
+
+    def _require_true(self) -> None:
+        """OSError where the indexes can't be true: for data_ready() that is only 0 bytes."""
+        try:
+            dataplane.recv(self._ctrl, None, self._mask + 2)  # more than the ring ever has: none are taken
+        except ChannelClosed:
+            pass  # since the caller's look; an event says so too
 
     def understand(self, data: bytes) -> str | None:
         """A packet for main, encoded anew; None for one that was refused here."""

@@ -39,17 +39,26 @@ class Bucket:
         self._tokens = float(rate * _BURST)
         self._then = time.monotonic()
 
-    def take(self) -> float:
-        """Takes one; what is left, below 0 where there was none to take."""
+    def take(self) -> bool:
+        """Takes one, if there is one. Who is refused pays nothing, so that waiting helps."""
         now = time.monotonic()
         self._tokens = min(self._tokens + (now - self._then) * self._rate, self._rate * _BURST)
         self._then = now
-        if self._tokens > -self._rate * _FLOOD:
-            self._tokens -= 1
-        return self._tokens
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
 
-    def is_flooded(self, left: float) -> bool:
-        return left <= -self._rate * _FLOOD
+    def is_calm(self) -> bool:
+        """Whether fewer come than may."""
+        return self._tokens >= self._rate
+
+    def overdraw(self) -> bool:
+        """Takes one that is not there; False where that has gone too far."""
+        if self._tokens <= -self._rate * _FLOOD:
+            return False
+        self._tokens -= 1
+        return True
 
 
 class Session:
@@ -136,14 +145,13 @@ class Session:
     def understand(self, data: bytes) -> str | None:
         """A packet for main, encoded anew; None for one that was refused here."""
         message = self._incoming.decode(data)
-        left = self._bucket.take()
-        if left >= 0:
-            if self._refused:
+        if self._bucket.take():
+            if self._refused and self._bucket.is_calm():
                 log.warning(f"session {self.number}: {self._refused} requests were refused, for they came too fast")
                 self._refused = 0
             return self._incoming.encode(message).decode()
         if not isinstance(message, link.Ask):
-            if self._bucket.is_flooded(left):
+            if not self._bucket.overdraw():
                 raise ProtocolError("messages come many times faster than the limit (guest_requests in the settings)")
             return self._incoming.encode(message).decode()
         self._refused += 1

@@ -157,7 +157,7 @@ class Guests:
         guest = self._guests.get(domain)
         if guest is not None and device is not guest.control:
             self.pool.detach(device, domain)
-            error = LimitReached(f"domain {domain} can't have the device that this channel needs: {sentence}")
+            error = LimitReached(f"domain {domain} can't have the device that this channel needs: {log.printable(sentence)}")
             self._owner.on_device_failed(device, error)
 
     def on_hypervisor_failure(self, error: KvmchanError) -> None:

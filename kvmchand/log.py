@@ -6,11 +6,14 @@ from __future__ import annotations
 import sys
 
 
+def printable(text: str) -> str:
+    """What came from outside must not make lines of its own, here or on anyone's terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def _write(text: str) -> None:
-    # What came from outside must not make lines of its own.
-    line = "".join(each if each.isprintable() else "?" for each in text)
     try:
-        sys.stderr.write(f"kvmchand: {line}\n")
+        sys.stderr.write(f"kvmchand: {printable(text)}\n")
         sys.stderr.flush()
     except (OSError, ValueError):
         pass  # nobody reads the log

@@ -55,12 +55,13 @@ _DEVICE_DEADLINE = 30.0
 
 @dataclass(slots=True)
 class Pending:
-    """A request that waits for a device."""
+    """A request that waits for one of `devices`."""
 
     asking: Asker
     request: object
     deadline: float
     reason: str
+    devices: list[Device]
 
 
 class Host:
@@ -210,7 +211,7 @@ class Host:
 
     def on_device_failed(self, device: Device, error: KvmchanError) -> None:
         for waiting in list(self._pending.values()):
-            if waiting.asking.domain in device.pair:
+            if device in waiting.devices and all(each.is_closing for each in waiting.devices):
                 self._refuse(waiting, error)
 
     def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
@@ -237,7 +238,7 @@ class Host:
                 self._lifelines.look()  # who is dead must not stand in the way
                 self._serve(asking, request)
         except NotYet as waiting:
-            self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence)
+            self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence, waiting.devices)
         except KvmchanError as error:
             # Who has no channel must not stay where descriptors are short.
             idle = self._registry.held(asking.number) is None

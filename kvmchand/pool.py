@@ -21,9 +21,10 @@ from kvmchand.region import Region, SliceRegion
 
 
 class NotYet(Exception):
-    """A request that has to wait for a device. `sentence`: what for."""
+    """A request that has to wait for one of `devices`. `sentence`: what for."""
 
-    def __init__(self, domain: DomainId) -> None:
+    def __init__(self, domain: DomainId, devices: list[Device]) -> None:
+        self.devices = devices
         self.sentence = f"domain {domain} has not taken the device that this channel needs: is kvmchand guest running in it?"
         super().__init__(self.sentence)
 
@@ -124,7 +125,7 @@ class Pool:
             coming = [device]
         for device in coming:
             self._attach_or_reap(device, server)
-        raise NotYet(server)
+        raise NotYet(server, coming)
 
     def _attach_or_reap(self, device: Device, domain: DomainId) -> None:
         try:
@@ -138,7 +139,7 @@ class Pool:
         """NotYet unless the caller can use the device of a channel it connects to."""
         if isinstance(region, SliceRegion) and not region.slice.device.is_ready(caller):
             self.attach(region.slice.device, caller)
-            raise NotYet(caller)
+            raise NotYet(caller, [region.slice.device])
 
     def is_on(self, device: Device, region: Region) -> bool:
         return isinstance(region, SliceRegion) and region.slice.device is device

@@ -282,10 +282,12 @@ class Guests:
                 else:
                     self._owner.on_close(remote)
             case link.Ready():
-                for device in self._devices_by_peer(guest, message.peer):
+                changed = [each for each in self._devices_by_peer(guest, message.peer) if guest.domain not in each.ready]
+                for device in changed:
                     device.limit_vectors(max(message.vectors, 0))
                     device.ready.add(guest.domain)
-                self._owner.on_devices_changed()
+                if changed:
+                    self._owner.on_devices_changed()
             case link.Unusable():
                 log.warning(f"domain {guest.domain} can't use a device: {message.sentence}")
                 for device in self._devices_by_peer(guest, message.peer):

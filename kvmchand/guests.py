@@ -169,13 +169,14 @@ class Guests:
     # ---- devices: ivshmem.Owner ----
 
     def on_served(self, device: Device, domain: DomainId) -> None:
-        pass
+        device.plugged.add(domain)
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
         """Its QEMU has let go of a device, or has ended."""
         self.pool.cold.on_lost(device)
         device.attached.discard(domain)
         device.ready.discard(domain)
+        device.plugged.discard(domain)
         guest = self._guests.get(domain)
         if guest is not None and device is guest.control:
             self._end_session(guest)

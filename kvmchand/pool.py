@@ -52,6 +52,7 @@ class Pool:
         for device in self._links.of(guest):
             self.cold.on_lost(device)
             device.attached.discard(guest)
+            device.plugged.discard(guest)
             device.is_closing = True
             self.reap(device)
 
@@ -89,18 +90,24 @@ class Pool:
     def detach(self, device: Device, domain: DomainId) -> None:
         """A guest can't have, or use, a device: it goes, and no channel gets a slice of it."""
         device.is_closing = True
+        self._ask_back(device, domain)
+        self.reap(device)
+
+    def _ask_back(self, device: Device, domain: DomainId) -> None:
         if domain in device.attached:
             self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
             device.attached.discard(domain)
             device.ready.discard(domain)
-        self.reap(device)
 
     def reap(self, device: Device) -> None:
-        """Does away with a device that no channel is on and none will be."""
+        """Does away with a device that no channel is on and none will be. It counts until every guest has let it go: else one
+        that lets none go could have any number."""
         if not device.is_closing or device.slices or device.number not in self._links.devices:
             return
         for domain in device.attached & self._guests:
-            self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
+            self._ask_back(device, domain)
+        if device.plugged:
+            return
         self._links.remove(device)
         self._devices.remove(device)
 

@@ -56,6 +56,8 @@ class Device:
     attached: set[DomainId] = field(default_factory=set)
     ready: set[DomainId] = field(default_factory=set)
     """The guests that say they can use it."""
+    plugged: set[DomainId] = field(default_factory=set)
+    """The guests whose QEMU has it, though they may have been asked to let it go."""
     free: dict[int, int] = field(default_factory=dict)
     free_vectors: set[int] = field(default_factory=set)
     slices: int = 0
@@ -152,6 +154,7 @@ class Links:
         device.pair = pair_of(HOST, guest)
         device.peers = {guest: START_PEER}
         device.attached = {guest}
+        device.plugged = {guest}
         self.devices[device.number] = device
 
     def of(self, guest: DomainId) -> list[Device]:
@@ -160,7 +163,7 @@ class Links:
 
     def attach(self, device: Device, guest: DomainId) -> None:
         """The device goes into the guest. LimitReached: the guest has enough."""
-        have = [each for each in self.of(guest) if guest in each.attached]
+        have = [each for each in self.of(guest) if guest in each.attached | each.plugged]
         if len(have) >= self.limits.max_devices:
             raise LimitReached(f"domain {guest} has {len(have)} devices: guest_devices in the host's settings")
         if sum(each.size for each in have) + device.size > self.limits.max_bytes:

@@ -15,13 +15,14 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from kvmchand import log
 from kvmchand.errors import InternalError, KvmchanError
-from kvmchand.loop import READABLE, Loop
+from kvmchand.loop import READABLE, WRITABLE, Loop
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _MARK = struct.Struct("=Q")
@@ -30,6 +31,8 @@ _END_DEADLINE = 0.5
 """Seconds a service has to end after its socket has. Main stands still meanwhile."""
 _SEND_DEADLINE = 10
 """Seconds a new service has to read what it is told first. Main stands still meanwhile."""
+_WAITING_MAX = 64 << 20
+"""Bytes that may wait for a service to read. Its peers make main say many things at once, and it is not to blame for that."""
 _RESTARTS_MAX = 5
 """Restarts of a service in a row that got nowhere, after which it is given up."""
 HOPELESS = 3
@@ -128,6 +131,8 @@ class Kept:
         self._site = site
         self._service: Service | None = None
         self._failures = 0
+        self._waiting: deque[tuple[bytes, Fds]] = deque()
+        self._waiting_bytes = 0
 
     def start(self) -> None:
         service = self._service = Service(self._name, site=self._site)
@@ -143,13 +148,45 @@ class Kept:
         """Tells the service; one that is not there is told by the next greeting. The descriptors stay the caller's."""
         if self._service is None:
             return
+        if not self._waiting and self._send_now(self._service, data, fds):
+            return
         try:
-            send_packet(self._service.sock, data, fds, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+            self._waiting.append((data, Fds.duplicates(fds)))
+        except OSError:
+            self._waiting_bytes = _WAITING_MAX
+        self._waiting_bytes += len(data)
+        self._loop.modify(self._service.sock.fileno(), READABLE | WRITABLE)
+        if self._waiting_bytes > _WAITING_MAX:
             log.warning(f"the {self._name} process is killed, for it does not read")
             self._service.kill()
+            self._forget_waiting()
+
+    @staticmethod
+    def _send_now(service: Service, data: bytes, fds: Sequence[int]) -> bool:
+        """False: there is no room."""
+        try:
+            send_packet(service.sock, data, fds, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
         except OSError:
             pass  # it has ended, as its socket will say
+        return True
+
+    def _send_waiting(self, service: Service) -> None:
+        while self._waiting:
+            data, fds = self._waiting[0]
+            if not self._send_now(service, data, fds.borrow()):
+                return
+            self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            fds.close()
+        self._loop.modify(service.sock.fileno(), READABLE)
+
+    def _forget_waiting(self) -> None:
+        for _, fds in self._waiting:
+            fds.close()
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def hear(self) -> None:
         """Takes what the service has said so far, before anything else that is to be heard."""
@@ -160,9 +197,13 @@ class Kept:
         """It does what it is for: ends from now on are no failures in a row."""
         self._failures = 0
 
-    def _on_ready(self, _events: int) -> None:
+    def _on_ready(self, events: int) -> None:
         service = self._service
         if service is None:
+            return
+        if events & WRITABLE:
+            self._send_waiting(service)
+        if not events & ~WRITABLE:
             return
         try:
             try:
@@ -185,6 +226,7 @@ class Kept:
     def _on_end(self, service: Service) -> None:
         self._loop.remove(service.sock.fileno())
         self._service = None
+        self._forget_waiting()
         culprit = service.marker.get()
         status = service.stop()
         self._failures += 1
@@ -201,3 +243,4 @@ class Kept:
         if self._service is not None:
             self._service.stop()
             self._service = None
+        self._forget_waiting()

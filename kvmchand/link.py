@@ -6,7 +6,6 @@ A link process that dies is started again and given the sessions back, except th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -67,13 +66,7 @@ class Link:
 
     def open(self, control: Control) -> SessionId:
         """A new session. OSError: no descriptors are left."""
-        fds = Fds()
-        try:
-            for fd in control.fds:
-                fds.add(os.dup(fd))
-        except BaseException:
-            fds.close()
-            raise
+        fds = Fds.duplicates(control.fds)
         self._last += 1
         self._sessions[self._last] = (control, fds)
         self._service.send(*self._attach(self._last))

@@ -29,6 +29,18 @@ class Fds:
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fds = list(fds)
 
+    @classmethod
+    def duplicates(cls, fds: Sequence[int]) -> Fds:
+        """Of descriptors that stay the caller's. OSError: no more can be had."""
+        made = cls()
+        try:
+            for fd in fds:
+                made.add(os.dup(fd))
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     def __len__(self) -> int:
         return len(self._fds)
 

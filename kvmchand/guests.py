@@ -137,7 +137,7 @@ class Guests:
         guest = self._guests.get(domain)
         if guest is not None:
             log.info(f"domain {domain} ({guest.name}) starts anew")
-            self._end_session(guest)
+            self._end_session(guest, hangs_up=False)
             self._renew(guest)
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
@@ -214,10 +214,11 @@ class Guests:
         self._sessions[guest.session] = guest
         signal_event(self._control_bell(guest))
 
-    def _end_session(self, guest: Guest) -> None:
-        """The guest's daemon is gone for us: so are its clients, and every end they have."""
+    def _end_session(self, guest: Guest, *, hangs_up: bool = True) -> None:
+        """The guest's daemon is gone for us: so are its clients, and every end they have. `hangs_up`: it may not know; not
+        where the page is made anew at once."""
         if guest.session is not None:
-            self._link.close_session(guest.session)
+            self._link.close_session(guest.session, hangs_up=hangs_up)
             del self._sessions[guest.session]
             guest.session = None
             for device in self._links.of(guest.domain):
@@ -250,13 +251,15 @@ class Guests:
 
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
         guest = self._sessions.get(session)
-        if guest is None:
-            return
+        if guest is not None:
+            # Where the link process could not: it hangs up for us, and the guest's daemon starts anew.
+            self._control_page(guest).set_live(Side.SERVER, 0)
+            signal_event(self._control_bell(guest))
+            self._lose(guest, sentence)
+
+    def _lose(self, guest: Guest, sentence: str) -> None:
         log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
-        # Where the link process could not: it hangs up for us, and the guest's daemon starts anew.
-        self._control_page(guest).set_live(Side.SERVER, 0)
-        signal_event(self._control_bell(guest))
-        self._end_session(guest)
+        self._end_session(guest, hangs_up=self._control_page(guest).live(Side.CLIENT) != 0)
         self._renew_if_asked(guest)
 
     def on_link_message(self, session: SessionId, message: object) -> None:
@@ -266,7 +269,7 @@ class Guests:
         try:
             self._obey(guest, session, message)
         except ProtocolError as error:
-            self.on_link_lost(session, error.sentence)
+            self._lose(guest, error.sentence)  # the link process hangs up, after what it was told to say before
 
     def _obey(self, guest: Guest, session: SessionId, message: object) -> None:
         match message:

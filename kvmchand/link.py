@@ -87,10 +87,10 @@ class Link:
         if session in self._sessions:
             self._service.send(link.to_link.encode(link.Send(Size(session), packet.decode())))
 
-    def close_session(self, session: SessionId) -> None:
-        """Hangs up, so that the other end knows."""
+    def close_session(self, session: SessionId, *, hangs_up: bool = True) -> None:
+        """`hangs_up`: the other end is told, after what it was sent before. Without that nothing more is written to its page."""
         if session in self._sessions:
-            self._service.send(link.to_link.encode(link.Detach(Size(session))))
+            self._service.send(link.to_link.encode(link.Detach(Size(session), hangs_up)))
             self._forget(session)
 
     def _forget(self, session: SessionId) -> None:

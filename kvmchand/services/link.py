@@ -218,7 +218,8 @@ class Link:
                 case link.Detach():
                     session = self._sessions.get(message.session)
                     if session is not None:
-                        session.hang_up()
+                        if message.hangs_up:
+                            session.hang_up()
                         self._forget(session)
                 case link.Start():
                     drop_privileges(message.user)

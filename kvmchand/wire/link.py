@@ -144,9 +144,11 @@ class Send(Record):
 
 
 class Detach(Record):
-    """main → link: the session is over; say so to the other end. No answer."""
+    """main → link: the session is over. `hangs_up`: say so to the other end; not where the page may be another session's by
+    then. No answer."""
 
     session: Size
+    hangs_up: bool
 
 
 class Start(Record):

@@ -1,0 +1,368 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The rules of links: who gets which part of which device, and that no two get the same."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kvmchand.core.links import CONTROL_PEER, HOST_PEER, Device, LinkLimits, Links, Slice, pair_of
+from kvmchand.core.registry import Side
+from kvmchand.core.rings import PAGE
+from kvmchand.errors import LimitReached
+from kvmchand.ids import DomainId, Size
+
+HOST, ONE, TWO, THREE = (DomainId(each) for each in range(4))
+PAGES = 16
+SIZE = Size(PAGES * PAGE)
+VECTORS = 4
+DEVICES_AT_ONCE = 8
+ENOUGH = LinkLimits(max_devices=100, max_bytes=1 << 40)
+
+
+@pytest.fixture
+def links() -> Links:
+    return Links(ENOUGH)
+
+
+def link(links: Links, one: DomainId = HOST, other: DomainId = ONE, *, size: Size = SIZE, vectors: int = VECTORS) -> Device:
+    """A new device of the pair."""
+    return links.add(pair_of(one, other), {one, other} - {HOST}, size, vectors)
+
+
+FIRST = link(Links(ENOUGH)).peers[ONE]
+"""The smallest id that a link's device has."""
+
+
+def pages(count: int) -> Size:
+    return Size(count * PAGE)
+
+
+def allocate(links: Links, device: Device, size: Size) -> Slice:
+    taken = links.allocate(device, size)
+    assert taken is not None
+    return taken
+
+
+def assert_whole(device: Device, vectors: int = VECTORS) -> None:
+    """As if nothing had ever been taken: one run of pages, every vector."""
+    assert (device.free, device.free_vectors, device.slices) == ({0: device.size // PAGE}, set(range(vectors)), 0)
+
+
+# ---- devices ----
+
+
+def test_a_pair_has_the_smaller_number_first() -> None:
+    assert pair_of(TWO, ONE) == pair_of(ONE, TWO) == (ONE, TWO)
+    assert pair_of(TWO, TWO) == (TWO, TWO)
+
+
+def test_devices_count_up_and_a_number_never_comes_again(links: Links) -> None:
+    first, second = link(links), link(links)
+    links.remove(second)
+    assert [first.number, second.number, link(links).number] == [1, 2, 3]
+
+
+def test_the_host_has_no_id_of_its_own_but_0(links: Links) -> None:
+    device = link(links, HOST, ONE)
+    assert HOST not in device.peers
+    assert device.peer_of(HOST) == HOST_PEER
+    assert device.peer_of(ONE) == device.peers[ONE]
+
+
+def test_a_control_device_is_known_by_its_id_which_no_other_has(links: Links) -> None:
+    control = links.add((HOST, ONE), {ONE}, SIZE, 1, control=True)
+    assert control.peers == {ONE: CONTROL_PEER}
+    others = [link(links, HOST, ONE) for _ in range(5)]
+    assert CONTROL_PEER not in {device.peers[ONE] for device in others}
+
+
+def test_ids_are_the_smallest_that_are_free_in_the_guest(links: Links) -> None:
+    first, second, third = (link(links) for _ in range(3))
+    assert [device.peers[ONE] for device in (first, second, third)] == [FIRST, FIRST + 1, FIRST + 2]
+    links.remove(second)
+    assert link(links).peers[ONE] == FIRST + 1
+    assert link(links, HOST, TWO).peers[TWO] == FIRST  # of another guest, that may be the same
+
+
+def test_the_two_guests_of_a_device_have_different_ids(links: Links) -> None:
+    assert link(links, ONE, TWO).peers == {ONE: FIRST, TWO: FIRST + 1}
+    assert link(links, ONE, TWO).peers == {ONE: FIRST + 1, TWO: FIRST}
+    assert link(links, TWO, THREE).peers == {TWO: FIRST + 2, THREE: FIRST}
+
+
+def test_a_guest_that_talks_to_itself_has_one_id(links: Links) -> None:
+    assert link(links, ONE, ONE).peers == {ONE: FIRST}
+
+
+def test_a_device_is_the_pairs_that_it_is_for(links: Links) -> None:
+    ours, _other = link(links, ONE, TWO), link(links, ONE, THREE)
+    links.add((HOST, ONE), {ONE}, SIZE, 1, control=True)
+    assert links.devices_for((ONE, TWO)) == [ours]
+    assert links.devices_for((HOST, ONE)) == []
+
+
+def test_a_closing_device_gets_no_channel_and_stays_its_guests_until_removed(links: Links) -> None:
+    device = link(links, ONE, TWO)
+    device.is_closing = True
+    assert links.devices_for((ONE, TWO)) == []
+    assert links.of(ONE) == links.of(TWO) == [device]
+    links.remove(device)
+    assert links.of(ONE) == links.of(TWO) == []
+
+
+def test_the_host_is_always_ready_and_a_guest_when_it_says_so(links: Links) -> None:
+    device = link(links, HOST, ONE)
+    assert device.is_ready(HOST)
+    assert not device.is_ready(ONE)
+    device.ready.add(ONE)
+    assert device.is_ready(ONE)
+
+
+# ---- limits of a guest ----
+
+
+def test_a_guest_may_have_so_many_devices_and_what_goes_makes_room() -> None:
+    links = Links(LinkLimits(max_devices=2, max_bytes=1 << 40))
+    first, second, third = (link(links, ONE, TWO) for _ in range(3))
+    links.attach(first, ONE)
+    links.attach(second, ONE)
+    with pytest.raises(LimitReached, match="guest_devices"):
+        links.attach(third, ONE)
+    assert ONE not in third.attached
+    links.attach(third, TWO)  # the other guest has room
+    links.remove(first)
+    links.attach(third, ONE)
+
+
+def test_a_guests_devices_may_have_so_many_bytes_to_the_last() -> None:
+    links = Links(LinkLimits(max_devices=100, max_bytes=3 * SIZE))
+    first, double, small = link(links), link(links, size=Size(2 * SIZE)), link(links, size=Size(PAGE))
+    links.attach(first, ONE)
+    links.attach(double, ONE)
+    with pytest.raises(LimitReached, match="guest_bytes"):
+        links.attach(small, ONE)
+    first.attached.discard(ONE)
+    links.attach(small, ONE)
+
+
+def test_devices_that_are_in_no_guest_count_for_none() -> None:
+    links = Links(LinkLimits(max_devices=1, max_bytes=SIZE))
+    devices = [link(links) for _ in range(5)]
+    links.attach(devices[-1], ONE)
+
+
+# ---- slices ----
+
+
+def test_a_slice_is_whole_pages_and_a_vector_at_each_end(links: Links) -> None:
+    device = link(links)
+    first, second = allocate(links, device, Size(1)), allocate(links, device, Size(PAGE + 1))
+    assert (first.offset, second.offset) == (0, PAGE)
+    assert device.free == {3: PAGES - 3}
+    assert first.vectors[Side.SERVER] == first.vectors[Side.CLIENT]  # each at its own end
+    assert first.vectors[Side.SERVER] != second.vectors[Side.SERVER]
+
+
+def test_a_guest_that_talks_to_itself_needs_a_vector_for_each_side(links: Links) -> None:
+    device = link(links, ONE, ONE)
+    slices = [allocate(links, device, pages(1)) for _ in range(VECTORS // 2)]
+    used = [vector for each in slices for vector in each.vectors.values()]
+    assert sorted(used) == list(range(VECTORS))
+    assert links.allocate(device, pages(1)) is None
+    for each in slices:
+        links.free(each)
+    assert_whole(device)
+
+
+def test_a_device_takes_what_fills_it_and_nothing_more(links: Links) -> None:
+    device = link(links)
+    assert links.allocate(device, Size(SIZE + 1)) is None
+    assert_whole(device)
+    taken = allocate(links, device, SIZE)
+    assert links.allocate(device, Size(1)) is None
+    links.free(taken)
+    assert_whole(device)
+
+
+def test_a_device_without_a_free_vector_is_full(links: Links) -> None:
+    device = link(links, vectors=2)
+    slices = [allocate(links, device, pages(1)) for _ in range(2)]
+    assert links.allocate(device, pages(1)) is None
+    links.free(slices[1])
+    assert allocate(links, device, pages(1)).vectors == slices[1].vectors
+
+
+def test_the_smallest_run_that_will_do_is_taken(links: Links) -> None:
+    device = link(links, vectors=PAGES)
+    slices = [allocate(links, device, pages(count)) for count in (4, 1, 2, 1, 8)]
+    for each in (slices[0], slices[2]):
+        links.free(each)
+    assert device.free == {0: 4, 5: 2}
+    assert allocate(links, device, pages(2)).offset == 5 * PAGE
+    assert allocate(links, device, pages(2)).offset == 0
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_free_runs_that_meet_become_one(links: Links, order: tuple[int, ...]) -> None:
+    device = link(links)
+    slices = [allocate(links, device, size) for size in (pages(3), Size(4 * PAGE + 1), pages(2))]
+    for at in order:
+        links.free(slices[at])
+    assert_whole(device)
+
+
+# ---- vectors that a guest does not have ----
+
+
+def test_a_guest_with_fewer_vectors_limits_the_device_for_good(links: Links) -> None:
+    device = link(links)
+    first, second = allocate(links, device, pages(1)), allocate(links, device, pages(1))
+    device.limit_vectors(1)
+    assert (device.vectors, device.free_vectors) == (1, set())
+    links.free(second)
+    assert links.allocate(device, pages(1)) is None  # its vector is none any more
+    links.free(first)
+    device.limit_vectors(VECTORS)
+    assert_whole(device, vectors=1)
+    assert allocate(links, device, pages(1)).vectors == {Side.SERVER: 0, Side.CLIENT: 0}
+
+
+def test_a_guest_without_vectors_gets_no_channel_there(links: Links) -> None:
+    device = link(links)
+    device.limit_vectors(0)
+    assert links.allocate(device, pages(1)) is None
+    assert device.free == {0: PAGES}
+
+
+# ---- a device for each channel ----
+
+
+def test_dedicated_devices_have_one_channel_and_never_another() -> None:
+    links = Links(ENOUGH, dedicated=True)
+    device = link(links, ONE, TWO)
+    taken = allocate(links, device, pages(1))
+    assert links.allocate(device, pages(1)) is None
+    links.free(taken)
+    assert device.is_closing
+    assert links.devices_for((ONE, TWO)) == []
+
+
+def test_shared_devices_stay_for_the_next_channel(links: Links) -> None:
+    device = link(links, ONE, TWO)
+    links.free(allocate(links, device, pages(1)))
+    assert not device.is_closing
+    assert links.devices_for((ONE, TWO)) == [device]
+
+
+# ---- listing ----
+
+
+def test_a_summary_adds_up_each_pairs_devices_and_leaves_the_control_devices_out(links: Links) -> None:
+    links.add((HOST, ONE), {ONE}, SIZE, 1, control=True)
+    assert links.summary() == []
+    first, second, third = link(links, TWO, ONE), link(links, ONE, TWO, size=Size(2 * SIZE)), link(links, HOST, ONE)
+    for device in (first, second, second, third):
+        allocate(links, device, pages(1))
+    assert links.summary() == [((HOST, ONE), 1, SIZE, 1), ((ONE, TWO), 2, 3 * SIZE, 3)]
+
+
+# ---- any sequence ----
+
+
+class Model:
+    """What the rules say, kept as plainly as can be: the owner of each page and vector of each device."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.pages: list[Slice | None] = [None] * (device.size // PAGE)
+        self.vectors = device.vectors
+        self.slices: list[Slice] = []
+
+    def span(self, taken: Slice) -> range:
+        first = taken.offset // PAGE
+        return range(first, first + -(-taken.size // PAGE))
+
+    def take(self, taken: Slice) -> None:
+        assert taken.device is self.device
+        for page in self.span(taken):
+            assert self.pages[page] is None, "two slices have a page"
+            self.pages[page] = taken
+        for vector in taken.vectors.values():
+            assert 0 <= vector < self.vectors
+            assert vector not in self.used_vectors(), "two slices have a vector"
+        self.slices.append(taken)
+
+    def refuse(self, size: int) -> None:
+        """Asserts that there was reason to."""
+        needed = 2 if self.device.pair[0] == self.device.pair[1] else 1
+        has_vectors = len(set(range(self.vectors)) - self.used_vectors()) >= needed
+        assert not (has_vectors and self.longest_run() * PAGE >= size), "there was room"
+
+    def free(self, freed: Slice) -> None:
+        self.slices.remove(freed)
+        for page in self.span(freed):
+            self.pages[page] = None
+
+    def used_vectors(self) -> set[int]:
+        return {vector for each in self.slices for vector in each.vectors.values()}
+
+    def runs(self) -> dict[int, int]:
+        found: dict[int, int] = {}
+        first = 0
+        for page, owner in enumerate(self.pages):
+            if owner is not None:
+                first = page + 1
+            else:
+                found[first] = page + 1 - first
+        return found
+
+    def longest_run(self) -> int:
+        return max(self.runs().values(), default=0)
+
+    def check(self) -> None:
+        assert self.device.free == self.runs()
+        assert self.device.free_vectors == set(range(self.vectors)) - self.used_vectors()
+        assert self.device.slices == len(self.slices)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_sequence_leaves_what_a_plain_model_of_pages_and_vectors_has(seed: int) -> None:
+    chance = random.Random(seed)
+    links = Links(ENOUGH)
+    pairs = [(HOST, ONE), (ONE, TWO), (TWO, TWO), (HOST, THREE)]
+    models: dict[int, Model] = {}
+    for _ in range(800):
+        action = chance.random()
+        model = chance.choice(list(models.values())) if models else None
+        if model is None or (action < 0.03 and len(models) < DEVICES_AT_ONCE):
+            one, other = chance.choice(pairs)
+            device = link(links, one, other, size=pages(chance.choice((1, 4, PAGES))), vectors=chance.choice((1, 2, 8)))
+            models[device.number] = Model(device)
+            for guest in (ONE, TWO, THREE):
+                ids = [each.peers[guest] for each in links.of(guest)]
+                assert len(set(ids)) == len(ids)
+                assert all(FIRST <= each <= FIRST + DEVICES_AT_ONCE for each in ids)
+            continue
+        if action < 0.6:
+            size = Size(chance.randint(1, 6 * PAGE))
+            taken = links.allocate(model.device, size)
+            if taken is None:
+                model.refuse(size)
+            else:
+                model.take(taken)
+        elif action < 0.97 and model.slices:
+            freed = chance.choice(model.slices)
+            model.free(freed)
+            links.free(freed)
+        elif action < 0.98:
+            usable = chance.randint(0, 8)
+            model.device.limit_vectors(usable)
+            model.vectors = min(model.vectors, usable)
+        elif not model.slices:
+            links.remove(model.device)
+            del models[model.device.number]
+        for each in models.values():
+            each.check()
+    assert links.devices == {number: model.device for number, model in models.items()}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     import pytest
@@ -72,7 +72,9 @@ def open_fds(pid: int) -> list[str]:
 class Daemon:
     """A running `kvmchand host`. Talk to it as its clients do; stop() proves that it left nothing."""
 
-    def __init__(self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "") -> None:
+    def __init__(
+        self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "", program: Path = KVMCHAND
+    ) -> None:
         self.runtime_dir = folder / "run"
         self.log_path = folder / "kvmchand.log"
         notify_path = folder / "notify"
@@ -83,7 +85,7 @@ class Daemon:
             for domain in domains:
                 arguments += ["--local-domain", str(domain)]
             self.process = subprocess.Popen(
-                [str(KVMCHAND), *arguments, *options], stderr=log, env={**os.environ, "NOTIFY_SOCKET": str(notify_path)}
+                [str(program), *arguments, *options], stderr=log, env={**os.environ, "NOTIFY_SOCKET": str(notify_path)}
             )
             try:
                 self.ready = notify.recv(4096)
@@ -179,7 +181,10 @@ class Daemon:
             self.process.wait()
 
 
-def serving(daemon: Daemon, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+D = TypeVar("D", bound=Daemon)
+
+
+def serving(daemon: D, request: pytest.FixtureRequest) -> Iterator[D]:
     """A fixture's body: the daemon must be clean at the end, unless a test has failed on it."""
     failed_before = request.session.testsfailed
     try:

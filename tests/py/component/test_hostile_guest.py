@@ -1,0 +1,842 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A guest that may write anything, on a real host: what it can do, and that it harms nothing but its own channels."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from scripted import (
+    CLIENT_LIVE,
+    LEFT_BYTES,
+    LEFT_CONS,
+    LEFT_PROD,
+    LEFT_RING,
+    RIGHT_CONS,
+    RIGHT_PROD,
+    End,
+    Guest,
+    ScriptedHost,
+    connect,
+    offer,
+    stand_in,
+    stopped,
+)
+from support import acting_as, eventually, in_time, is_asleep, serving
+
+from kvmchand.core.rings import PAGE
+from kvmchand.ids import ChannelId, ClientId
+from kvmchand.wire import client as wire
+from kvmchand.wire import link
+from libxenvchan_shim import State, Vchan
+from libxenvchan_shim import connect as host_connect
+from libxenvchan_shim import listen as host_listen
+
+ALICE, BOB = 11, 12
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time():
+        yield
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
+
+
+@pytest.fixture
+def host(tmp_path: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[ScriptedHost]:
+    yield from serving(ScriptedHost(tmp_path, program=program), request)
+
+
+class Run(Protocol):
+    def __call__(self, settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost: ...
+
+
+@pytest.fixture
+def run(tmp_path: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[Run]:
+    """Starts a host with settings, in TOML."""
+    with contextlib.ExitStack() as undo:
+
+        def start(settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost:
+            path = tmp_path / "settings.toml"
+            path.write_text(settings)
+            made = ScriptedHost(tmp_path, "--config", str(path), program=program, domains=domains)
+            return undo.enter_context(contextlib.contextmanager(serving)(made, request))
+
+        yield start
+
+
+@pytest.fixture
+def alice(host: ScriptedHost) -> Guest:
+    return host.guest(ALICE).greet()
+
+
+@pytest.fixture
+def bob(host: ScriptedHost) -> Guest:
+    return host.guest(BOB).greet()
+
+
+def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
+    """Between a client on the host, which the caller closes, and a server in the guest, its client 1."""
+    far = guest.offer(1)
+    with acting_as(host):
+        near = host_connect(guest.domain, f"/local/domain/{guest.domain}/x")
+    near.blocking = True
+    return near, far
+
+
+def assert_alive(one: Vchan | End, other: Vchan | End) -> None:
+    """Bytes pass both ways."""
+    for sender, receiver in ((one, other), (other, one)):
+        data = os.urandom(64)
+        sender.send(data)
+        assert receiver.recv(64) == data
+
+
+def wait_gone(vchan: Vchan) -> None:
+    """Until its peer is: each wait takes the events so far, as the one that connecting leaves."""
+    while vchan.state is not State.GONE:
+        vchan.wait()
+
+
+# ---- an honest guest ----
+
+
+def test_bytes_pass_both_ways_between_a_guests_server_and_a_client_on_the_host(host: ScriptedHost, alice: Guest) -> None:
+    server = alice.offer(1)
+    with acting_as(host):
+        client = host_connect(ALICE, f"/local/domain/{ALICE}/x")
+    client.blocking = True
+    client.send(b"to the guest")
+    assert server.recv(12) == b"to the guest"
+    server.send(b"to the host")
+    assert client.recv(11) == b"to the host"
+    server.close()
+    alice.close(1)
+    wait_gone(client)
+    client.close()
+    assert host.channels() == []
+
+
+def test_bytes_pass_both_ways_between_a_server_on_the_host_and_a_guests_client(host: ScriptedHost, alice: Guest) -> None:
+    with acting_as(host):
+        server = host_listen(ALICE, "/local/domain/0/x", read_min=PAGE, write_min=PAGE)
+    server.blocking = True
+    client = alice.connect(1, 0, "/local/domain/0/x")
+    client.send(b"to the host")
+    assert server.recv(11) == b"to the host"
+    server.send(b"to the guest")
+    assert client.recv(12) == b"to the guest"
+    server.close()
+    assert not client.is_open()
+    client.close()
+    alice.close(1)
+
+
+def test_bytes_pass_both_ways_between_two_guests(alice: Guest, bob: Guest) -> None:
+    server = alice.offer(1, BOB, grows=True)
+    client = bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
+    assert_alive(server, client)
+    client.close()
+    bob.close(1)
+    assert not server.is_open()
+
+
+def test_bytes_pass_between_two_clients_of_one_guest(alice: Guest) -> None:
+    server = alice.offer(1, ALICE, grows=True)
+    client = alice.connect(2, ALICE)
+    assert_alive(server, client)
+
+
+def test_a_guest_sees_its_own_channels_and_no_guests_and_links(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.offer(1, path="mine")
+    bob.offer(1, path="not-hers")
+    listing = alice.ask(2, wire.List(ChannelId(0)))
+    assert [each.path for each in listing.channels] == [f"/local/domain/{ALICE}/mine"]
+    assert (listing.guests, listing.links, listing.devices) == ((), (), ())
+    seen = host.listing()
+    assert sorted(each["path"] for each in seen["channels"]) == [f"/local/domain/{ALICE}/mine", f"/local/domain/{BOB}/not-hers"]
+    assert [(each["name"], each["ready"]) for each in seen["guests"]] == [("guest-11", True), ("guest-12", True)]
+
+
+# ---- bytes that can't be ----
+
+
+def packet(data: bytes) -> bytes:
+    return link.LENGTH.pack(len(data)) + data
+
+
+def asking(request: bytes) -> bytes:
+    """A client's request, by a guest's daemon that looks at nothing; `request`: as it stands in a JSON string."""
+    return packet(b'{"type":"ask","client":50,"serial":1,"pid":1,"request":"' + request + b'"}')
+
+
+BAD = {
+    "a packet of nothing": (bytes(4), "a packet of 0 bytes"),
+    "a packet of one byte more than the most": (link.LENGTH.pack(link.PACKET_MAX + 1) + bytes(link.PACKET_MAX + 1), "bytes came"),
+    "a packet of all that 32 bits can say": (b"\xff" * 4, "a packet of 4294967295 bytes"),
+    "zeroes": (bytes(LEFT_BYTES), "a packet of 0 bytes"),
+    "no UTF-8": (packet(b"\xff\xfe{}"), "not JSON"),
+    "no JSON": (packet(b'{"type":"hello"'), "not JSON"),
+    "JSON of great depth": (packet(b"[" * link.PACKET_MAX), "not JSON"),
+    "a number of many digits": (packet(b'{"type":"close","client":' + b"9" * 20000 + b"}"), "not JSON"),
+    "no object": (packet(b"[]"), "unknown message"),
+    "no type": (packet(b"{}"), "unknown message"),
+    "a type that is none": (packet(b'{"type":{}}'), "unknown message"),
+    "an unknown message": (packet(b'{"type":"reboot-host"}'), "unknown message 'reboot-host'"),
+    "what only the host says": (packet(b'{"type":"welcome","domain":0}'), "unknown message 'welcome'"),
+    "what only main says": (packet(b'{"type":"detach","session":2}'), "unknown message 'detach'"),
+    "text for a number": (packet(b'{"type":"close","client":"1"}'), "in 'client' an integer"),
+    "a client below 0": (packet(b'{"type":"close","client":-1}'), "in 'client' an integer"),
+    "a client over 63 bits": (packet(b'{"type":"close","client":9223372036854775808}'), "in 'client' an integer"),
+    "a fraction": (packet(b'{"type":"ready","peer":2.0,"vectors":1}'), "in 'peer' an integer"),
+    "a missing field": (packet(b'{"type":"ready","peer":2}'), "a field 'vectors'"),
+    "a field too many": (packet(b'{"type":"close","client":1,"domain":12}'), "no field 'domain'"),
+    "a request that is no JSON": (asking(b"offer"), "not JSON"),
+    "a request that is a reply": (asking(rb"{\"type\":\"error\",\"code\":\"\",\"sentence\":\"\"}"), "unknown message 'error'"),
+    "a client's own hello": (asking(rb"{\"type\":\"hello\",\"version\":2}"), "hello"),
+    "half a surrogate pair for a request": (asking(rb"\ud800"), "in 'request' a string of whole characters"),
+    "an ill-typed request": (asking(rb"{\"type\":\"list\",\"after\":null}"), "in 'after' an integer"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_guest_whose_bytes_can_not_be_loses_its_session_alone_and_may_start_anew(
+    host: ScriptedHost, alice: Guest, bob: Guest, case: str
+) -> None:
+    data, sentence = BAD[case]
+    near, far = channel(host, bob)
+    lost = alice.offer(1)
+    alice.put(data)
+    alice.hear_end()
+    host.wait_log(f"the control link to domain {ALICE} is lost: ")
+    (line,) = [line for line in host.log().splitlines() if "is lost: " in line]
+    assert sentence in line
+    assert [each["server"] for each in host.channels()] == [BOB], "its channel is left"
+    lost.close()
+    alice.greet().offer(1)
+    assert_alive(near, far)
+    near.close()
+
+
+def test_what_comes_before_hello_ends_the_session(host: ScriptedHost) -> None:
+    alice = host.guest(ALICE).meet()
+    alice.request(1, offer())
+    assert alice.hear_end() == []
+    host.wait_log("before its hello")
+    alice.greet().offer(1)
+
+
+@pytest.mark.parametrize("version", [0, link.VERSION + 1, -(2**31), 2**31 - 1])
+def test_a_daemon_of_another_version_is_told_which_is_spoken_here(host: ScriptedHost, version: int) -> None:
+    alice = host.guest(ALICE).meet()
+    alice.say(link.Hello(version))
+    (refused,) = alice.hear_end()
+    assert isinstance(refused, link.Refused)
+    assert f"speaks version {link.VERSION}, and the guest's {version}" in refused.sentence
+    alice.greet()
+
+
+def test_half_a_packet_is_waited_for_and_forgotten_with_the_session(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.put(link.LENGTH.pack(100) + b'{"type":"ask",')
+    assert bob.is_answered()
+    alice.greet()
+    host.wait_log(f"the control link to domain {ALICE} is lost: the other end is gone")
+    assert alice.is_answered()
+
+
+def test_a_packet_that_comes_byte_by_byte_is_one(alice: Guest) -> None:
+    data = link.to_host.encode(link.Close(ClientId(7)))
+    for byte in packet(data):
+        alice.put(bytes([byte]))
+        alice.ring()
+    assert alice.hear() == link.Closed(ClientId(7))
+
+
+@pytest.mark.parametrize("live", [1, 2, 3, 77, 255])
+def test_a_live_byte_that_is_not_0_means_there(alice: Guest, live: int) -> None:
+    alice.page[CLIENT_LIVE] = live
+    alice.ring()
+    assert alice.is_answered()
+
+
+def test_a_live_byte_of_0_ends_the_session(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.page[CLIENT_LIVE] = 0
+    alice.ring()
+    alice.page[CLIENT_LIVE] = 77
+    alice.page[CLIENT_LIVE] = 0
+    alice.ring()
+    host.wait_log(f"the control link to domain {ALICE} is lost: the other end is gone")
+    alice.greet()
+    assert bob.is_answered()
+
+
+UINT32 = struct.Struct("=I")
+
+
+def index(guest: Guest, where: int) -> int:
+    number: int = UINT32.unpack_from(guest.page, where)[0]
+    return number
+
+
+@pytest.mark.parametrize("beyond", [LEFT_BYTES + 1, 2**31, 2**32 - 1], ids=["by one", "by far", "back"])
+def test_a_written_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, alice: Guest, bob: Guest, beyond: int) -> None:
+    assert alice.is_answered()
+    UINT32.pack_into(alice.page, LEFT_PROD, (index(alice, LEFT_CONS) + beyond) % 2**32)
+    alice.ring()
+    host.wait_log(f"the control link to domain {ALICE} is lost: the peer broke the ring's rules")
+    alice.hear_end()
+    assert bob.is_answered()
+    assert alice.greet().is_answered()
+
+
+@pytest.mark.parametrize("beyond", [1 << 17, 2**31])
+def test_a_read_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, alice: Guest, bob: Guest, beyond: int) -> None:
+    with contextlib.suppress(OSError):
+        for number in range(600):  # more than the ring has room for
+            UINT32.pack_into(alice.page, RIGHT_CONS, (index(alice, RIGHT_PROD) + beyond) % 2**32)
+            alice.request(number, wire.List(ChannelId(0)))
+            alice.ring()
+    host.wait_log(f"the control link to domain {ALICE} is lost: the peer broke the ring's rules")
+    assert bob.is_answered()
+    assert alice.greet().is_answered()
+
+
+def test_the_hosts_own_indexes_are_not_read_from_the_page(host: ScriptedHost, alice: Guest) -> None:
+    lie = 0x55555555
+    with stopped(host.services()["link"]):
+        alice.request(1, wire.List(ChannelId(0)))
+        for where in (LEFT_CONS, RIGHT_PROD):
+            UINT32.pack_into(alice.page, where, lie)
+    # It goes on where it was, and says so.
+    eventually(lambda: lie not in (index(alice, LEFT_CONS), index(alice, RIGHT_PROD)))
+    assert isinstance(alice.answer(1), wire.Listing)
+    assert alice.is_answered()
+
+
+def test_bytes_that_change_while_they_are_read_harm_no_one_else(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    near, far = channel(host, bob)
+    ends = threading.Event()
+
+    def flip() -> None:
+        chance = random.Random(1)
+        while not ends.is_set():
+            alice.page[LEFT_RING + chance.randrange(4096)] = chance.randrange(256)
+
+    flipping = threading.Thread(target=flip)
+    flipping.start()
+    try:
+        for _ in range(20):
+            with contextlib.suppress(OSError):
+                for _ in range(20):
+                    alice.request(1, wire.List(ChannelId(0)))
+                    alice.ring()
+            assert_alive(near, far)
+            assert bob.is_answered()
+            alice.meet()
+            with contextlib.suppress(OSError):
+                alice.say(link.Hello(link.VERSION))
+    finally:
+        ends.set()
+        flipping.join()
+    alice.greet()
+    near.close()
+
+
+# ---- whose it is ----
+
+
+@pytest.mark.parametrize(
+    "path", [f"/local/domain/{BOB}/x", "/local/domain/0/x", "/x", "/local/domain/1", f"/local/domain/{ALICE}"]
+)
+def test_a_guest_offers_below_its_own_node_alone(host: ScriptedHost, alice: Guest, bob: Guest, path: str) -> None:
+    assert str(ALICE) in alice.refused(1, offer(BOB, path), "denied")
+    host.wait_log(f"domain {ALICE}, client")
+    assert host.channels() == []
+
+
+def test_a_guest_connects_to_what_is_for_it_alone(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    near, far = channel(host, bob)
+    alice.refused(1, connect(BOB, f"/local/domain/{BOB}/x"), "denied")
+    alice.refused(1, connect(0, f"/local/domain/{BOB}/x"), "not-found")
+    assert_alive(near, far)
+    near.close()
+
+
+def test_a_clients_number_means_the_guests_own_client(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    near, far = channel(host, bob)
+    for number in (1, 2**40 + 1, 2**63 - 1):
+        alice.close(number)
+    assert_alive(near, far)
+    alice.offer(1)
+    alice.close(1)
+    assert_alive(near, far)
+    near.close()
+
+
+def test_a_guest_speaks_of_its_own_devices_alone(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    loop = bob.offer(1, BOB, grows=True)
+    assert alice.machine.of_peer(loop.grant.peer) is None
+    for peer in (loop.grant.peer, 0, 1, -1, 2**31 - 1, -(2**31)):
+        alice.say(link.Ready(peer, 0))
+        alice.say(link.Ready(peer, -(2**31)))
+        alice.say(link.Ready(peer, 2**31 - 1))
+        if peer != 0:
+            alice.say(link.Unusable(peer, "it is not mine"))
+    assert alice.is_answered()
+    assert_alive(loop, bob.connect(2, BOB))
+    bob.offer(3, path="y")
+    alice.offer(4)
+
+
+def test_no_memory_is_in_two_guests_but_their_pairs(alice: Guest, bob: Guest) -> None:
+    alice.offer(1, ALICE, grows=True)
+    bob.offer(1, BOB, grows=True)
+
+    def memories(guest: Guest) -> set[int]:
+        return {os.fstat(each.memory).st_ino for each in guest.machine.devices.values()}
+
+    assert len(memories(alice)) == len(memories(bob)) == 3
+    assert not memories(alice) & memories(bob)
+    shared = alice.offer(2, BOB, "shared", grows=True)
+    bob.connect(2, ALICE, f"/local/domain/{ALICE}/shared", grows=True)
+    assert memories(alice) & memories(bob) == {os.fstat(alice.wait_device(shared.grant.peer).memory).st_ino}
+
+
+def test_a_request_that_waits_for_a_device_is_not_refused_for_another_ones(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    carol = host.guest(13).greet()
+    bob.request(1, offer(13))
+    alice.request(1, offer(BOB))
+    host.hypervisor.wait(lambda: alice.new_devices() and bob.new_devices(), "no devices")
+    (shared,) = alice.new_devices()
+    alice.say(link.Unusable(shared.peer, "I say so"))
+    assert isinstance(alice.answer(1), wire.Error)
+    bob.take_device()
+    server = bob.end(bob.answer(1), is_server=True)
+    assert_alive(server, carol.connect(1, BOB, f"/local/domain/{BOB}/x", grows=True))
+
+
+# ---- who else is kept waiting ----
+
+
+def test_a_flood_of_requests_is_refused_with_one_line_in_the_log_and_others_are_served(run: Run) -> None:
+    host = run("[limits]\nguest_requests = 100")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    for _ in range(10):
+        for _ in range(100):
+            alice.request(1, wire.List(ChannelId(0)))
+        answers = [alice.answer(1) for _ in range(100)]
+        assert bob.is_answered()
+    refused = [each for each in answers if isinstance(each, wire.Error)]
+    assert {each.code for each in refused} == {"limit"}
+    assert len(refused) > 50
+    assert all("guest_requests" in each.sentence for each in refused)
+    assert host.log().count("requests come faster than guest_requests") == 1
+    eventually(lambda: isinstance(alice.ask(1, wire.List(ChannelId(0))), wire.Listing))
+
+
+def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
+    host = run("[limits]\nguest_requests = 10")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    with contextlib.suppress(OSError):
+        for number in range(1000):
+            alice.say(link.Close(ClientId(number)))
+    alice.hear_end()
+    host.wait_log(f"the control link to domain {ALICE} is lost: messages come many times faster than the limit")
+    assert bob.is_answered()
+    assert alice.greet().is_answered()
+
+
+def test_a_guest_that_does_not_read_is_lost_after_so_many_packets(run: Run) -> None:
+    host = run("[limits]\nguest_requests = 100000")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    near, far = channel(host, bob)
+    said = 0
+    with contextlib.suppress(OSError):
+        while "is lost" not in host.log():
+            alice.request(1, wire.List(ChannelId(0)))
+            said += 1
+    host.wait_log(f"the control link to domain {ALICE} is lost: 1024 packets wait to be read by the other end: it does not")
+    assert said > 1024
+    assert_alive(near, far)
+    assert bob.is_answered()
+    assert alice.greet().is_answered()
+    near.close()
+
+
+def test_requests_that_wait_cost_others_nothing_when_a_guest_says_ready_again_and_again(run: Run) -> None:
+    host = run("[limits]\nguest_requests = 100000\nguest_channels = 2000")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    for number in range(2000):
+        alice.request(number, offer(BOB, f"x/{number}"))
+    host.hypervisor.wait(alice.new_devices, "no device")
+    for _ in range(2000):
+        alice.say(link.Ready(77, 64))
+    assert bob.is_answered()
+    assert alice.is_answered()
+    assert bob.is_answered()
+
+
+def test_sessions_that_come_and_go_in_a_flood_are_not_the_others(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    near, far = channel(host, bob)
+    for _ in range(200):
+        alice.meet()
+    assert_alive(near, far)
+    assert bob.is_answered()
+    alice.greet().offer(1)
+    near.close()
+
+
+# ---- how much a guest can have ----
+
+
+def assert_limited(host: ScriptedHost, guest: Guest, sentence: str, setting: str) -> None:
+    """A refusal names the setting, and is in the log."""
+    assert setting in sentence
+    host.wait_log(f"domain {guest.domain}, client")
+    assert any(f"domain {guest.domain}, client" in line and setting in line for line in host.log().splitlines())
+
+
+def test_a_guest_has_so_many_channels_that_it_offers_and_as_many_that_it_connects_to(run: Run) -> None:
+    host = run("[limits]\nguest_channels = 3")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    with acting_as(host):
+        servers = [host_listen(ALICE, f"/local/domain/0/{number}") for number in range(4)]
+    for number in range(3):
+        alice.offer(number, path=str(number))
+        alice.connect(10 + number, 0, f"/local/domain/0/{number}")
+    assert_limited(host, alice, alice.refused(3, offer(0, "3"), "limit"), "guest_channels")
+    assert_limited(host, alice, alice.refused(13, connect(0, "/local/domain/0/3"), "limit"), "guest_channels")
+    bob.offer(1)
+    alice.close(0)
+    alice.close(10)
+    alice.offer(3, path="3")
+    alice.connect(13, 0, "/local/domain/0/3")
+    for server in servers:
+        server.close()
+
+
+def test_a_guest_has_so_many_devices(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 3")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    server = alice.offer(1, ALICE, grows=True)
+    assert_limited(host, alice, alice.refused(2, offer(BOB), "limit"), "guest_devices")
+    bob.offer(1, ALICE, "far", grows=True)
+    assert_limited(host, alice, alice.refused(2, connect(BOB, f"/local/domain/{BOB}/far"), "limit"), "guest_devices")
+    assert len(alice.machine.devices) == 3
+    assert_alive(server, alice.connect(3, ALICE))
+
+
+def test_a_guests_devices_have_so_many_bytes(run: Run) -> None:
+    host = run(f"[limits]\nguest_bytes = {4 << 20}")
+    alice = host.guest(ALICE).greet()
+    server = alice.offer(1, ALICE, least=1 << 18, grows=True)
+    assert_limited(host, alice, alice.refused(2, offer(ALICE, "y", 1 << 20), "limit"), "guest_bytes")
+    assert_alive(server, alice.connect(3, ALICE))
+    assert sum(os.fstat(each.memory).st_size for each in alice.machine.devices.values()) < 4 << 20
+
+
+def test_a_guest_that_lets_no_device_go_gets_no_more_of_them(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 4")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    alice.machine.is_stubborn = True
+    for number in range(10):
+        alice.request(number, offer(BOB, f"x/{number}"))
+        if len(alice.machine.devices) < 4:
+            host.hypervisor.wait(alice.new_devices, "no device")
+            (device,) = alice.new_devices()
+            alice._ready.add(device.path)
+            alice.say(link.Unusable(device.peer, "I can not use it"))
+        last = alice.answer(number)
+        assert isinstance(last, wire.Error)
+        assert last.code == "limit"
+    assert "guest_devices" in last.sentence
+    assert len(alice.machine.devices) == 4
+    host.hypervisor.let_go(alice.machine)
+    eventually(lambda: [each["devices"] for each in host.listing()["guests"]] == [2, 2])
+    alice.offer(11, BOB, grows=True)
+    assert bob.is_answered()
+
+
+def test_a_guest_has_so_many_clients_without_a_channel(run: Run) -> None:
+    host = run("[limits]\nguest_channels = 1\nguest_requests = 100000")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    most = 2 + 1024
+    for number in range(most):
+        alice.refused(number, connect(0, "/local/domain/0/none"), "not-found")
+    assert "guest_channels" in alice.refused(most, connect(0, "/local/domain/0/none"), "limit")
+    host.wait_log(f"domain {ALICE} is refused another client: it has {most}")
+    alice.close(0)
+    alice.refused(most, connect(0, "/local/domain/0/none"), "not-found")
+    assert bob.is_answered()
+
+
+def test_what_a_guest_writes_makes_no_lines_in_the_log_or_on_others_terminals(
+    host: ScriptedHost, alice: Guest, bob: Guest
+) -> None:
+    server = bob.offer(1, ALICE, grows=True)
+    alice.request(1, connect(BOB, f"/local/domain/{BOB}/x"))
+    host.hypervisor.wait(alice.new_devices, "no device")
+    (device,) = alice.new_devices()
+    alice.say(link.Unusable(device.peer, "no\nkvmchand: all is well\x1b[2J"))
+    answer = alice.answer(1)
+    assert isinstance(answer, wire.Error)
+    assert answer.sentence.isprintable()
+    assert not any(line.startswith("kvmchand: all is well") for line in host.log().splitlines())
+    server.close()
+
+
+def test_a_guest_with_a_local_domains_number_is_not_that_domain(run: Run) -> None:
+    host = run("", domains=(ALICE,))
+    bob = host.guest(BOB).greet()
+    host.hypervisor.start(ALICE)
+    host.wait_log(f"domain {ALICE} (guest-{ALICE})")
+    assert f"domain {ALICE} (guest-{ALICE}) is not served" in host.log()
+    with acting_as(host, ALICE):
+        server = host_listen(0, "x", read_min=1024, write_min=1024)
+    with acting_as(host):
+        client = host_connect(ALICE, f"/local/domain/{ALICE}/x")
+    for each in (server, client):
+        each.blocking = True
+    host.hypervisor.stop(host.hypervisor.machines[ALICE])
+    assert bob.is_answered()
+    assert_alive(server, client)
+    client.close()
+    server.close()
+
+
+# ---- lives and deaths ----
+
+
+def test_many_answers_at_once_are_no_fault_of_the_link_process(run: Run) -> None:
+    host = run("[limits]\nguest_requests = 100000\nguest_channels = 3000")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
+    before = host.services()["link"]
+    for number in range(3000):
+        alice.request(number, offer(BOB, f"x/{number}"))
+    host.hypervisor.wait(alice.new_devices, "no device")
+    (device,) = alice.new_devices()
+    alice.say(link.Unusable(device.peer, "no"))
+    for number in range(3000):
+        assert isinstance(alice.answer(number), wire.Error)
+    assert bob.is_answered()
+    assert host.services()["link"] == before
+
+
+def test_a_machine_that_is_destroyed_leaves_nothing_and_its_peers_know(host: ScriptedHost, bob: Guest) -> None:
+    alice = host.guest(ALICE).greet()
+    near, _ = channel(host, alice)
+    shared = alice.offer(2, BOB, "y", grows=True)
+    peer = bob.connect(1, ALICE, f"/local/domain/{ALICE}/y", grows=True)
+    assert_alive(shared, peer)
+    shared.send(b"last words")
+    bob.request(2, connect(ALICE, "/local/domain/11/z"))
+    assert isinstance(bob.answer(2), wire.Error)
+    waiting = bob.offer(3, ALICE, "for-alice")
+    alice.stop()
+    wait_gone(near)
+    assert peer.recv(10) == b"last words"
+    eventually(lambda: not peer.is_open() and not waiting.is_open())
+    bob.refused(4, connect(ALICE, f"/local/domain/{ALICE}/y"), "not-found")
+    for number in (1, 3):
+        bob.close(number)
+    near.close()
+    eventually(lambda: [each["domain"] for each in host.listing()["guests"]] == [BOB])
+    eventually(lambda: len(bob.machine.devices) == 2)
+    assert bob.is_answered()
+
+
+def test_a_machine_that_reboots_starts_anew_with_its_devices(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    for _ in range(20):
+        near, _ = channel(host, alice)
+        host.hypervisor.reboot(alice.machine)
+        wait_gone(near)
+        near.close()
+        alice.greet()
+    assert len(alice.machine.devices) == 2
+    assert "is lost" not in host.log()
+    assert bob.is_answered()
+
+
+def kill_link(host: ScriptedHost, *, reading: int = 0) -> None:
+    """Ends the link process, in the midst of reading a session's bytes, or nobody's."""
+    pid = host.services()["link"]
+    eventually(lambda: is_asleep(pid))
+    os.kill(pid, signal.SIGSTOP)
+    fds = Path(f"/proc/{pid}/fd").iterdir()
+    marker = next(each for each in fds if str(each.readlink()).startswith("/memfd:kvmchand-link"))
+    with marker.open("r+b") as file:
+        file.write(struct.pack("=Q", reading))
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: host.services().get("link", pid) != pid)
+
+
+def test_sessions_and_channels_outlive_the_link_process(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    near, far = channel(host, bob)
+    alice.put(link.LENGTH.pack(len(link.to_host.encode(link.Close(ClientId(7))))))
+    kill_link(host)
+    alice.put(link.to_host.encode(link.Close(ClientId(7))))
+    assert alice.answer(7) == link.Closed(ClientId(7))
+    for _ in range(5):
+        kill_link(host)
+        assert alice.is_answered()
+        assert bob.is_answered()
+        assert_alive(near, far)
+    assert "is lost" not in host.log()
+    near.close()
+
+
+def test_the_guest_whose_bytes_ended_the_link_process_loses_its_session_alone(
+    host: ScriptedHost, alice: Guest, bob: Guest
+) -> None:
+    near, far = channel(host, bob)
+    kill_link(host, reading=1)
+    host.wait_log(f"the control link to domain {ALICE} is lost: its bytes ended the link process")
+    assert bob.is_answered()
+    assert_alive(near, far)
+    alice.hear_end()
+    assert alice.greet().is_answered()
+    near.close()
+
+
+def test_a_ring_that_was_broken_while_the_link_process_was_away_ends_the_session(
+    host: ScriptedHost, alice: Guest, bob: Guest
+) -> None:
+    pid = host.services()["link"]
+    eventually(lambda: is_asleep(pid))
+    os.kill(pid, signal.SIGSTOP)
+    for where in (LEFT_CONS, LEFT_PROD, RIGHT_CONS, RIGHT_PROD):
+        UINT32.pack_into(alice.page, where, where << 20)
+    os.kill(pid, signal.SIGKILL)
+    host.wait_log(f"the control link to domain {ALICE} is lost: ")
+    assert bob.is_answered()
+    assert alice.greet().is_answered()
+
+
+# ---- the devices of a link ----
+
+
+def test_a_link_grows_by_another_device_when_vectors_run_out(run: Run) -> None:
+    host = run("[links]\nsize = 65536\nvectors = 4")
+    alice = host.guest(ALICE).greet()
+    ends = [alice.offer(number, path=str(number)) for number in range(4)]
+    ends.append(alice.offer(4, path="4", grows=True))
+    assert len({end.grant.peer for end in ends}) == 2
+    with acting_as(host):
+        clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(5)]
+    for client, end in zip(clients, ends, strict=True):
+        client.blocking = True
+        assert_alive(client, end)
+    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 131072, "channels": 5}]
+    for number, client in enumerate(clients):
+        client.close()
+        alice.close(number)
+    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 131072, "channels": 0}]
+
+
+def test_a_channel_that_is_larger_than_a_device_gets_one_that_it_fits(run: Run) -> None:
+    host = run("[links]\nsize = 65536")
+    alice = host.guest(ALICE).greet()
+    end = alice.offer(1, ALICE, least=65536, grows=True)
+    assert os.fstat(alice.wait_device(end.grant.peer).memory).st_size == 262144
+    client = alice.connect(2, ALICE)
+    data = os.urandom(65536)
+    end.send(data)
+    assert client.recv(65536) == data
+
+
+def test_a_server_on_the_host_grows_the_link_when_its_guest_connects(run: Run) -> None:
+    host = run("[links]\nsize = 65536\nvectors = 2")
+    alice = host.guest(ALICE).greet()
+    with acting_as(host):
+        servers = [host_listen(ALICE, f"/local/domain/0/{number}", read_min=1024, write_min=1024) for number in range(3)]
+    ends = [alice.connect(number, 0, f"/local/domain/0/{number}", grows=number == 2) for number in range(3)]
+    for server, end in zip(servers, ends, strict=True):
+        server.blocking = True
+        assert_alive(server, end)
+        server.close()
+
+
+def test_dedicated_devices_have_one_channel_each_and_go_with_it(run: Run) -> None:
+    host = run("[links]\ndedicated = true")
+    alice = host.guest(ALICE).greet()
+    first = alice.offer(1, path="1")
+    second = alice.offer(2, path="2", grows=True)
+    assert first.grant.peer != second.grant.peer
+    assert alice.wait_device(first.grant.peer).memory != alice.wait_device(second.grant.peer).memory
+    paths = [alice.wait_device(end.grant.peer).path for end in (first, second)]
+    first.close()
+    alice.close(1)
+    host.hypervisor.wait(lambda: paths[0] not in alice.machine.devices, "the device is left")
+    assert paths[1] in alice.machine.devices
+    eventually(lambda: Path(paths[0]).name not in host.devices_left())
+    third = alice.offer(3, path="3", grows=True)
+    assert alice.wait_device(third.grant.peer).path not in paths
+
+
+def test_a_slice_that_is_used_again_is_zero(host: ScriptedHost, alice: Guest) -> None:
+    first = alice.offer(1, path="1", least=4096)
+    with acting_as(host):
+        client = host_connect(ALICE, f"/local/domain/{ALICE}/1")
+    first.send(b"secret" * 500)
+    client.send(b"secret" * 500)
+    device = alice.wait_device(first.grant.peer)
+    size = 4096 + 2 * 4096
+    assert os.pread(device.memory, size, first.grant.offset).count(b"secret") == 1000
+    client.close()
+    first.close()
+    alice.close(1)
+    second = alice.offer(2, path="2", least=4096)
+    assert (second.grant.peer, second.grant.offset) == (first.grant.peer, first.grant.offset)
+    there = os.pread(device.memory, size, second.grant.offset)
+    assert there[CLIENT_LIVE] == 2
+    assert there[24:] == bytes(size - 24)  # what follows the page's head
+
+
+def test_a_device_that_does_not_get_into_a_guest_refuses_what_waits_for_it(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.machine.refusal = "its bridges have no free slot: add another"
+    assert "its bridges have no free slot: add another" in alice.refused(1, offer(BOB), "limit")
+    host.wait_log(f"did not get into domain {ALICE}: its bridges have no free slot")
+    alice.machine.refusal = ""
+    server = alice.offer(1, BOB, grows=True)
+    bob.machine.refusal = "its bridges have no free slot: add another"
+    assert "its bridges" in bob.refused(1, connect(ALICE, f"/local/domain/{ALICE}/x"), "limit")
+    bob.machine.refusal = ""
+    server.close()
+    alice.close(1)
+    eventually(lambda: len(alice.machine.devices) == 2)
+
+
+def test_a_guest_with_fewer_vectors_gets_fewer_channels_on_a_device(run: Run) -> None:
+    host = run("[links]\nvectors = 8")
+    alice = host.guest(ALICE).greet()
+    alice.request(1, offer(ALICE))
+    alice.take_device(vectors=2)
+    server = alice.end(alice.answer(1), is_server=True)
+    assert set(range(2)) >= {server.grant.vector}
+    other = alice.offer(2, ALICE, "y", grows=True)
+    assert other.grant.peer != server.grant.peer
+    assert_alive(server, alice.connect(3, ALICE))
+
+
+def test_pairs_in_the_settings_are_linked_when_both_guests_are_there(run: Run) -> None:
+    host = run('[links]\npairs = [["guest-11", "guest-12"]]')
+    alice = host.guest(ALICE).greet()
+    assert len(alice.machine.devices) == 2
+    bob = host.guest(BOB).greet()  # one device is to the host, and another comes
+    for guest in (alice, bob):
+        guest.take_device()
+    eventually(lambda: alice.is_answered() and bob.is_answered())
+    server = alice.offer(1, BOB)
+    assert_alive(server, bob.connect(1, ALICE, f"/local/domain/{ALICE}/x"))

@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Guests without a virtual machine: a real host's daemon, whose libvirt process, QEMUs and guests' daemons are the test's.
+
+What a machine's QEMU would have of a device, the scripted guest has: its memory, the eventfds that interrupt it, and those that
+its doorbell rings. So it can do what any guest can, and say anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import select
+import shutil
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from support import DEADLINE, SITE, Daemon, RawClient, eventually, is_asleep, open_fds, services_of
+
+from kvmchand.core.links import CONTROL_PEER, HOST_PEER
+from kvmchand.core.rings import PAGE
+from kvmchand.page import LEFT_INDEXES, RIGHT_INDEXES
+from kvmchand.wire import client, dataplane, hypervisor, link
+from kvmchand.wire.packet import receive_packet, send_packet
+
+RELAY = Path(__file__).parent / "standins" / "relay.py"
+CLIENT_LIVE, SERVER_LIVE = 20, 21
+NONE_YET = 2
+LEFT_CONS, LEFT_PROD = LEFT_INDEXES, LEFT_INDEXES + 4
+RIGHT_CONS, RIGHT_PROD = RIGHT_INDEXES, RIGHT_INDEXES + 4
+LEFT_RING = PAGE
+"""Where the bytes are that the guest writes."""
+LEFT_BYTES = 1 << link.LEFT_ORDER
+
+
+def stand_in(folder: Path, service: str) -> Path:
+    """A kvmchand, of which one service is the test: the program to start. $KVMCHAN_TEST_SERVICE: where it asks for the test."""
+    packages = folder / "lib" / "kvmchan"
+    packages.mkdir(parents=True)
+    shutil.copytree(SITE / "kvmchand", packages / "kvmchand")
+    (packages / "libxenvchan_shim").symlink_to(SITE / "libxenvchan_shim")
+    shutil.copy(RELAY, packages / "kvmchand" / "services" / f"{service}.py")
+    (folder / "bin").mkdir()
+    shutil.copy(SITE.parents[1] / "bin" / "kvmchand", folder / "bin")
+    return folder / "bin" / "kvmchand"
+
+
+class Plugged:
+    """A device in a machine, as its QEMU has it."""
+
+    def __init__(self, path: str, vectors: int) -> None:
+        self.path = path
+        self.vectors = vectors
+        self._events: dict[int, list[int]] = {}
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(DEADLINE)
+        self._sock.connect(path)
+        version, _ = self._hear()
+        self.peer, _ = self._hear()
+        minus_one, self.memory = self._hear()
+        assert (version, minus_one) == (0, -1)
+        for peer in (HOST_PEER, self.peer):
+            self.event(peer, vectors - 1)
+
+    def _hear(self) -> tuple[int, int]:
+        data, fds, _, _ = socket.recv_fds(self._sock, 8, 1, socket.MSG_WAITALL)
+        assert len(data) == 8, f"the ivshmem server ended the connection after {data!r}"
+        return struct.unpack("<q", data)[0], fds[0] if fds else -1
+
+    def event(self, peer: int, vector: int) -> int:
+        """What wakes a peer. Where QEMU has not heard of it yet, it does now."""
+        while len(self._events.get(peer, ())) <= vector:
+            about, event = self._hear()
+            assert event >= 0, f"peer {about} went"
+            self._events.setdefault(about, []).append(event)
+        return self._events[peer][vector]
+
+    def unplug(self) -> None:
+        self._sock.close()
+        for event in [each for events in self._events.values() for each in events]:
+            os.close(event)
+        self._events.clear()
+        memory, self.memory = self.memory, -1
+        if memory >= 0:
+            os.close(memory)
+
+
+class Machine:
+    """A virtual machine, as the hypervisor has it. `devices`: by their sockets' paths."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.name = f"guest-{number}"
+        self.devices: dict[str, Plugged] = {}
+        self.refusal = ""
+        """Why it takes no device any more."""
+        self.is_stubborn = False
+        """Its guest lets no device go."""
+        self.unplugging: list[str] = []
+        """The devices that it should have let go."""
+
+    def of_peer(self, peer: int) -> Plugged | None:
+        return next((each for each in self.devices.values() if each.peer == peer), None)
+
+    def stop(self) -> None:
+        for each in self.devices.values():
+            each.unplug()
+        self.devices.clear()
+
+
+class Hypervisor:
+    """The libvirt process, and the machines. What main asks of it is done by a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "hypervisor"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(self.path))
+        self._listener.listen()
+        self.machines: dict[int, Machine] = {}
+        self.changed = threading.Condition()
+        """Held while machines and their devices change."""
+        self._main: socket.socket | None = None
+        self._is_ending = False
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                connection, _ = self._listener.accept()
+                with connection:
+                    _, fds, _, _ = socket.recv_fds(connection, 1, 1)
+                if self._is_ending:
+                    return
+                with socket.socket(fileno=fds[0]) as main:
+                    self._serve(main)
+        except BaseException as error:
+            self.failure = error
+            with self.changed:
+                self.changed.notify_all()
+
+    def _serve(self, main: socket.socket) -> None:
+        while True:
+            data, fds = receive_packet(main)
+            fds.close()
+            if not data:
+                break
+            with self.changed:
+                self._main = main
+                try:
+                    for answer in self._obey(hypervisor.to_libvirt.decode(data)):
+                        send_packet(main, hypervisor.to_main.encode(answer))
+                except BrokenPipeError:
+                    break
+                self.changed.notify_all()
+        with self.changed:
+            self._main = None
+
+    def _obey(self, message: object) -> Iterator[object]:
+        match message:
+            case hypervisor.Start():
+                yield hypervisor.Started()
+                for machine in self.machines.values():
+                    yield self._found(machine)
+                yield hypervisor.Listed()
+            case hypervisor.Attach():
+                taker = self.machines.get(message.domain)
+                if taker is None or taker.refusal:
+                    sentence = taker.refusal if taker else "it is gone"
+                    yield hypervisor.AttachFailed(message.domain, message.device, sentence)
+                else:
+                    taker.devices[message.socket] = Plugged(message.socket, message.vectors)
+                    yield hypervisor.Attached(message.domain, message.device)
+            case hypervisor.Detach():
+                asked = self.machines.get(message.domain)
+                if asked is not None and message.socket in asked.devices:
+                    asked.unplugging.append(message.socket)
+                    if not asked.is_stubborn:
+                        self.let_go(asked)
+
+    @staticmethod
+    def _found(machine: Machine) -> object:
+        return hypervisor.Found(machine.number, machine.name, f"uuid-{machine.number}")  # type: ignore[arg-type]
+
+    def _tell(self, message: object) -> None:
+        assert self._main is not None
+        send_packet(self._main, hypervisor.to_main.encode(message))
+
+    def wait(self, holds: Callable[[], Any], what: str) -> None:
+        """Until something of the machines holds."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.failure is not None or holds(), DEADLINE)
+            assert self.failure is None, repr(self.failure)
+            assert holds(), what
+
+    def wait_started(self) -> None:
+        self.wait(lambda: self._main is not None, "the daemon asks for no hypervisor")
+
+    # ---- machines ----
+
+    def start(self, number: int) -> Machine:
+        with self.changed:
+            machine = self.machines[number] = Machine(number)
+            self._tell(self._found(machine))
+        return machine
+
+    def stop(self, machine: Machine) -> None:
+        """As `virsh destroy`: QEMU ends, and libvirt says so."""
+        with self.changed:
+            del self.machines[machine.number]
+            machine.stop()
+            self._tell(hypervisor.Gone(machine.number))  # type: ignore[arg-type]
+
+    def let_go(self, machine: Machine) -> None:
+        """Its guest does what it was asked to."""
+        with self.changed:
+            for path in machine.unplugging:
+                machine.devices.pop(path).unplug()
+            machine.unplugging.clear()
+            self.changed.notify_all()
+
+    def reboot(self, machine: Machine) -> None:
+        with self.changed:
+            self._tell(hypervisor.Rebooted(machine.number))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._is_ending = True
+        for machine in self.machines.values():
+            machine.stop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
+            last.connect(str(self.path))
+            socket.send_fds(last, [b"\0"], [last.fileno()])
+        self._thread.join(DEADLINE)
+        self._listener.close()
+        self.path.unlink()
+
+
+class ScriptedHost(Daemon):
+    """`kvmchand host` with scripted guests. At its end no trace of them may be left in any of its processes."""
+
+    def __init__(self, folder: Path, *options: str, program: Path, domains: tuple[int, ...] = ()) -> None:
+        self.hypervisor = Hypervisor(folder)
+        self.guests: list[Guest] = []
+        before = os.environ.get("KVMCHAN_TEST_SERVICE")
+        assert before is None
+        os.environ["KVMCHAN_TEST_SERVICE"] = str(self.hypervisor.path)
+        try:
+            super().__init__(folder, *options, program=program, domains=domains, libvirt="scripted")
+        except BaseException:
+            self.kill()
+            raise
+        finally:
+            del os.environ["KVMCHAN_TEST_SERVICE"]
+
+    def fds(self) -> dict[str, list[str]]:
+        """Of the processes that are not the test's."""
+        pids = {name: pid for name, pid in self.services().items() if name != "libvirt"}
+        return {"main": open_fds(self.pid), **{name: open_fds(pid) for name, pid in sorted(pids.items())}}
+
+    def _fds_at_rest(self) -> dict[str, list[str]]:
+        self.hypervisor.wait_started()
+        ours = {"local", "link", "ivshmem"}
+        eventually(lambda: ours <= self.services().keys() and all(is_asleep(pid) for pid in services_of(self.pid).values()))
+        with RawClient(self) as asking:
+            asking.hello().list()
+            found = self.fds()
+        for name in ("main", "local"):
+            found[name].remove("socket")  # that connection
+        return found
+
+    @property
+    def local_pid(self) -> int:
+        return self.services()["local"]
+
+    def guest(self, number: int) -> Guest:
+        """A machine that starts, with a control device that no daemon uses yet."""
+        made = Guest(self, self.hypervisor.start(number))
+        self.guests.append(made)
+        return made
+
+    def wait_log(self, part: str, times: int = 1) -> None:
+        eventually(lambda: self.log().count(part) >= times, lambda: f"no {part!r} in {self.log()}")
+
+    def devices_left(self) -> list[str]:
+        return sorted(each.name for each in (self.runtime_dir / "ivshmem").iterdir())
+
+    def stop(self) -> None:
+        for guest in self.guests:
+            guest.stop()
+        eventually(lambda: self.devices_left() == [], lambda: str(self.devices_left()))
+        super().stop()
+
+    def kill(self) -> None:
+        if hasattr(self, "process"):
+            super().kill()
+        for guest in self.guests:
+            guest.part()
+        self.hypervisor.close()
+
+
+class End:
+    """An end of a channel, in a scripted guest. Its calls block."""
+
+    def __init__(self, device: Plugged, grant: link.Grant, *, is_server: bool) -> None:
+        self.grant = grant
+        self.ctrl = dataplane.attach(
+            dataplane.Grant(
+                region_fd=os.dup(device.memory),
+                event_fd=os.dup(device.event(device.peer, grant.vector)),
+                notify_fd=os.dup(device.event(grant.ring >> 16, grant.ring & 0xFFFF)),
+                control_fd=-1,
+                is_server=int(is_server),
+                left_order=grant.left_order,
+                right_order=grant.right_order,
+                events=dataplane.EVENTFD,
+                region_offset=grant.offset,
+            )
+        )
+        self.ctrl.contents.blocking = -1
+
+    def send(self, data: bytes) -> None:
+        assert dataplane.send(self.ctrl, data, len(data)) == len(data)
+
+    def recv(self, size: int) -> bytes:
+        data = ctypes.create_string_buffer(size)
+        assert dataplane.recv(self.ctrl, data, size) == size
+        return data.raw
+
+    def is_open(self) -> bool:
+        return bool(dataplane.is_open(self.ctrl))
+
+    def close(self, *, hangs_up: bool = True) -> None:
+        ctrl, self.ctrl = self.ctrl, None
+        if ctrl is not None:
+            if hangs_up:
+                dataplane.hang_up(ctrl)
+            dataplane.detach(ctrl)
+
+
+class Guest:
+    """A guest's daemon, and its clients."""
+
+    def __init__(self, host: ScriptedHost, machine: Machine) -> None:
+        self.host = host
+        self.machine = machine
+        self.domain = machine.number
+        self._ctrl: Any = None
+        self._event = -1
+        self._heard: list[Any] = []
+        self._ready: set[str] = set()
+        self._ends: list[End] = []
+        self._serial = 0
+        self.control = self.wait_device(CONTROL_PEER)
+        self.page = mmap.mmap(self.control.memory, link.DEVICE_BYTES)
+
+    # ---- devices ----
+
+    def wait_device(self, peer: int) -> Plugged:
+        self.host.hypervisor.wait(lambda: self.machine.of_peer(peer), f"domain {self.domain} gets no device {peer}")
+        found = self.machine.of_peer(peer)
+        assert found is not None
+        return found
+
+    def new_devices(self) -> list[Plugged]:
+        """Those that have come, and that the host has not been told are ready."""
+        return [each for each in self.machine.devices.values() if each.path not in self._ready and each.peer != CONTROL_PEER]
+
+    def take_device(self, vectors: int | None = None) -> Plugged:
+        """Waits for another device, and tells the host that it can be used."""
+        self.host.hypervisor.wait(self.new_devices, f"domain {self.domain} gets no device: {self.host.log()}")
+        device = self.new_devices()[0]
+        self._ready.add(device.path)
+        self.say(link.Ready(device.peer, device.vectors if vectors is None else vectors))
+        return device
+
+    # ---- the control link ----
+
+    def ring(self) -> None:
+        os.eventfd_write(self.control.event(HOST_PEER, 0), 1)
+
+    def meet(self) -> Self:
+        """What a daemon that starts does before it says anything."""
+        self.part()
+        event = self.control.event(CONTROL_PEER, 0)
+        if self.page[CLIENT_LIVE] != NONE_YET:
+            self.page[CLIENT_LIVE] = 0
+            self.ring()
+        while self.page[CLIENT_LIVE] != NONE_YET:
+            self._wait(event, "makes no control page")
+            os.eventfd_read(event)
+        self._ctrl = dataplane.attach(
+            dataplane.Grant(
+                region_fd=os.dup(self.control.memory),
+                event_fd=os.dup(event),
+                notify_fd=os.dup(self.control.event(HOST_PEER, 0)),
+                control_fd=-1,
+                is_server=0,
+                left_order=link.LEFT_ORDER,
+                right_order=link.RIGHT_ORDER,
+                events=dataplane.EVENTFD,
+            )
+        )
+        self._event = int(dataplane.fd_for_select(self._ctrl))
+        return self
+
+    def _wait(self, event: int, what: str) -> None:
+        assert select.select([event], [], [], DEADLINE)[0], f"the host {what}: {self.host.log()}"
+
+    def greet(self) -> Self:
+        """meet(), and hello and welcome; and it takes the device of its link to the host."""
+        self.meet()
+        self.say(link.Hello(link.VERSION))
+        assert self.hear() == link.Welcome(self.domain)  # type: ignore[arg-type]
+        if not any(path in self._ready for path in self.machine.devices):
+            self.take_device()
+        else:
+            for each in self.machine.devices.values():
+                if each.path in self._ready:
+                    self.say(link.Ready(each.peer, each.vectors))
+        return self
+
+    def say(self, message: Any) -> None:
+        data = link.to_host.encode(message)
+        self.put(link.LENGTH.pack(len(data)) + data)
+
+    def put(self, data: bytes) -> None:
+        """Any bytes, into the ring."""
+        for first in range(0, len(data), LEFT_BYTES):
+            part = data[first : first + LEFT_BYTES]
+            while not dataplane.send(self._ctrl, part, len(part)):
+                self._wait(self._event, "does not read")
+                dataplane.wait(self._ctrl)
+
+    def hear(self) -> Any:
+        """The host's next message, of those that were not heard yet."""
+        return self._heard.pop(0) if self._heard else self._hear()
+
+    def _hear(self) -> Any:
+        (size,) = link.LENGTH.unpack(self._take(link.LENGTH.size))
+        assert 0 < size <= link.PACKET_MAX
+        return link.to_guest.decode(self._take(size))
+
+    def _take(self, size: int) -> bytes:
+        data = ctypes.create_string_buffer(size)
+        while dataplane.recv(self._ctrl, data, size) != size:
+            self._wait(self._event, "says nothing")
+            dataplane.wait(self._ctrl)
+        return data.raw
+
+    def hear_end(self) -> list[Any]:
+        """Asserts that the host hangs up; what it said before that."""
+        heard = self._heard
+        self._heard = []
+        try:
+            while True:
+                heard.append(self._hear())
+        except OSError as error:
+            assert error.errno == errno.EPIPE, error
+        return heard
+
+    def part(self) -> None:
+        """The daemon is gone, and says nothing of it; the ends of its clients are too."""
+        for end in self._ends:
+            end.close(hangs_up=False)
+        self._ends.clear()
+        ctrl, self._ctrl = self._ctrl, None
+        self._heard.clear()
+        if ctrl is not None:
+            dataplane.detach(ctrl)
+
+    def stop(self) -> None:
+        """The machine is gone, all of a sudden."""
+        self.part()
+        if self.machine.number in self.host.hypervisor.machines:
+            self.host.hypervisor.stop(self.machine)
+
+    # ---- its clients ----
+
+    def request(self, number: int, request: Any) -> None:
+        packet = request if isinstance(request, str) else client.requests.encode(request).decode()
+        self._serial += 1
+        self.say(link.Ask(number, self._serial, 1000 + number, packet))  # type: ignore[arg-type]
+
+    def answer(self, number: int) -> Any:
+        """What the host answers a client: a Grant, a Closed, or what is in a Reply."""
+        at = 0
+        while True:
+            if at == len(self._heard):
+                self._heard.append(self._hear())
+            if getattr(self._heard[at], "client", None) == number:
+                message = self._heard.pop(at)
+                return client.replies.decode(message.reply.encode()) if isinstance(message, link.Reply) else message
+            at += 1
+
+    def ask(self, number: int, request: Any) -> Any:
+        self.request(number, request)
+        return self.answer(number)
+
+    def refused(self, number: int, request: Any, code: str) -> str:
+        """Asserts that the answer is this error; its sentence."""
+        answer = self.ask(number, request)
+        assert isinstance(answer, client.Error), answer
+        assert answer.code == code, answer
+        assert len(answer.sentence) > 10
+        assert answer.sentence.isprintable()
+        return answer.sentence
+
+    def end(self, grant: Any, *, is_server: bool) -> End:
+        assert isinstance(grant, link.Grant), grant
+        made = End(self.wait_device(grant.peer), grant, is_server=is_server)
+        self._ends.append(made)
+        return made
+
+    def offer(self, number: int, peer: int = 0, path: str = "x", least: int = 1024, *, grows: bool = False) -> End:
+        """`grows`: the host gives the guest another device for that."""
+        self.request(number, offer(peer, path, least))
+        if grows:
+            self.take_device()
+        return self.end(self.answer(number), is_server=True)
+
+    def connect(self, number: int, domain: int = 0, path: str = "x", *, grows: bool = False) -> End:
+        self.request(number, connect(domain, path))
+        if grows:
+            self.take_device()
+        return self.end(self.answer(number), is_server=False)
+
+    def close(self, number: int) -> None:
+        """A client is gone, and the host knows."""
+        self.say(link.Close(number))  # type: ignore[arg-type]
+        assert self.answer(number) == link.Closed(number)  # type: ignore[arg-type]
+
+    def is_answered(self) -> bool:
+        """A round trip to the host."""
+        return isinstance(self.ask(999_999, client.List(0)), client.Listing)  # type: ignore[arg-type]
+
+
+def offer(peer: int = 0, path: str = "x", least: int = 1024) -> client.Offer:
+    return client.Offer(peer, path, least, least)  # type: ignore[arg-type]
+
+
+def connect(domain: int = 0, path: str = "x") -> client.Connect:
+    return client.Connect(domain, path)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """A process stands still meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)

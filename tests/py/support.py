@@ -51,7 +51,7 @@ def services_of(main: int) -> dict[str, int]:
     for pid in children(main):
         try:
             name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it has ended
         if name in SERVICES:
             found[SERVICES[name]] = pid

@@ -55,8 +55,14 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def host(tmp_path: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[ScriptedHost]:
-    yield from serving(ScriptedHost(tmp_path, program=program), request)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short path, as sockets need."""
+    return tmp_path_factory.mktemp("h")
+
+
+@pytest.fixture
+def host(folder: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[ScriptedHost]:
+    yield from serving(ScriptedHost(folder, program=program), request)
 
 
 class Run(Protocol):
@@ -64,14 +70,14 @@ class Run(Protocol):
 
 
 @pytest.fixture
-def run(tmp_path: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[Run]:
+def run(folder: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[Run]:
     """Starts a host with settings, in TOML."""
     with contextlib.ExitStack() as undo:
 
         def start(settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost:
-            path = tmp_path / "settings.toml"
+            path = folder / "settings.toml"
             path.write_text(settings)
-            made = ScriptedHost(tmp_path, "--config", str(path), program=program, domains=domains)
+            made = ScriptedHost(folder, "--config", str(path), program=program, domains=domains)
             return undo.enter_context(contextlib.contextmanager(serving)(made, request))
 
         yield start

@@ -17,6 +17,8 @@ _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
 _UEVENT_BYTES = 8192
 _RESOURCES = 6
+_UNSET = 0x20000000
+"""Of a resource's flags (IORESOURCE_UNSET): it has a size, but no address."""
 
 
 class SysfsError(Exception):
@@ -66,9 +68,17 @@ def _bars(path: Path) -> tuple[Bar, ...]:
     try:
         lines = path.read_text().splitlines()[:_RESOURCES]
         ranges = [tuple(int(word, 16) for word in line.split()) for line in lines]
-        return tuple(Bar(start, end - start + 1 if flags else 0) for start, end, flags in ranges)
-    except (OSError, ValueError) as error:
+        return tuple(_bar(*each) for each in ranges)
+    except (OSError, ValueError, TypeError) as error:
         raise SysfsError(f"{path} can't be read: {error}") from error
+
+
+def _bar(start: int, end: int, flags: int) -> Bar:
+    if not flags or flags & _UNSET:
+        return Bar(start, 0)
+    if not 0 <= start <= end:
+        raise ValueError(f"no range is from {start:#x} to {end:#x}")
+    return Bar(start, end - start + 1)
 
 
 def function(address: str, root: Path = SYS) -> Function:

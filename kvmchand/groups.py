@@ -55,7 +55,7 @@ class Groups:
         try:
             if not vfio.is_viable(fd):
                 raise Unusable(f"its IOMMU group {name} has others in it that a driver has: {self._strangers(name)}")
-            container = self._contain(fd)
+            container = self._contain(fd, is_noiommu=name.startswith(vfio.NOIOMMU_PREFIX))
         except BaseException:
             os.close(fd)
             raise
@@ -74,6 +74,8 @@ class Groups:
         try:
             return vfio.open_group(name)
         except OSError as error:
+            if error.errno == errno.EPERM and name.startswith(vfio.NOIOMMU_PREFIX):
+                raise Unusable("without a vIOMMU only root may use it (CAP_SYS_RAWIO): start kvmchand guest as root") from error
             if error.errno != errno.EBUSY:
                 raise Unusable(
                     f"its IOMMU group {name} can't be opened: {error.strerror}: is the module {DRIVER} there?"
@@ -87,13 +89,13 @@ class Groups:
         members = [pci.function(address) for address in pci.group_members(name)]
         return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", DRIVER, "pcieport"))
 
-    def _contain(self, group: int) -> int:
+    def _contain(self, group: int, *, is_noiommu: bool) -> int:
         """A container that the group is in."""
         container = vfio.open_container()
         try:
             vfio.join(group, container)
-            kind = vfio.TYPE1V2_IOMMU if vfio.has_iommu(container, vfio.TYPE1V2_IOMMU) else vfio.TYPE1_IOMMU
-            vfio.set_iommu(container, kind)
+            kinds = (vfio.NOIOMMU_IOMMU,) if is_noiommu else (vfio.TYPE1V2_IOMMU, vfio.TYPE1_IOMMU)
+            vfio.set_iommu(container, next((each for each in kinds if vfio.has_iommu(container, each)), kinds[-1]))
         except BaseException:
             os.close(container)
             raise

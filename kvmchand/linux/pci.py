@@ -15,6 +15,7 @@ PAGE = 4096
 _ADDRESS = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
+_NOIOMMU_GROUP = "vfio-noiommu"
 _UEVENT_BYTES = 8192
 _RESOURCES = 6
 _UNSET = 0x20000000
@@ -111,6 +112,14 @@ def group_members(group: str, root: Path = SYS) -> list[str]:
         return sorted(each.name for each in (root / "kernel/iommu_groups" / group / "devices").iterdir())
     except OSError:
         return []
+
+
+def is_noiommu(group: str, root: Path = SYS) -> bool:
+    """Whether VFIO made the group, for a device that no IOMMU confines."""
+    try:
+        return (root / "kernel/iommu_groups" / group / "name").read_text().strip() == _NOIOMMU_GROUP
+    except OSError:
+        return False  # the kernel names no others
 
 
 def _write(path: Path, text: str) -> None:

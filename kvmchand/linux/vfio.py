@@ -10,6 +10,7 @@ import fcntl
 import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 _TYPE, _BASE = ord(";"), 100
 
@@ -44,6 +45,11 @@ IRQ_INFO = struct.Struct("=IIII")  # argsz, flags, index, count
 IRQ_SET = struct.Struct("=IIIII")  # argsz, flags, index, start, count
 
 
+NOIOMMU_PREFIX = "noiommu-"
+"""Of the names in /dev/vfio of groups that VFIO made for devices without an IOMMU."""
+_ALLOW_NOIOMMU = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """A BAR, or the configuration space: where it is in the device's descriptor, for pread, pwrite and mmap."""
@@ -51,6 +57,15 @@ class Region:
     size: int
     offset: int
     can_mmap: bool
+
+
+def allow_noiommu() -> bool:
+    """Lets VFIO take devices without an IOMMU from now on, which taints the kernel once one is taken; whether it did not before.
+    ENOENT: the module vfio is absent, or made without that mode (CONFIG_VFIO_NOIOMMU)."""
+    if _ALLOW_NOIOMMU.read_text().strip() == "Y":
+        return False
+    _ALLOW_NOIOMMU.write_text("Y")
+    return True
 
 
 def open_container() -> int:
@@ -63,7 +78,8 @@ def open_container() -> int:
 
 
 def open_group(name: str) -> int:
-    """A group by its name in /dev/vfio. EBUSY: it, or a device of it, is open elsewhere."""
+    """A group by its name in /dev/vfio. EBUSY: it, or a device of it, is open elsewhere. EPERM: one without an IOMMU, which
+    needs CAP_SYS_RAWIO."""
     return os.open(f"/dev/vfio/{name}", os.O_RDWR | os.O_CLOEXEC)
 
 
@@ -74,7 +90,7 @@ def is_viable(group: int) -> bool:
 
 
 def join(group: int, container: int) -> None:
-    """Puts a group into a container."""
+    """Puts a group into a container. EPERM: that has groups of the other kind, with or without an IOMMU."""
     fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container))
 
 

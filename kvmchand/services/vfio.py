@@ -39,6 +39,10 @@ _COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
 _TIMED_BYTES = 64 * 1024
 _TRY_AGAIN = 1.0
 """Seconds after which a group that is open elsewhere is tried again: no event says that it is not any more."""
+_NO_IOMMU = (
+    "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
+    "to the guest's kernel command line"
+)
 _TRIES_MAX = 10
 """Of opening a device that its driver has not taken yet."""
 
@@ -233,8 +237,10 @@ class Driver:
                 "its memory (BAR 2) got no address: the bridge above it has too small a window. Use smaller links "
                 "(links.size in the host's settings), or prepare the domain (kvmchan prepare-domain)"
             )
-        name = self._group_name(found)
+        if not found.group:
+            self._allow_noiommu()
         pci.bind(found.address, DRIVER)
+        name = self._group_name(found.address)
         group = self._groups.open(name)
         device = Device(found.address, name, -1)
         try:
@@ -252,21 +258,40 @@ class Driver:
         try:
             return vfio.open_device(group.fd, address)
         except OSError as error:
-            # The kernel shows the driver before that has taken the device, and says "bind" when it has.
-            tries = self._tries[address] = self._tries.get(address, 0) + 1
-            if error.errno != errno.ENODEV or tries > _TRIES_MAX:
-                raise
-            raise Later from error
+            if error.errno == errno.ENODEV:
+                self._wait_for_driver(address)
+            raise
 
-    def _group_name(self, found: pci.Function) -> str:
-        if found.group:
-            return found.group
+    def _wait_for_driver(self, address: str) -> None:
+        """Later, a few times: the kernel shows the driver before that has taken the device, and says "bind" when it has."""
+        tries = self._tries[address] = self._tries.get(address, 0) + 1
+        if tries <= _TRIES_MAX:
+            raise Later
+
+    def _allow_noiommu(self) -> None:
+        """Unusable unless the settings and the kernel let a device without an IOMMU be driven."""
         if not self._noiommu:
+            raise Unusable(_NO_IOMMU)
+        try:
+            if vfio.allow_noiommu():
+                log.warning("VFIO's no-IOMMU mode is turned on, as the settings allow: the kernel will count as tainted")
+        except FileNotFoundError as error:
             raise Unusable(
-                "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
-                "to the guest's kernel command line"
-            )
-        raise Unusable("there is no vIOMMU, and no-IOMMU mode is not implemented")
+                "there is no vIOMMU, and no VFIO in this kernel that does without (CONFIG_VFIO_NOIOMMU): add "
+                "<iommu model='intel'> to the domain (kvmchan prepare-domain does)"
+            ) from error
+
+    def _group_name(self, address: str) -> str:
+        """Of the group that a function which the driver has is in, as it stands in /dev/vfio."""
+        group = pci.function(address).group
+        if not group:
+            self._wait_for_driver(address)
+            raise Unusable(f"{DRIVER} has it, and made no IOMMU group for it: the kernel's log says why")
+        if not pci.is_noiommu(group):
+            return group
+        if not self._noiommu:
+            raise Unusable(_NO_IOMMU)
+        return vfio.NOIOMMU_PREFIX + group
 
     def _set_up(self, device: Device) -> None:
         doorbell, memory = vfio.region(device.fd, vfio.BAR0), vfio.region(device.fd, vfio.BAR2)
@@ -280,10 +305,10 @@ class Driver:
         (peer,) = struct.unpack("<i", os.pread(device.fd, 4, doorbell.offset + _IVPOSITION))
         if not 0 < peer <= _PEER_MAX:
             raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
-        self._wire_vectors(device)
-        self._watch_unplug(device)
-        self._devices[device.address] = device
         speed = _time_reads(device.fd, memory)
+        self._wire_vectors(device)
+        self._watch_unplug(device)  # from here on nothing fails
+        self._devices[device.address] = device
         vectors = len(device.events)
         self._say(
             wire.Device(

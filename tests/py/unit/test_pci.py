@@ -144,6 +144,14 @@ def test_a_group_has_its_members(sysfs: Sysfs) -> None:
     assert pci.group_members("8", sysfs.root) == []
 
 
+def test_a_group_that_vfio_made_is_told_from_an_iommus(sysfs: Sysfs) -> None:
+    sysfs.add(ADDRESS, group="7")
+    sysfs.add(OTHER, group="8")
+    (sysfs.root / "kernel/iommu_groups/8/name").write_text("vfio-noiommu\n")
+    assert not pci.is_noiommu("7", sysfs.root)
+    assert pci.is_noiommu("8", sysfs.root)
+
+
 # ---- drivers ----
 
 

@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The vfio process's driver on a kernel that may lack anything: what it says is missing, and what it waits for.
+
+The kernel's part, the functions of kvmchand.linux.vfio and pci, is made up; a device's registers and memory are a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, in_time, next_fd
+
+from kvmchand.ids import Size
+from kvmchand.ipc import Marker
+from kvmchand.linux import pci, vfio
+from kvmchand.linux.pci import Bar, Function
+from kvmchand.linux.vfio import Region
+from kvmchand.services import vfio as service
+from kvmchand.wire import vfio as wire
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+ADDRESS = "0000:04:01.0"
+STRANGER = "0000:04:02.0"
+IVPOSITION, COMMAND = 8, 4
+PEER, VECTORS = 5, 4
+BAR0 = Region(4096, 0, True)
+BAR2 = Region(4096, 4096, True)
+CONFIG = Region(4096, 8192, False)
+IVSHMEM = Function(ADDRESS, 0x1AF4, 0x1110, 1, "", "7", (Bar(0xFE800000, 0x100), Bar(0xFE801000, 0x1000), Bar(1 << 40, 4096)))
+
+
+def refuse(number: int) -> Callable[..., int]:
+    """A call that fails."""
+
+    def call(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    return call
+
+
+class Kernel:
+    """With one ivshmem function, in group 7, that VFIO can drive. Tests change what they are about."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._patch = monkeypatch
+        self.functions = {ADDRESS: IVSHMEM}
+        self.noiommu_groups: set[str] = set()
+        self.busy = 0
+        """How many more times the group is open elsewhere."""
+        self.kinds: list[int] = []
+        """Of the IOMMUs that containers were set to."""
+        self.opened: list[str] = []
+        """Names of groups, in /dev/vfio."""
+        self.regions = {vfio.BAR0: BAR0, vfio.BAR2: BAR2, vfio.CONFIG: CONFIG}
+        self.vectors = VECTORS
+        self.room = VECTORS
+        """Interrupts that the machine has left; negative: and it says ENOSPC where it has too few."""
+        self.memory = os.memfd_create("device")
+        os.ftruncate(self.memory, 3 * 4096)
+        os.pwrite(self.memory, struct.pack("<i", PEER), IVPOSITION)
+        for name in ("addresses", "function", "group_members", "bind", "is_noiommu"):
+            monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
+        for name in ("open_group", "open_container", "set_iommu", "open_device", "set_irqs"):
+            monkeypatch.setattr(vfio, name, getattr(self, f"_{name}"))
+        self.vfio(
+            is_viable=lambda _group: True,
+            join=lambda _group, _container: None,
+            has_iommu=lambda _container, _kind: True,
+            allow_noiommu=refuse(errno.ENOENT),
+            region=lambda _device, index: self.regions[index],
+            irq_count=lambda _device, _index: self.vectors,
+        )
+
+    def vfio(self, **functions: Callable[..., object]) -> None:
+        """VFIO does so."""
+        for name, function in functions.items():
+            self._patch.setattr(vfio, name, function)
+
+    def change(self, **fields: object) -> None:
+        """The function is so."""
+        self.functions[ADDRESS] = replace(self.functions[ADDRESS], **fields)  # type: ignore[arg-type]
+
+    def say_peer(self, peer: int) -> None:
+        os.pwrite(self.memory, struct.pack("<i", peer), IVPOSITION)
+
+    def command(self) -> int:
+        (value,) = struct.unpack("<H", os.pread(self.memory, 2, CONFIG.offset + COMMAND))
+        return int(value)
+
+    def make_noiommu_groups(self) -> None:
+        """VFIO makes a group for a function that it takes, as it has none."""
+        self.change(group="")
+        self.vfio(allow_noiommu=lambda: True)
+        self.noiommu_groups.add("0")
+
+    # ---- what is called ----
+
+    def _addresses(self) -> list[str]:
+        return sorted(self.functions)
+
+    def _function(self, address: str) -> Function:
+        return self.functions[address]
+
+    def _group_members(self, group: str) -> list[str]:
+        return [each.address for each in self.functions.values() if each.group == group]
+
+    def _bind(self, address: str, driver: str) -> None:
+        seen = self.functions[address]
+        self.functions[address] = replace(seen, driver=driver, group=seen.group or next(iter(self.noiommu_groups), ""))
+
+    def _is_noiommu(self, group: str) -> bool:
+        return group in self.noiommu_groups
+
+    def _open_group(self, name: str) -> int:
+        if self.busy:
+            self.busy -= 1
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        self.opened.append(name)
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+    def _open_container(self) -> int:
+        return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+    def _set_iommu(self, _container: int, kind: int) -> None:
+        self.kinds.append(kind)
+
+    def _open_device(self, _group: int, _address: str) -> int:
+        return os.dup(self.memory)
+
+    def _set_irqs(self, _device: int, index: int, events: list[int]) -> int:
+        if index == vfio.MSIX_IRQ and len(events) > abs(self.room):
+            if self.room <= 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.room
+        return 0
+
+    def close(self) -> None:
+        os.close(self.memory)
+
+
+class Main:
+    """What main hears of the vfio process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self.devices: list[wire.Device] = []
+        self.events = 0
+        self.groups: list[str] = []
+
+    def hear(self) -> object:
+        """The next message; its descriptors are closed."""
+        data, fds = receive_packet(self._sock)
+        assert data, "the driver ended"
+        with fds:
+            message = wire.to_main.decode(data)
+            self.events += len(fds) if isinstance(message, wire.Events) else 0
+        return message
+
+    def hear_unusable(self) -> str:
+        """Asserts that the device is not used; why."""
+        while not isinstance(message := self.hear(), wire.Unusable):
+            assert not isinstance(message, wire.Device), "it is used"
+        assert message.address == ADDRESS
+        assert message.sentence.isprintable()
+        return message.sentence
+
+    def hear_device(self) -> wire.Device:
+        """Asserts that the device is used, and that all its vectors come."""
+        while not isinstance(message := self.hear(), wire.Device):
+            assert not isinstance(message, wire.Unusable), message.sentence
+        while self.events < message.vectors:
+            assert isinstance(self.hear(), wire.Events)
+        return message
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    before = next_fd()
+    made = Kernel(monkeypatch)
+    monkeypatch.setattr(service, "_MODULES", ())
+    monkeypatch.setattr(service, "_TRY_AGAIN", 0.001)
+    with in_time():
+        yield made
+    made.close()
+    assert next_fd() == before, "descriptors are left open"
+
+
+@contextmanager
+def driving(*, noiommu: bool = False) -> Iterator[Main]:
+    """A driver that has been started, until the end of the `with`."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    page = os.memfd_create("page")
+    os.ftruncate(page, 4096)
+    with ours, theirs:
+        ours.settimeout(DEADLINE)
+        driver = service.Driver(theirs, Marker(page))
+        thread = threading.Thread(target=driver.run)
+        send_packet(ours, wire.to_vfio.encode(wire.Start(noiommu)))
+        thread.start()
+        try:
+            yield Main(ours)
+        finally:
+            ours.close()
+            thread.join()
+            # What ends with the process otherwise.
+            driver._uevents.close()
+            driver._loop.close()
+            driver._marker.close()
+            for device in driver._devices.values():
+                Fds([each for each in (device.fd, device.unplug, *device.events) if each >= 0]).close()
+            for group in driver._groups._groups.values():
+                Fds([group.fd, group.container]).close()
+            os.close(page)
+
+
+def test_a_device_that_lacks_nothing_is_used(kernel: Kernel) -> None:
+    with driving() as main:
+        device = main.hear_device()
+    assert device == wire.Device(ADDRESS, "7", PEER, Size(4096), VECTORS, Size(BAR2.offset), Size(BAR0.offset), device.speed)
+    assert device.speed > 0
+    assert kernel.opened == ["7"]
+    assert kernel.kinds == [vfio.TYPE1V2_IOMMU]
+    assert kernel.command() & 6 == 6, "it may not use memory, or send interrupts"
+
+
+def test_an_old_kernel_has_the_first_kind_of_iommu_only(kernel: Kernel) -> None:
+    kernel.vfio(has_iommu=lambda _container, kind: kind == vfio.TYPE1_IOMMU)
+    with driving() as main:
+        main.hear_device()
+    assert kernel.kinds == [vfio.TYPE1_IOMMU]
+
+
+# ---- what is missing ----
+
+
+@pytest.mark.parametrize("revision", [0, 2])
+def test_a_device_of_another_revision(kernel: Kernel, revision: int) -> None:
+    kernel.change(revision=revision)
+    with driving() as main:
+        assert main.hear_unusable().startswith(f"it is revision {revision} of ivshmem")
+
+
+@pytest.mark.parametrize("bars", [IVSHMEM.bars[:2], (*IVSHMEM.bars[:2], Bar(0, 0))], ids=["absent", "no address"])
+def test_memory_without_an_address(kernel: Kernel, bars: tuple[Bar, ...]) -> None:
+    kernel.change(bars=bars)
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert "(BAR 2) got no address" in sentence
+    assert "kvmchan prepare-domain" in sentence
+    assert kernel.opened == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENODEV, errno.EACCES])
+def test_a_group_that_can_not_be_opened(kernel: Kernel, number: int) -> None:
+    kernel.vfio(open_group=refuse(number))
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert sentence == f"its IOMMU group 7 can't be opened: {os.strerror(number)}: is the module vfio-pci there?"
+
+
+def test_a_group_that_is_open_elsewhere_is_waited_for_and_complained_of_once(
+    kernel: Kernel, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel.busy = 3
+    with driving() as main:
+        main.hear_device()
+    assert kernel.busy == 0
+    assert len(re.findall("IOMMU group 7 is still open elsewhere", capfd.readouterr().err)) == 1
+
+
+def test_a_group_with_other_drivers_in_it_names_them(kernel: Kernel) -> None:
+    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, vendor=0x8086, driver="e1000e")
+    kernel.functions["0000:04:00.0"] = replace(IVSHMEM, address="0000:04:00.0", vendor=0x1B36, driver="pcieport")
+    kernel.vfio(is_viable=lambda _group: False)
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert sentence == f"its IOMMU group 7 has others in it that a driver has: {STRANGER} (e1000e)"
+
+
+@pytest.mark.parametrize("call", ["open_container", "join", "set_iommu", "region", "irq_count"])
+def test_whatever_vfio_refuses(kernel: Kernel, call: str) -> None:
+    kernel.vfio(**{call: refuse(errno.ENODEV)})
+    with driving() as main:
+        assert main.hear_unusable() == "it can't be driven by VFIO: No such device"
+
+
+def test_a_driver_that_takes_the_device_late_is_waited_for(kernel: Kernel) -> None:
+    late = iter([errno.ENODEV] * 3)
+
+    def open_device(group: int, address: str) -> int:
+        number = next(late, 0)
+        if number:
+            raise OSError(number, os.strerror(number))
+        return kernel._open_device(group, address)
+
+    kernel.vfio(open_device=open_device)
+    with driving() as main:
+        main.hear_device()
+
+
+def test_a_driver_that_never_takes_the_device_is_not_waited_for_for_ever(kernel: Kernel) -> None:
+    kernel.vfio(open_device=refuse(errno.ENODEV))
+    with driving() as main:
+        assert main.hear_unusable() == "it can't be driven by VFIO: No such device"
+
+
+@pytest.mark.parametrize(
+    ("index", "region"),
+    [
+        (vfio.BAR0, Region(4096, 0, False)),
+        (vfio.BAR0, Region(8, 0, True)),
+        (vfio.BAR2, Region(4096, 4096, False)),
+    ],
+)
+def test_bars_that_can_not_be_mapped(kernel: Kernel, index: int, region: Region) -> None:
+    kernel.regions[index] = region
+    with driving() as main:
+        assert "can't be mapped" in main.hear_unusable()
+
+
+@pytest.mark.parametrize("size", [0, 1024, 4096 * 3])
+def test_memory_of_a_size_that_can_not_be(kernel: Kernel, size: int) -> None:
+    kernel.regions[vfio.BAR2] = Region(size, 4096, True)
+    with driving() as main:
+        assert main.hear_unusable() == f"its memory has {size} bytes, which can't be"
+
+
+def test_memory_that_can_not_be_read(kernel: Kernel) -> None:
+    kernel.regions[vfio.BAR2] = Region(4096, 1, True)  # no page starts there
+    with driving() as main:
+        assert main.hear_unusable() == "it can't be driven by VFIO: Invalid argument"
+
+
+@pytest.mark.parametrize("peer", [-1, 0, 0x10000, -(2**31)])
+def test_an_ivshmem_id_that_can_not_be(kernel: Kernel, peer: int) -> None:
+    kernel.say_peer(peer)
+    with driving() as main:
+        assert main.hear_unusable().startswith(f"its ivshmem id is {peer}, which can't be")
+
+
+@pytest.mark.parametrize(("room", "vectors"), [(3, 3), (1, 1), (-3, 2), (-1, 1)])
+def test_a_machine_with_few_interrupts_left_gives_some(kernel: Kernel, room: int, vectors: int) -> None:
+    kernel.room = room
+    with driving() as main:
+        assert main.hear_device().vectors == vectors
+
+
+def test_a_machine_without_an_interrupt_left(kernel: Kernel) -> None:
+    kernel.room = 0
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert sentence == "its interrupts can't be had: No space left on device: give the guest more processors"
+
+
+def test_a_device_without_interrupts(kernel: Kernel) -> None:
+    kernel.vectors = 0
+    with driving() as main:
+        assert main.hear_unusable() == "it has no interrupts (MSI-X)"
+
+
+# ---- without a vIOMMU ----
+
+
+@pytest.mark.parametrize("made_by_others", [False, True], ids=["no group", "a group that VFIO made for someone"])
+def test_without_a_viommu_the_settings_decide(kernel: Kernel, made_by_others: bool) -> None:
+    kernel.make_noiommu_groups()
+    if made_by_others:
+        kernel.change(group="0", driver="vfio-pci")
+    with driving(noiommu=False) as main:
+        sentence = main.hear_unusable()
+    assert sentence.startswith("there is no vIOMMU: add <iommu model='intel'>")
+    assert kernel.opened == []
+
+
+def test_without_a_viommu_vfio_makes_the_group_that_is_opened(kernel: Kernel, capfd: pytest.CaptureFixture[str]) -> None:
+    kernel.make_noiommu_groups()
+    with driving(noiommu=True) as main:
+        device = main.hear_device()
+    assert device.group == "noiommu-0"
+    assert kernel.opened == ["noiommu-0"]
+    assert kernel.kinds == [vfio.NOIOMMU_IOMMU]
+    assert "no-IOMMU mode is turned on, as the settings allow" in capfd.readouterr().err
+
+
+def test_a_device_with_a_viommu_is_confined_by_it_though_it_need_not_be(kernel: Kernel) -> None:
+    kernel.vfio(allow_noiommu=lambda: True)
+    with driving(noiommu=True) as main:
+        assert main.hear_device().group == "7"
+    assert kernel.kinds == [vfio.TYPE1V2_IOMMU]
+
+
+def test_a_kernel_that_can_not_do_without_a_viommu(kernel: Kernel) -> None:
+    kernel.change(group="")
+    with driving(noiommu=True) as main:
+        sentence = main.hear_unusable()
+    assert "CONFIG_VFIO_NOIOMMU" in sentence
+    assert "add <iommu model='intel'> to the domain" in sentence
+
+
+def test_without_a_viommu_it_takes_root(kernel: Kernel) -> None:
+    kernel.make_noiommu_groups()
+    kernel.vfio(open_group=refuse(errno.EPERM))
+    with driving(noiommu=True) as main:
+        assert "start kvmchand guest as root" in main.hear_unusable()
+
+
+def test_a_function_that_gets_no_group_is_not_waited_for_for_ever(kernel: Kernel) -> None:
+    kernel.make_noiommu_groups()
+    kernel.noiommu_groups.clear()
+    with driving(noiommu=True) as main:
+        assert "made no IOMMU group for it" in main.hear_unusable()
+
+
+@pytest.mark.parametrize(("text", "turned_on"), [("N\n", True), ("Y\n", False)])
+def test_the_mode_is_turned_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, turned_on: bool) -> None:
+    parameter = tmp_path / "enable_unsafe_noiommu_mode"
+    monkeypatch.setattr(vfio, "_ALLOW_NOIOMMU", parameter)
+    with pytest.raises(FileNotFoundError):
+        vfio.allow_noiommu()
+    parameter.write_text(text)
+    assert vfio.allow_noiommu() == turned_on
+    assert parameter.read_text().strip() == "Y"

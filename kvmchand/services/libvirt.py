@@ -388,7 +388,10 @@ def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
 
 def device_xml(tree: ElementTree.Element, attach: wire.Attach) -> str:
     """The <shmem> to attach to a domain. Refused: it has no place for one."""
-    place = _place(tree)
+    try:
+        place = _place(tree)
+    except ValueError as error:
+        raise Refused(f"its XML has an address that can't be: {error}") from error
     shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
     ElementTree.SubElement(shmem, "server", path=attach.socket)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Where in a domain the libvirt process puts one more device, by the domain's XML alone."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from kvmchand.ids import DeviceId, DomainId
+from kvmchand.services.libvirt import Refused, device_xml
+from kvmchand.wire.hypervisor import Attach
+
+ATTACH = Attach(DomainId(3), DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
+ROOT = "<controller type='pci' index='0' model='pcie-root'/>"
+SLOTS = range(1, 32)
+
+
+def bridge(index: int, model: str = "pcie-to-pci-bridge") -> str:
+    return f"<controller type='pci' index='{index}' model='{model}'><address type='pci' bus='0x01' slot='0x00'/></controller>"
+
+
+def at(tag: str, bus: int, slot: int, function: int = 0) -> str:
+    return f"<{tag}><address type='pci' domain='0x0' bus='{bus:#x}' slot='{slot:#x}' function='{function:#x}'/></{tag}>"
+
+
+def shmem(*devices: str) -> ElementTree.Element:
+    """What is attached to a domain that has these."""
+    tree = ElementTree.fromstring(f"<domain><devices>{''.join(devices)}</devices></domain>")
+    return ElementTree.fromstring(device_xml(tree, ATTACH))
+
+
+def place(*devices: str) -> tuple[int, int]:
+    """Bus and slot of that."""
+    address = shmem(*devices).find("address")
+    assert address is not None
+    assert (address.get("type"), address.get("domain"), address.get("function")) == ("pci", "0", "0")
+    return int(address.get("bus", "")), int(address.get("slot", ""))
+
+
+def refusal(*devices: str) -> str:
+    with pytest.raises(Refused) as caught:
+        shmem(*devices)
+    return str(caught.value)
+
+
+def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
+    made = shmem(ROOT, bridge(2))
+    assert (made.tag, made.get("name")) == ("shmem", "kvmchan-14")
+    parts = {each.tag: each.attrib for each in made if each.tag != "address"}
+    assert parts == {
+        "model": {"type": "ivshmem-doorbell"},
+        "server": {"path": ATTACH.socket},
+        "msi": {"vectors": "64", "ioeventfd": "on"},
+    }
+
+
+def test_a_socket_may_be_called_anything() -> None:
+    tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
+    path = "/run/<a>&'\"/ä"
+    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), DeviceId(1), path, 1))).find("server")
+    assert server is not None
+    assert server.get("path") == path
+
+
+@pytest.mark.parametrize("model", ["pcie-to-pci-bridge", "pci-bridge"])
+def test_it_goes_to_a_conventional_bridges_first_slot(model: str) -> None:
+    assert place(ROOT, bridge(5, model)) == (5, 1)
+
+
+def test_it_does_not_go_to_a_slot_that_anything_has() -> None:
+    assert place(ROOT, bridge(2), at("interface", 2, 1), at("shmem", 2, 2), at("sound", 2, 4)) == (2, 3)
+
+
+def test_a_slot_is_taken_though_only_a_later_function_of_it_is() -> None:
+    assert place(ROOT, bridge(2), at("interface", 2, 1, 3)) == (2, 2)
+
+
+def test_addresses_on_other_buses_do_not_matter() -> None:
+    assert place(ROOT, bridge(2), at("interface", 0, 1), at("shmem", 3, 1), "<disk><address type='drive' bus='2'/></disk>") == (
+        2,
+        1,
+    )
+
+
+def test_devices_without_an_address_do_not_matter() -> None:
+    assert place(ROOT, bridge(2), "<shmem/>", "<console/>") == (2, 1)
+
+
+def test_it_goes_where_the_fewest_of_ours_are() -> None:
+    ours = [at("shmem", 2, 1), at("shmem", 2, 2), at("shmem", 3, 1)]
+    assert place(ROOT, bridge(2), bridge(3), *ours) == (3, 2)
+
+
+def test_others_devices_do_not_keep_it_from_a_bridge() -> None:
+    theirs = [at("interface", 3, slot) for slot in SLOTS[:10]]
+    assert place(ROOT, bridge(2), bridge(3), at("shmem", 2, 1), *theirs) == (3, 11)
+
+
+def test_of_bridges_alike_the_first_is_taken() -> None:
+    assert place(ROOT, bridge(7), bridge(3)) == (3, 1)
+
+
+def test_a_full_bridge_is_passed_over() -> None:
+    theirs = [at("interface", 2, slot) for slot in SLOTS]
+    assert place(ROOT, bridge(2), bridge(3), at("shmem", 3, 1), *theirs) == (3, 2)
+
+
+def test_the_last_slot_is_one() -> None:
+    assert place(ROOT, bridge(2), *[at("interface", 2, slot) for slot in SLOTS[:-1]]) == (2, 31)
+
+
+def test_without_a_free_slot_it_is_refused() -> None:
+    sentence = refusal(ROOT, bridge(2), *[at("interface", 2, slot) for slot in SLOTS])
+    assert sentence == "its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML"
+
+
+@pytest.mark.parametrize("devices", [[], [ROOT], [ROOT, "<controller type='pci' index='1' model='pcie-root-port'/>"]])
+def test_without_a_bridge_it_is_refused(devices: list[str]) -> None:
+    sentence = refusal(*devices)
+    assert "<controller type='pci' model='pcie-to-pci-bridge'/>" in sentence
+    assert "kvmchan prepare-domain" in sentence
+
+
+def test_a_controller_that_is_not_pcis_is_no_bridge() -> None:
+    refusal(ROOT, "<controller type='scsi' index='2' model='pci-bridge'/>")
+
+
+def test_a_machine_of_conventional_pci_has_libvirt_choose() -> None:
+    assert shmem("<controller type='pci' index='0' model='pci-root'/>").find("address") is None
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "<shmem><address type='pci' bus='two' slot='1'/></shmem>",
+        "<shmem><address type='pci' bus='2' slot=''/></shmem>",
+        "<controller type='pci' index='' model='pci-bridge'/>",
+    ],
+)
+def test_an_address_that_can_not_be_is_refused(device: str) -> None:
+    assert refusal(ROOT, bridge(2), device).startswith("its XML has an address that can't be")

@@ -89,7 +89,10 @@ def guest(listed: Listing | KvmchanError, devices: list[pci.Function], root: Pat
             yield Finding(Grade.OK, "module", f"{module} is loaded")
         else:
             yield Finding(Grade.BAD, "module", f"{module} is not there: modprobe {module.replace('vfio_pci', 'vfio-pci')}")
-    if any((root / "kernel/iommu_groups").glob("*")):
+    groups = [each.name for each in (root / "kernel/iommu_groups").glob("*")]
+    if groups and all(pci.is_noiommu(each, root) for each in groups):
+        yield Finding(Grade.NOTE, "vIOMMU", "there is none, and VFIO drives devices without, as noiommu in the settings allows")
+    elif groups:
         yield Finding(Grade.OK, "vIOMMU", "the kernel has put devices into IOMMU groups")
     else:
         yield Finding(

@@ -115,9 +115,9 @@ def diagnose(arguments: argparse.Namespace) -> None:
         listed: Listing | KvmchanError = listing()
     except KvmchanError as error:
         listed = error
-    findings = doctor.examine(listed, arguments.uri)
-    for each in findings:
-        print(each)
+    role = doctor.Role(arguments.side) if arguments.side else None
+    findings = doctor.examine(listed, arguments.uri, role)
+    print("\n".join(map(str, findings)), flush=True)
     if any(each.is_bad for each in findings):
         sys.exit(1)
 
@@ -138,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         help="look for what keeps vchans from working, on a host or in a guest",
         description="Each line is a finding, with what to do. The exit status is 1 if something is wrong.",
     )
+    doctors.add_argument("--as", dest="side", choices=("host", "guest"), help="which side this machine is; else it is found out")
     prepares = commands.add_parser(
         "prepare-domain",
         help="give a libvirt domain what vchans need",

@@ -18,8 +18,12 @@ _KERNEL_GROUP = 1
 _NOIOMMU_GROUP = "vfio-noiommu"
 _UEVENT_BYTES = 8192
 _RESOURCES = 6
-_UNSET = 0x20000000
-"""Of a resource's flags (IORESOURCE_UNSET): it has a size, but no address."""
+_WINDOWS = 4
+"""Of a bridge: the last lines of its resources."""
+_MEMORY = 0x200
+"""Of a resource's flags (IORESOURCE_MEM)."""
+_NOWHERE = 0x30000000
+"""Likewise (IORESOURCE_UNSET, IORESOURCE_DISABLED): it has a size, but no address."""
 
 
 class SysfsError(Exception):
@@ -75,7 +79,7 @@ def _bars(path: Path) -> tuple[Bar, ...]:
 
 
 def _bar(start: int, end: int, flags: int) -> Bar:
-    if not flags or flags & _UNSET:
+    if not flags or flags & _NOWHERE:
         return Bar(start, 0)
     if not 0 <= start <= end:
         raise ValueError(f"no range is from {start:#x} to {end:#x}")
@@ -96,6 +100,30 @@ def function(address: str, root: Path = SYS) -> Function:
         _link(folder / "iommu_group"),
         _bars(folder / "resource"),
     )
+
+
+def bridge(address: str, root: Path = SYS) -> str:
+    """The bridge that a function is behind; "" where it is on a root complex."""
+    try:
+        above = _folder(address, root).resolve(strict=True).parent.name
+    except OSError:
+        return ""
+    return above if _ADDRESS.fullmatch(above) else ""
+
+
+def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:
+    """The ranges of memory that a bridge lets through to what is behind it."""
+    path = _folder(address, root) / "resource"
+    try:
+        lines = path.read_text().splitlines()[_RESOURCES:][-_WINDOWS:]
+        ranges = [tuple(int(word, 16) for word in line.split()) for line in lines]
+        return tuple(
+            Bar(start, end - start + 1)
+            for start, end, flags in ranges
+            if flags & _MEMORY and not flags & _NOWHERE and start <= end
+        )
+    except (OSError, ValueError) as error:
+        raise SysfsError(f"{path} can't be read: {error}") from error
 
 
 def addresses(root: Path = SYS) -> list[str]:

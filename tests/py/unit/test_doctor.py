@@ -1,31 +1,450 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is found in a guest, by its sysfs."""
+"""What the doctor finds: in a guest, by a tree of files like sysfs; on a host, by domains' XML."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from test_prepare import Q35, READY, direct
 
-from kvmchand import doctor
-from kvmchand.doctor import Grade
-from kvmchand.errors import Unreachable
+from kvmchand import doctor, prepare
+from kvmchand.doctor import Finding, Grade, Role
+from kvmchand.errors import KvmchanError, Unreachable
+from kvmchand.ids import DomainId, Size
+from kvmchand.linux import pci
+from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
+
+MEMORY, UNSET = 0x0014220C, 0x20000000
+"""Flags of a 64-bit prefetchable range, and of one without an address."""
+MIB = 1 << 20
+BRIDGE, DEVICE = "0000:02:00.0", "0000:03:01.0"
+
+
+def range_line(start: int, size: int, flags: int = MEMORY) -> str:
+    return f"{start:#018x} {start + size - 1 if size else 0:#018x} {flags if size else 0:#018x}"
+
+
+class Machine:
+    """The files of a guest's machine. It is in order when made, with one device behind a bridge."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.sys = root / "sys"
+        for module in ("vfio", "vfio_pci", "vfio_iommu_type1"):
+            (self.sys / "module" / module).mkdir(parents=True)
+        self.write("dev/vfio/vfio")
+        self.write("proc/cmdline", "quiet intel_iommu=on\n")
+        self.write("sys/firmware/acpi/tables/DMAR")
+        self.add(BRIDGE, (0x1B36, 0x000E), driver="", group="3", windows=(2 * MIB, 4 * MIB))
+        self.add(DEVICE, above=BRIDGE)
+
+    def write(self, path: str, text: str = "") -> Path:
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def add(
+        self,
+        address: str,
+        numbers: tuple[int, int] = doctor.IVSHMEM,
+        *,
+        above: str = "",
+        revision: int = 1,
+        driver: str = "vfio-pci",
+        group: str = "4",
+        bars: tuple[int, ...] = (4096, 4096, MIB),
+        windows: tuple[int, ...] = (),
+    ) -> Path:
+        parent = (self.sys / "bus/pci/devices" / above).resolve() if above else self.sys / "devices/pci0000:00"
+        folder = parent / address
+        folder.mkdir(parents=True)
+        link = self.sys / "bus/pci/devices" / address
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder)
+        for name, number in (("vendor", numbers[0]), ("device", numbers[1]), ("revision", revision)):
+            (folder / name).write_text(f"{number:#06x}\n")
+        lines = [range_line(0x1000000 * each, size) for each, size in enumerate(bars or (), 1)]
+        lines += [range_line(0, 0)] * (7 - len(lines))
+        if windows:
+            lines = [*[range_line(0, 0)] * 6, range_line(0xC0000, 0x10000)]  # a ROM
+            lines += [range_line(0, 0)] * 6  # of virtual functions
+            lines += [range_line(0x1000, 0x1000, 0x101), *(range_line(0x80000000, each) for each in windows), range_line(0, 0)]
+        (folder / "resource").write_text("\n".join(lines) + "\n")
+        if driver:
+            self.drive(address, driver)
+        if group:
+            members = self.sys / "kernel/iommu_groups" / group / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (members / address).symlink_to(folder)
+            (folder / "iommu_group").symlink_to(members.parent)
+        return folder
+
+    def drive(self, address: str, driver: str) -> None:
+        link = self.folder(address) / "driver"
+        link.unlink(missing_ok=True)
+        if driver:
+            (self.sys / "bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
+            link.symlink_to(self.sys / "bus/pci/drivers" / driver)
+
+    def folder(self, address: str) -> Path:
+        return self.sys / "bus/pci/devices" / address
+
+    def without(self, path: str) -> None:
+        """Takes a file or a folder away."""
+        gone = self.root / path
+        if gone.is_dir() and not gone.is_symlink():
+            for each in gone.iterdir():
+                self.without(str(each.relative_to(self.root)))
+            gone.rmdir()
+        else:
+            gone.unlink()
+
+    def findings(self, listed: Listing | KvmchanError | None = None) -> list[Finding]:
+        return doctor.examine(listed or shown(), "", None, self.root)
+
+    def bad(self, listed: Listing | KvmchanError | None = None) -> list[Finding]:
+        return [each for each in self.findings(listed) if each.is_bad]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def shown(*devices: tuple[str, int], speed: int = 3000) -> Listing:
+    """A guest's listing, of these devices; else of the one that the machine has."""
+    infos = tuple(DeviceInfo(address, Size(size), 64, Size(speed)) for address, size in devices or ((DEVICE, MIB),))
+    return Listing((DomainInfo(DomainId(7), "guest"),), (), (), infos, (), more=False)
+
+
+NOTHING_SHOWN = Listing((), (), (), (), (), more=False)
+
+
+def only(found: list[Finding], subject: str) -> str:
+    """The one bad finding there is, which must be on this subject and say what to do."""
+    (one,) = found
+    assert one.subject == subject
+    assert ":" in one.sentence, "it does not say what to do"
+    return one.sentence
+
+
+# ---- a guest in order ----
+
+
+def test_a_guest_in_order(machine: Machine) -> None:
+    assert [str(each) for each in machine.findings()] == [
+        "ok    kvmchand guest: it answers, and knows 1 domains and 0 channels",
+        "ok    module: vfio_pci is there",
+        "ok    module: vfio_iommu_type1 is there",
+        "ok    vIOMMU: there is one, and the kernel uses it",
+        f"ok    device {DEVICE}: 1 MiB, 64 vectors; its memory is mapped write-back: 3000 MB/s read",
+        f"ok    bridge {BRIDGE}: its windows are of 6 MiB, and 5112 KiB are free",
+    ]
+
+
+@pytest.mark.parametrize("speed", [0, 8, doctor.WRITE_BACK - 1])
+def test_slow_memory_is_uncached(machine: Machine, speed: int) -> None:
+    found = machine.findings(shown(speed=speed))
+    (note,) = [each for each in found if each.grade is Grade.NOTE]
+    assert f"uncached: {speed} MB/s" in note.sentence
+    assert machine.bad(shown(speed=speed)) == []
+
+
+def test_memory_is_write_back_from_the_limit_on(machine: Machine) -> None:
+    assert all(each.grade is Grade.OK for each in machine.findings(shown(speed=doctor.WRITE_BACK)))
+
+
+def test_a_device_on_the_root_complex_has_no_bridge(machine: Machine) -> None:
+    address = "0000:00:10.0"
+    machine.add(address, group="9", bars=(4096, 4096, 64 * MIB))
+    found = machine.findings(shown((DEVICE, MIB), (address, 64 * MIB)))
+    assert all(each.grade is Grade.OK for each in found)
+    assert [each.subject for each in found if "bridge" in each.subject] == [f"bridge {BRIDGE}"]
+    assert any(each.subject == f"device {address}" and "64 MiB" in each.sentence for each in found)
+
+
+def test_each_device_has_its_own_findings(machine: Machine) -> None:
+    machine.add("0000:03:02.0", above=BRIDGE, group="5")
+    machine.add("0000:03:03.0", above=BRIDGE, group="6", driver="")
+    found = machine.bad(shown((DEVICE, MIB), ("0000:03:02.0", MIB)))
+    assert {each.subject for each in found} == {"device 0000:03:03.0"}
+
+
+# ---- a guest that lacks something ----
+
+
+def test_no_daemon(machine: Machine) -> None:
+    found = machine.bad(Unreachable("no kvmchand answers: start it"))
+    assert [each.subject for each in found] == ["kvmchand guest", f"device {DEVICE}"]
+    assert found[0].sentence == "no kvmchand answers: start it"
+
+
+@pytest.mark.parametrize("module", ["vfio_pci", "vfio_iommu_type1"])
+def test_a_module_that_is_absent(machine: Machine, module: str) -> None:
+    machine.without(f"sys/module/{module}")
+    assert f"modprobe {module}" in only(machine.bad(), "module")
+
+
+def test_no_container_device(machine: Machine) -> None:
+    machine.without("dev/vfio/vfio")
+    assert "/dev/vfio/vfio" in only(machine.bad(), "VFIO")
+
+
+def test_no_viommu_in_the_machine(machine: Machine) -> None:
+    machine.without("sys/kernel/iommu_groups")
+    machine.without("sys/firmware/acpi/tables/DMAR")
+    said = only(machine.bad(), "vIOMMU")
+    assert "prepare-domain" in said
+    assert "intel_iommu=on" not in said, "it would be of no use"
+
+
+@pytest.mark.parametrize("command_line", ["quiet", "intel_iommu=off", "", "intel_iommu=on intel_iommu=off"])
+def test_a_viommu_that_the_kernel_is_not_told_to_use(machine: Machine, command_line: str) -> None:
+    machine.without("sys/kernel/iommu_groups")
+    machine.write("proc/cmdline", command_line)
+    assert "put intel_iommu=on on its command line" in only(machine.bad(), "vIOMMU")
+
+
+def test_a_viommu_that_the_kernel_does_not_use(machine: Machine) -> None:
+    machine.without("sys/kernel/iommu_groups")
+    said = only(machine.bad(), "vIOMMU")
+    assert "dmesg" in said
+    assert "put intel_iommu=on" not in said
+
+
+def test_groups_that_vfio_made_itself_are_no_viommu(machine: Machine) -> None:
+    for group in (machine.sys / "kernel/iommu_groups").iterdir():
+        (group / "name").write_text("vfio-noiommu\n")
+    (note,) = [each for each in machine.findings() if each.grade is not Grade.OK]
+    assert (note.grade, note.subject) == (Grade.NOTE, "vIOMMU")
+    assert "noiommu = true" in note.sentence
+
+
+def test_no_iommu_mode_is_a_note(machine: Machine) -> None:
+    machine.without("sys/kernel/iommu_groups")
+    machine.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
+    assert machine.bad() == []
+    machine.write("sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n")
+    assert [each.subject for each in machine.bad()] == ["vIOMMU"]
+
+
+def test_a_device_without_an_address(machine: Machine) -> None:
+    address = "0000:03:02.0"
+    machine.add(address, above=BRIDGE, bars=(4096, 4096, 0))
+    said = only(machine.bad(), f"device {address}")
+    assert f"bridge {BRIDGE}" in said
+    assert "--link-size" in said
+
+
+def test_a_device_whose_doorbell_has_no_address(machine: Machine) -> None:
+    machine.add("0000:03:02.0", above=BRIDGE, bars=(0, 4096, MIB))
+    assert "doorbell" in only(machine.bad(), "device 0000:03:02.0")
+
+
+def test_a_device_of_an_old_qemu(machine: Machine) -> None:
+    machine.add("0000:03:02.0", above=BRIDGE, revision=0)
+    assert "revision 0" in only(machine.bad(), "device 0000:03:02.0")
+
+
+@pytest.mark.parametrize("driver", ["", "uio_pci_generic"])
+def test_a_device_of_another_driver(machine: Machine, driver: str) -> None:
+    machine.drive(DEVICE, driver)
+    said = only(machine.bad(NOTHING_SHOWN), f"device {DEVICE}")
+    assert (driver or "no driver") in said
+    assert "kvmchand guest" in said
 
 
 @pytest.mark.parametrize(
-    ("groups", "grade", "part"),
-    [
-        pytest.param({}, Grade.BAD, "intel_iommu=on", id="none"),
-        pytest.param({"0": "", "1": ""}, Grade.OK, "IOMMU groups", id="a vIOMMU"),
-        pytest.param({"0": "vfio-noiommu\n"}, Grade.NOTE, "noiommu in the settings", id="none, which is allowed"),
-        pytest.param({"0": "", "1": "vfio-noiommu\n"}, Grade.OK, "IOMMU groups", id="one that leaves a device out"),
-    ],
+    ("driver", "is_bad"), [("virtio-pci", True), ("nvme", True), ("", False), ("vfio-pci", False), ("pcieport", False)]
 )
-def test_a_guests_viommu_is_found_or_why_it_need_not_be(tmp_path: Path, groups: dict[str, str], grade: Grade, part: str) -> None:
-    for group, name in groups.items():
-        folder = tmp_path / "kernel/iommu_groups" / group
-        folder.mkdir(parents=True)
-        if name:
-            (folder / "name").write_text(name)
-    (found,) = [each for each in doctor.guest(Unreachable("nobody"), [], tmp_path) if each.subject == "vIOMMU"]
-    assert (found.grade, part in found.sentence) == (grade, True), found
+def test_a_group_with_another_in_it(machine: Machine, driver: str, is_bad: bool) -> None:
+    machine.add("0000:03:02.0", (0x1AF4, 0x1041), above=BRIDGE, driver=driver)
+    found = machine.bad()
+    assert bool(found) == is_bad
+    if is_bad:
+        said = only(found, f"device {DEVICE}")
+        assert "0000:03:02.0" in said
+        assert driver in said
+
+
+def test_a_device_that_the_daemon_does_not_use(machine: Machine) -> None:
+    assert "log" in only(machine.bad(NOTHING_SHOWN), f"device {DEVICE}")
+
+
+def test_no_device(machine: Machine) -> None:
+    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    found = doctor.examine(NOTHING_SHOWN, "", Role.GUEST, machine.root)
+    assert "kvmchand host" in only([each for each in found if each.is_bad], "devices")
+
+
+# ---- which side this is ----
+
+
+def test_a_machine_with_a_device_is_a_guest(machine: Machine) -> None:
+    (machine.root / "run/libvirt").mkdir(parents=True)
+    assert doctor.role_of(machine.root) is Role.GUEST
+
+
+@pytest.mark.parametrize(
+    ("vendor", "has_libvirt", "role"),
+    [("QEMU", False, Role.GUEST), ("QEMU", True, Role.HOST), ("Dell Inc.", False, Role.HOST), (None, False, Role.HOST)],
+)
+def test_a_machine_without_devices(machine: Machine, vendor: str | None, has_libvirt: bool, role: Role) -> None:
+    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    if vendor is not None:
+        machine.write("sys/class/dmi/id/sys_vendor", vendor + "\n")
+    if has_libvirt:
+        (machine.root / "run/libvirt").mkdir(parents=True)
+    assert doctor.role_of(machine.root) is role
+
+
+# ---- a sysfs that says what can't be ----
+
+
+def test_nothing_at_all_is_there(tmp_path: Path) -> None:
+    found = doctor.examine(NOTHING_SHOWN, "", Role.GUEST, tmp_path)
+    assert [each.subject for each in found if each.is_bad] == ["module", "module", "VFIO", "vIOMMU", "devices"]
+
+
+@pytest.mark.parametrize("file", ["vendor", "device", "revision", "resource"])
+@pytest.mark.parametrize("text", [None, "", "no number\n", "0x\n", "0xfffffffff 0x0\n", "\0\n"])
+def test_a_function_that_can_not_be_read_is_left_out(machine: Machine, file: str, text: str | None) -> None:
+    address = "0000:03:02.0"
+    folder = machine.add(address, (0x1AF4, 0x1041), above=BRIDGE)  # it shares the device's group
+    (folder / file).unlink()
+    if text is not None:
+        (folder / file).write_text(text)
+    assert machine.bad() == []
+
+
+def test_a_bridge_that_can_not_be_read_is_a_note(machine: Machine) -> None:
+    (machine.folder(BRIDGE) / "resource").write_text("nonsense\n" * 17)
+    found = machine.findings()
+    assert [each.grade for each in found if each.subject == f"bridge {BRIDGE}"] == [Grade.NOTE]
+    assert machine.bad() == []
+
+
+def test_what_is_no_function_is_left_out(machine: Machine) -> None:
+    (machine.sys / "bus/pci/devices/nonsense").mkdir()
+    (machine.sys / "bus/pci/devices/0000:09:00.0").symlink_to(machine.sys / "nowhere")
+    assert machine.bad() == []
+
+
+def test_a_bridge_s_windows_are_its_ranges_of_memory(machine: Machine) -> None:
+    assert [window.size for window in pci.windows(BRIDGE, machine.sys)] == [2 * MIB, 4 * MIB]
+    assert pci.windows(DEVICE, machine.sys) == ()
+    path = machine.folder(BRIDGE) / "resource"
+    path.write_text(path.read_text().replace(range_line(0x80000000, 2 * MIB), range_line(0, 2 * MIB, MEMORY | UNSET)))
+    assert [window.size for window in pci.windows(BRIDGE, machine.sys)] == [4 * MIB]
+
+
+# ---- a host's domains ----
+
+
+def findings_of(live: str, kept: str = "", *, is_linked: bool = False) -> Iterator[Finding]:
+    return doctor.machine("domain 3 (web)", "web", live, kept, is_linked=is_linked)
+
+
+def told(live: str, kept: str = "", *, is_linked: bool = False) -> str:
+    """What the one finding says that is not well."""
+    (one,) = [each for each in findings_of(live, kept, is_linked=is_linked) if each.grade is not Grade.OK]
+    assert one.grade is (Grade.NOTE if is_linked else Grade.BAD)
+    return one.sentence
+
+
+PREPARED = direct("intel_iommu=on")
+
+
+def test_a_prepared_domain_is_well() -> None:
+    (one,) = findings_of(PREPARED, PREPARED)
+    assert str(one) == (
+        "ok    domain 3 (web): its machine has all that vchans need, 0 devices of ours and 62 free slots for more"
+    )
+
+
+def test_devices_of_ours_are_counted_and_their_slots_are_taken() -> None:
+    devices = "".join(
+        f"<shmem name='{name}'><address type='pci' bus='0x{bus:02x}' slot='0x{slot:02x}'/></shmem>"
+        for name, bus, slot in (("kvmchan-1", 2, 1), ("kvmchan-start-65536", 0, 16), ("another", 4, 31))
+    )
+    (one,) = findings_of(PREPARED.replace("</devices>", devices + "</devices>"))
+    assert "2 devices of ours and 60 free slots" in one.sentence
+
+
+def test_a_domain_that_is_not_prepared() -> None:
+    plain = direct("", Q35)
+    said = told(plain, plain)
+    assert "vIOMMU" in said
+    assert "bridge" in said
+    assert "kvmchan prepare-domain web --apply" in said
+
+
+def test_a_domain_that_was_prepared_while_it_ran() -> None:
+    plain = direct("", Q35)
+    said = told(plain, prepare.prepare(plain).after)
+    assert "shut down and started" in said
+    assert "prepare-domain" not in said
+
+
+def test_a_transient_domain_that_is_not_prepared() -> None:
+    said = told(direct("", Q35))
+    assert "the XML that it is made from" in said
+    assert "prepare-domain" not in said
+
+
+def test_what_a_linked_domain_lacks_is_a_note() -> None:
+    assert "bridge" in told(direct("", Q35), direct("", Q35), is_linked=True)
+    assert "i440fx" in told(Q35.replace("q35", "i440fx"), is_linked=True)
+
+
+def test_a_machine_that_can_not_be_prepared() -> None:
+    said = told(Q35.replace("q35", "i440fx"), Q35.replace("q35", "i440fx"))
+    assert "i440fx" in said
+    assert "--apply" not in said
+
+
+def test_the_guest_s_kernel_is_named_until_the_guest_is_linked() -> None:
+    assert [each.grade for each in findings_of(READY, READY)] == [Grade.NOTE, Grade.OK]
+    assert [each.grade for each in findings_of(READY, READY, is_linked=True)] == [Grade.OK]
+
+
+def full(buses: tuple[int, ...], slots: range = range(1, 32)) -> str:
+    devices = "".join(
+        f"<hostdev><address type='pci' domain='0x0000' bus='{bus:#04x}' slot='{slot:#04x}' function='0x0'/></hostdev>"
+        for bus in buses
+        for slot in slots
+    )
+    return PREPARED.replace("</devices>", devices + "</devices>")
+
+
+def test_bridges_without_a_free_slot() -> None:
+    assert "no free slot" in told(full((2, 4)), is_linked=False)
+    (one,) = findings_of(full((2, 4)), is_linked=True)
+    assert one.is_bad
+
+
+@pytest.mark.parametrize(
+    ("xml", "free"),
+    [
+        (PREPARED, 62),
+        (full((2,)), 31),
+        (full((2, 4), range(1, 31)), 2),
+        (full((0, 1)), 62),
+        (Q35, None),
+        (PREPARED.replace("</devices>", "<x><address type='pci' bus='x' slot='1'/></x></devices>"), 62),
+        (PREPARED.replace("</devices>", "<x><address type='drive' bus='2' slot='1'/></x></devices>"), 62),
+        (PREPARED.replace("</devices>", "<x><address type='pci'/></x></devices>"), 62),
+    ],
+    ids=["none", "one full", "nearly full", "other buses", "no bridge", "no number", "no PCI", "no bus"],
+)
+def test_free_slots(xml: str, free: int | None) -> None:
+    assert doctor.free_slots(ElementTree.fromstring(xml)) == free
+
+
+def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:
+    first, *_ = doctor.examine(Unreachable("nothing there: start it"), "test:///nowhere", Role.HOST, tmp_path)
+    assert str(first) == "bad   kvmchand host: nothing there: start it"

@@ -62,9 +62,9 @@ struct libxenvchan {
  *
  * Blocks for the daemon's answer only, never for a client. Returns NULL with errno ECONNREFUSED or
  * ENOENT (no daemon), EINVAL (path, domain or size), E2BIG (path too long), EACCES (not below the
- * caller's own node), ENOENT (unknown domain), ENOSPC (the domain has too many channels), EPROTO (a
- * daemon of another version), EMFILE, ENOMEM. The offer stands until close, or until the process
- * ends; a second offer at the path takes the path over.
+ * caller's own node, or a daemon that is not for this user), ENOENT (unknown domain), ENOSPC (the
+ * domain has too many channels), EPROTO (a daemon of another version), EMFILE, ENOMEM. The offer
+ * stands until close, or until the process ends; a second offer at the path takes the path over.
  */
 struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path, size_t read_min, size_t write_min);

@@ -230,7 +230,7 @@ def listen(
     """Offers domain `peer` a vchan at `path`, whose rings hold at least so many bytes. Does not wait for a client.
 
     Raises NotFound (no daemon, or no such domain), Unreachable, InvalidArgument, TooLong, AccessDenied (not below the
-    caller's own node), LimitReached, OutOfResources or ProtocolError (another version).
+    caller's own node, or a daemon that is not for this user), LimitReached, OutOfResources or ProtocolError (another version).
     """
     _require_domain(peer)
     for name, size in (("read_min", read_min), ("write_min", write_min)):

@@ -11,7 +11,7 @@ from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET,
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from struct import pack
 
-from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
+from kvmchand.errors import AccessDenied, InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
 from kvmchand.wire import client
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
@@ -49,7 +49,8 @@ class Connection:
     """Blocking, with a deadline; one request at a time. The hello goes out with the first."""
 
     def __init__(self, path: str) -> None:
-        """Connects; NotFound or Unreachable if no daemon is there. One of another version is found out by the first request."""
+        """Connects; NotFound or Unreachable if no daemon is there, AccessDenied if it is not for us. One of another version is
+        found out by the first request."""
         self._path = path
         self._greeted = False
         self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
@@ -60,6 +61,11 @@ class Connection:
                 self._sock.connect(path)
             except BlockingIOError:
                 raise TimedOut(f"kvmchand at {path} took no connection within {DEADLINE:.0f} s") from None
+            except PermissionError as error:
+                raise AccessDenied(
+                    f"kvmchand's socket {path} may not be used by this user: be root, or have the daemon's settings allow it "
+                    "([socket] group and mode)"
+                ) from error
             except OSError as error:
                 kind = NotFound if isinstance(error, FileNotFoundError) else Unreachable
                 raise kind(

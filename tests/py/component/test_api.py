@@ -534,6 +534,23 @@ def test_no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.errno == errno.ECONNREFUSED
 
 
+def test_a_daemon_that_is_not_for_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMCHAN_RUNTIME_DIR", str(tmp_path))
+    user = os.geteuid()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(tmp_path / "kvmchand.sock"))
+        listener.listen()
+        (tmp_path / "kvmchand.sock").chmod(0)
+        if user == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(AccessDenied, match="be root") as denied:
+                listen(0, "x")
+        finally:
+            os.seteuid(user)
+    assert denied.value.errno == errno.EACCES
+
+
 @pytest.mark.parametrize("directory", ["x" * 200, "/dev/null"])
 def test_a_runtime_directory_that_can_not_be(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMCHAN_RUNTIME_DIR", directory)

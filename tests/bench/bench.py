@@ -8,10 +8,8 @@ own libxenvchan over the stand-ins of tests/c/standins, a UNIX socket pair, and 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -20,18 +18,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
+from report import KIB, Report, pss, ratio, size, spread
 from support import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
 
 RING = 1 << 20
 PEER = C_BUILD / "benchpeer"
 PATH = "data/vchan/0/bench"
-KIB = 1024
 # What is known of a row that a machine may not reach.
 WHY = {
     "one way, 4 KiB calls, 1 MiB ring": (
@@ -54,25 +51,14 @@ DESCRIPTORS_PER_CHANNEL = 5
 SPARE_DESCRIPTORS = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the report."""
-
-    what: str
-    reach: str
-    got: str
-    reached: bool
-    detail: str
-
-
 class Bench:
     """The programs under measurement, and one daemon for ours."""
 
-    def __init__(self, daemon: Daemon, folder: Path, pairs: int) -> None:
+    def __init__(self, daemon: Daemon, folder: Path, pairs: int, report: Report) -> None:
         self._daemon = daemon
         self._standins = folder / "standins"
         self._pairs = pairs
-        self.rows: list[Row] = []
+        self._report = report
 
     def _run(self, environment: dict[str, str], *arguments: object) -> dict[str, Any]:
         command = [str(PEER), "--path", PATH, *map(str, arguments)]
@@ -103,10 +89,6 @@ class Bench:
                 taken[which].append(float(runs[which]()[figure]))
         return taken
 
-    def _report(self, what: str, reach: str, got: str, reached: bool, detail: str) -> None:
-        self.rows.append(Row(what, reach, got, reached, detail))
-        print(f"{what}: {got} (to reach: {reach}) {'' if reached else 'NOT REACHED'}\n    {detail}", flush=True)
-
     def stream(self, call: int, total: int, least_reference: float, least_copy: float | None) -> None:
         ours, theirs, sockets, copies = self._compare(
             "bytes_per_second",
@@ -115,15 +97,15 @@ class Bench:
             lambda: self.theirs("socket-stream", call, total // 8),
             lambda: self.theirs("copy-stream", call, total, RING),
         )
-        reference, copy, socket = _ratio(ours, theirs), _ratio(ours, copies), _ratio(ours, sockets)
+        reference, copy, socket = ratio(ours, theirs), ratio(ours, copies), ratio(ours, sockets)
         reached = reference >= least_reference and (least_copy is None or copy >= least_copy)
         wanted = f"≥ {least_reference} × reference" + (f", ≥ {least_copy} × copy" if least_copy else "")
         got = f"{reference:.2f} × reference, {copy:.2f} × copy, {socket:.1f} × socket"
         rates = ", ".join(
-            f"{name} {_spread([each / 1e6 for each in rate])}"
+            f"{name} {spread([each / 1e6 for each in rate])}"
             for name, rate in (("ours", ours), ("reference", theirs), ("copy", copies), ("socket", sockets))
         )
-        self._report(f"one way, {_bytes(call)} calls, 1 MiB ring", wanted, got, reached, f"MB/s: {rates}")
+        self._report.add(f"one way, {size(call)} calls, 1 MiB ring", wanted, got, reached, f"MB/s: {rates}")
 
     def round_trip(self, what: str, most: float, count: int, **environment: str) -> None:
         ours, theirs, sockets = self._compare(
@@ -132,20 +114,22 @@ class Bench:
             lambda: self.theirs("vchan-pingpong", 64, count),
             lambda: self.theirs("socket-pingpong", 64, count),
         )
-        got = _ratio(ours, theirs)
+        got = ratio(ours, theirs)
         rates = ", ".join(
-            f"{name} {_spread([each / 1e3 for each in figures])}"
+            f"{name} {spread([each / 1e3 for each in figures])}"
             for name, figures in (("ours", ours), ("reference", theirs), ("socket", sockets))
         )
-        self._report(f"round trip 64 B, {what}", f"≤ {most} × reference", f"{got:.3f} × reference", got <= most, f"µs: {rates}")
+        self._report.add(
+            f"round trip 64 B, {what}", f"≤ {most} × reference", f"{got:.3f} × reference", got <= most, f"µs: {rates}"
+        )
 
     def setup(self) -> None:
         calls = ("server_init", "client_init", "client_close", "server_close")
         runs = [self.ours("vchan-setup", 500) for _ in range(self._pairs)]
         figures = [sum(float(run[call]["median_ns"]) for call in calls) / 1e6 for run in runs]
         got = statistics.median(figures)
-        self._report(
-            "server_init + client_init + both closes, warm", "≤ 1 ms", f"{got:.2f} ms", got <= 1, f"ms: {_spread(figures)}"
+        self._report.add(
+            "server_init + client_init + both closes, warm", "≤ 1 ms", f"{got:.2f} ms", got <= 1, f"ms: {spread(figures)}"
         )
 
     def first_init(self, program: Path) -> None:
@@ -153,12 +137,12 @@ class Bench:
         runs = [_json(program, environment, "first") for _ in range(max(5, self._pairs))]
         took = statistics.median(run["ms"] for run in runs)
         memory = statistics.median(run["kib"] for run in runs) / KIB
-        self._report(
+        self._report.add(
             "first init in a process",
             "≤ 40 ms, ≤ 15 MiB more resident memory",
             f"{took:.1f} ms, {memory:.1f} MiB",
             took <= 40 and memory <= 15,
-            f"ms: {_spread([run['ms'] for run in runs])}",
+            f"ms: {spread([run['ms'] for run in runs])}",
         )
 
     def many(self, program: Path, wanted: int) -> None:
@@ -172,7 +156,7 @@ class Bench:
         )
         count = min(wanted, (descriptors - SPARE_DESCRIPTORS) // DESCRIPTORS_PER_CHANNEL)
         processes = [self._daemon.pid, *children(self._daemon.pid)]
-        before = sum(_pss(pid) for pid in processes)
+        before = sum(pss(pid) for pid in processes)
         environment = {"KVMCHAN_RUNTIME_DIR": str(self._daemon.runtime_dir)}
         with subprocess.Popen(
             [str(program), "many", str(count)],
@@ -183,11 +167,11 @@ class Bench:
         ) as running:
             assert running.stdout is not None and running.stdin is not None
             figures = json.loads(running.stdout.readline())
-            after = sum(_pss(pid) for pid in processes)
+            after = sum(pss(pid) for pid in processes)
             running.stdin.close()
         ratio = figures["last_us"] / figures["first_us"]
         each = (after - before) / count
-        self._report(
+        self._report.add(
             f"{wanted:,} channels open at once",
             "set-up ≤ 1.5 × that with 10 open; daemon's memory ≤ 8 KiB a channel",
             f"{count:,} open: {ratio:.2f} ×, {each:.1f} KiB",
@@ -195,27 +179,6 @@ class Bench:
             ("" if count == wanted else f"the hard limit of descriptors here, {descriptors}, allows no more than {count:,}; ")
             + f"set-up of both ends, median µs: {figures['first_us']:.0f} with 10 open, {figures['last_us']:.0f} with {count:,}",
         )
-
-
-def _ratio(ours: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
-
-
-def _spread(figures: list[float]) -> str:
-    digits = 0 if min(figures) >= 100 else 2
-    return f"{statistics.median(figures):.{digits}f} ({min(figures):.{digits}f}–{max(figures):.{digits}f})"
-
-
-def _bytes(count: int) -> str:
-    return f"{count} B" if count < KIB else f"{count // KIB} KiB"
-
-
-def _pss(pid: int) -> int:
-    """KiB of memory that a process uses, shared pages in proportion."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise AssertionError(f"process {pid} has no Pss")
 
 
 def _json(program: Path, environment: dict[str, str], *arguments: str) -> dict[str, float]:
@@ -226,36 +189,12 @@ def _json(program: Path, environment: dict[str, str], *arguments: str) -> dict[s
     return figures
 
 
-def _machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), ""
-    )
-    virtual = ", virtual" if "hypervisor" in Path("/proc/cpuinfo").read_text() else ""
-    kernel = platform.release().split("-")[0]
-    return f"{os.cpu_count()} × {model or platform.machine()}{virtual}, Linux {kernel}, Python {platform.python_version()}"
-
-
-def _write(rows: list[Row], pairs: int) -> None:
-    lines = [
-        "# Benchmarks",
-        "",
-        f"`./run bench`, {datetime.date.today()}, {_machine()}. Written by tests/bench/bench.py.",
-        "",
+def _explanation(pairs: int) -> list[str]:
+    return [
         f"Two processes, {pairs} runs of each in turn; a ratio is the median of the ratios of runs beside each other.",
         "The reference is Debian's own libxenvchan.so.4.17 on our stand-ins for the libraries below it (eventfds, files in",
         "memory); the copy a ring that spins and never tells anyone: the limit; the socket a UNIX socket pair.",
-        "",
-        "| | to reach | measured | |",
-        "|---|---|---|---|",
-        *(f"| {row.what} | {row.reach} | {row.got} | {'' if row.reached else 'not reached'} |" for row in rows),
-        "",
-        "The figures behind them, median (minimum–maximum):",
-        "",
-        *(f"- {row.what}: {row.detail}" for row in rows),
-        "",
-        *(f"Why not, {row.what}: {WHY[row.what]}\n" for row in rows if not row.reached and row.what in WHY),
     ]
-    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(lines))
 
 
 @contextmanager
@@ -276,7 +215,8 @@ def main() -> None:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with tempfile.TemporaryDirectory(prefix="kvmchan-bench-", dir="/dev/shm") as name, _daemon(Path(name)) as daemon:
-        bench = Bench(daemon, Path(name), arguments.pairs)
+        report = Report(ROOT / "docs" / "benchmarks.md", "Benchmarks", "./run bench", _explanation(arguments.pairs), WHY)
+        bench = Bench(daemon, Path(name), arguments.pairs, report)
         bench.stream(64, 200_000_000, 2.5, None)
         bench.stream(4 * KIB, 4_000_000_000, 1.2, 0.8)
         bench.stream(64 * KIB, 6_000_000_000, 1.2, 0.8)
@@ -285,7 +225,7 @@ def main() -> None:
         bench.setup()
         bench.first_init(C_BUILD / "benchsetup")
         bench.many(C_BUILD / "benchsetup", arguments.channels)
-        _write(bench.rows, arguments.pairs)
+        report.write()
 
 
 if __name__ == "__main__":

@@ -83,6 +83,11 @@ class HostProgram:
         self._process.kill()
         self.wait()
 
+    def write(self, text: str) -> None:
+        assert self._process.stdin
+        self._process.stdin.write(text)
+        self._process.stdin.flush()
+
     def end_input(self) -> None:
         if self._process.stdin:
             self._process.stdin.close()
@@ -113,12 +118,16 @@ class Network:
 
     def start(self) -> None:
         self.start_host()
-        for machine in self.machines:
+        self.start_guests(*self.machines)
+
+    def start_guests(self, *machines: Machine) -> None:
+        """At once, each with a daemon."""
+        for machine in machines:
             machine.create()
-        for machine in self.machines:
+        for machine in machines:
             machine.wait_ready()
             self.start_daemon(machine)
-        for machine in self.machines:
+        for machine in machines:
             self.wait_linked(machine)
 
     def start_host(self, *options: str) -> Host:

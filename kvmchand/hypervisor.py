@@ -49,6 +49,7 @@ class Hypervisor:
         self._folder = folder
         self._owner = owner
         self._domains: dict[DomainId, str] = {}
+        self._paused: set[DomainId] = set()
         self._prepared: set[str] = set()
         """By uuid: those whose owner knows."""
         self._found: set[DomainId] = set()
@@ -117,7 +118,8 @@ class Hypervisor:
                 if message.domain in self._domains:
                     self._owner.on_rebooted(message.domain)
             case hypervisor.Paused():
-                if message.domain in self._domains:
+                if message.domain in self._domains and message.paused != (message.domain in self._paused):
+                    self._paused ^= {message.domain}
                     self._owner.on_paused(message.domain, message.paused)
             case hypervisor.Attached():
                 if self._attaching.pop((message.domain, message.device), None) is not None:
@@ -133,6 +135,7 @@ class Hypervisor:
 
     def _lose(self, domain: DomainId) -> None:
         if self._domains.pop(domain, None) is not None:
+            self._paused.discard(domain)
             for key in [key for key in self._attaching if key[0] == domain]:
                 del self._attaching[key]
             self._owner.on_gone(domain)

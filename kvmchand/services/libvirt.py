@@ -179,8 +179,7 @@ class Domains:
         self._ids.clear()
         for domain, paused in running:
             self._find(domain)
-            if paused:
-                self._say(wire.Paused(DomainId(domain.ID()), True))
+            self._say(wire.Paused(DomainId(domain.ID()), paused))
         for message in persistent:
             self._say(message)
         self._say(wire.Listed())
@@ -324,12 +323,12 @@ def _running(connection: Any) -> list[tuple[Any, bool]]:
     found = []
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         try:
-            state, _ = domain.state()
+            state, reason = domain.state()
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             continue  # it has ended meanwhile
-        found.append((domain, state == libvirt.VIR_DOMAIN_PAUSED))
+        found.append((domain, state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP))
     return found
 
 

@@ -83,7 +83,7 @@ class Rebooted(Record):
 
 
 class Paused(Record):
-    """libvirt → main: a domain was paused, or goes on."""
+    """libvirt → main: a domain was paused, or goes on. Also again after a reconnect, of every domain."""
 
     domain: DomainId
     paused: bool

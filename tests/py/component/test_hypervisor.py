@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 import libvirtd as private
 import pytest
-import support
 from libvirtd import PrivateLibvirtd
 from support import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
 
@@ -516,6 +515,21 @@ def test_a_device_that_was_to_go_while_libvirtd_was_away_goes(host: Host, rig: R
     rig.until_unplugged(host, "one", device)
 
 
+def test_that_a_domain_is_paused_is_told_once_and_that_it_went_on_before_we_connected_again(
+    host: Host, rig: Rig, domain: DomainId
+) -> None:
+    host.libvirtd.virsh("suspend", "one")
+    rig.until_told(("paused", domain))
+    for times in (1, 2):
+        host.libvirtd.kill()
+        rig.until_logged("is lost", times)
+        host.libvirtd.start()
+        if times == 2:
+            host.libvirtd.virsh("resume", "one")
+        rig.until_logged("connected to libvirt again", times)
+    rig.until_told(("resumed", domain))
+
+
 def test_libvirtd_may_come_late_and_is_complained_of_once(host: Host, rig: Rig) -> None:
     host.libvirtd.kill()
     try:
@@ -632,16 +646,13 @@ def test_a_libvirt_process_that_says_what_can_not_be_is_ended_and_another_starte
 # ---- no libvirt ----
 
 
-def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     venv.create(bare, symlinks=True)
     script = tmp_path / "kvmchand"
     script.write_text(f'#!{bare}/bin/python -I\nimport runpy\nrunpy.run_path("{KVMCHAND}", run_name="__main__")\n')
     script.chmod(0o755)
-    monkeypatch.setattr(support, "KVMCHAND", script)
-    daemon = GuestsDaemon(tmp_path, libvirt="test:///default")
+    daemon = GuestsDaemon(tmp_path, libvirt="test:///default", program=script)
     try:
         eventually(lambda: "virtual machines are not served any more" in daemon.log(), daemon.log)
         assert "without libvirt's Python module: install python3-libvirt" in daemon.log()

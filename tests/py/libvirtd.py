@@ -75,6 +75,7 @@ class PrivateLibvirtd:
             (folder / part).mkdir(parents=True, exist_ok=True)
         (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
         self._socket = folder / "sock" / "libvirt-sock"
+        self.log_folder = folder / "log"
         (folder / "etc" / "libvirtd.conf").write_text(f'unix_sock_dir = "{folder}/sock"\nauth_unix_rw = "none"\n')
         self.uri = f"qemu+unix:///system?socket={self._socket}"
 

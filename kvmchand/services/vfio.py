@@ -234,8 +234,8 @@ class Driver:
             raise Unusable(f"it is revision {found.revision} of ivshmem, and only {REVISION} has interrupts: QEMU is too old")
         if len(found.bars) < 3 or not found.bars[2].size:
             raise Unusable(
-                "its memory (BAR 2) got no address: the bridge above it has too small a window. Use smaller links "
-                "(links.size in the host's settings), or prepare the domain (kvmchan prepare-domain)"
+                "its memory (BAR 2) got no address: the bridge above it has too small a window. Ask for smaller rings, or have "
+                "a larger link to the host from the start (kvmchan prepare-domain --link-size)"
             )
         if not found.group:
             self._allow_noiommu()

@@ -158,12 +158,19 @@ class Machine:
         return done.stdout
 
     def create(self) -> None:
+        self._start("create", str(self._write()))
+
+    def define(self) -> None:
+        """Lets libvirt keep it."""
+        self.virsh("define", str(self._write()))
+
+    def _write(self) -> Path:
         path = self._folder / f"{self.name}.xml"
         path.write_text(self.xml)
-        self._start("create", str(path))
+        return path
 
     def start_defined(self) -> None:
-        """A domain that libvirt has already."""
+        """After define()."""
         self._start("start", self.name)
 
     def _start(self, *how: str) -> None:

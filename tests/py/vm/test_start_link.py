@@ -21,8 +21,7 @@ SIZE = 64 * MIB
 def large(network: Network, guest: Machine, libvirtd: PrivateLibvirtd, tmp_path: Path) -> Iterator[Machine]:
     """A persistent domain of its own, prepared and not started yet."""
     made = Machine(libvirtd.uri, "large", tmp_path)
-    (tmp_path / "large.xml").write_text(made.xml)
-    made.virsh("define", str(tmp_path / "large.xml"))
+    made.define()
     try:
         prepare(network, libvirtd, str(SIZE))
         yield made

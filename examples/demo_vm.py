@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The main job with a virtual machine: a program written for Xen, one end on this host and one in a guest of it, and a file
+through a vchan between them, each way.
+
+The guest runs by QEMU without KVM, so anywhere, over this machine's own root, read-only; libvirtd is one of the demo's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py" / "vm"))
+
+from libvirtd import PrivateLibvirtd, lacking
+from machine import Machine, Program
+from network import GUEST_ENVIRONMENT, HostProgram, Network
+from support import BUILD, KVMCHAN, PYTHON, ROOT, compile_c, xen_flags
+
+FILE_BYTES = 64 << 20
+PATH = "data/demo"
+
+
+def say(text: str) -> None:
+    print(f"\n== {text}", flush=True)
+
+
+class Demo:
+    def __init__(self, network: Network, folder: Path) -> None:
+        """`folder`: in the tree, which the guest sees too."""
+        self._network = network
+        self._guest = network.machines[0]
+        self._sent = folder / "sent"
+        self._received = folder / "received"
+        say("compiling vchan-pipe.c with Debian's Xen headers, linked against Debian's libxenvchan")
+        self._program = compile_c(folder, ROOT / "examples" / "vchan-pipe.c", "-O2", *xen_flags())
+
+    def start(self) -> None:
+        guest = self._guest
+        say("kvmchand host, and a guest, prepared for a link with room for rings of 1 MiB")
+        self._network.start_host()
+        guest.define()
+        subprocess.run(
+            [KVMCHAN, "prepare-domain", guest.name, "--link-size", "16M", "--apply", "--uri", guest.uri],
+            env=self._network.daemon.environment(),
+            check=True,
+        )
+        guest.start_defined()
+        guest.wait_ready()
+        self._network.start_daemon(guest)
+        self._network.wait_linked(guest)
+        print(self._network.daemon.log(), end="")
+        for line in self._network.daemons[self._guest.name].lines:
+            print(f"in the guest: {line}")
+
+    def show(self, command: str) -> None:
+        """A kvmchan command on either side."""
+        options = ["--uri", self._guest.uri] if command == "doctor" else []
+        say(f"kvmchan {command}, on the host")
+        subprocess.run([KVMCHAN, command, *options], env=self._network.daemon.environment(), check=True)
+        say(f"kvmchan {command}, in the guest")
+        print(self._guest.run(PYTHON, str(KVMCHAN), command, env=GUEST_ENVIRONMENT), flush=True)
+
+    def pipe(self, server: Machine | None, client: Machine | None) -> None:
+        """A file from the client to the server."""
+        names = {None: "the host", self._guest: "the guest"}
+        say(f"{names[client]} sends {FILE_BYTES >> 20} MiB, {names[server]} listens")
+        here, there = self._network.domain_of(server), self._network.domain_of(client)
+        self._sent.write_bytes(os.urandom(FILE_BYTES))
+        # What a guest receives it can keep in its /tmp only: it sees this machine's files read-only.
+        received = self._received if server is None else Path("/tmp/received")
+        receiving = self._run(server, f"exec {self._tool} {self._program} listen {there} {PATH} >{received}")
+        receiving.wait_line("listening")
+        if server is not None:
+            self.show("ls")
+        sending = self._run(client, f"exec {self._tool} {self._program} send {here} /local/domain/{here}/{PATH} <{self._sent}")
+        for each in (sending, receiving):
+            status = each.wait()
+            print("\n".join(each.lines), flush=True)
+            if status:
+                sys.exit(f"it ended with {status}")
+        if server is None:
+            digest = hashlib.sha256(received.read_bytes()).hexdigest()
+        else:
+            digest = server.run("sha256sum", str(received)).split()[0]
+        if digest != hashlib.sha256(self._sent.read_bytes()).hexdigest():
+            sys.exit("the file has changed on its way")
+        print(f"sha256 of both ends: {digest}")
+
+    def end(self) -> None:
+        self._guest.destroy()
+        self._guest.virsh("undefine", self._guest.name)
+        self._network.stop()
+
+    @property
+    def _tool(self) -> str:
+        return f"{PYTHON} {KVMCHAN} exec --"
+
+    def _run(self, where: Machine | None, command: str) -> HostProgram | Program:
+        return self._network.run_on(where, "/bin/sh", "-c", command)
+
+
+def main() -> None:
+    if lacking():
+        sys.exit(f"no guest can run here: {lacking()}")
+    with (
+        tempfile.TemporaryDirectory(prefix="kvmchan-demo-") as name,
+        tempfile.TemporaryDirectory(prefix="demo-", dir=BUILD) as shared,
+    ):
+        libvirtd = PrivateLibvirtd(Path(name) / "lv")
+        network = Network(libvirtd, Path(name))
+        try:
+            libvirtd.start()
+            demo = Demo(network, Path(shared))
+            demo.start()
+            demo.pipe(network.machines[0], None)
+            demo.pipe(None, network.machines[0])
+            demo.show("doctor")
+            demo.end()
+        finally:
+            network.kill()
+            libvirtd.stop()
+    say("done: nothing of it is left")
+
+
+if __name__ == "__main__":
+    main()

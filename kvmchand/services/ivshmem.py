@@ -14,7 +14,6 @@ got it frees that peer's eventfds twice when the device is unplugged later, and 
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 from collections import deque
@@ -24,11 +23,11 @@ from dataclasses import dataclass, field
 from kvmchand import log
 from kvmchand.ids import DeviceId
 from kvmchand.ipc import Marker
-from kvmchand.linux import libc
-from kvmchand.loop import READABLE, WRITABLE, Loop
+from kvmchand.loop import READABLE, WRITABLE
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import ivshmem
-from kvmchand.wire.packet import receive_packet, send_packet
+from kvmchand.wire.packet import Fds, send_packet
+from kvmchand.worker import Worker, serve
 
 _VERSION = 0
 _MEMORY = -1
@@ -101,24 +100,16 @@ class Device:
                 os.close(event)
 
 
-class Ivshmem:
+class Ivshmem(Worker):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
-        self._main = main
-        self._marker = marker
-        self._loop = Loop()
+        super().__init__(main, marker, ivshmem.to_ivshmem, ivshmem.to_main)
         self._devices: dict[DeviceId, Device] = {}
-        self._started = False
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._loop.add(main.fileno(), self._on_main)
 
     def run(self) -> None:
-        # Nobody else is listened to before we have shed our privileges; and main waits for us while it tells us all.
-        while not self._started:
-            if not self._hear_main():
-                break
-        else:
+        if self._wait_for_start():
             self._loop.run()
         # Main has ended: who waits for an event on a device would wait for ever, and must find that it has.
         for device in self._devices.values():
@@ -126,48 +117,27 @@ class Ivshmem:
 
     # ---- main ----
 
-    def _on_main(self, _events: int) -> None:
-        if not self._hear_main():
-            self._loop.stop()
-
-    def _hear_main(self) -> bool:
-        """Does what main says next. False: it has ended."""
-        try:
-            data, fds = receive_packet(self._main)
-        except ConnectionResetError:
-            return False
-        if not data:
-            return False
-        with fds:
-            message = ivshmem.to_ivshmem.decode(data)
-            match message:
-                case ivshmem.Device():
-                    (memory,) = fds.steal()
-                    self._devices[message.device] = Device(message.device, memory)
-                case ivshmem.Peer():
-                    self._devices[message.device].events.setdefault(message.peer, []).extend(fds.steal())
-                case ivshmem.Slot():
-                    (fd,) = fds.steal()
-                    port = Port(self._devices[message.device], message.peer, socket.socket(fileno=fd), message.once)
-                    self._add_port(port)
-                case ivshmem.Restore():
-                    (fd,) = fds.steal()
-                    device = self._devices[message.device]
-                    port = device.ports.setdefault(message.peer, Port(device, message.peer))
-                    self._watch(port, Connection(socket.socket(fileno=fd)))
-                case ivshmem.Remove():
-                    self._remove(self._devices.pop(message.device))
-                case ivshmem.Start():
-                    drop_privileges(message.user)
-                    self._report(ivshmem.Started())
-                    self._started = True
-        return True
-
-    def _report(self, message: object, fds: Sequence[int] = ()) -> None:
-        try:
-            send_packet(self._main, ivshmem.to_main.encode(message), fds)
-        except OSError:
-            self._loop.stop()  # it has ended
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case ivshmem.Device():
+                (memory,) = fds.steal()
+                self._devices[message.device] = Device(message.device, memory)
+            case ivshmem.Peer():
+                self._devices[message.device].events.setdefault(message.peer, []).extend(fds.steal())
+            case ivshmem.Slot():
+                (fd,) = fds.steal()
+                port = Port(self._devices[message.device], message.peer, socket.socket(fileno=fd), message.once)
+                self._add_port(port)
+            case ivshmem.Restore():
+                (fd,) = fds.steal()
+                device = self._devices[message.device]
+                port = device.ports.setdefault(message.peer, Port(device, message.peer))
+                self._watch(port, Connection(socket.socket(fileno=fd)))
+            case ivshmem.Remove():
+                self._remove(self._devices.pop(message.device))
+            case ivshmem.Start():
+                drop_privileges(message.user)
+                self._start(ivshmem.Started())
 
     def _add_port(self, port: Port) -> None:
         port.device.ports[port.peer] = port
@@ -208,7 +178,7 @@ class Ivshmem:
             return
         new = Connection(sock, deque(handshake(port.peer, port.device.memory, port.device.events)))
         self._watch(port, new)
-        self._report(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))
+        self._say(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))
         if port.once:
             self._stop_listening(port)
 
@@ -253,7 +223,7 @@ class Ivshmem:
             send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), socket.MSG_DONTWAIT)
             connection.queue.popleft()
         self._loop.modify(connection.sock.fileno(), READABLE)
-        self._report(ivshmem.Served(port.device.number, port.peer))
+        self._say(ivshmem.Served(port.device.number, port.peer))
 
     def _end(self, port: Port, connection: Connection, why: str) -> None:
         """`why`: what its QEMU did, if it did anything wrong."""
@@ -262,11 +232,8 @@ class Ivshmem:
         port.connection = None
         self._loop.remove(connection.sock.fileno())
         connection.close()
-        self._report(ivshmem.Gone(port.device.number, port.peer))
+        self._say(ivshmem.Gone(port.device.number, port.peer))
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    libc.set_process_name("kvmchand-ivshm")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
-    Ivshmem(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()
+    serve("kvmchand-ivshm", Ivshmem, socket_fd, marker_fd)

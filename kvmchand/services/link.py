@@ -8,7 +8,6 @@ that is started again goes on where this one was. When main ends, every session 
 from __future__ import annotations
 
 import ctypes
-import signal
 import socket
 import time
 from collections import deque
@@ -17,11 +16,10 @@ from typing import Any
 from kvmchand import log
 from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
 from kvmchand.ipc import Marker
-from kvmchand.linux import libc
-from kvmchand.loop import Loop
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, dataplane, link
-from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from kvmchand.wire.packet import Fds
+from kvmchand.worker import Worker, serve
 
 QUEUE_MAX = 1024
 """Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
@@ -169,66 +167,42 @@ class Session:
         dataplane.detach(self._ctrl)
 
 
-class Link:
+class Link(Worker):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
-        self._main = main
-        self._marker = marker
-        self._loop = Loop()
+        super().__init__(main, marker, link.to_link, link.to_main)
         self._sessions: dict[int, Session] = {}
         self._busy: dict[int, Session] = {}
         """Those that may have packets. Each turn takes one of each, so that none stalls another."""
-        self._started = False
-        self._loop.add(main.fileno(), self._on_main)
 
     def run(self) -> None:
         try:
-            while not self._started:
-                if not self._hear_main():
-                    return
-            self._loop.run(self._take_turns)
+            if self._wait_for_start():
+                self._loop.run(self._take_turns)
         finally:
             for session in self._sessions.values():
                 session.hang_up()
 
     # ---- main ----
 
-    def _on_main(self, _events: int) -> None:
-        if not self._hear_main():
-            self._loop.stop()
-
-    def _hear_main(self) -> bool:
-        """Does what main says next. False: it has ended."""
-        try:
-            data, fds = receive_packet(self._main)
-        except ConnectionResetError:
-            return False
-        if not data:
-            return False
-        with fds:
-            message = link.to_link.decode(data)
-            match message:
-                case link.Attach():
-                    self._attach(message, fds)
-                case link.Send():
-                    session = self._sessions.get(message.session)
-                    if session is not None:
-                        self._try(session, lambda: session.put(message.packet))
-                case link.Detach():
-                    session = self._sessions.get(message.session)
-                    if session is not None:
-                        if message.hangs_up:
-                            session.hang_up()
-                        self._forget(session)
-                case link.Start():
-                    drop_privileges(message.user)
-                    self._say(link.Started())
-                    self._started = True
-        return True
-
-    def _say(self, message: object) -> None:
-        send_packet(self._main, link.to_main.encode(message))
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case link.Attach():
+                self._attach(message, fds)
+            case link.Send():
+                session = self._sessions.get(message.session)
+                if session is not None:
+                    self._try(session, lambda: session.put(message.packet))
+            case link.Detach():
+                session = self._sessions.get(message.session)
+                if session is not None:
+                    if message.hangs_up:
+                        session.hang_up()
+                    self._forget(session)
+            case link.Start():
+                drop_privileges(message.user)
+                self._start(link.Started())
 
     def _attach(self, settings: link.Attach, fds: Fds) -> None:
         try:
@@ -291,7 +265,4 @@ class Link:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    libc.set_process_name("kvmchand-link")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
-    Link(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()
+    serve("kvmchand-link", Link, socket_fd, marker_fd)

@@ -8,7 +8,6 @@ A client lives until its connection ends or its bytes break the protocol.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import struct
 import time
@@ -20,11 +19,12 @@ from kvmchand.errors import AccessDenied, KvmchanError, LimitReached, ProtocolEr
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.ipc import Marker
 from kvmchand.linux import libc
-from kvmchand.loop import HALF_CLOSED, READABLE, Loop
+from kvmchand.loop import HALF_CLOSED, READABLE
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, internal
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from kvmchand.worker import Worker, serve
 
 HELLO_DEADLINE = 5.0
 """Seconds a new connection has for its hello and first request."""
@@ -82,58 +82,36 @@ def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
     return struct.unpack(f"={len(data) // 4}I", data)
 
 
-class Local:
+class Local(Worker):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
-        self._main = main
-        self._marker = marker
-        self._loop = Loop()
+        super().__init__(main, marker, internal.to_local, internal.to_main)
         self._listeners: dict[DomainId, Listener] = {}
         self._half_open: dict[ClientId, Client] = {}  # oldest first
         self._next = 1
-        self._started = False
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        self._loop.add(main.fileno(), self._on_main)
 
     def run(self) -> None:
-        # Nobody else is listened to before we have shed our privileges; and main waits for us while it tells us all.
-        while not self._started:
-            if not self._hear_main():
-                return
-        self._loop.run(self._until_deadline)
+        if self._wait_for_start():
+            self._loop.run(self._until_deadline)
 
     # ---- main ----
 
-    def _on_main(self, _events: int) -> None:
-        if not self._hear_main():
-            self._loop.stop()
-
-    def _hear_main(self) -> bool:
-        """Does what main says next. False: it has ended."""
-        try:
-            data, fds = receive_packet(self._main)
-        except ConnectionResetError:
-            return False
-        if not data:
-            return False
-        with fds:
-            message = internal.to_local.decode(data)
-            match message:
-                case internal.Listen():
-                    (fd,) = fds.steal()
-                    listener = Listener(socket.socket(fileno=fd), message)
-                    self._listeners[message.domain] = listener
-                    self._loop.add(fd, lambda _events: self._on_connection(listener))
-                case internal.Restore():
-                    (fd,) = fds.steal()
-                    self._serve(message.client, socket.socket(fileno=fd), self._listeners[message.domain], Phase.KNOWN)
-                case internal.Start():
-                    self._next = message.first_client
-                    drop_privileges(message.user)
-                    send_packet(self._main, internal.to_main.encode(internal.Started()))
-                    self._started = True
-        return True
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case internal.Listen():
+                (fd,) = fds.steal()
+                listener = Listener(socket.socket(fileno=fd), message)
+                self._listeners[message.domain] = listener
+                self._loop.add(fd, lambda _events: self._on_connection(listener))
+            case internal.Restore():
+                (fd,) = fds.steal()
+                self._serve(message.client, socket.socket(fileno=fd), self._listeners[message.domain], Phase.KNOWN)
+            case internal.Start():
+                self._next = message.first_client
+                drop_privileges(message.user)
+                self._start(internal.Started())
 
     # ---- connections ----
 
@@ -267,7 +245,4 @@ def _say(sock: socket.socket, error: KvmchanError) -> None:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    libc.set_process_name("kvmchand-local")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
-    Local(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()
+    serve("kvmchand-local", Local, socket_fd, marker_fd)

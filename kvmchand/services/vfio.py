@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -21,11 +20,11 @@ from kvmchand import log
 from kvmchand.groups import DRIVER, Group, Groups, Later, Unusable
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
-from kvmchand.linux import libc, pci, vfio
-from kvmchand.loop import Loop
+from kvmchand.linux import pci, vfio
 from kvmchand.region import signal_event
 from kvmchand.wire import vfio as wire
-from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from kvmchand.wire.packet import Fds
+from kvmchand.worker import Worker, serve
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
@@ -59,13 +58,11 @@ class Device:
     """Signalled when the device shall be let go."""
 
 
-class Driver:
+class Driver(Worker):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
-        self._main = main
-        self._marker = marker
-        self._loop = Loop()
+        super().__init__(main, marker, wire.to_vfio, wire.to_main)
         self._uevents = pci.Events()
         self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
         self._devices: dict[str, Device] = {}
@@ -74,14 +71,11 @@ class Driver:
         self._tries: dict[str, int] = {}
         self._try_at: float | None = None
         self._noiommu = False
-        self._started = False
-        self._loop.add(main.fileno(), self._on_main)
 
     def run(self) -> None:
         try:
-            while not self._started:
-                if not self._hear_main():
-                    return
+            if not self._wait_for_start():
+                return
             self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
             self._load_modules()
             self._scan()
@@ -92,22 +86,6 @@ class Driver:
                     signal_event(event)
 
     # ---- main ----
-
-    def _on_main(self, _events: int) -> None:
-        if not self._hear_main():
-            self._loop.stop()
-
-    def _hear_main(self) -> bool:
-        """Does what main says next. False: it has ended."""
-        try:
-            data, fds = receive_packet(self._main)
-        except ConnectionResetError:
-            return False
-        if not data:
-            return False
-        with fds:
-            self._obey(wire.to_vfio.decode(data), fds)
-        return True
 
     def _obey(self, message: object, fds: Fds) -> None:
         match message:
@@ -123,11 +101,7 @@ class Driver:
                 self._devices[message.address].events += fds.steal()
             case wire.Start():
                 self._noiommu = message.noiommu
-                self._say(wire.Started())
-                self._started = True
-
-    def _say(self, message: object, fds: tuple[int, ...] = ()) -> None:
-        send_packet(self._main, wire.to_main.encode(message), fds)
+                self._start(wire.Started())
 
     # ---- functions ----
 
@@ -398,7 +372,4 @@ def _time_reads(fd: int, memory: vfio.Region) -> int:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    libc.set_process_name("kvmchand-vfio")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
-    Driver(socket.socket(fileno=socket_fd), Marker(marker_fd)).run()
+    serve("kvmchand-vfio", Driver, socket_fd, marker_fd)

@@ -38,6 +38,7 @@ LAYERS = [
     {"kvmchand.doctor"},
     {"kvmchand.prepare"},
     {"kvmchand.startlink"},
+    {"kvmchand.worker"},
     {"kvmchand.ipc", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},
     {"kvmchand.page"},
     {"kvmchand.groups"},

@@ -21,6 +21,7 @@ from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import RING_MAX, Rings
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
+from kvmchand.event import drain_event, signal_event
 from kvmchand.ids import ClientId, Size
 from kvmchand.link import Control, Link, SessionId
 from kvmchand.linux import libc
@@ -28,7 +29,6 @@ from kvmchand.loop import Loop
 from kvmchand.page import Page
 from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.process import notify, stopped_by_signals
-from kvmchand.region import drain_event, signal_event
 from kvmchand.sockets import Sockets
 from kvmchand.source import Asker
 from kvmchand.vfio import Function, Functions

@@ -17,6 +17,7 @@ from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Channel, Side
 from kvmchand.core.rings import PAGE, Rings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, OutOfResources, ProtocolError
+from kvmchand.event import drain_event, signal_event
 from kvmchand.hypervisor import Hypervisor
 from kvmchand.ids import ClientId, DeviceId, DomainId, Size
 from kvmchand.ivshmem import Devices
@@ -24,7 +25,7 @@ from kvmchand.link import Control, Link, SessionId
 from kvmchand.loop import Loop
 from kvmchand.page import Page
 from kvmchand.pool import Pool
-from kvmchand.region import Region, SliceRegion, drain_event, signal_event
+from kvmchand.region import Region, SliceRegion
 from kvmchand.remote import Guest, Remote, reply_to
 from kvmchand.source import GENERATION, Asker
 from kvmchand.startlink import StartLink

@@ -190,7 +190,11 @@ class Kept:
 
     def hear(self) -> None:
         """Takes what the service has said so far, before anything else that is to be heard."""
-        while self._service is not None and select.select([self._service.sock], [], [], 0)[0]:
+        while self._service is not None:
+            poll = select.poll()
+            poll.register(self._service.sock, select.POLLIN)
+            if not poll.poll(0):
+                return
             self._on_ready(READABLE)
 
     def worked(self) -> None:

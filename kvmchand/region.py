@@ -20,6 +20,7 @@ from kvmchand.core.links import Slice
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
+from kvmchand.event import drain_event, signal_event
 from kvmchand.ids import ClientId, Size
 from kvmchand.linux import ofd
 from kvmchand.page import Page, Ready, other
@@ -187,18 +188,3 @@ class SliceRegion(Region):
 
     def close(self) -> None:
         self._free(self.slice)
-
-
-def signal_event(event: int) -> None:
-    try:
-        os.eventfd_write(event, 1)
-    except BlockingIOError:
-        pass  # full: events are pending
-
-
-def drain_event(event: int) -> None:
-    """Forgets what was pending."""
-    try:
-        os.eventfd_read(event)
-    except BlockingIOError:
-        pass

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmchand import log
+from kvmchand.event import signal_event
 from kvmchand.ids import DeviceId
 from kvmchand.ipc import Marker
 from kvmchand.loop import READABLE, WRITABLE
@@ -88,10 +89,7 @@ class Device:
         """An event for everyone."""
         for events in self.events.values():
             for event in events:
-                try:
-                    os.eventfd_write(event, 1)
-                except OSError:
-                    pass  # full: events are pending
+                signal_event(event)
 
     def close(self) -> None:
         os.close(self.memory)

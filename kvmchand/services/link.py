@@ -15,6 +15,7 @@ from typing import Any
 
 from kvmchand import log
 from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
+from kvmchand.event import drain_event
 from kvmchand.ipc import Marker
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, dataplane, link
@@ -94,7 +95,7 @@ class Session:
         self.fd = int(dataplane.fd_for_select(self._ctrl))
 
     def take_events(self) -> None:
-        dataplane.wait(self._ctrl)
+        drain_event(self.fd)  # and not wait(): main may have taken what the loop saw
 
     def is_open(self) -> bool:
         return bool(dataplane.is_open(self._ctrl))

@@ -17,11 +17,11 @@ import time
 from dataclasses import dataclass, field
 
 from kvmchand import log
+from kvmchand.event import signal_event
 from kvmchand.groups import DRIVER, Group, Groups, Later, Unusable
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
 from kvmchand.linux import pci, vfio
-from kvmchand.region import signal_event
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds
 from kvmchand.worker import Worker, serve

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import os
 import re
@@ -224,6 +225,7 @@ class Qemu:
 @pytest.fixture
 def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     """Nothing of it may be left."""
+    gc.collect()  # what another test let go of
     before = our_fds(), children(os.getpid())
     log = tmp_path / "log"
     with log.open("ab") as stderr, monkeypatch.context() as patch:

@@ -41,7 +41,7 @@ LAYERS = [
     {"kvmchand.worker"},
     {"kvmchand.ipc", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},
     {"kvmchand.page"},
-    {"kvmchand.groups"},
+    {"kvmchand.event", "kvmchand.groups"},
     {"kvmchand.privsep", "kvmchand.loop", "kvmchand.log"},
     {"kvmchand.config"},
     {"kvmchand.core", "kvmchand.core.links"},

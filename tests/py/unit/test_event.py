@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Eventfds that somebody hostile has too make nobody wait."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from support import in_time
+
+from kvmchand.event import drain_event, signal_event
+
+FULL = 2**64 - 2
+
+
+@pytest.fixture
+def event() -> Iterator[int]:
+    made = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    with in_time(20):
+        yield made
+    os.close(made)
+
+
+def test_an_event_is_sent_and_taken(event: int) -> None:
+    signal_event(event)
+    signal_event(event)
+    assert os.eventfd_read(event) == 2
+    signal_event(event)
+    drain_event(event)
+    with pytest.raises(BlockingIOError):
+        os.eventfd_read(event)
+
+
+def test_a_full_one_is_not_waited_for_though_calls_on_it_block(event: int) -> None:
+    os.eventfd_write(event, FULL)
+    fcntl.fcntl(event, fcntl.F_SETFL, 0)
+    signal_event(event)
+    assert os.eventfd_read(event) == FULL
+
+
+def test_an_empty_one_is_not_waited_for_though_calls_on_it_block(event: int) -> None:
+    fcntl.fcntl(event, fcntl.F_SETFL, 0)
+    drain_event(event)
+
+
+def test_who_makes_it_block_just_then_makes_nobody_wait_for_long(event: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.eventfd_write(event, FULL)
+    real = os.eventfd_write
+
+    def blocking(to: int, value: int) -> None:
+        fcntl.fcntl(to, fcntl.F_SETFL, 0)
+        real(to, value)
+
+    monkeypatch.setattr(os, "eventfd_write", blocking)
+    signal_event(event)
+    assert fcntl.fcntl(event, fcntl.F_GETFL) & os.O_NONBLOCK == 0
+    assert os.eventfd_read(event) == FULL
+
+
+def test_an_alarm_that_was_set_stays_set(event: int) -> None:
+    before = signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)
+    signal_event(event)
+    after = signal.getitimer(signal.ITIMER_REAL)[0], signal.getsignal(signal.SIGALRM)
+    assert before[1] is after[1]
+    assert 0 < after[0] <= before[0]

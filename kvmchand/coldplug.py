@@ -27,7 +27,7 @@ class _Prepared:
     plan: StartLink
     listener: Listener
     device: Device | None = None
-    """The one that the next QEMU gets, or the one that starts now has; None where there are no descriptors for one."""
+    """The one that the next QEMU gets, or the one that starts now has."""
     taken: Device | None = None
     """The one that the running domain has."""
 
@@ -69,6 +69,7 @@ class ColdPlug:
         except KvmchanError as error:
             log.warning(f"domain {made.uuid} can't be served when it starts: {error.sentence}")
             made.device = None
+            self.withdraw(made.uuid)  # its QEMU shall be refused, and not wait
 
     def withdraw(self, uuid: str) -> None:
         """The domain's XML has no such device any more. A domain that runs keeps its own."""
@@ -91,7 +92,7 @@ class ColdPlug:
 
     def on_lost(self, device: Device) -> None:
         """A QEMU has gone, and with it, for all but the owner of a device that was taken, the device."""
-        for made in self._prepared.values():
+        for made in list(self._prepared.values()):
             if device is made.taken:
                 made.taken = None
                 self._renew(made)

@@ -19,7 +19,6 @@ from kvmchand.config import Settings
 from kvmchand.core.links import CONTROL_PEER, HOST_PEER
 from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Side
-from kvmchand.core.rings import RING_MAX, Rings
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
 from kvmchand.event import drain_event, signal_event
 from kvmchand.ids import ClientId, Size
@@ -40,7 +39,6 @@ _LOOK_AGAIN = 1.0
 """Seconds after which we look again whether the host has made the control page anew, though no event said so."""
 _DOORBELL = 12
 """Offset in BAR 0 (QEMU's ivshmem-spec)."""
-_ORDER_MIN = 10
 
 
 @dataclass(slots=True)
@@ -148,7 +146,10 @@ class Guest:
 
     def on_removed(self, address: str) -> None:
         log.info(f"device {address} is unplugged")
+        gone = self._devices.get(address)
         self._forget_device(address)
+        if gone is not None and self._is_welcome:
+            self._tell(link.Unusable(gone.peer, "it is not in the guest any more"))
 
     def on_unusable(self, address: str, sentence: str) -> None:
         log.warning(f"device {address}: {sentence}" if address else sentence)
@@ -229,9 +230,8 @@ class Guest:
             return
         log.warning(f"the link to the host is lost: {sentence}")
         self._part_from_host()
-        control = self._control
-        if control is not None:
-            self._loop.add(control.events[0], lambda _events: self._meet_host())
+        if self._control is not None:
+            self._loop.add(self._control.events[0], lambda _events: self._meet_host())
             self._start_meeting()
 
     def on_link_message(self, session: SessionId, message: object) -> None:
@@ -277,12 +277,16 @@ class Guest:
         for each in waiting.values():
             self._ask(each.asking, each.request)
 
-    def _answered(self, number: ClientId) -> Asker | None:
+    def _answered(self, answer: link.Reply | link.Grant) -> Asker | None:
         """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
-        return self._clients.get(number) if self._unanswered.pop(number, None) is not None else None
+        ask = self._unanswered.get(answer.client)
+        if ask is None or ask.serial != answer.serial:
+            return None
+        del self._unanswered[answer.client]
+        return self._clients.get(answer.client)
 
     def _on_reply(self, reply: link.Reply) -> None:
-        asking = self._answered(reply.client)
+        asking = self._answered(reply)
         if asking is None:
             return
         try:
@@ -303,7 +307,7 @@ class Guest:
         return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.more)
 
     def _on_grant(self, grant: link.Grant) -> None:
-        asking = self._answered(grant.client)
+        asking = self._answered(grant)
         if asking is None:
             return
         try:
@@ -332,10 +336,7 @@ class Guest:
         function = self._device(grant.peer)
         if function is None or function is self._control:
             raise ProtocolError(f"there is no device {grant.peer} here")
-        orders = (grant.left_order, grant.right_order)
-        if not all(_ORDER_MIN <= order <= RING_MAX.bit_length() for order in orders):
-            raise ProtocolError(f"no rings have the orders {orders}")
-        function.require(grant.offset, Rings(*orders).size, grant.vector)
+        function.require(grant)
         return function
 
     # ---- clients: source.Owner ----
@@ -391,16 +392,16 @@ class Guest:
             self._closing.add(number)
             self._tell(link.Close(number))
 
-    def on_drop(self, number: ClientId) -> None:
-        self.on_loss(number)
+    on_drop = on_loss
 
     def _cut(self, number: ClientId) -> None:
         """Ends a client whose channel's other end can't be reached any more: its waits end with its connection."""
         asking = self._clients.get(number)
         _, event = self._ends.get(number, (None, -1))
-        self._drop_state(number)
         if asking is not None:
-            self._clients.drop(asking)
+            self._clients.drop(asking)  # of which the host hears by on_drop(), if it is there
+        else:
+            self._drop_state(number)
         if event >= 0:
             signal_event(event)
 

@@ -7,32 +7,30 @@ channels is the owner's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from kvmchand import log, source
 from kvmchand.config import Settings
-from kvmchand.core.links import CONTROL_PEER, HOST_PEER, Device, LinkLimits, Links
+from kvmchand.core.links import Device, LinkLimits, Links
 from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Channel, Side
-from kvmchand.core.rings import PAGE, Rings
-from kvmchand.errors import InternalError, KvmchanError, LimitReached, OutOfResources, ProtocolError
-from kvmchand.event import drain_event, signal_event
+from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.hypervisor import Hypervisor
 from kvmchand.ids import ClientId, DeviceId, DomainId, Size
 from kvmchand.ivshmem import Devices
-from kvmchand.link import Control, Link, SessionId
+from kvmchand.link import Link, SessionId
 from kvmchand.loop import Loop
-from kvmchand.page import Page
 from kvmchand.pool import Pool
 from kvmchand.region import Region, SliceRegion
 from kvmchand.remote import Guest, Remote, reply_to
-from kvmchand.source import GENERATION, Asker
+from kvmchand.sessions import Sessions
+from kvmchand.source import Asker
 from kvmchand.startlink import StartLink
 from kvmchand.wire import client, hypervisor, link
 
-CONTROL_RINGS = Rings(link.LEFT_ORDER, link.RIGHT_ORDER)
-_CONTROL_VECTOR = 0
+_PATIENCE_MAX = 60.0
 _IDLE_CLIENTS = 1024
 """Clients that a guest may have beside those with a channel."""
 
@@ -64,14 +62,13 @@ class Guests:
         self._loop = loop
         self._settings = settings
         self._owner = owner
-        self._next_generation = next_generation
         limits = settings.limits
         self._links = Links(LinkLimits(limits.guest_devices, limits.guest_bytes), settings.links.dedicated)
         self._guests: dict[DomainId, Guest] = {}
-        self._sessions: dict[SessionId, Guest] = {}
         folder = settings.runtime_dir / "ivshmem"
         self._devices = Devices(loop, folder, self, settings.service_user)
         self._link = Link(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
+        self._sessions = Sessions(loop, self._devices, self._link, next_generation)
         self._hypervisor = Hypervisor(loop, settings.libvirt, folder, self)
         self.pool = Pool(self._links, self._devices, self._hypervisor, settings.links)
 
@@ -81,8 +78,6 @@ class Guests:
         self._hypervisor.start()
 
     def close(self) -> None:
-        for guest in self._guests.values():
-            self._unwatch(guest)
         self._hypervisor.close()
         self._link.close()
         self.pool.cold.close()
@@ -113,7 +108,7 @@ class Guests:
         guest = self._guests[domain] = Guest(domain, name, control)
         log.info(f"domain {domain} ({name}) is here")
         self._owner.on_guest(domain)
-        self._open_session(guest)
+        self._sessions.add(guest)
 
     def _prepare_links(self, guest: Guest) -> None:
         """Those that stand before their first channel: to the host, and of the pairs in the settings."""
@@ -129,7 +124,7 @@ class Guests:
             return
         log.info(f"domain {domain} ({guest.name}) is gone")
         self._end_session(guest)
-        self._unwatch(guest)
+        self._sessions.remove(guest)
         self._owner.on_guest_gone(domain)
         del self._guests[domain]
         self.pool.remove_guest(domain)
@@ -139,7 +134,7 @@ class Guests:
         if guest is not None:
             log.info(f"domain {domain} ({guest.name}) starts anew")
             self._end_session(guest, hangs_up=False)
-            self._renew(guest)
+            self._sessions.renew(guest)
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
         log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
@@ -149,9 +144,29 @@ class Guests:
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         log.warning(f"device {device} did not get into domain {domain}: {sentence}")
-        failed = self._links.devices.get(device)
-        if failed is not None:
+        failed, guest = self._links.devices.get(device), self._guests.get(domain)
+        if failed is None or guest is None:
+            return
+        if failed is guest.control:
+            failed.attached.discard(domain)
+            log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
+            guest.attach_at = time.monotonic() + guest.patience
+            guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
+        else:
             self._fail(failed, domain, sentence)
+
+    def until_next_look(self) -> float | None:
+        """Does what is due, and says in how many seconds something is again."""
+        now = time.monotonic()
+        for guest in self._guests.values():
+            if guest.renew_at is not None and guest.renew_at <= now:
+                guest.renew_at = None
+                self._sessions.renew_if_asked(guest)
+            if guest.attach_at is not None and guest.attach_at <= now:
+                guest.attach_at = None
+                self.pool.attach(guest.control, guest.domain)
+        due = [each for guest in self._guests.values() for each in (guest.renew_at, guest.attach_at) if each is not None]
+        return max(0.0, min(due) - now) if due else None
 
     def _fail(self, device: Device, domain: DomainId, sentence: str) -> None:
         """A device does not work in a guest: nothing waits for it any more."""
@@ -184,6 +199,7 @@ class Guests:
         elif guest is not None:
             device.is_closing = True
             self._owner.on_device_lost(domain, device)
+            self._owner.on_device_failed(device, NotFound("the device that this channel needs was taken away: try again"))
             self.pool.reap(device)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
@@ -193,58 +209,14 @@ class Guests:
 
     # ---- sessions: link.Owner ----
 
-    def _control_page(self, guest: Guest) -> Page:
-        return Page(self._devices.memory(guest.control))
-
-    def _control_event(self, guest: Guest) -> int:
-        return self._devices.event(guest.control, HOST_PEER, _CONTROL_VECTOR)
-
-    def _control_bell(self, guest: Guest) -> int:
-        return self._devices.event(guest.control, CONTROL_PEER, _CONTROL_VECTOR)
-
-    def _open_session(self, guest: Guest) -> None:
-        """On a page that no guest's daemon has come to yet."""
-        self._devices.zero(guest.control, Size(0), Size(PAGE))
-        self._control_page(guest).initialize(CONTROL_RINGS)
-        event = self._control_event(guest)
-        fds = (self._devices.memory(guest.control), event, self._control_bell(guest))
-        drain_event(event)
-        guest.session = self._link.open(Control("eventfd", fds, Size(0), Size(0), Size(0)))
-        guest.numbers = self._next_generation() * GENERATION
-        guest.is_greeted = False
-        self._sessions[guest.session] = guest
-        signal_event(self._control_bell(guest))
-
     def _end_session(self, guest: Guest, *, hangs_up: bool = True) -> None:
-        """The guest's daemon is gone for us: so are its clients, and every end they have. `hangs_up`: it may not know; not
-        where the page is made anew at once."""
+        """The guest's daemon is gone for us: so are its clients, and every end they have."""
         if guest.session is not None:
-            self._link.close_session(guest.session, hangs_up=hangs_up)
-            del self._sessions[guest.session]
-            guest.session = None
+            self._sessions.end(guest, hangs_up=hangs_up)
             for device in self._links.of(guest.domain):
                 device.ready.discard(guest.domain)
             guest.remotes.clear()
-            self._loop.add(self._control_event(guest), lambda _events: self._on_control_event(guest))
             self._owner.on_guest_reset(guest.domain)
-
-    def _unwatch(self, guest: Guest) -> None:
-        if guest.session is None:
-            self._loop.remove(self._control_event(guest))
-
-    def _renew(self, guest: Guest) -> None:
-        """Waits for a new daemon in the guest."""
-        self._unwatch(guest)
-        self._open_session(guest)
-
-    def _on_control_event(self, guest: Guest) -> None:
-        drain_event(self._control_event(guest))
-        self._renew_if_asked(guest)
-
-    def _renew_if_asked(self, guest: Guest) -> None:
-        """A guest's daemon that starts sets its live byte to 0, and waits for us to make the page anew."""
-        if guest.session is None and self._control_page(guest).live(Side.CLIENT) == 0:
-            self._renew(guest)
 
     def on_link_restarted(self) -> None:
         for session in self._sessions:
@@ -253,15 +225,13 @@ class Guests:
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
         guest = self._sessions.get(session)
         if guest is not None:
-            # Where the link process could not: it hangs up for us, and the guest's daemon starts anew.
-            self._control_page(guest).set_live(Side.SERVER, 0)
-            signal_event(self._control_bell(guest))
+            self._sessions.hang_up(guest)  # the guest's daemon starts anew then
             self._lose(guest, sentence)
 
     def _lose(self, guest: Guest, sentence: str) -> None:
         log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
-        self._end_session(guest, hangs_up=self._control_page(guest).live(Side.CLIENT) != 0)
-        self._renew_if_asked(guest)
+        self._end_session(guest, hangs_up=self._sessions.is_there(guest))
+        self._sessions.renew_if_asked(guest)
 
     def on_link_message(self, session: SessionId, message: object) -> None:
         guest = self._sessions.get(session)
@@ -289,8 +259,7 @@ class Guests:
             case link.Ready():
                 changed = [each for each in self._devices_by_peer(guest, message.peer) if guest.domain not in each.ready]
                 for device in changed:
-                    device.limit_vectors(max(message.vectors, 0))
-                    device.ready.add(guest.domain)
+                    self.pool.set_ready(device, guest.domain, max(message.vectors, 0))
                 if changed:
                     self._owner.on_devices_changed()
             case link.Unusable():
@@ -315,6 +284,7 @@ class Guests:
         if hello.version != link.VERSION:
             sentence = f"the host's kvmchand speaks version {link.VERSION}, and the guest's {hello.version}: use the same release"
             self._link.send(session, link.Refused(sentence))
+            self._sessions.delay(guest)
             raise ProtocolError(sentence)
         guest.is_greeted = True
         log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
@@ -331,7 +301,7 @@ class Guests:
                 error = LimitReached(
                     f"domain {guest.domain} has {len(guest.remotes)} clients: guest_channels in the host's settings"
                 )
-                self._link.send(session, reply_to(ask.client, client.Error(error.code, error.sentence)))
+                self._link.send(session, reply_to(ask.client, ask.serial, client.Error(error.code, error.sentence)))
                 return
             guest.numbers += 1
             remote = Remote(self, ClientId(guest.numbers), guest.domain, ask.pid, guest, ask.client)
@@ -356,7 +326,7 @@ class Guests:
             log.info(f"domain {asking.domain}, client {asking.number}: refused: {reply.sentence}")
         remote, session = self._session_of(asking)
         if session is not None:
-            remote.answer = reply_to(remote.remote, reply)
+            remote.answer = reply_to(remote.remote, remote.serial, reply)
             self._link.send(session, remote.answer)
         return session is not None
 
@@ -368,12 +338,14 @@ class Guests:
             return False
         place = region.slice
         vector = place.vectors[side]
-        if vector >= place.device.vectors:
+        if vector >= place.device.usable:
             raise OutOfResources(f"domain {asking.domain} has too few interrupt vectors for this channel: offer it anew")
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)
+        place.given = True
         remote.answer = link.Grant(
             remote.remote,
+            remote.serial,
             channel.number,
             channel.path,
             channel.rings.left,

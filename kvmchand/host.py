@@ -120,6 +120,8 @@ class Host:
 
     def _until_next_look(self) -> float | None:
         waits = [self._lifelines.until_next_look()]
+        if self._guests is not None:
+            waits.append(self._guests.until_next_look())
         now = time.monotonic()
         for waiting in list(self._pending.values()):
             if waiting.deadline <= now:

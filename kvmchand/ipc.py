@@ -23,6 +23,7 @@ from typing import Protocol
 from kvmchand import log
 from kvmchand.errors import InternalError, KvmchanError
 from kvmchand.loop import READABLE, WRITABLE, Loop
+from kvmchand.wire.codec import SERVICE_PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _MARK = struct.Struct("=Q")
@@ -211,7 +212,7 @@ class Kept:
             return
         try:
             try:
-                data, fds = receive_packet(service.sock)
+                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)
             except ConnectionResetError:
                 data, fds = b"", Fds()  # it ended, and left what we said unread
             if not data:

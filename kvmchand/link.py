@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand import log
-from kvmchand.errors import KvmchanError, ProtocolError
-from kvmchand.ids import Size
+from kvmchand.core.paths import HOST
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
+from kvmchand.ids import DomainId, Size
 from kvmchand.ipc import Kept
 from kvmchand.loop import Loop
 from kvmchand.wire import link
@@ -55,7 +56,7 @@ class Link:
         self._rate = rate
         self._incoming: Codec = link.to_host if is_host else link.to_guest
         self._outgoing: Codec = link.to_guest if is_host else link.to_host
-        self._sessions: dict[SessionId, tuple[Control, Fds]] = {}
+        self._sessions: dict[SessionId, tuple[Control, DomainId, Fds]] = {}
         self._last: SessionId = 0
         self._is_restarted = False
         """Whether the link process that starts is not the first."""
@@ -64,18 +65,21 @@ class Link:
     def start(self) -> None:
         self._service.start()
 
-    def open(self, control: Control) -> SessionId:
-        """A new session. OSError: no descriptors are left."""
-        fds = Fds.duplicates(control.fds)
+    def open(self, control: Control, domain: DomainId = HOST) -> SessionId:
+        """A new session, with a guest, or in one with the host. OutOfResources: no descriptors are left."""
+        try:
+            fds = Fds.duplicates(control.fds)
+        except OSError as error:
+            raise OutOfResources(f"there can be no control session with domain {domain}: {error.strerror}") from error
         self._last += 1
-        self._sessions[self._last] = (control, fds)
+        self._sessions[self._last] = (control, domain, fds)
         self._service.send(*self._attach(self._last))
         return self._last
 
     def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
-        control, fds = self._sessions[session]
+        control, domain, fds = self._sessions[session]
         message = link.Attach(
-            Size(session), self._is_host, control.events, control.offset, control.doorbell, control.ring, self._rate
+            Size(session), domain, self._is_host, control.events, control.offset, control.doorbell, control.ring, self._rate
         )
         return link.to_link.encode(message), fds.borrow()
 
@@ -94,7 +98,7 @@ class Link:
             self._forget(session)
 
     def _forget(self, session: SessionId) -> None:
-        self._sessions.pop(session)[1].close()
+        self._sessions.pop(session)[2].close()
 
     # ---- the link process: ipc.Owner ----
 

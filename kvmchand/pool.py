@@ -12,12 +12,15 @@ from kvmchand.config import LinkSettings
 from kvmchand.core.links import Device, Links, Slice, pair_of
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import Rings
-from kvmchand.errors import InternalError, KvmchanError, LimitReached
+from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
 from kvmchand.hypervisor import Hypervisor
 from kvmchand.ids import DomainId, Size
 from kvmchand.ivshmem import Devices
 from kvmchand.page import Page
 from kvmchand.region import Region, SliceRegion
+
+_SESSION_FDS = 3
+"""Of a guest's control session, beside its device's."""
 
 
 class NotYet(Exception):
@@ -145,8 +148,16 @@ class Pool:
     def require_ready(self, region: Region, caller: DomainId) -> None:
         """NotYet unless the caller can use the device of a channel it connects to."""
         if isinstance(region, SliceRegion) and not region.slice.device.is_ready(caller):
+            if region.slice.device.is_closing:
+                raise NotFound("the vchan's device is being taken away: its server must offer it anew")
             self.attach(region.slice.device, caller)
             raise NotYet(caller, [region.slice.device])
+
+    def set_ready(self, device: Device, domain: DomainId, vectors: int) -> None:
+        """A guest says that it can use a device, and so many of its vectors."""
+        device.limit_vectors(vectors)
+        for freed in self._links.set_ready(device, domain):
+            self._devices.zero(device, freed.offset, freed.size)
 
     def is_on(self, device: Device, region: Region) -> bool:
         return isinstance(region, SliceRegion) and region.slice.device is device
@@ -167,4 +178,5 @@ class Pool:
     @property
     def fds(self) -> int:
         """Descriptors that the devices cost."""
-        return self.cold.fds + sum(self._devices.fds(device) for device in self._links.devices.values())
+        sessions = _SESSION_FDS * len(self._guests)
+        return sessions + self.cold.fds + sum(self._devices.fds(device) for device in self._links.devices.values())

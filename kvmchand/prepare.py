@@ -55,10 +55,12 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class StartLink:
-    """A device of the link to the host that shall be there from the start. `folder`: of the daemon's sockets."""
+    """A device of the link to the host that shall be there from the start. `folder`: of the daemon's sockets; `socket`: its own
+    there, if it gets a new one."""
 
     size: Size
     folder: Path
+    socket: str = field(default_factory=startlink.new_socket)
 
 
 def prepare(xml: str, start: StartLink | None = None) -> Prepared:
@@ -72,7 +74,7 @@ def prepare(xml: str, start: StartLink | None = None) -> Prepared:
         _add_bridge(root, made)
         _see_to_command_line(root, made)
         if start is not None:
-            made.changes += startlink.put(root, start.size, start.folder)
+            made.changes += startlink.put(root, start.size, start.folder, start.socket)
         made.after = _show(root)
     return made
 

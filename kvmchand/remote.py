@@ -42,8 +42,14 @@ class Guest:
     remotes: dict[ClientId, Remote] = field(default_factory=dict)
     numbers: int = 0
     """Where its clients' numbers start, in this session."""
+    opened: float = 0.0
+    """When its last session was, and when the next may be looked for: at the earliest a while after."""
+    renew_at: float | None = None
+    attach_at: float | None = None
+    patience: float = 1.0
+    """Seconds until its control device is tried to be plugged again, and those of the next time but one."""
 
 
-def reply_to(remote: ClientId, content: object) -> link.Reply:
+def reply_to(remote: ClientId, serial: int, content: object) -> link.Reply:
     """An answer that is no grant, for the guest's daemon to pass on."""
-    return link.Reply(remote, client.replies.encode(content).decode())
+    return link.Reply(remote, serial, client.replies.encode(content).decode())

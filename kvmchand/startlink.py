@@ -58,7 +58,12 @@ def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
     return None
 
 
-def put(root: ElementTree.Element, size: Size, folder: Path) -> list[str]:
+def new_socket() -> str:
+    """A name that nobody else knows."""
+    return f"start-{secrets.token_hex(13)}"
+
+
+def put(root: ElementTree.Element, size: Size, folder: Path, socket: str) -> list[str]:
     """Gives a domain's XML a device of that size, or none where it is 0; what has changed, a sentence each. InvalidArgument: it
     has no room for one."""
     known = find(root, folder)
@@ -73,7 +78,7 @@ def put(root: ElementTree.Element, size: Size, folder: Path) -> list[str]:
         return ["no device of its link to the host from its start"]
     shmem = ElementTree.SubElement(devices, "shmem", name=f"kvmchan-start-{size}")
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
-    ElementTree.SubElement(shmem, "server", path=str(folder / f"start-{secrets.token_hex(13)}"))
+    ElementTree.SubElement(shmem, "server", path=str(folder / socket))
     ElementTree.SubElement(shmem, "msi", vectors=str(_VECTORS), ioeventfd="on")
     slot = f"{_free_slot(root):#04x}"
     ElementTree.SubElement(shmem, "address", type="pci", domain="0x0000", bus="0x00", slot=slot, function="0x0")

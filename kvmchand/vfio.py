@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from kvmchand.core.rings import RING_MAX, Rings
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.ipc import Kept
 from kvmchand.loop import Loop
-from kvmchand.wire import client, vfio
+from kvmchand.wire import client, link, vfio
 from kvmchand.wire.packet import Fds
+
+_ORDER_MIN = 10
 
 
 @dataclass(slots=True, eq=False)
@@ -50,12 +53,16 @@ class Function:
         """What `kvmchan ls` shows of it."""
         return client.DeviceInfo(self.address, Size(self.size), len(self.events), self.settings.speed)
 
-    def require(self, offset: int, size: int, vector: int) -> None:
-        """ProtocolError unless it has that much memory there, and that vector."""
-        if offset + size > self.size:
-            raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
-        if not 0 <= vector < len(self.events):
-            raise ProtocolError(f"the device has no vector {vector}")
+    def require(self, grant: link.Grant) -> None:
+        """ProtocolError unless there can be such rings, and they and the vector lie within the device."""
+        orders = (grant.left_order, grant.right_order)
+        if not all(_ORDER_MIN <= order <= RING_MAX.bit_length() for order in orders):
+            raise ProtocolError(f"no rings have the orders {orders}")
+        size = Rings(*orders).size
+        if grant.offset + size > self.size:
+            raise ProtocolError(f"{size} bytes at {grant.offset} are not within a device of {self.size}")
+        if not 0 <= grant.vector < len(self.events):
+            raise ProtocolError(f"the device has no vector {grant.vector}")
 
     def close(self) -> None:
         for event in self.events:

@@ -32,20 +32,22 @@ def pair_of(one: DomainId, other: DomainId) -> Pair:
     return (one, other) if one <= other else (other, one)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Slice:
-    """A channel's part of a device. `vectors`: the one that wakes each end."""
+    """A channel's part of a device. `vectors`: the one that wakes each end. `given`: to programs in a guest, which may keep it
+    mapped."""
 
     device: Device
     offset: Size
     size: Size
     vectors: dict[Side, int]
+    given: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """`peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`: the guests that it is in. `free`:
-    runs of free pages, first page to count."""
+    """`vectors`: that it is made with. `peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`:
+    the guests that it is in. `free`: runs of free pages, first page to count."""
 
     number: DeviceId
     pair: Pair
@@ -60,7 +62,12 @@ class Device:
     """The guests whose QEMU has it, though they may have been asked to let it go."""
     free: dict[int, int] = field(default_factory=dict)
     free_vectors: set[int] = field(default_factory=set)
+    usable: int = 0
+    """Vectors that each of its guests can use."""
     slices: int = 0
+    parked: list[Slice] = field(default_factory=list)
+    """Free, but perhaps still mapped in a guest whose daemon is gone: until the guest says again that it can use the device,
+    which it can't while anybody there has it from before."""
     is_closing: bool = False
     """No channel gets a slice any more; the device goes when the last one is free."""
 
@@ -70,8 +77,8 @@ class Device:
 
     def limit_vectors(self, usable: int) -> None:
         """A guest has fewer interrupt vectors than the device."""
-        self.vectors = min(self.vectors, usable)
-        self.free_vectors = {vector for vector in self.free_vectors if vector < self.vectors}
+        self.usable = min(self.usable, usable)
+        self.free_vectors = {vector for vector in self.free_vectors if vector < self.usable}
 
     def peer_of(self, domain: DomainId) -> int:
         return self.peers.get(domain, HOST_PEER)
@@ -104,8 +111,7 @@ class Device:
             self.free[first] = count
         else:
             self.free[before] += count
-        self.free_vectors |= {vector for vector in vectors if vector < self.vectors}
-        self.slices -= 1
+        self.free_vectors |= {vector for vector in vectors if vector < self.usable}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +152,7 @@ class Links:
             is_control=control,
             free={0: size // PAGE},
             free_vectors=set(range(vectors)),
+            usable=vectors,
         )
 
     def take_over(self, device: Device, guest: DomainId) -> None:
@@ -163,7 +170,9 @@ class Links:
 
     def attach(self, device: Device, guest: DomainId) -> None:
         """The device goes into the guest. LimitReached: the guest has enough."""
-        have = [each for each in self.of(guest) if guest in each.attached | each.plugged]
+        have = [each for each in self.of(guest) if guest in each.attached | each.plugged and each.peers[guest] != START_PEER]
+        if device.is_control:
+            have.clear()  # without it the guest has nothing at all
         if len(have) >= self.limits.max_devices:
             raise LimitReached(f"domain {guest} has {len(have)} devices: guest_devices in the host's settings")
         if sum(each.size for each in have) + device.size > self.limits.max_bytes:
@@ -196,8 +205,23 @@ class Links:
         return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]})
 
     def free(self, freed: Slice) -> None:
-        freed.device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
-        freed.device.is_closing |= self.dedicated  # a process may still have it mapped
+        device = freed.device
+        device.slices -= 1
+        if freed.given and not device.attached <= device.ready:
+            device.parked.append(freed)
+        else:
+            device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
+        device.is_closing |= self.dedicated  # a process may still have it mapped
+
+    def set_ready(self, device: Device, guest: DomainId) -> list[Slice]:
+        """The guest can use the device. What was parked and is free now, for the caller to zero."""
+        device.ready.add(guest)
+        if not device.attached <= device.ready:
+            return []
+        freed, device.parked = device.parked, []
+        for each in freed:
+            device.give_back(each.offset, each.size, set(each.vectors.values()))
+        return freed
 
     def summary(self) -> list[tuple[Pair, int, int, int]]:
         """Of each link: the pair, its devices, their bytes, and the channels on them."""

@@ -25,6 +25,7 @@ from kvmchand.ids import DomainId
 from kvmchand.ipc import HOPELESS
 from kvmchand.linux import libc
 from kvmchand.wire import hypervisor as wire
+from kvmchand.wire.codec import SERVICE_PACKET_MAX
 from kvmchand.wire.packet import receive_packet, send_packet
 
 try:
@@ -103,7 +104,7 @@ class Domains:
 
     def _hear_main(self) -> None:
         try:
-            data, fds = receive_packet(self._main)
+            data, fds = receive_packet(self._main, SERVICE_PACKET_MAX)
         except BlockingIOError:
             return
         except ConnectionResetError:

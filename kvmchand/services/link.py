@@ -22,6 +22,8 @@ from kvmchand.wire import client, dataplane, link
 from kvmchand.wire.packet import Fds
 from kvmchand.worker import Worker, serve
 
+_BUCKETS_MAX = 1024
+"""Of guests that were here, after which those of guests that are gone are forgotten."""
 QUEUE_MAX = 1024
 """Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
 _BURST = 2
@@ -63,12 +65,13 @@ class Bucket:
 class Session:
     """An end of a control vchan."""
 
-    def __init__(self, settings: link.Attach, fds: list[int]) -> None:
+    def __init__(self, settings: link.Attach, fds: list[int], bucket: Bucket) -> None:
         """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
         region, event, *rest = fds
         notify = rest[0] if rest else -1
         kind = {"socket": 0, "eventfd": 1, "doorbell": 2}[settings.events]
         self.number = settings.session
+        self.domain = settings.domain
         self._incoming = link.to_host if settings.is_server else link.to_guest
         grant = dataplane.Grant(
             region_fd=region,
@@ -89,7 +92,7 @@ class Session:
         self._buffer = (ctypes.c_ubyte * (1 << ring.order)).from_address(ring.buffer)
         # Our own index: in the page once, to go on from, and from then on only ours.
         self._cons = ctypes.c_uint32.from_address(ring.shr).value
-        self._bucket = Bucket(settings.rate)
+        self._bucket = bucket
         self._refused = 0
         self.to_send: deque[bytes] = deque()
         self.fd = int(dataplane.fd_for_select(self._ctrl))
@@ -144,21 +147,24 @@ class Session:
     def understand(self, data: bytes) -> str | None:
         """A packet for main, encoded anew; None for one that was refused here."""
         message = self._incoming.decode(data)
+        anew = self._incoming.encode(message).decode()
+        if len(anew) > link.PACKET_MAX:
+            raise ProtocolError(f"a packet came of {len(anew)} bytes when it is spelled as we do: {link.PACKET_MAX} are the most")
         if self._bucket.take():
             if self._refused and self._bucket.is_calm():
                 log.warning(f"session {self.number}: {self._refused} requests were refused, for they came too fast")
                 self._refused = 0
-            return self._incoming.encode(message).decode()
+            return anew
         if not isinstance(message, link.Ask):
             if not self._bucket.overdraw():
                 raise ProtocolError("messages come many times faster than the limit (guest_requests in the settings)")
-            return self._incoming.encode(message).decode()
+            return anew
         self._refused += 1
         if self._refused == 1:
             log.warning(f"session {self.number}: requests come faster than guest_requests in the settings, and are refused")
         error = LimitReached("this domain asks too often (guest_requests in the host's settings): wait, and ask again")
         reply = client.replies.encode(client.Error(error.code, error.sentence)).decode()
-        self.put(link.to_guest.encode(link.Reply(message.client, reply)).decode())
+        self.put(link.to_guest.encode(link.Reply(message.client, message.serial, reply)).decode())
         return None
 
     def hang_up(self) -> None:
@@ -174,6 +180,8 @@ class Link(Worker):
     def __init__(self, main: socket.socket, marker: Marker) -> None:
         super().__init__(main, marker, link.to_link, link.to_main)
         self._sessions: dict[int, Session] = {}
+        self._buckets: dict[int, Bucket] = {}
+        """By the guest's domain."""
         self._busy: dict[int, Session] = {}
         """Those that may have packets. Each turn takes one of each, so that none stalls another."""
 
@@ -207,13 +215,19 @@ class Link(Worker):
 
     def _attach(self, settings: link.Attach, fds: Fds) -> None:
         try:
-            session = Session(settings, fds.steal())
+            session = Session(settings, fds.steal(), self._bucket(settings))
         except OSError as error:
             self._say(link.Lost(settings.session, str(error.strerror)[:400]))
             return
         self._sessions[session.number] = session
         self._loop.add(session.fd, lambda _events: self._on_event(session))
         self._busy[session.number] = session
+
+    def _bucket(self, settings: link.Attach) -> Bucket:
+        """A guest's, which a session after another does not fill again."""
+        if len(self._buckets) > _BUCKETS_MAX:
+            self._buckets = {session.domain: self._buckets[session.domain] for session in self._sessions.values()}
+        return self._buckets.setdefault(settings.domain, Bucket(settings.rate))
 
     # ---- rings ----
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PACKET_MAX = 32 * 1024
 """Bytes of one packet: a path of xenstore's longest (3072) in JSON's longest spelling (6 for 1), and room."""
+SERVICE_PACKET_MAX = 64 * 1024
+"""The same between main and its services, where packets stand within packets, each of their quotes spelled anew."""
 
 
 def _integer(least: int, most: int) -> Callable[[Any], Any]:
@@ -101,9 +103,9 @@ class _Plan:
 
 
 class Codec:
-    """The messages of one protocol. `records` are those that stand inside messages, in tuples."""
+    """The messages of one protocol. `records` are those that stand inside messages, in tuples; `most`: bytes of a packet."""
 
-    def __init__(self, kinds: Mapping[str, type], records: tuple[type, ...] = ()) -> None:
+    def __init__(self, kinds: Mapping[str, type], records: tuple[type, ...] = (), most: int = PACKET_MAX) -> None:
         checks = dict(_CHECKS)
         self._records: dict[type, _Plan] = {}
         for cls in records:
@@ -111,6 +113,7 @@ class Codec:
             checks[f"tuple[{cls.__name__}, ...]"] = _tuple_check(plan)
         self._by_kind = {kind: _Plan(cls, checks) for kind, cls in kinds.items()}
         self._to_json = JSONEncoder(separators=(",", ":"), default=self._show_record).encode
+        self._most = most
         self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
 
     def encode(self, message: Any) -> bytes:
@@ -122,8 +125,8 @@ class Codec:
 
     def decode(self, data: bytes) -> Any:
         """The message in one packet; ProtocolError if it is none of this protocol's."""
-        if len(data) > PACKET_MAX:
-            raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
+        if len(data) > self._most:
+            raise ProtocolError(f"a packet has more than {self._most} bytes")
         try:
             value = _from_json(data.decode())
         except (ValueError, RecursionError):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 
-from kvmchand.wire.codec import Codec
+from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
 from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
@@ -88,17 +88,19 @@ class Refused(Record):
 
 
 class Reply(Record):
-    """The answer to a client's request: a packet of kvmchand.wire.client."""
+    """The answer to the client's request of that serial: a packet of kvmchand.wire.client."""
 
     client: ClientId
+    serial: int
     reply: Packet
 
 
 class Grant(Record):
-    """The answer to a client's request that opened a channel: a slice at `offset` of the device that is `peer` in the guest,
-    woken by `vector`; its peer is woken by writing `ring` to the doorbell."""
+    """The answer to the client's request of that serial, which opened a channel: a slice at `offset` of the device that is `peer`
+    in the guest, woken by `vector`; its peer is woken by writing `ring` to the doorbell."""
 
     client: ClientId
+    serial: int
     channel: ChannelId
     path: str
     left_order: int
@@ -125,9 +127,10 @@ class Again(Record):
 
 class Attach(Record):
     """main → link: serve an end of a control vchan. `is_server`: the host's. The rest and the descriptors are as of
-    kvmchand.wire.client.Granted. `rate`: requests a second that are passed on, of the guest."""
+    kvmchand.wire.client.Granted. `rate`: requests a second that are passed on, of the guest `domain`, in whichever session."""
 
     session: Size
+    domain: DomainId
     is_server: bool
     events: str
     offset: Size
@@ -195,5 +198,5 @@ TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lo
 
 to_host = Codec(TO_HOST)
 to_guest = Codec(TO_GUEST)
-to_link = Codec(TO_LINK)
-to_main = Codec(TO_MAIN)
+to_link = Codec(TO_LINK, most=SERVICE_PACKET_MAX)
+to_main = Codec(TO_MAIN, most=SERVICE_PACKET_MAX)

@@ -74,9 +74,10 @@ def send_packet(sock: socket, data: bytes, fds: Sequence[int] = (), flags: int =
     sock.sendmsg([data], beside, MSG_NOSIGNAL | flags)
 
 
-def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
-    """Receives one packet: b"" at the end. OSError as recvmsg; ProtocolError for one that did not arrive whole."""
-    data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC | flags)
+def receive_packet(sock: socket, most: int = PACKET_MAX) -> tuple[bytes, Fds]:
+    """Receives one packet: b"" at the end. OSError as recvmsg; ProtocolError for one that did not arrive whole, or has over
+    `most` bytes."""
+    data, beside, status, _ = sock.recvmsg(most, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC)
     numbers: list[int] = []
     for level, kind, payload in beside:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
@@ -85,6 +86,6 @@ def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
     fds = Fds(numbers)
     if status & (MSG_TRUNC | MSG_CTRUNC):
         fds.close()
-        what = f"a packet has more than {PACKET_MAX} bytes" if status & MSG_TRUNC else "a packet's descriptors were cut off"
+        what = f"a packet has more than {most} bytes" if status & MSG_TRUNC else "a packet's descriptors were cut off"
         raise ProtocolError(what)
     return data, fds

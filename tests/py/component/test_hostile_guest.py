@@ -9,6 +9,7 @@ import random
 import signal
 import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -193,6 +194,10 @@ BAD = {
     "a packet of one byte more than the most": (link.LENGTH.pack(link.PACKET_MAX + 1) + bytes(link.PACKET_MAX + 1), "bytes came"),
     "a packet of all that 32 bits can say": (b"\xff" * 4, "a packet of 4294967295 bytes"),
     "zeroes": (bytes(LEFT_BYTES), "a packet of 0 bytes"),
+    "letters that are six when spelled anew": (
+        packet(b'{"type":"ask","client":1,"serial":1,"pid":1,"request":"' + "é".encode() * 11900 + b'"}'),
+        "bytes when it is spelled as we do",
+    ),
     "no UTF-8": (packet(b"\xff\xfe{}"), "not JSON"),
     "no JSON": (packet(b'{"type":"hello"'), "not JSON"),
     "JSON of great depth": (packet(b"[" * link.PACKET_MAX), "not JSON"),
@@ -453,7 +458,7 @@ def test_a_flood_of_requests_is_refused_with_one_line_in_the_log_and_others_are_
 
 
 def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
-    host = run("[limits]\nguest_requests = 10")
+    host = run("[limits]\nguest_requests = 30")
     alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
     with contextlib.suppress(OSError):
         for number in range(1000):
@@ -461,7 +466,23 @@ def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
     alice.hear_end()
     host.wait_log(f"the control link to domain {ALICE} is lost: messages come many times faster than the limit")
     assert bob.is_answered()
-    assert alice.greet().is_answered()
+    # Another session does not give it more than it may have.
+    alice.greet()
+    refused = alice.ask(1, wire.List(ChannelId(0)))
+    assert isinstance(refused, wire.Error)
+    assert refused.code == "limit"
+    eventually(alice.is_answered)
+
+
+def test_a_guest_gets_no_sessions_faster_than_others_can_bear(host: ScriptedHost, bob: Guest) -> None:
+    alice = host.guest(ALICE)
+    start = time.monotonic()
+    for _ in range(4):
+        alice.greet()
+        alice.put(packet(b"nonsense"))
+        alice.hear_end()
+        assert bob.is_answered()
+    assert time.monotonic() - start >= 3 * 0.2
 
 
 def test_a_guest_that_does_not_read_is_lost_after_so_many_packets(run: Run) -> None:

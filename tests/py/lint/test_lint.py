@@ -31,6 +31,7 @@ LAYERS = [
         "kvmchand.services.vfio",
     },
     {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
+    {"kvmchand.sessions"},
     {"kvmchand.remote"},
     {"kvmchand.pool", "kvmchand.source"},
     {"kvmchand.coldplug"},

@@ -220,7 +220,7 @@ def test_a_guest_with_fewer_vectors_limits_the_device_for_good(links: Links) -> 
     device = link(links)
     first, second = allocate(links, device, pages(1)), allocate(links, device, pages(1))
     device.limit_vectors(1)
-    assert (device.vectors, device.free_vectors) == (1, set())
+    assert (device.vectors, device.usable, device.free_vectors) == (4, 1, set())
     links.free(second)
     assert links.allocate(device, pages(1)) is None  # its vector is none any more
     links.free(first)

@@ -47,7 +47,7 @@ def test_a_size_that_no_device_has_is_refused(text: str) -> None:
 
 def test_what_was_put_is_found() -> None:
     root = domain()
-    (change,) = startlink.put(root, Size(64 * MIB), FOLDER)
+    (change,) = startlink.put(root, Size(64 * MIB), FOLDER, startlink.new_socket())
     assert str(64 * MIB) in change
     found = startlink.find(root, FOLDER)
     assert found is not None
@@ -59,7 +59,7 @@ def test_each_has_a_socket_of_its_own() -> None:
     found = set()
     for _ in range(3):
         root = domain()
-        startlink.put(root, Size(MIB), FOLDER)
+        startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
         made = startlink.find(root, FOLDER)
         assert made is not None
         found.add(made.socket)
@@ -68,19 +68,19 @@ def test_each_has_a_socket_of_its_own() -> None:
 
 def test_what_is_there_already_is_no_change() -> None:
     root = domain()
-    startlink.put(root, Size(MIB), FOLDER)
+    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
     before = ElementTree.tostring(root)
-    assert startlink.put(root, Size(MIB), FOLDER) == []
+    assert startlink.put(root, Size(MIB), FOLDER, startlink.new_socket()) == []
     assert ElementTree.tostring(root) == before
-    assert startlink.put(domain(), Size(0), FOLDER) == []
+    assert startlink.put(domain(), Size(0), FOLDER, startlink.new_socket()) == []
 
 
 @pytest.mark.parametrize(("size", "folder"), [(2 * MIB, FOLDER), (MIB, Path("/elsewhere"))])
 def test_another_size_or_place_takes_the_place_of_the_one_before(size: int, folder: Path) -> None:
     root = domain()
-    startlink.put(root, Size(MIB), FOLDER)
+    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
     before = slot(root)
-    assert len(startlink.put(root, Size(size), folder)) == 1
+    assert len(startlink.put(root, Size(size), folder, startlink.new_socket())) == 1
     found = startlink.find(root, folder)
     assert found is not None
     assert found.size == size
@@ -90,8 +90,8 @@ def test_another_size_or_place_takes_the_place_of_the_one_before(size: int, fold
 
 def test_it_goes_when_none_is_wanted() -> None:
     root = domain(at(5))
-    startlink.put(root, Size(MIB), FOLDER)
-    assert len(startlink.put(root, Size(0), FOLDER)) == 1
+    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
+    assert len(startlink.put(root, Size(0), FOLDER, startlink.new_socket())) == 1
     assert startlink.find(root, FOLDER) is None
     assert root.find("devices/shmem") is None
     assert root.find("devices/interface") is not None
@@ -99,14 +99,14 @@ def test_it_goes_when_none_is_wanted() -> None:
 
 def test_it_takes_a_slot_of_the_root_complex_that_is_free() -> None:
     root = domain(at(0x10), at(0x11), at(0x12, bus=1), "<disk><address type='drive' bus='0' slot='0x12'/></disk>")
-    startlink.put(root, Size(MIB), FOLDER)
+    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
     assert slot(root) == 0x12
 
 
 def test_a_full_root_complex_is_said() -> None:
     root = domain(*(at(slot) for slot in range(32)))
     with pytest.raises(InvalidArgument, match="no slot left"):
-        startlink.put(root, Size(MIB), FOLDER)
+        startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
 
 
 SERVER = "<server path='/run/kvmchand/ivshmem/start-0123456789abcdef0123456789'/>"

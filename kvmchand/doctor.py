@@ -7,7 +7,7 @@ can't be read is a finding, or left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -228,20 +228,41 @@ def _faults(function: pci.Function, sys: Path) -> Iterator[str]:
 
 
 def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
-    """How much more memory the bridges let through that our devices are behind."""
-    behind: dict[str, int] = {}
-    for address in _addresses(sys):
-        above, function = pci.bridge(address, sys), _function(address, sys)
-        if above and function is not None:
-            behind[above] = behind.get(above, 0) + sum(bar.size for bar in function.bars)
+    """Of the bridges that our devices are behind: what may still be plugged there."""
+    bars = [bar for address in _addresses(sys) if (each := _function(address, sys)) is not None for bar in each.bars]
     for above in sorted({pci.bridge(each.address, sys) for each in functions} - {""}):
         try:
-            size = sum(window.size for window in pci.windows(above, sys))
+            windows = pci.windows(above, sys)
         except pci.SysfsError as error:
             yield Finding(Grade.NOTE, f"bridge {above}", str(error))
             continue
-        free = max(0, size - behind.get(above, 0))
-        yield Finding(Grade.OK, f"bridge {above}", f"its windows are of {_bytes(size)}, and {_bytes(free)} are free")
+        room = max((largest_fit(window, bars) for window in windows), default=0)
+        sizes = " and ".join(_bytes(window.size) for window in windows)
+        if room >= pci.PAGE:
+            yield Finding(
+                Grade.OK, f"bridge {above}", f"it has windows of {sizes}, with room for a device of {_bytes(room)} more"
+            )
+        else:
+            yield Finding(
+                Grade.NOTE,
+                f"bridge {above}",
+                f"its windows ({sizes or 'it has none'}) have no room for another device: have a large one from the start "
+                "(kvmchan prepare-domain --link-size)",
+            )
+
+
+def largest_fit(window: pci.Bar, bars: Iterable[pci.Bar]) -> int:
+    """The size of the largest range, aligned to its size as a device's memory is, that is in the window and free."""
+    start, end = window.start, window.start + window.size
+    taken = sorted((bar.start, bar.start + bar.size) for bar in bars if bar.size and start <= bar.start < end)
+    best = 0
+    for first, behind in [*taken, (end, end)]:
+        size = 1 << max(0, first - start).bit_length() >> 1
+        while size and (start + size - 1) // size * size + size > first:
+            size >>= 1
+        best = max(best, size)
+        start = max(start, behind)
+    return best
 
 
 # ---- a host ----

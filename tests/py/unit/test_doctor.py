@@ -21,6 +21,8 @@ MEMORY, UNSET = 0x0014220C, 0x20000000
 """Flags of a 64-bit prefetchable range, and of one without an address."""
 MIB = 1 << 20
 BRIDGE, DEVICE = "0000:02:00.0", "0000:03:01.0"
+WINDOWS = (0xFD000000, 0xFE000000)
+"""Where those of the bridge start: for registers, and for memory."""
 
 
 def range_line(start: int, size: int, flags: int = MEMORY) -> str:
@@ -33,6 +35,7 @@ class Machine:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.sys = root / "sys"
+        self.devices = 0
         for module in ("vfio", "vfio_pci", "vfio_iommu_type1"):
             (self.sys / "module" / module).mkdir(parents=True)
         self.write("dev/vfio/vfio")
@@ -67,12 +70,19 @@ class Machine:
         link.symlink_to(folder)
         for name, number in (("vendor", numbers[0]), ("device", numbers[1]), ("revision", revision)):
             (folder / name).write_text(f"{number:#06x}\n")
-        lines = [range_line(0x1000000 * each, size) for each, size in enumerate(bars or (), 1)]
+        self.devices += 1
+        starts = (
+            WINDOWS[0] + 0x2000 * self.devices,
+            WINDOWS[0] + 0x2000 * self.devices + 0x1000,
+            WINDOWS[1] + MIB * self.devices,
+        )
+        lines = [range_line(start, size) for start, size in zip(starts, bars, strict=True)]
         lines += [range_line(0, 0)] * (7 - len(lines))
         if windows:
             lines = [*[range_line(0, 0)] * 6, range_line(0xC0000, 0x10000)]  # a ROM
             lines += [range_line(0, 0)] * 6  # of virtual functions
-            lines += [range_line(0x1000, 0x1000, 0x101), *(range_line(0x80000000, each) for each in windows), range_line(0, 0)]
+            lines += [range_line(0x1000, 0x1000, 0x101)]
+            lines += [*(range_line(start, size) for start, size in zip(WINDOWS, windows, strict=True)), range_line(0, 0)]
         (folder / "resource").write_text("\n".join(lines) + "\n")
         if driver:
             self.drive(address, driver)
@@ -142,7 +152,7 @@ def test_a_guest_in_order(machine: Machine) -> None:
         "ok    module: vfio_iommu_type1 is there",
         "ok    vIOMMU: there is one, and the kernel uses it",
         f"ok    device {DEVICE}: 1 MiB, 64 vectors; its memory is mapped write-back: 3000 MB/s read",
-        f"ok    bridge {BRIDGE}: its windows are of 6 MiB, and 5112 KiB are free",
+        f"ok    bridge {BRIDGE}: it has windows of 2 MiB and 4 MiB, with room for a device of 2 MiB more",
     ]
 
 
@@ -338,8 +348,43 @@ def test_a_bridge_s_windows_are_its_ranges_of_memory(machine: Machine) -> None:
     assert [window.size for window in pci.windows(BRIDGE, machine.sys)] == [2 * MIB, 4 * MIB]
     assert pci.windows(DEVICE, machine.sys) == ()
     path = machine.folder(BRIDGE) / "resource"
-    path.write_text(path.read_text().replace(range_line(0x80000000, 2 * MIB), range_line(0, 2 * MIB, MEMORY | UNSET)))
+    path.write_text(path.read_text().replace(range_line(WINDOWS[0], 2 * MIB), range_line(0, 2 * MIB, MEMORY | UNSET)))
     assert [window.size for window in pci.windows(BRIDGE, machine.sys)] == [4 * MIB]
+
+
+def test_a_bridge_whose_windows_are_full_is_a_note(machine: Machine) -> None:
+    path = machine.folder(BRIDGE) / "resource"
+    path.write_text(
+        path.read_text()
+        .replace(range_line(WINDOWS[1], 4 * MIB), range_line(WINDOWS[1] + 2 * MIB, MIB))
+        .replace(range_line(WINDOWS[0], 2 * MIB), range_line(0, 0))
+    )
+    (note,) = [each for each in machine.findings() if each.grade is not Grade.OK]
+    assert (note.grade, note.subject) == (Grade.NOTE, f"bridge {BRIDGE}")
+    assert "no room" in note.sentence
+
+
+@pytest.mark.parametrize(
+    ("start", "size", "taken", "largest"),
+    [
+        (0x10000, 0x10000, [], 0x10000),
+        (0x18000, 0x10000, [], 0x8000),
+        (0x10000, 0x18000, [], 0x10000),
+        (0x10000, 0x10000, [(0x10000, 0x1000)], 0x8000),
+        (0x10000, 0x10000, [(0x1F000, 0x1000)], 0x8000),
+        (0x10000, 0x10000, [(0x17000, 0x1000)], 0x8000),
+        (0x10000, 0x10000, [(0x17000, 0x2000)], 0x4000),
+        (0x10000, 0x10000, [(0x18000, 0x1000), (0x14000, 0x1000)], 0x4000),
+        (0x10000, 0x10000, [(0x10000, 0x10000)], 0),
+        (0x10000, 0x10000, [(0x10000, 0x8000), (0x18000, 0x8000)], 0),
+        (0x10000, 0x10000, [(0x0F000, 0x1000), (0x20000, 0x1000), (0, 0)], 0x10000),
+        (0x10000, 0x10000, [(0x10000, 0x8000), (0x30000, 0x1000)], 0x8000),
+        (0x10000, 0x10000, [(0x10000, 0xC000), (0x11000, 0x1000)], 0x4000),
+        (0x10000, 0, [], 0),
+    ],
+)
+def test_the_largest_range_that_is_free(start: int, size: int, taken: list[tuple[int, int]], largest: int) -> None:
+    assert doctor.largest_fit(pci.Bar(start, size), [pci.Bar(*each) for each in taken]) == largest
 
 
 # ---- a host's domains ----

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -108,6 +109,7 @@ class Demo:
 def main() -> None:
     if lacking():
         sys.exit(f"no guest can run here: {lacking()}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of what ends the guest
     with (
         tempfile.TemporaryDirectory(prefix="kvmchan-demo-") as name,
         tempfile.TemporaryDirectory(prefix="demo-", dir=BUILD) as shared,

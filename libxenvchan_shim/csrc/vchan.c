@@ -57,13 +57,15 @@ static void tell_peer(struct vchan *v, uint8_t bit)
 		event_send(&v->event);
 }
 
-/* No event can come any more. */
+/*
+ * No event can come any more, and the channel is closed for us. It need not be for the peer, who
+ * may be there for others: its live byte stays as it is.
+ */
 static void vchan_lose(struct vchan *v)
 {
 	enum state usable = USABLE;
 
-	if (atomic_compare_exchange_strong(&v->state, &usable, LOST))
-		set_live(v->peer_live, 0);
+	atomic_compare_exchange_strong(&v->state, &usable, LOST);
 }
 
 /* Asks the peer for an event. */

@@ -509,6 +509,27 @@ static void the_daemons_end_ends_each_blocked_call(void)
 		}
 }
 
+static void a_server_is_there_for_others_when_a_client_has_lost_its_daemon(void)
+{
+	struct kvmchan_grant grant;
+	struct device device;
+
+	device_open(&device);
+	hang_up(&device, false);
+	take_events(device.channel.client);
+	equal(libxenvchan_wait(device.channel.client), -1);
+	equal(libxenvchan_is_open(device.channel.client), 0);
+	end_close(&device.channel.client);
+	equal(libxenvchan_is_open(device.channel.server), 0);
+	grant = device_grant(&device, false);
+	device.channel.client = attached(&grant);
+	equal(libxenvchan_is_open(device.channel.client), 1);
+	equal(libxenvchan_is_open(device.channel.server), 1);
+	client_puts(&device, 0, 100);
+	server_gets(&device, 0, 100);
+	device_close(&device);
+}
+
 static void what_was_written_before_the_daemons_end_stays_readable(void)
 {
 	struct device device;
@@ -707,6 +728,7 @@ static const struct test tests[] = {
     TEST(a_devices_size_is_not_asked),
     TEST(a_doorbell_is_rung_and_nothing_else_of_the_device_changes),
     TEST(the_daemons_end_ends_each_blocked_call),
+    TEST(a_server_is_there_for_others_when_a_client_has_lost_its_daemon),
     TEST(what_was_written_before_the_daemons_end_stays_readable),
     TEST(the_last_event_is_taken_first),
     TEST(a_poller_learns_of_the_daemons_end),

@@ -295,16 +295,16 @@ class Guest:
                 raise ProtocolError("the host granted a channel as to a client of its own")
         except ProtocolError as error:
             content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
-        if isinstance(content, client.Listing):
+        if isinstance(content, client.Listing) and any(each.domain == HOST for each in content.domains):
             content = self._with_devices(content)
         ends = isinstance(content, client.Error) and content.code in (ProtocolError.code, OutOfResources.code)
         if self._clients.answer(asking, content) and ends and reply.client not in self._ends:
             self._clients.drop(asking)
 
     def _with_devices(self, listing: client.Listing) -> client.Listing:
-        """What the host lists, and what only we know."""
+        """What the host lists on the first page, and what only we know."""
         devices = tuple(each.info for each in self._devices.values())
-        return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.more)
+        return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.following)
 
     def _on_grant(self, grant: link.Grant) -> None:
         asking = self._answered(grant)

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from kvmchand import log
+from kvmchand import listing, log
 from kvmchand.clients import Clients
 from kvmchand.config import Settings
 from kvmchand.core import rings
 from kvmchand.core.links import Device
-from kvmchand.core.paths import ABSOLUTE_MAX, HOST
+from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
 from kvmchand.guests import Guests
@@ -34,12 +35,8 @@ from kvmchand.source import Asker
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
 
-_CHANNEL_BYTES = 320
-_DOMAIN_BYTES = 40
-_GUEST_BYTES = 400
-_CHANNEL_BYTES_MAX = _CHANNEL_BYTES + ABSOLUTE_MAX
-"""How much room each takes in a listing: a channel without its path, a domain, a guest or a link, and a channel with the longest
-path."""
+_LISTING_MAX = PACKET_MAX - 1024
+"""Bytes of what a listing lists: the packet's own names stand around it."""
 _LISTING_MAX_IN_GUEST = 12 * 1024
 """Bytes of a listing that goes as a packet within packets."""
 _CHANNEL_FDS = 3
@@ -311,18 +308,16 @@ class Host:
             self._release(asking.number)
             raise
 
-    def _list(self, asking: Asker, after: ChannelId) -> client.Listing:
-        domains = tuple(client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items()))
+    def _list(self, asking: Asker, cursor: Size) -> client.Listing:
+        domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
         guests, links = self._guests.listing() if self._guests is not None and asking.domain == HOST else ((), ())
-        channels: list[client.ChannelInfo] = []
-        most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else PACKET_MAX
-        room = most - _CHANNEL_BYTES_MAX - _DOMAIN_BYTES * len(domains) - _GUEST_BYTES * (len(guests) + len(links))
-        for channel in self._registry.visible(asking.domain, after):
-            if room < 0:
-                return client.Listing(domains, guests, links, (), tuple(channels), more=True)
-            channels.append(self._describe(channel))
-            room -= len(channel.path) + _CHANNEL_BYTES
-        return client.Listing(domains, guests, links, (), tuple(channels), more=False)
+
+        def channels(first: int) -> Iterator[listing.Placed]:
+            for channel in self._registry.visible(asking.domain, ChannelId(first - 1)):
+                yield channel.number, self._describe(channel), listing.CHANNEL_BYTES + listing.text_bytes(channel.path)
+
+        most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else _LISTING_MAX
+        return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, most)
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:
         ready = self._regions[channel.number].ready()

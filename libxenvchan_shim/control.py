@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, TypeVar
 
-    from kvmchand.ids import ChannelId, Size
+    from kvmchand.ids import Size
 
     Reply = TypeVar("Reply")
 
@@ -173,7 +173,7 @@ class Connection:
         finally:
             self.close()
 
-    def list(self, after: ChannelId) -> client.Listing:
+    def list(self, after: Size) -> client.Listing:
         reply, fds = self._ask(client.List(after), client.Listing)
         fds.close()
         return reply

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from kvmchand.errors import InvalidArgument, KvmchanError, NotFound
+from kvmchand.errors import InvalidArgument, KvmchanError, NotFound, ProtocolError
 from kvmchand.wire import client
 from libxenvchan_shim import control
 
@@ -18,7 +18,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from kvmchand.wire.client import ChannelInfo, Listing
+    from kvmchand.ids import Size
+    from kvmchand.wire.client import Listing
+
+
+_FIRST: Size = 0  # type: ignore[assignment]  # a name for the type checker only
 
 
 def library_dir() -> Path:
@@ -45,13 +49,16 @@ def run(program: list[str]) -> None:
 def listing() -> Listing:
     """Everything the daemon shows us, in one."""
     connection = control.Connection.from_environment()
-    channels: list[ChannelInfo] = []
+    pages: list[Listing] = []
     try:
-        while True:
-            page = connection.list(channels[-1].channel if channels else 0)  # type: ignore[arg-type]
-            channels += page.channels
-            if not page.more:
-                return client.Listing(page.domains, page.guests, page.links, page.devices, tuple(channels), more=False)
+        while not pages or pages[-1].following:
+            after = pages[-1].following if pages else _FIRST
+            pages.append(connection.list(after))
+            if 0 < pages[-1].following <= after:
+                raise ProtocolError("the daemon's listing goes back, and so would not end: use the same release")
+        parts = ("domains", "guests", "links", "devices", "channels")
+        joined = {name: tuple(each for page in pages for each in getattr(page, name)) for name in parts}
+        return client.Listing(**joined, following=_FIRST)
     finally:
         connection.close()
 

@@ -78,9 +78,9 @@ class Granted(Record):
 
 
 class List(Record):
-    """Asks for domains, and for channels numbered above `after`. Reply: Listing."""
+    """Asks for a page of what there is. `after`: 0 for the first, then each page's `following`. Reply: Listing."""
 
-    after: ChannelId
+    after: Size
 
 
 class DomainInfo(Record):
@@ -136,14 +136,15 @@ class ChannelInfo(Record):
 
 
 class Listing(Record):
-    """`more`: ask again, with `after` the last channel here."""
+    """A page. `following`: with which to ask for the next one, always more than what this was asked for with; 0 where there is
+    none. Devices are on a guest's first."""
 
     domains: tuple[DomainInfo, ...]
     guests: tuple[GuestInfo, ...]
     links: tuple[LinkInfo, ...]
     devices: tuple[DeviceInfo, ...]
     channels: tuple[ChannelInfo, ...]
-    more: bool
+    following: Size
 
 
 class Error(Record):

@@ -632,7 +632,7 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(DOORBELL.replace(b'"ring":0', b'"ring":-1'), 2)], ProtocolError, "ring"),
         ([(b"not JSON", 2)], ProtocolError, "not JSON"),
         (
-            [(b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"more":false}', 0)],
+            [(b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"following":0}', 0)],
             ProtocolError,
             "Listing",
         ),

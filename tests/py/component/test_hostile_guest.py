@@ -34,7 +34,7 @@ from scripted import (
 from support import acting_as, eventually, in_time, is_asleep, serving
 
 from kvmchand.core.rings import PAGE
-from kvmchand.ids import ChannelId, ClientId
+from kvmchand.ids import ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import link
 from libxenvchan_shim import State, Vchan
@@ -169,7 +169,7 @@ def test_bytes_pass_between_two_clients_of_one_guest(alice: Guest) -> None:
 def test_a_guest_sees_its_own_channels_and_no_guests_and_links(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     alice.offer(1, path="mine")
     bob.offer(1, path="not-hers")
-    listing = alice.ask(2, wire.List(ChannelId(0)))
+    listing = alice.ask(2, wire.List(Size(0)))
     assert [each.path for each in listing.channels] == [f"/local/domain/{ALICE}/mine"]
     assert (listing.guests, listing.links, listing.devices) == ((), (), ())
     seen = host.listing()
@@ -317,7 +317,7 @@ def test_a_read_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, 
     with contextlib.suppress(OSError):
         for number in range(600):  # more than the ring has room for
             UINT32.pack_into(alice.page, RIGHT_CONS, (index(alice, RIGHT_PROD) + beyond) % 2**32)
-            alice.request(number, wire.List(ChannelId(0)))
+            alice.request(number, wire.List(Size(0)))
             alice.ring()
     host.wait_log(f"the control link to domain {ALICE} is lost: the peer broke the ring's rules")
     assert bob.is_answered()
@@ -327,7 +327,7 @@ def test_a_read_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, 
 def test_the_hosts_own_indexes_are_not_read_from_the_page(host: ScriptedHost, alice: Guest) -> None:
     lie = 0x55555555
     with stopped(host.services()["link"]):
-        alice.request(1, wire.List(ChannelId(0)))
+        alice.request(1, wire.List(Size(0)))
         for where in (LEFT_CONS, RIGHT_PROD):
             UINT32.pack_into(alice.page, where, lie)
     # It goes on where it was, and says so.
@@ -351,7 +351,7 @@ def test_bytes_that_change_while_they_are_read_harm_no_one_else(host: ScriptedHo
         for _ in range(20):
             with contextlib.suppress(OSError):
                 for _ in range(20):
-                    alice.request(1, wire.List(ChannelId(0)))
+                    alice.request(1, wire.List(Size(0)))
                     alice.ring()
             assert_alive(near, far)
             assert bob.is_answered()
@@ -446,7 +446,7 @@ def test_a_flood_of_requests_is_refused_with_one_line_in_the_log_and_others_are_
     alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
     for _ in range(10):
         for _ in range(100):
-            alice.request(1, wire.List(ChannelId(0)))
+            alice.request(1, wire.List(Size(0)))
         answers = [alice.answer(1) for _ in range(100)]
         assert bob.is_answered()
     refused = [each for each in answers if isinstance(each, wire.Error)]
@@ -454,7 +454,7 @@ def test_a_flood_of_requests_is_refused_with_one_line_in_the_log_and_others_are_
     assert len(refused) > 50
     assert all("guest_requests" in each.sentence for each in refused)
     assert host.log().count("requests come faster than guest_requests") == 1
-    eventually(lambda: isinstance(alice.ask(1, wire.List(ChannelId(0))), wire.Listing))
+    eventually(lambda: isinstance(alice.ask(1, wire.List(Size(0))), wire.Listing))
 
 
 def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
@@ -468,7 +468,7 @@ def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
     assert bob.is_answered()
     # Another session does not give it more than it may have.
     alice.greet()
-    refused = alice.ask(1, wire.List(ChannelId(0)))
+    refused = alice.ask(1, wire.List(Size(0)))
     assert isinstance(refused, wire.Error)
     assert refused.code == "limit"
     eventually(alice.is_answered)
@@ -492,7 +492,7 @@ def test_a_guest_that_does_not_read_is_lost_after_so_many_packets(run: Run) -> N
     said = 0
     with contextlib.suppress(OSError):
         while "is lost" not in host.log():
-            alice.request(1, wire.List(ChannelId(0)))
+            alice.request(1, wire.List(Size(0)))
             said += 1
     host.wait_log(f"the control link to domain {ALICE} is lost: 1024 packets wait to be read by the other end: it does not")
     assert said > 1024

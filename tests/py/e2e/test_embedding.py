@@ -375,7 +375,7 @@ FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "adds a field": (2, GRANTED.replace(b"{", b'{"more":1,'), 2, 71, "can't be understood"),
     "answers something else": (
         2,
-        b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"more":false}',
+        b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"following":0}',
         0,
         71,
         "Listing",

@@ -30,6 +30,7 @@ LAYERS = [
         "kvmchand.services.local",
         "kvmchand.services.vfio",
     },
+    {"kvmchand.listing"},
     {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
     {"kvmchand.sessions"},
     {"kvmchand.remote"},

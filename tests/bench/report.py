@@ -77,10 +77,18 @@ def size(count: int) -> str:
 
 def pss(pid: int) -> int:
     """KiB of memory that a process uses, shared pages in proportion."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1])
-    raise AssertionError(f"process {pid} has no Pss")
+    return _memory(pid)["Pss:"]
+
+
+def private(pid: int) -> int:
+    """KiB of memory that a process uses alone."""
+    kib = _memory(pid)
+    return kib["Private_Clean:"] + kib["Private_Dirty:"]
+
+
+def _memory(pid: int) -> dict[str, int]:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    return {line.split()[0]: int(line.split()[1]) for line in lines}
 
 
 def _machine() -> str:

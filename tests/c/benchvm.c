@@ -13,10 +13,9 @@
  *
  *   N send|receive vchan|port CALL COUNT   a stream of COUNT calls; the receiver: bytes a second
  *   N ping|echo vchan|port SIZE COUNT      round trips; who pings: the nanoseconds of one
- *   N copy SIZE COUNT                      plain memcpy into memory of a ring's size: bytes a
- * second N offer|join COUNT                     more channels, one after the other; who offers: the
- *                                          nanoseconds of each, from before server_init to the
- *                                          first byte
+ *   N copy SIZE COUNT                      plain memcpy into a ring's memory: bytes a second
+ *   N offer|join COUNT                     more channels in turn; who offers: nanoseconds of each,
+ *                                          from before server_init to the first byte
  *
  * Every call's first 8 bytes are its number, which the receiver checks. Each time is of one
  * machine's clock.

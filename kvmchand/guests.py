@@ -189,6 +189,7 @@ class Guests:
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
         """Its QEMU has let go of a device, or has ended."""
+        self._hypervisor.on_unplugged(domain, device.number)
         self.pool.cold.on_lost(device)
         device.attached.discard(domain)
         device.ready.discard(domain)

@@ -56,6 +56,8 @@ class Hypervisor:
         self._found_prepared: set[str] = set()
         """Since the last connect."""
         self._attaching: dict[tuple[DomainId, DeviceId], hypervisor.Attach] = {}
+        self._detaching: dict[tuple[DomainId, DeviceId], hypervisor.Detach] = {}
+        """Until on_unplugged()."""
         self._service = Kept(loop, "libvirt", self, site=True)
 
     def start(self) -> None:
@@ -69,7 +71,12 @@ class Hypervisor:
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
         """Asks the guest to let the device go: the ivshmem server sees when it has."""
         self._attaching.pop((domain, device), None)
-        self._service.send(hypervisor.to_libvirt.encode(hypervisor.Detach(domain, device, str(socket))))
+        message = self._detaching[domain, device] = hypervisor.Detach(domain, device, str(socket))
+        self._service.send(hypervisor.to_libvirt.encode(message))
+
+    def on_unplugged(self, domain: DomainId, device: DeviceId) -> None:
+        """The ivshmem server has seen the device go."""
+        self._detaching.pop((domain, device), None)
 
     def close(self) -> None:
         self._service.stop()
@@ -77,7 +84,8 @@ class Hypervisor:
     # ---- the libvirt process: ipc.Owner ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
-        told: list[object] = [hypervisor.Start(self._uri, str(self._folder)), *self._attaching.values()]
+        told: list[object] = [hypervisor.Start(self._uri, str(self._folder))]
+        told += [*self._attaching.values(), *self._detaching.values()]
         return [(hypervisor.to_libvirt.encode(message), ()) for message in told]
 
     def understand(self, data: bytes, _fds: Fds) -> object:
@@ -136,8 +144,9 @@ class Hypervisor:
     def _lose(self, domain: DomainId) -> None:
         if self._domains.pop(domain, None) is not None:
             self._paused.discard(domain)
-            for key in [key for key in self._attaching if key[0] == domain]:
-                del self._attaching[key]
+            for waiting in (self._attaching, self._detaching):
+                for key in [key for key in waiting if key[0] == domain]:
+                    del waiting[key]
             self._owner.on_gone(domain)
 
     def on_death(self, culprit: int | None) -> None:

@@ -16,6 +16,8 @@ from kvmchand.ids import Size
 
 SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
 _VECTORS = 64
+_VECTORS_MIN, _VECTORS_MAX = 2, 2048
+"""For a channel within the guest takes two, and MSI-X has no more."""
 _NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")
 _SOCKET = re.compile(r"start-[0-9a-f]{26}")
 """As long as the name of a socket that the daemon makes."""
@@ -38,13 +40,23 @@ def parse_size(text: str) -> Size:
     """Bytes, from "64M" or the like. InvalidArgument: no device can have that size. 0: no device is wanted."""
     matched = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text.upper().removesuffix("IB").removesuffix("B"))
     size = int(matched[1]) * _UNITS[matched[2]] if matched else -1
-    if size and (size & (size - 1) or not SIZE_MIN <= size <= SIZE_MAX):
+    if size and not _is_possible(size):
         raise InvalidArgument(f"{text!r} is no size for a link: give a power of two from 1M to 16G, or 0 for none")
     return Size(size)
 
 
+def is_start(shmem: ElementTree.Element) -> bool:
+    """Whether a <shmem> is one of these."""
+    return _NAME.fullmatch(shmem.get("name", "")) is not None
+
+
+def _is_possible(size: int) -> bool:
+    """QEMU ends where it is no power of two."""
+    return SIZE_MIN <= size <= SIZE_MAX and not size & (size - 1)
+
+
 def _ours(root: ElementTree.Element) -> list[ElementTree.Element]:
-    return [each for each in root.iterfind("devices/shmem") if _NAME.fullmatch(each.get("name", ""))]
+    return [each for each in root.iterfind("devices/shmem") if is_start(each)]
 
 
 def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
@@ -53,8 +65,11 @@ def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
         size, server, msi = _NAME.fullmatch(each.get("name", "")), each.find("server"), each.find("msi")
         path = Path("" if server is None else server.get("path", ""))
         vectors = "" if msi is None else msi.get("vectors", "")
-        if size and path.parent == folder and _SOCKET.fullmatch(path.name) and vectors.isdecimal():
-            return StartLink(path.name, Size(int(size[1])), int(vectors))
+        if not size or path.parent != folder or not _SOCKET.fullmatch(path.name) or not re.fullmatch("[0-9]{1,4}", vectors):
+            continue
+        found = StartLink(path.name, Size(int(size[1])), int(vectors))
+        if _VECTORS_MIN <= found.vectors <= _VECTORS_MAX and _is_possible(found.size):
+            return found
     return None
 
 

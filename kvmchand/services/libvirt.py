@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kvmchand import log, startlink
+from kvmchand import log, plug, startlink
 from kvmchand.ids import DomainId
 from kvmchand.ipc import HOPELESS
 from kvmchand.linux import libc
@@ -38,13 +38,6 @@ _BACK_OFF = (0.5, 30.0)
 """Seconds between two attempts to connect: the first ones, and the most."""
 _KEEP_ALIVE = (5, 3)
 """Seconds between two probes of libvirtd, and how many may go unanswered."""
-_SLOTS = range(1, 32)
-"""Of a conventional PCI bridge."""
-_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
-
-
-class Refused(Exception):
-    """A sentence that says why a domain can't have a device."""
 
 
 def _register_events(loop: asyncio.AbstractEventLoop) -> None:
@@ -204,9 +197,12 @@ class Domains:
         start, uuid = self._start, domain.UUIDString()
         try:
             xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            found = None if start is None else startlink.find(ElementTree.fromstring(xml), Path(start.folder))
         except libvirt.libvirtError:
             return None  # it is no more, as an event says
-        found = None if start is None else startlink.find(ElementTree.fromstring(xml), Path(start.folder))
+        except ElementTree.ParseError as error:
+            log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
+            found = None
         return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
 
     async def _tell_if_prepared(self, domain: Any) -> None:
@@ -263,7 +259,7 @@ class Domains:
             await self._do(attach.domain, _attach_now, attach)
         except libvirt.libvirtError as error:
             self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
-        except Refused as error:
+        except plug.Refused as error:
             self._fail(attach, str(error))
         else:
             self._say(wire.Attached(attach.domain, attach.device))
@@ -292,21 +288,20 @@ class Domains:
 def _attach_now(connection: Any, attach: wire.Attach) -> None:
     domain = connection.lookupByID(attach.domain)
     tree = ElementTree.fromstring(domain.XMLDesc())
-    if _shmem(tree, attach.socket) is None:
-        domain.attachDeviceFlags(device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    if plug.shmem(tree, attach.socket) is None:
+        domain.attachDeviceFlags(plug.device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _detach_now(connection: Any, number: DomainId, path: str) -> None:
     domain = connection.lookupByID(number)
-    found = _shmem(ElementTree.fromstring(domain.XMLDesc()), path)
+    found = plug.shmem(ElementTree.fromstring(domain.XMLDesc()), path)
     if found is not None:
         domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
     tree = ElementTree.fromstring(connection.lookupByID(number).XMLDesc())
-    found = [Path(each.get("path", "")) for each in tree.findall("devices/shmem/server")]
-    stale = [str(each) for each in found if each.parent == Path(folder) and not each.exists()]
+    stale = plug.stale_devices(tree, Path(folder))
     if not stale:
         return
     if tree.get("type") == "qemu":
@@ -316,7 +311,10 @@ def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
         return
     log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
     for path in stale:
-        _detach_now(connection, number, path)
+        try:
+            _detach_now(connection, number, path)
+        except libvirt.libvirtError as error:
+            log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
 
 
 def _running(connection: Any) -> list[tuple[Any, bool]]:
@@ -341,64 +339,6 @@ def _deregister(connection: Any, callbacks: list[int]) -> None:
         except libvirt.libvirtError:
             pass  # libvirtd can't be told, as it is gone
     gc.collect()
-
-
-def _shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
-    """The device whose ivshmem server is at `path`."""
-    return next(
-        (
-            each
-            for each in tree.findall("devices/shmem")
-            if (server := each.find("server")) is not None and server.get("path") == path
-        ),
-        None,
-    )
-
-
-def _bus(address: ElementTree.Element) -> int:
-    return int(address.get("bus", "0"), 0)
-
-
-def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
-    """Bus and slot for one more device: on the bridge that has the fewest of ours, since each bridge has a window of its own.
-    None where libvirt had better choose. Refused where there is no place."""
-    controllers = [each for each in tree.findall("devices/controller") if each.get("type") == "pci"]
-    if any(each.get("model") == "pci-root" for each in controllers):
-        return None  # a machine of conventional PCI
-    buses = [int(each.get("index", "0")) for each in controllers if each.get("model") in _BRIDGES]
-    if not buses:
-        raise Refused(
-            "its XML has no bridge for conventional PCI devices, as ivshmem is one: add "
-            "<controller type='pci' model='pcie-root-port'/> and "
-            "<controller type='pci' model='pcie-to-pci-bridge'/> (kvmchan prepare-domain does)"
-        )
-    taken: dict[int, set[int]] = {bus: set() for bus in buses}
-    ours: dict[int, int] = dict.fromkeys(buses, 0)
-    for device in tree.findall("devices/*"):
-        address = device.find("address")
-        if address is not None and address.get("type") == "pci" and _bus(address) in taken:
-            taken[_bus(address)].add(int(address.get("slot", "0"), 0))
-            ours[_bus(address)] += device.tag == "shmem"
-    free = [(ours[bus], bus, min(set(_SLOTS) - taken[bus])) for bus in buses if set(_SLOTS) - taken[bus]]
-    if not free:
-        raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
-    _, bus, slot = min(free)
-    return bus, slot
-
-
-def device_xml(tree: ElementTree.Element, attach: wire.Attach) -> str:
-    """The <shmem> to attach to a domain. Refused: it has no place for one."""
-    try:
-        place = _place(tree)
-    except ValueError as error:
-        raise Refused(f"its XML has an address that can't be: {error}") from error
-    shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
-    ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
-    ElementTree.SubElement(shmem, "server", path=attach.socket)
-    ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")
-    if place is not None:
-        ElementTree.SubElement(shmem, "address", type="pci", domain="0", bus=str(place[0]), slot=str(place[1]), function="0")
-    return ElementTree.tostring(shmem, encoding="unicode")
 
 
 def main(socket_fd: int, _marker_fd: int) -> None:

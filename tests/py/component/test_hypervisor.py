@@ -190,6 +190,7 @@ class Rig:
         self.told.append(("served", domain, device.number))
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
+        self.hypervisor.on_unplugged(domain, device.number)
         self.told.append(("unplugged", domain, device.number))
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
@@ -528,6 +529,16 @@ def test_that_a_domain_is_paused_is_told_once_and_that_it_went_on_before_we_conn
             host.libvirtd.virsh("resume", "one")
         rig.until_logged("connected to libvirt again", times)
     rig.until_told(("resumed", domain))
+
+
+def test_a_device_that_was_to_go_when_the_process_died_goes(host: Host, rig: Rig, domain: DomainId) -> None:
+    device = rig.attached(domain)
+    pid = rig.pid()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    rig.hypervisor.detach(domain, device.number, rig.path(device))  # which it does not come to
+    rig.kill()
+    rig.until_unplugged(host, "one", device)
 
 
 def test_libvirtd_may_come_late_and_is_complained_of_once(host: Host, rig: Rig) -> None:

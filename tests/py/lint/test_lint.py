@@ -39,6 +39,7 @@ LAYERS = [
     {"kvmchand.hypervisor", "kvmchand.ivshmem", "kvmchand.link", "kvmchand.vfio"},
     {"kvmchand.doctor"},
     {"kvmchand.prepare"},
+    {"kvmchand.plug"},
     {"kvmchand.startlink"},
     {"kvmchand.worker"},
     {"kvmchand.ipc", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},

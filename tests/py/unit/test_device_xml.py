@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from kvmchand.ids import DeviceId, DomainId
-from kvmchand.services.libvirt import Refused, device_xml
+from kvmchand.plug import Refused, device_xml, stale_devices
 from kvmchand.wire.hypervisor import Attach
 
 ATTACH = Attach(DomainId(3), DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
@@ -140,3 +141,12 @@ def test_a_machine_of_conventional_pci_has_libvirt_choose() -> None:
 )
 def test_an_address_that_can_not_be_is_refused(device: str) -> None:
     assert refusal(ROOT, bridge(2), device).startswith("its XML has an address that can't be")
+
+
+def test_devices_whose_sockets_are_no_more_are_an_earlier_daemons(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    names = {"kvmchan-1": "here", "kvmchan-2": "gone", "kvmchan-start-1048576": "start-gone", "mine": "gone-too"}
+    shmems = [f"<shmem name='{name}'><server path='{tmp_path}/{path}'/></shmem>" for name, path in names.items()]
+    shmems += ["<shmem name='elsewhere'><server path='/elsewhere/gone'/></shmem>", "<shmem name='plain'/>"]
+    tree = ElementTree.fromstring(f"<domain><devices>{''.join(shmems)}</devices></domain>")
+    assert stale_devices(tree, tmp_path) == [f"{tmp_path}/gone", f"{tmp_path}/gone-too"]

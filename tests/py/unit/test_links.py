@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kvmchand.core.links import CONTROL_PEER, HOST_PEER, Device, LinkLimits, Links, Slice, pair_of
+from kvmchand.core.links import CONTROL_PEER, HOST_PEER, START_PEER, Device, LinkLimits, Links, Slice, pair_of
 from kvmchand.core.registry import Side
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import LimitReached
@@ -366,3 +366,58 @@ def test_any_sequence_leaves_what_a_plain_model_of_pages_and_vectors_has(seed: i
         for each in models.values():
             each.check()
     assert links.devices == {number: model.device for number, model in models.items()}
+
+
+# ---- what a guest whose daemon is gone may still have ----
+
+
+def test_a_slice_that_a_guest_was_given_waits_until_the_guest_is_ready_again(links: Links) -> None:
+    device = link(links)
+    links.attach(device, ONE)
+    links.set_ready(device, ONE)
+    given, kept = allocate(links, device, pages(1)), allocate(links, device, pages(1))
+    given.given = True
+    device.ready.discard(ONE)  # its daemon is gone
+    links.free(given)
+    links.free(kept)  # nobody there ever had it
+    assert device.slices == 0
+    assert allocate(links, device, pages(1)).offset == kept.offset
+    assert allocate(links, device, pages(1)).offset not in (given.offset, kept.offset)
+    assert links.set_ready(device, ONE) == [given]
+    assert allocate(links, device, pages(1)).offset == given.offset
+    assert links.set_ready(device, ONE) == []
+
+
+def test_a_slice_between_two_guests_waits_for_both(links: Links) -> None:
+    device = link(links, ONE, TWO)
+    for guest in (ONE, TWO):
+        links.attach(device, guest)
+        links.set_ready(device, guest)
+    taken = allocate(links, device, pages(1))
+    taken.given = True
+    device.ready.clear()
+    links.free(taken)
+    assert links.set_ready(device, TWO) == []
+    assert links.set_ready(device, ONE) == [taken]
+    assert_whole(device)
+
+
+# ---- what no limit counts ----
+
+
+def test_the_control_device_goes_into_a_guest_that_has_all_it_may_have() -> None:
+    links = Links(LinkLimits(max_devices=1, max_bytes=SIZE))
+    links.attach(link(links), ONE)
+    links.attach(links.add((HOST, ONE), {ONE}, SIZE, 1, control=True), ONE)
+    with pytest.raises(LimitReached):
+        links.attach(link(links), ONE)
+
+
+def test_a_device_from_the_start_takes_nothing_from_what_a_guest_may_have() -> None:
+    links = Links(LinkLimits(max_devices=1, max_bytes=SIZE))
+    large = links.make((HOST, HOST), {HOST: START_PEER}, Size(1 << 30), VECTORS)
+    links.take_over(large, ONE)
+    assert links.devices_for((HOST, ONE)) == [large]
+    links.attach(link(links), ONE)
+    with pytest.raises(LimitReached):
+        links.attach(link(links), ONE)

@@ -122,6 +122,8 @@ SERVER = "<server path='/run/kvmchand/ivshmem/start-0123456789abcdef0123456789'/
         f"<shmem name='kvmchan-start-1048576'>{SERVER}</shmem>",
         f"<shmem name='kvmchan-start-1048576'>{SERVER}<msi vectors='-4'/></shmem>",
         "<shmem name='kvmchan-start-1048576'><msi vectors='4'/></shmem>",
+        *(f"<shmem name='kvmchan-start-1048576'>{SERVER}<msi vectors='{each}'/></shmem>" for each in (1, 2049, 3000000000, "²")),
+        *(f"<shmem name='kvmchan-start-{each}'>{SERVER}<msi vectors='4'/></shmem>" for each in (3 << 20, 1 << 19, 1 << 35)),
         "<shmem name='kvmchan-start-1048576'><server path='/run/kvmchand/ivshmem/../start'/><msi vectors='4'/></shmem>",
         "<shmem name='kvmchan-start-1048576'><server path='/tmp/start-0123456789abcdef0123456789'/><msi vectors='4'/></shmem>",
     ],

@@ -35,8 +35,12 @@ def drain_event(event: int) -> None:
 
 @contextmanager
 def _interrupted_soon() -> Iterator[None]:
-    """Ends a system call that blocks. In the process's first thread only."""
-    handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    """Ends a system call that blocks. In a process's first thread, which is the only one of each of ours."""
+    try:
+        handler = signal.signal(signal.SIGALRM, lambda *_: None)
+    except ValueError:
+        yield
+        return
     before = signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
     try:
         yield

@@ -18,6 +18,8 @@ _KERNEL_GROUP = 1
 _NOIOMMU_GROUP = "vfio-noiommu"
 _UEVENT_BYTES = 8192
 _RESOURCES = 6
+_CONFIG_BYTES, _STATUS, _HAS_CAPABILITIES, _CAPABILITIES = 256, 6, 0x10, 0x34
+_MSIX = 0x11
 _WINDOWS = 4
 """Of a bridge: the last lines of its resources."""
 _MEMORY = 0x200
@@ -49,6 +51,8 @@ class Function:
     driver: str
     group: str
     bars: tuple[Bar, ...]
+    has_msix: bool = True
+    """Also where that can't be told."""
 
 
 def _folder(address: str, root: Path) -> Path:
@@ -86,6 +90,25 @@ def _bar(start: int, end: int, flags: int) -> Bar:
     return Bar(start, end - start + 1)
 
 
+def _has_capability(config: Path, wanted: int) -> bool:
+    """Whether it is in the list of a function's capabilities (PCI Local Bus Specification 3.0, 6.7); True where none can be
+    read."""
+    try:
+        data = config.read_bytes()[:_CONFIG_BYTES]
+    except OSError:
+        return True
+    if len(data) < _CONFIG_BYTES:
+        return True
+    at = data[_CAPABILITIES] & ~3 if data[_STATUS] & _HAS_CAPABILITIES else 0
+    for _ in range(_CONFIG_BYTES // 4):
+        if not at:
+            return False
+        if data[at] == wanted:
+            return True
+        at = data[at + 1] & ~3
+    return False
+
+
 def function(address: str, root: Path = SYS) -> Function:
     """What sysfs says of it. SysfsError: it is not there, or what is said can't be."""
     if not _ADDRESS.fullmatch(address):
@@ -99,6 +122,7 @@ def function(address: str, root: Path = SYS) -> Function:
         _link(folder / "driver"),
         _link(folder / "iommu_group"),
         _bars(folder / "resource"),
+        _has_capability(folder / "config", _MSIX),
     )
 
 

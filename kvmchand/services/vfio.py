@@ -68,6 +68,8 @@ class Driver(Worker):
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
         """Functions that were given another address, so that no page has two doorbells."""
+        self._foreign: set[str] = set()
+        """Functions that another driver has, and were complained of."""
         self._tries: dict[str, int] = {}
         self._try_at: float | None = None
         self._noiommu = False
@@ -164,7 +166,14 @@ class Driver(Worker):
             seen = pci.function(address)
         except pci.SysfsError:
             return None  # it went again, or is none that we could judge
-        return seen if (seen.vendor, seen.device) == IVSHMEM else None
+        if (seen.vendor, seen.device) != IVSHMEM or not seen.has_msix:
+            return None  # an ivshmem device without a doorbell has the same numbers, and is somebody else's
+        if seen.driver not in ("", DRIVER):
+            if address not in self._foreign:
+                self._foreign.add(address)
+                log.warning(f"device {address} has the driver {seen.driver}, and is left to it: unbind it if it is kvmchand's")
+            return None
+        return seen
 
     def _crowded(self, new: list[pci.Function]) -> set[str]:
         """Those of which the doorbell is in the page of another's. VFIO lets no page be mapped that two functions share: so one
@@ -183,10 +192,13 @@ class Driver(Worker):
     def _move(self, crowded: set[str]) -> None:
         if not crowded:
             return
-        try:
-            for address in crowded:
-                self._moved.add(address)
+        for address in crowded:
+            self._moved.add(address)
+            try:
                 pci.remove(address)
+            except pci.SysfsError as error:
+                log.warning(f"device {address} can't be given another address: {error}")  # it may be gone
+        try:
             pci.rescan()
         except pci.SysfsError as error:
             self._say(wire.Unusable("", str(error)))

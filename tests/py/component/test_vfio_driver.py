@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import DEADLINE, in_time, next_fd
@@ -285,6 +286,18 @@ def test_a_group_with_other_drivers_in_it_names_them(kernel: Kernel) -> None:
     with driving() as main:
         sentence = main.hear_unusable()
     assert sentence == f"its IOMMU group 7 has others in it that a driver has: {STRANGER} (e1000e)"
+
+
+@pytest.mark.parametrize("what", [{"driver": "uio_pci_generic"}, {"has_msix": False}], ids=["another driver's", "no doorbell"])
+def test_somebody_elses_ivshmem_device_is_let_alone(
+    kernel: Kernel, capfd: pytest.CaptureFixture[str], what: dict[str, Any]
+) -> None:
+    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, **what)
+    before = kernel.functions[STRANGER]
+    with driving() as main:
+        assert main.hear_device().address == ADDRESS
+    assert kernel.functions[STRANGER] == before
+    assert ("left to it" in capfd.readouterr().err) == ("driver" in what)
 
 
 @pytest.mark.parametrize("call", ["open_container", "join", "set_iommu", "region", "irq_count"])

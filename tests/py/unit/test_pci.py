@@ -288,3 +288,35 @@ def test_an_event_that_another_process_sends_is_not_believed(events: pci.Events)
 def test_no_event_is_waited_for(events: pci.Events) -> None:
     assert not os.get_blocking(events.sock.fileno())
     assert events.take() is None
+
+
+# ---- capabilities ----
+
+
+def config(*capabilities: tuple[int, int, int], has_list: bool = True) -> bytes:
+    """A configuration space with capabilities: where each is, its id, and where the next is."""
+    data = bytearray(256)
+    data[6] = 0x10 if has_list else 0
+    data[0x34] = capabilities[0][0] if capabilities else 0
+    for at, number, following in capabilities:
+        data[at : at + 2] = bytes([number, following])
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "has"),
+    [
+        (config((0x40, 0x05, 0x50), (0x50, 0x11, 0)), True),
+        (config((0x40, 0x05, 0x50), (0x50, 0x10, 0)), False),
+        (config((0x40, 0x11, 0), has_list=False), False),
+        (config(), False),
+        (config((0x40, 0x05, 0x50), (0x50, 0x05, 0x40)), False),  # for ever
+        (config((0x40, 0x11, 0))[:64], True),  # all that one who is not root may read
+        (b"", True),
+    ],
+)
+def test_a_function_has_interrupts_of_its_own_if_it_says_so(sysfs: Sysfs, data: bytes, has: bool) -> None:
+    folder = sysfs.add()
+    assert pci.function(ADDRESS, sysfs.root).has_msix
+    (folder / "config").write_bytes(data)
+    assert pci.function(ADDRESS, sysfs.root).has_msix == has

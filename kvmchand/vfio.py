@@ -58,7 +58,7 @@ class Function:
     def require(self, grant: link.Grant) -> None:
         """ProtocolError unless there can be such rings, and they and the vector lie within the device."""
         orders = (grant.left_order, grant.right_order)
-        if not all(_ORDER_MIN <= order <= RING_MAX.bit_length() for order in orders):
+        if not all(_ORDER_MIN <= order < RING_MAX.bit_length() for order in orders):
             raise ProtocolError(f"no rings have the orders {orders}")
         size = Rings(*orders).size
         if grant.offset + size > self.size:

@@ -141,6 +141,7 @@ class Guest:
             self._control = function
             self._loop.add(function.events[0], lambda _events: self._meet_host())
             self._start_meeting()
+            self._meet_host()
         elif self._is_welcome:
             self._tell(link.Ready(function.peer, len(function.events)))
 
@@ -188,7 +189,6 @@ class Guest:
             self._control_page(control).set_live(Side.CLIENT, 0)
             os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
         self._look_at = time.monotonic() + _LOOK_AGAIN
-        self._meet_host()
 
     def _stop_meeting(self) -> None:
         if self._look_at is not None and self._control is not None:
@@ -232,7 +232,7 @@ class Guest:
         self._part_from_host()
         if self._control is not None:
             self._loop.add(self._control.events[0], lambda _events: self._meet_host())
-            self._start_meeting()
+            self._start_meeting()  # not at once: a page that could not be attached to is still there, and would be tried for ever
 
     def on_link_message(self, session: SessionId, message: object) -> None:
         if session != self._session:

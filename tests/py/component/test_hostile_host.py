@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A host that may say anything, to a real guest's daemon: what the daemon does not believe, and that it goes on."""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import stand_in
+from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
+from support import DEADLINE, RawClient, eventually, in_time, serving
+
+from kvmchand.core.links import CONTROL_PEER
+from kvmchand.ids import ClientId, Size
+from kvmchand.page import LEFT_INDEXES, RIGHT_INDEXES
+from kvmchand.wire import client as wire
+from kvmchand.wire import link
+
+PEER, SIZE, VECTORS = 5, 65536, 4
+HUGE_PEER, HUGE = 6, 1 << 33
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time():
+        yield
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, program: Path) -> Iterator[GuestDaemon]:
+    """Not linked to its host yet, and without a device but the control device."""
+    yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), program), request)
+
+
+@pytest.fixture
+def guest(fresh: GuestDaemon) -> GuestDaemon:
+    """Linked to its host."""
+    return fresh.greet()
+
+
+@pytest.fixture
+def device(guest: GuestDaemon) -> Device:
+    made = guest.plug(PEER, SIZE, VECTORS)
+    assert guest.hear() == link.Ready(PEER, VECTORS)
+    return made
+
+
+@dataclass(frozen=True)
+class Grant:
+    """An honest one; a test spoils a part of it."""
+
+    channel: int = 1
+    path: str = "/x"
+    left_order: int = 10
+    right_order: int = 11
+    peer: int = PEER
+    offset: int = 4096
+    vector: int = 2
+    ring: int = 3 << 16 | 2
+
+    def to(self, client: Client, *, number: int = 0, serial: int = 0) -> link.Grant:
+        parts: dict[str, Any] = vars(self)
+        return link.Grant(client=ClientId(number or client.number), serial=serial or client.ask.serial, **parts)
+
+
+def assert_granted(client: Client, guest: GuestDaemon, device: Device) -> dict[str, Any]:
+    """An honest grant is passed on, whatever was before it."""
+    guest.say(Grant().to(client))
+    reply = client.hear()
+    assert (reply["type"], reply["events"], reply["offset"], reply["doorbell"]) == ("granted", "doorbell", 4096, SIZE)
+    memory, event = reply["fds"]
+    assert os.fstat(memory).st_ino == os.fstat(device.memory).st_ino
+    os.eventfd_write(device.events[2], 1)
+    assert select.select([event], [], [], 0)[0]
+    os.eventfd_read(event)
+    return reply
+
+
+def close(client: Client, guest: GuestDaemon) -> None:
+    client.sock.shutdown(1)
+    assert guest.hear() == link.Close(client.number)
+    guest.say(link.Closed(client.number))
+    client.hear_end()
+    client.close()
+
+
+# ---- an honest host ----
+
+
+def test_a_request_and_its_grant_pass_and_a_close_waits_for_the_host(guest: GuestDaemon, device: Device) -> None:
+    with Client(guest) as client:
+        assert_granted(client, guest, device)
+        client.sock.shutdown(1)
+        assert guest.hear() == link.Close(client.number)
+        assert not select.select([client.sock], [], [], 0)[0]
+        guest.say(link.Closed(client.number))
+        client.hear_end()
+
+
+def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
+    with RawClient(fresh) as client:
+        client.hello().say({"type": "list", "after": 0})
+        fresh.greet()
+        asked = fresh.hear_ask()
+        assert isinstance(wire.requests.decode(asked.request.encode()), wire.List)
+        listing = wire.Listing((), (), (), (), (), following=Size(0))
+        fresh.say(link.Reply(asked.client, asked.serial, wire.replies.encode(listing).decode()))
+        reply = client.hear()
+        # What only the guest knows is added.
+        assert [each["address"] for each in reply["devices"]] == [fresh.control.address]
+    assert fresh.hear() == link.Close(asked.client)
+
+
+# ---- grants that can't be ----
+
+SPOILT: dict[str, dict[str, Any]] = {
+    "a device that is not there": {"peer": PEER + 1},
+    "no device": {"peer": 0},
+    "a device below 0": {"peer": -1},
+    "the control device": {"peer": CONTROL_PEER, "vector": 0},
+    "a left ring too small": {"left_order": 9},
+    "a right ring too small": {"right_order": 0},
+    "a ring below 0": {"left_order": -12},
+    "a ring larger than the device": {"right_order": 16},
+    "a ring of 2 GiB": {"right_order": 31},
+    "a ring beyond all memory": {"left_order": 2**31 - 1},
+    "one page too far": {"offset": SIZE},
+    "the last byte too far": {"left_order": 12, "offset": SIZE - 2 * 4096 + 1},
+    "far beyond": {"offset": 2**63 - 1},
+    "the vector after the last": {"vector": VECTORS},
+    "a vector below 0": {"vector": -1},
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_grant_outside_a_device_is_refused_and_the_next_client_is_served(guest: GuestDaemon, device: Device, case: str) -> None:
+    with Client(guest) as client:
+        guest.say(replace(Grant(), **SPOILT[case]).to(client))
+        client.hear_error("protocol")
+        guest.wait_log(f"the host granted client {client.number} what can't be: ")
+    assert guest.hear() == link.Close(client.number)
+    with Client(guest) as another:
+        assert_granted(another, guest, device)
+    assert "is lost" not in guest.log()
+
+
+def test_a_ring_that_no_end_can_have_is_refused_though_the_device_has_room(guest: GuestDaemon) -> None:
+    guest.plug(HUGE_PEER, HUGE, 1)
+    assert guest.hear() == link.Ready(HUGE_PEER, 1)
+    with Client(guest) as client:
+        guest.say(replace(Grant(), peer=HUGE_PEER, vector=0, right_order=31).to(client))
+        client.hear_error("protocol")
+
+
+def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, device: Device) -> None:
+    with Client(guest) as client:
+        guest.say(replace(Grant(), left_order=12, offset=SIZE - 2 * 4096, vector=VECTORS - 1).to(client))
+        assert client.hear()["type"] == "granted"
+
+
+# ---- answers that can't be ----
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "",
+        "granted",
+        '{"type":"listing"}',
+        '{"type":"hello","version":2}',
+        '{"type":"error","code":1,"sentence":""}',
+        '{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,"events":"socket","offset":0,"doorbell":0,"ring":0}',
+    ],
+)
+def test_an_answer_that_can_not_be_understood_is_an_error_to_that_client(guest: GuestDaemon, device: Device, reply: str) -> None:
+    with Client(guest) as client, Client(guest) as another:
+        guest.say(link.Reply(client.number, client.ask.serial, reply))
+        assert "the host" in client.hear_error("protocol")
+        client.hear_end()
+        assert guest.hear() == link.Close(client.number)
+        assert_granted(another, guest, device)
+
+
+def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) -> None:
+    error = wire.replies.encode(wire.Error("busy", "nobody wants to know")).decode()
+    with RawClient(guest) as idle, Client(guest) as client:
+        idle.hello()
+        for number in (1, client.number + 1, 2**63 - 1):
+            guest.say(Grant().to(client, number=number))
+            guest.say(link.Reply(ClientId(number), client.ask.serial, error))
+            guest.say(link.Closed(ClientId(number)))
+        guest.say(link.Closed(client.number))
+        for serial in (client.ask.serial + 1, client.ask.serial - 1, -1, 2**31 - 1):
+            guest.say(Grant().to(client, serial=serial or -2))
+            guest.say(link.Reply(client.number, serial, error))
+        assert_granted(client, guest, device)
+        # Answered once, it is not answered again.
+        guest.say(Grant().to(client))
+        guest.say(link.Reply(client.number, client.ask.serial, error))
+        idle.say({"type": "list", "after": 0})
+        asked = guest.hear_ask()
+        guest.say(link.Reply(asked.client, asked.serial, error))
+        idle.hear_error("busy")
+        assert not select.select([idle.sock, client.sock], [], [], 0)[0]
+
+
+# ---- bytes that can't be ----
+
+BAD = {
+    "a packet of nothing": bytes(4),
+    "a packet of one byte more than the most": link.LENGTH.pack(link.PACKET_MAX + 1),
+    "a packet of all that 32 bits can say": b"\xff" * 4,
+    "no JSON": link.LENGTH.pack(1) + b"{",
+    "an unknown message": link.LENGTH.pack(15) + b'{"type":"shell"}'[:15],
+    "what only a guest says": link.LENGTH.pack(28) + b'{"type":"hello","version":1}',
+    "an ill-typed message": link.LENGTH.pack(32) + b'{"type":"welcome","domain":null}',
+    "half a surrogate pair": link.LENGTH.pack(44) + rb'{"type":"reply","client":1,"reply":"\ud800"}',
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_host_whose_bytes_can_not_be_loses_the_link_and_is_met_anew(guest: GuestDaemon, device: Device, case: str) -> None:
+    client = Client(guest)
+    reply = assert_granted(client, guest, device)
+    guest.put(BAD[case])
+    guest.wait_log("the link to the host is lost: ")
+    # Its channel's other end can't be reached any more: its wait ends, and so does its connection.
+    assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+    client.hear_end()
+    client.close()
+    guest.greet()
+    assert guest.hear() == link.Ready(PEER, VECTORS)
+    with Client(guest) as another:
+        assert_granted(another, guest, device)
+
+
+def test_an_index_that_can_not_be_true_loses_the_link(guest: GuestDaemon, device: Device) -> None:
+    (cons,) = struct.unpack_from("=I", guest.page, RIGHT_INDEXES)
+    struct.pack_into("=I", guest.page, RIGHT_INDEXES + 4, (cons + (1 << link.RIGHT_ORDER) + 1) % 2**32)
+    guest.wake()
+    guest.wait_log("the link to the host is lost: the peer broke the ring's rules")
+    guest.greet()
+    assert guest.hear() == link.Ready(PEER, VECTORS)
+
+
+def test_a_page_that_can_not_be_is_not_attached_to(fresh: GuestDaemon) -> None:
+    fresh.wait_started()
+    for at in (LEFT_INDEXES, LEFT_INDEXES + 4, RIGHT_INDEXES, RIGHT_INDEXES + 4):
+        struct.pack_into("=I", fresh.page, at, at << 20)
+    fresh.page[CLIENT_LIVE], fresh.page[SERVER_LIVE] = 2, 1
+    fresh.wake()
+    fresh.wait_log("the link to the host is lost: the server's ring indexes can't be true")
+    # It looks again now and then, and not all the time.
+    began = time.monotonic()
+    eventually(lambda: fresh.log().count("is lost") >= 3)
+    assert time.monotonic() - began > 1.5
+    fresh.page[CLIENT_LIVE] = 0
+    fresh.greet()
+
+
+def test_a_host_that_hangs_up_ends_the_channels_and_is_met_anew(guest: GuestDaemon, device: Device) -> None:
+    client = Client(guest)
+    reply = assert_granted(client, guest, device)
+    guest.page[SERVER_LIVE] = 0
+    guest.wake()
+    guest.wait_log("the link to the host is lost: the other end is gone")
+    assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+    client.hear_end()
+    client.close()
+    guest.greet()
+    assert guest.hear() == link.Ready(PEER, VECTORS)
+
+
+def test_a_host_that_refuses_is_quoted_in_one_line(fresh: GuestDaemon) -> None:
+    fresh.meet()
+    assert fresh.hear() == link.Hello(link.VERSION)
+    fresh.say(link.Refused("use the\nkvmchand: same release\x1b[2J"))
+    fresh.wait_log("the host's kvmchand refuses this one: use the?kvmchand: same release?[2J")
+
+
+def test_a_flood_of_the_hosts_is_read_to_its_end(guest: GuestDaemon, device: Device) -> None:
+    for _ in range(5000):
+        guest.say(link.Closed(ClientId(1)))
+    with Client(guest) as client:
+        assert_granted(client, guest, device)
+
+
+# ---- devices ----
+
+
+def test_a_device_that_goes_ends_the_channels_on_it_alone(guest: GuestDaemon, device: Device) -> None:
+    other = guest.plug(PEER + 1, SIZE, VECTORS)
+    assert guest.hear() == link.Ready(PEER + 1, VECTORS)
+    with Client(guest) as client, Client(guest) as staying:
+        reply = assert_granted(client, guest, device)
+        guest.say(replace(Grant(), peer=PEER + 1).to(staying))
+        memory, _ = staying.hear()["fds"]
+        assert os.fstat(memory).st_ino == os.fstat(other.memory).st_ino
+        guest.unplug(device)
+        assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+        client.hear_end()
+        assert guest.hear() == link.Close(client.number)
+        gone = guest.hear()
+        assert isinstance(gone, link.Unusable)
+        assert gone.peer == PEER
+        assert not select.select([staying.sock], [], [], 0)[0]
+    assert guest.hear() == link.Close(staying.number)
+
+
+def test_the_newest_device_of_an_id_counts(guest: GuestDaemon, device: Device) -> None:
+    again = Device(PEER, SIZE, VECTORS)
+    again.address = "0000:07:01.0"
+    guest.add(again)
+    assert guest.hear() == link.Ready(PEER, VECTORS)
+    with Client(guest) as client:
+        assert_granted(client, guest, again)

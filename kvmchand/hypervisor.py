@@ -65,13 +65,16 @@ class Hypervisor:
 
     def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
         """on_attached or on_attach_failed follows, or on_gone."""
+        self._detaching.pop((domain, device), None)
         message = self._attaching[domain, device] = hypervisor.Attach(domain, device, str(socket), vectors)
         self._service.send(hypervisor.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
         """Asks the guest to let the device go: the ivshmem server sees when it has."""
         self._attaching.pop((domain, device), None)
-        message = self._detaching[domain, device] = hypervisor.Detach(domain, device, str(socket))
+        message = hypervisor.Detach(domain, device, str(socket))
+        if domain in self._domains:
+            self._detaching[domain, device] = message
         self._service.send(hypervisor.to_libvirt.encode(message))
 
     def on_unplugged(self, domain: DomainId, device: DeviceId) -> None:
@@ -135,6 +138,7 @@ class Hypervisor:
             case hypervisor.AttachFailed():
                 if self._attaching.pop((message.domain, message.device), None) is not None:
                     self._owner.on_attach_failed(message.domain, message.device, message.sentence)
+                    self._detaching.pop((message.domain, message.device), None)  # it has none to give back
 
     def _unprepare(self, uuid: str) -> None:
         if uuid in self._prepared:

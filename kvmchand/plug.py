@@ -38,7 +38,14 @@ def stale_devices(tree: ElementTree.Element, folder: Path) -> list[str]:
         for each in tree.findall("devices/shmem")
         if not startlink.is_start(each) and (server := each.find("server")) is not None
     ]
-    return [str(each) for each in paths if each.parent == folder and not each.exists()]
+    return [str(each) for each in paths if each.parent == folder and not _is_there(each)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False  # no path that can be
 
 
 def _bus(address: ElementTree.Element) -> int:

@@ -314,6 +314,8 @@ def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
         try:
             _detach_now(connection, number, path)
         except libvirt.libvirtError as error:
+            if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise
             log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
 
 

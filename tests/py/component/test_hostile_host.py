@@ -18,6 +18,7 @@ from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
 from support import DEADLINE, RawClient, eventually, in_time, serving
 
 from kvmchand.core.links import CONTROL_PEER
+from kvmchand.core.paths import HOST
 from kvmchand.ids import ClientId, Size
 from kvmchand.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.wire import client as wire
@@ -115,7 +116,7 @@ def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
         fresh.greet()
         asked = fresh.hear_ask()
         assert isinstance(wire.requests.decode(asked.request.encode()), wire.List)
-        listing = wire.Listing((), (), (), (), (), following=Size(0))
+        listing = wire.Listing((wire.DomainInfo(HOST, "host"),), (), (), (), (), following=Size(0))
         fresh.say(link.Reply(asked.client, asked.serial, wire.replies.encode(listing).decode()))
         reply = client.hear()
         # What only the guest knows is added.

@@ -64,6 +64,10 @@ class Groups:
         self._on_open(group)
         return group
 
+    def names(self) -> list[str]:
+        """Of those that are open."""
+        return list(self._groups)
+
     def close(self, name: str) -> None:
         """When no device of it is open any more."""
         group = self._groups.pop(name)

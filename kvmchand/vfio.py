@@ -27,8 +27,6 @@ class Function:
     fd: int
     events: list[int] = field(default_factory=list)
     """By vector."""
-    is_stale: bool = False
-    """The owner has closed it before."""
 
     @property
     def address(self) -> str:
@@ -107,6 +105,7 @@ class Functions:
         told: list[tuple[object, Sequence[int]]] = [(vfio.Group(name), fds.borrow()) for name, fds in self._groups.items()]
         for function in self._functions.values():
             if function.fd < 0:
+                told.append((vfio.LetGo(function.address), ()))
                 continue
             told.append((function.settings, (function.fd,)))
             most = vfio.EVENTS_PER_PACKET
@@ -142,28 +141,19 @@ class Functions:
         self._service.worked()
         match message:
             case Function():
-                self._on_function(message)
+                if message.events:
+                    self._owner.on_device(message)
+                else:
+                    self._functions[message.address] = message
             case vfio.Removed():
                 self._functions.pop(message.address, None)
                 self._owner.on_removed(message.address)
             case vfio.Unusable():
                 self._owner.on_unusable(message.address, message.sentence)
 
-    def _on_function(self, function: Function) -> None:
-        """Twice of each: before its events, and when it is whole."""
-        if not function.events:
-            known = self._functions.get(function.address)
-            # One that the owner has closed is of no use any more, though a new vfio process finds it unused.
-            function.is_stale = known is not None and known.fd < 0
-            self._functions[function.address] = function
-        elif function.is_stale:
-            function.close()
-        else:
-            self._owner.on_device(function)
-
     def on_death(self, culprit: int | None) -> None:
-        for address in [address for address, each in self._functions.items() if len(each.events) != each.settings.vectors]:
-            self._functions.pop(address).close()  # it had not come whole
+        for function in [each for each in self._functions.values() if each.fd >= 0 and len(each.events) != each.settings.vectors]:
+            self._functions.pop(function.address).close()  # it had not come whole
 
     def on_failure(self, error: KvmchanError) -> None:
         self._owner.on_failure(error)

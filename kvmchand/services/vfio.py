@@ -56,6 +56,8 @@ class Device:
     events: list[int] = field(default_factory=list)
     unplug: int = -1
     """Signalled when the device shall be let go."""
+    is_let_go: bool = False
+    """Main has closed it, and waits to hear that it is gone."""
 
 
 class Driver(Worker):
@@ -81,6 +83,8 @@ class Driver(Worker):
             self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
             self._load_modules()
             self._scan()
+            for name in self._groups.names():
+                self._close_group_if_unused(name)  # main may have let go of all that was in it
             self._loop.run(self._until_next_try)
         finally:
             for device in self._devices.values():
@@ -101,6 +105,8 @@ class Driver(Worker):
                 self._watch_unplug(device)
             case wire.Events():
                 self._devices[message.address].events += fds.steal()
+            case wire.LetGo():
+                self._devices[message.address] = Device(message.address, "", -1, is_let_go=True)
             case wire.Start():
                 self._noiommu = message.noiommu
                 self._start(wire.Started())
@@ -361,6 +367,8 @@ class Driver(Worker):
     def _forget(self, address: str) -> None:
         """It is gone."""
         if address in self._devices:
+            if self._devices[address].is_let_go:
+                self._say(wire.Removed(address))
             self._let_go(address)
             del self._devices[address]
         self._tries.pop(address, None)

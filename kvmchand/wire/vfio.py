@@ -61,6 +61,13 @@ class Events(Record):
     address: str
 
 
+class LetGo(Record):
+    """main → vfio: a device that was usable, and that main has closed. It is not to be driven again; Removed follows when it is
+    gone."""
+
+    address: str
+
+
 class Removed(Record):
     """vfio → main: the device is being unplugged, and waits for all to let go of it; or is gone."""
 
@@ -74,7 +81,7 @@ class Unusable(Record):
     sentence: str
 
 
-TO_VFIO: dict[str, type] = {"start": Start, "group": Group, "device": Device, "events": Events}
+TO_VFIO: dict[str, type] = {"start": Start, "group": Group, "device": Device, "events": Events, "let-go": LetGo}
 TO_MAIN: dict[str, type] = {
     "started": Started,
     "group": Group,

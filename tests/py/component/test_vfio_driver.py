@@ -12,7 +12,7 @@ import re
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +21,14 @@ from typing import Any
 import pytest
 from support import DEADLINE, in_time, next_fd
 
+from kvmchand import vfio as mains
+from kvmchand.errors import KvmchanError
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.pci import Bar, Function
 from kvmchand.linux.vfio import Region
+from kvmchand.loop import Loop
 from kvmchand.services import vfio as service
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
@@ -152,19 +155,23 @@ class Kernel:
 class Main:
     """What main hears of the vfio process."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, functions: mains.Functions | None) -> None:
         self._sock = sock
+        self._functions = functions
         self.devices: list[wire.Device] = []
         self.events = 0
         self.groups: list[str] = []
 
     def hear(self) -> object:
-        """The next message; its descriptors are closed."""
+        """The next message; its descriptors go to main's functions, or are closed."""
         data, fds = receive_packet(self._sock)
         assert data, "the driver ended"
         with fds:
             message = wire.to_main.decode(data)
             self.events += len(fds) if isinstance(message, wire.Events) else 0
+            understood = self._functions.understand(data, fds) if self._functions is not None else None
+        if self._functions is not None and understood is not None:
+            self._functions.on_message(understood)
         return message
 
     def hear_unusable(self) -> str:
@@ -197,8 +204,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 
 @contextmanager
-def driving(*, noiommu: bool = False) -> Iterator[Main]:
-    """A driver that has been started, until the end of the `with`."""
+def driving(*, noiommu: bool = False, functions: mains.Functions | None = None) -> Iterator[Main]:
+    """A driver that has been started, until the end of the `with`; main has `functions` by then."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     page = os.memfd_create("page")
     os.ftruncate(page, 4096)
@@ -206,10 +213,12 @@ def driving(*, noiommu: bool = False) -> Iterator[Main]:
         ours.settimeout(DEADLINE)
         driver = service.Driver(theirs, Marker(page))
         thread = threading.Thread(target=driver.run)
-        send_packet(ours, wire.to_vfio.encode(wire.Start(noiommu)))
+        start: list[tuple[bytes, Sequence[int]]] = [(wire.to_vfio.encode(wire.Start(noiommu)), ())]
+        for data, fds in start if functions is None else functions.greeting():
+            send_packet(ours, data, fds)
         thread.start()
         try:
-            yield Main(ours)
+            yield Main(ours, functions)
         finally:
             ours.close()
             thread.join()
@@ -443,3 +452,107 @@ def test_the_mode_is_turned_on_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parameter.write_text(text)
     assert vfio.allow_noiommu() == turned_on
     assert parameter.read_text().strip() == "Y"
+
+
+# ---- a process after another ----
+
+
+class Owner:
+    """Of functions. It has what it is told of until it lets go of that."""
+
+    def __init__(self) -> None:
+        self.devices: dict[str, mains.Function] = {}
+
+    def let_go(self) -> None:
+        while self.devices:
+            self.devices.popitem()[1].close()
+
+    def on_device(self, function: mains.Function) -> None:
+        self.devices[function.address] = function
+
+    def on_removed(self, address: str) -> None:
+        """Nothing: the tests hear it."""
+
+    def on_unusable(self, address: str, sentence: str) -> None:
+        raise AssertionError(f"{address}: {sentence}")
+
+    def on_failure(self, error: KvmchanError) -> None:
+        raise error
+
+
+class Guest:
+    """Main's part of a guest, whose vfio processes are the drivers of one `with` after another."""
+
+    def __init__(self) -> None:
+        self.owner = Owner()
+        self._loop = Loop()
+        self._functions = mains.Functions(self._loop, self.owner, noiommu=False)
+
+    @contextmanager
+    def driving(self) -> Iterator[Main]:
+        with driving(functions=self._functions) as main:
+            yield main
+        self._functions.on_death(None)
+
+    def close(self) -> None:
+        self.owner.let_go()
+        self._functions.close()
+        self._loop.close()
+
+
+@pytest.fixture
+def guest(kernel: Kernel) -> Iterator[Guest]:
+    """With the device in use; its first process has died."""
+    made = Guest()
+    with made.driving() as main:
+        assert main.hear_device().address == ADDRESS
+    assert list(made.owner.devices) == [ADDRESS]
+    yield made
+    made.close()
+
+
+def plug_another(kernel: Kernel) -> None:
+    """A device that is looked at after the first."""
+    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, group="8", bars=(Bar(0xFE802000, 0x100), *IVSHMEM.bars[1:]))
+
+
+def test_the_next_process_has_the_devices_that_the_guest_has(kernel: Kernel, guest: Guest) -> None:
+    before = guest.owner.devices[ADDRESS]
+    plug_another(kernel)
+    with guest.driving() as main:
+        assert main.hear_device().address == STRANGER
+    assert guest.owner.devices[ADDRESS] is before
+    assert before.fd >= 0
+
+
+def test_the_next_processes_leave_alone_what_the_guest_has_let_go_of(kernel: Kernel, guest: Guest) -> None:
+    guest.owner.let_go()
+    plug_another(kernel)
+    with guest.driving() as main:
+        assert main.hear_device().address == STRANGER
+    guest.owner.let_go()
+    third = "0000:04:03.0"
+    kernel.functions[third] = replace(kernel.functions[STRANGER], address=third, group="9", bars=IVSHMEM.bars)
+    with guest.driving() as main:
+        assert main.hear_device().address == third
+
+
+def test_the_next_process_closes_a_group_of_which_the_guest_has_let_go(guest: Guest) -> None:
+    guest.owner.let_go()
+    with guest.driving() as main:
+        while not isinstance(message := main.hear(), wire.GroupClosed):
+            assert isinstance(message, wire.Started)
+        assert message.name == "7"
+
+
+def test_a_device_in_the_place_of_one_that_went_while_no_process_was_there_is_used(kernel: Kernel, guest: Guest) -> None:
+    guest.owner.let_go()
+    gone = kernel.functions.pop(ADDRESS)
+    with guest.driving() as main:
+        while not isinstance(message := main.hear(), wire.Removed):
+            pass
+        assert message.address == ADDRESS
+    kernel.functions[ADDRESS] = gone
+    with guest.driving() as main:
+        assert main.hear_device().address == ADDRESS
+    assert list(guest.owner.devices) == [ADDRESS]

@@ -26,7 +26,7 @@ from kvmchand.errors import KvmchanError
 from kvmchand.ids import Size
 from kvmchand.ipc import Marker
 from kvmchand.linux import pci, vfio
-from kvmchand.linux.pci import Bar, Function
+from kvmchand.linux.pci import Bar, Function, SysfsError
 from kvmchand.linux.vfio import Region
 from kvmchand.loop import Loop
 from kvmchand.services import vfio as service
@@ -35,6 +35,7 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"
+THIRD = "0000:04:03.0"
 IVPOSITION, COMMAND = 8, 4
 PEER, VECTORS = 5, 4
 BAR0 = Region(4096, 0, True)
@@ -69,10 +70,12 @@ class Kernel:
         self.vectors = VECTORS
         self.room = VECTORS
         """Interrupts that the machine has left; negative: and it says ENOSPC where it has too few."""
+        self.removed: set[str] = set()
+        self.rescanned = threading.Event()
         self.memory = os.memfd_create("device")
         os.ftruncate(self.memory, 3 * 4096)
         os.pwrite(self.memory, struct.pack("<i", PEER), IVPOSITION)
-        for name in ("addresses", "function", "group_members", "bind", "is_noiommu"):
+        for name in ("addresses", "function", "group_members", "bind", "is_noiommu", "remove", "rescan"):
             monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
         for name in ("open_group", "open_container", "set_iommu", "open_device", "set_irqs"):
             monkeypatch.setattr(vfio, name, getattr(self, f"_{name}"))
@@ -121,6 +124,15 @@ class Kernel:
     def _bind(self, address: str, driver: str) -> None:
         seen = self.functions[address]
         self.functions[address] = replace(seen, driver=driver, group=seen.group or next(iter(self.noiommu_groups), ""))
+
+    def _remove(self, address: str) -> None:
+        if address not in self.functions:
+            raise SysfsError(f"{address} is not there")
+        del self.functions[address]
+        self.removed.add(address)
+
+    def _rescan(self) -> None:
+        self.rescanned.set()
 
     def _is_noiommu(self, group: str) -> bool:
         return group in self.noiommu_groups
@@ -248,6 +260,41 @@ def test_an_old_kernel_has_the_first_kind_of_iommu_only(kernel: Kernel) -> None:
     with driving() as main:
         main.hear_device()
     assert kernel.kinds == [vfio.TYPE1_IOMMU]
+
+
+# ---- doorbells in one page ----
+
+
+def plug_crowd(kernel: Kernel) -> None:
+    """Two more, the doorbells of which are in the page of the first's."""
+    for number, address in enumerate((STRANGER, THIRD), 1):
+        bars = (Bar(IVSHMEM.bars[0].start + number * 0x100, 0x100), *IVSHMEM.bars[1:])
+        kernel.functions[address] = replace(IVSHMEM, address=address, bars=bars)
+
+
+def test_one_of_a_crowd_is_used_and_the_others_are_given_addresses_anew(kernel: Kernel) -> None:
+    plug_crowd(kernel)
+    with driving() as main:
+        assert main.hear_device().address == ADDRESS
+        assert kernel.rescanned.wait(DEADLINE)
+    assert kernel.removed == {STRANGER, THIRD}
+
+
+@pytest.mark.parametrize("gone", [STRANGER, THIRD])
+def test_one_of_a_crowd_that_goes_meanwhile_does_not_keep_the_others_from_coming_back(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    plug_crowd(kernel)
+
+    def bind(address: str, driver: str) -> None:
+        kernel._bind(address, driver)
+        kernel.functions.pop(gone, None)
+
+    monkeypatch.setattr(pci, "bind", bind)  # when the first is taken
+    with driving() as main:
+        assert main.hear_device().address == ADDRESS
+        assert kernel.rescanned.wait(DEADLINE)
+    assert kernel.removed == {STRANGER, THIRD} - {gone}
 
 
 # ---- what is missing ----
@@ -531,10 +578,9 @@ def test_the_next_processes_leave_alone_what_the_guest_has_let_go_of(kernel: Ker
     with guest.driving() as main:
         assert main.hear_device().address == STRANGER
     guest.owner.let_go()
-    third = "0000:04:03.0"
-    kernel.functions[third] = replace(kernel.functions[STRANGER], address=third, group="9", bars=IVSHMEM.bars)
+    kernel.functions[THIRD] = replace(kernel.functions[STRANGER], address=THIRD, group="9", bars=IVSHMEM.bars)
     with guest.driving() as main:
-        assert main.hear_device().address == third
+        assert main.hear_device().address == THIRD
 
 
 def test_the_next_process_closes_a_group_of_which_the_guest_has_let_go(guest: Guest) -> None:

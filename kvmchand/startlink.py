@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from kvmchand.config import VECTORS_MAX
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import Size
 
 SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
 _VECTORS = 64
-_VECTORS_MIN, _VECTORS_MAX = 2, 2048
-"""For a channel within the guest takes two, and MSI-X has no more."""
+_VECTORS_MIN = 2
+"""A channel within the guest takes as many."""
 _NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")
 _SOCKET = re.compile(r"start-[0-9a-f]{26}")
 """As long as the name of a socket that the daemon makes."""
@@ -68,7 +69,7 @@ def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
         if not size or path.parent != folder or not _SOCKET.fullmatch(path.name) or not re.fullmatch("[0-9]{1,4}", vectors):
             continue
         found = StartLink(path.name, Size(int(size[1])), int(vectors))
-        if _VECTORS_MIN <= found.vectors <= _VECTORS_MAX and _is_possible(found.size):
+        if _VECTORS_MIN <= found.vectors <= VECTORS_MAX and _is_possible(found.size):
             return found
     return None
 

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand import log
+from kvmchand.core.grants import Share
 from kvmchand.core.registry import Channel, Side
 from kvmchand.errors import InternalError, KvmchanError, ProtocolError
 from kvmchand.ids import ClientId, DomainId, Size
 from kvmchand.ipc import Kept
 from kvmchand.linux import libc
 from kvmchand.loop import HALF_CLOSED, HUNG_UP, Loop
-from kvmchand.region import Region
+from kvmchand.region import Region, SharedMemory
 from kvmchand.sockets import Sockets
 from kvmchand.source import GENERATION, Asker, Owner
 from kvmchand.wire import client, internal
@@ -145,7 +146,6 @@ class Clients:
         self._loop.modify(_sock(closing).fileno(), 0)
 
     def settle(self, settled: Asker) -> None:
-        """It has a channel now."""
         self._idle[settled.domain].pop(settled.number, None)
 
     def answer(self, asking: Asker, reply: object, fds: Sequence[int] = ()) -> bool:
@@ -169,6 +169,14 @@ class Clients:
             return self.answer(asking, granted, (given.memory, *given.events))
         finally:
             os.close(given.memory)
+
+    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        opened = memory.open(asking.number, writable=writable)
+        try:
+            self.settle(asking)
+            return self.answer(asking, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
+        finally:
+            os.close(opened)
 
     def forget(self, gone: Asker) -> None:
         del self._clients[gone.number]

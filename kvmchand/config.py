@@ -43,6 +43,8 @@ class Limits:
     """Bytes, for each direction of a channel."""
     max_channels: int = 65536
     """Channels a domain offers at once."""
+    max_shared: int = 1 << 30
+    """Bytes of pages that a domain shares."""
     guest_channels: int = 1024
     """The same of a guest, and as many that it is a client of."""
     guest_devices: int = 16
@@ -96,6 +98,7 @@ _MOST = {
     "mode": 0o777,
     "max_ring": rings.RING_MAX,
     "max_channels": CHANNELS_MAX,
+    "max_shared": 1 << 40,
     "guest_channels": CHANNELS_MAX,
     "guest_devices": 255,
     "guest_bytes": 1 << 40,

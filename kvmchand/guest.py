@@ -19,6 +19,7 @@ from kvmchand.config import Settings
 from kvmchand.core.links import CONTROL_PEER, HOST_PEER
 from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Side
+from kvmchand.core.rings import PAGE
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
 from kvmchand.event import drain_event, signal_event
 from kvmchand.ids import ClientId, Size
@@ -247,6 +248,8 @@ class Guest:
                 self._on_reply(message)
             case link.Grant():
                 self._on_grant(message)
+            case link.Pages():
+                self._on_pages(message)
             case link.Closed():
                 if message.client in self._closing:
                     self._forget(message.client)
@@ -277,7 +280,7 @@ class Guest:
         for each in waiting.values():
             self._ask(each.asking, each.request)
 
-    def _answered(self, answer: link.Reply | link.Grant) -> Asker | None:
+    def _answered(self, answer: link.Reply | link.Grant | link.Pages) -> Asker | None:
         """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
         ask = self._unanswered.get(answer.client)
         if ask is None or ask.serial != answer.serial:
@@ -291,8 +294,8 @@ class Guest:
             return
         try:
             content: object = client.replies.decode(reply.reply.encode())
-            if isinstance(content, client.Granted):
-                raise ProtocolError("the host granted a channel as to a client of its own")
+            if isinstance(content, client.Granted | client.Pages):
+                raise ProtocolError("the host granted memory as to a client of its own")
         except ProtocolError as error:
             content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
         if isinstance(content, client.Listing) and any(each.domain == HOST for each in content.domains):
@@ -311,10 +314,10 @@ class Guest:
         if asking is None:
             return
         try:
-            function = self._check(grant)
+            function = self._channel_device(grant.peer)
+            function.require(grant)
         except ProtocolError as error:
-            log.warning(f"the host granted client {grant.client} what can't be: {error.sentence}")
-            self._refuse(asking, error)
+            self._distrust(asking, error)
             return
         event = function.events[grant.vector]
         self._ends[grant.client] = (function, event)
@@ -331,12 +334,30 @@ class Guest:
         )
         self._clients.answer(asking, granted, (function.fd, event))
 
-    def _check(self, grant: link.Grant) -> Function:
-        """The device that a grant is of; ProtocolError unless the grant lies within it."""
-        function = self._device(grant.peer)
+    def _on_pages(self, given: link.Pages) -> None:
+        asking = self._answered(given)
+        if asking is None:
+            return
+        try:
+            function = self._channel_device(given.peer)
+            function.require_within(given.offset, given.pages * PAGE)
+        except ProtocolError as error:
+            self._distrust(asking, error)
+            return
+        self._ends[given.client] = (function, -1)
+        self._clients.settle(asking)
+        pages = client.Pages(given.ref, given.pages, Size(function.memory + given.offset))
+        self._clients.answer(asking, pages, (function.fd,))
+
+    def _distrust(self, asking: Asker, error: ProtocolError) -> None:
+        log.warning(f"the host granted client {asking.number} what can't be: {error.sentence}")
+        self._refuse(asking, error)
+
+    def _channel_device(self, peer: int) -> Function:
+        """The device that a grant is of; ProtocolError where there is none."""
+        function = self._device(peer)
         if function is None or function is self._control:
-            raise ProtocolError(f"there is no device {grant.peer} here")
-        function.require(grant)
+            raise ProtocolError(f"there is no device {peer} here")
         return function
 
     # ---- clients: source.Owner ----

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kvmchand import log, source
 from kvmchand.config import Settings
+from kvmchand.core.grants import Share
 from kvmchand.core.links import Device, LinkLimits, Links
 from kvmchand.core.paths import HOST
 from kvmchand.core.registry import Channel, Side
@@ -23,7 +24,7 @@ from kvmchand.ivshmem import Devices
 from kvmchand.link import Link, SessionId
 from kvmchand.loop import Loop
 from kvmchand.pool import Pool
-from kvmchand.region import Region, SliceRegion
+from kvmchand.region import Region, SharedMemory, SliceRegion
 from kvmchand.remote import Guest, Remote, reply_to
 from kvmchand.sessions import Sessions
 from kvmchand.source import Asker
@@ -358,6 +359,21 @@ class Guests:
         )
         self._link.send(session, remote.answer)
         return True
+
+    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:  # it has all of a device
+        remote, session = self._session_of(asking)
+        if memory.slice is None:
+            raise InternalError(f"the pages from {share.ref} on have no slice that a guest could use")
+        if session is None:
+            return False
+        memory.slice.given = True
+        peer = memory.slice.device.peers[asking.domain]
+        remote.answer = link.Pages(remote.remote, remote.serial, Size(share.ref), share.pages, peer, memory.offset)
+        self._link.send(session, remote.answer)
+        return True
+
+    def settle(self, settled: Asker) -> None:
+        """How many clients a guest has is all that is looked at here."""
 
     def forget(self, gone: Asker) -> None:
         remote, session = self._session_of(gone)

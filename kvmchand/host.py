@@ -14,22 +14,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kvmchand import listing, log
+from kvmchand.channels import Channels
 from kvmchand.clients import Clients
 from kvmchand.config import Settings
-from kvmchand.core import rings
+from kvmchand.core.grants import Grants
 from kvmchand.core.links import Device
 from kvmchand.core.paths import HOST
-from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side
+from kvmchand.core.registry import DomainKind, Registry, Side
+from kvmchand.core.rings import PAGE
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
 from kvmchand.guests import Guests
-from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+from kvmchand.ids import ClientId, DomainId, Size
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
 from kvmchand.loop import Loop
 from kvmchand.pool import NotYet
 from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.process import notify, stopped_by_signals
-from kvmchand.region import LocalRegion, Region
+from kvmchand.region import SharedMemory
+from kvmchand.sharing import Sharing
 from kvmchand.sockets import Sockets
 from kvmchand.source import Asker
 from kvmchand.wire import client
@@ -68,7 +71,9 @@ class Host:
         self._settings = settings
         self._loop = Loop()
         self._registry = Registry(settings.limits.max_channels, settings.limits.guest_channels)
-        self._regions: dict[ChannelId, Region] = {}
+        self._channels = Channels(self._registry, settings.limits.max_ring, self._serve_again)
+        grants = Grants(settings.limits.max_shared // PAGE, settings.limits.max_channels)
+        self._sharing = Sharing(self._registry, grants, self._make_pages, self._channels.wake)
         self._pending: dict[ClientId, Pending] = {}
         self._guests: Guests | None = None
         self._failure: KvmchanError | None = None
@@ -99,6 +104,7 @@ class Host:
         if settings.libvirt:
             self._guests = Guests(self._loop, settings, self, self._clients.next_generation)
             self._undo.callback(self._guests.close)
+            self._channels.places = self._guests.pool
             self._guests.start()
         self._clients.start()
 
@@ -109,9 +115,8 @@ class Host:
             raise self._failure
 
     def close(self) -> None:
-        for region in self._regions.values():
-            region.close()
-        self._regions.clear()
+        self._channels.close()
+        self._sharing.close()
         self._undo.close()
         self._loop.close()
 
@@ -138,42 +143,36 @@ class Host:
         self._loop.stop()
 
     def on_close(self, closing: Asker) -> None:
-        self._pending.pop(closing.number, None)
-        held = self._registry.held(closing.number)
-        if held is not None and self._regions[held[0].number].has_hung_up(held[1]):
-            self._release(closing.number)
+        self._forget_request(closing.number)
+        if self._channels.has_hung_up(closing.number):
+            self._channels.release(closing.number)
         else:
             self._end(closing.number)
         closing.source.forget(closing)
 
     def on_loss(self, number: ClientId) -> None:
-        self._pending.pop(number, None)
-        held = self._registry.held(number)
-        if held is None:
+        self._forget_request(number)
+        memory = self._channels.region(number) or self._sharing.held(number)
+        if memory is None:
             return
-        region = self._regions[held[0].number]
-        if region.is_mapped(number):
-            # It closed its descriptors, or a child of it did, but the channel is in use: wait for the mapping's end.
-            self._lifelines.watch(number, region)
+        if memory.is_mapped(number):
+            # It closed its descriptors, or a child of it did, but the memory is in use: wait for the mapping's end.
+            self._lifelines.watch(number, memory)
         else:
             self._end(number)
 
     def on_drop(self, number: ClientId) -> None:
-        self._pending.pop(number, None)
+        self._forget_request(number)
         self._end(number)
 
-    def _end(self, holder: ClientId) -> None:
-        """An end without a close: does for it what it should have done, and releases it."""
-        held = self._registry.held(holder)
-        if held is not None:
-            channel, side = held
-            self._regions[channel.number].bury(side)
-            self._release(holder)
+    def _forget_request(self, number: ClientId) -> None:
+        self._pending.pop(number, None)
+        self._channels.forget_visitor(number)
 
-    def _release(self, holder: ClientId) -> None:
-        held = self._registry.release(holder)
-        if held is not None and held[0].number not in self._registry.channels:
-            self._regions.pop(held[0].number).close()
+    def _end(self, holder: ClientId) -> None:
+        """What a connection holds ends without a close."""
+        self._channels.end(holder)
+        self._sharing.end(holder)
 
     # ---- guests: guests.Owner ----
 
@@ -183,25 +182,25 @@ class Host:
     def on_guest_reset(self, domain: DomainId) -> None:
         for waiting in [each for each in self._pending.values() if each.asking.domain == domain]:
             del self._pending[waiting.asking.number]
-        for holder in self._registry.holders(domain):
+        self._channels.forget_visitors(domain)
+        for holder in self._holders(domain):
             self._end(holder)
+
+    def _holders(self, domain: DomainId) -> list[ClientId]:
+        return self._registry.holders(domain) + self._sharing.holders(domain)
 
     def on_guest_gone(self, domain: DomainId) -> None:
         self.on_guest_reset(domain)
-        for channel in self._registry.offered_to(domain):
-            # Its client will never come.
-            self._registry.withdraw(channel)
-            self._regions[channel.number].bury(Side.CLIENT)
-        self._registry.remove_domain(domain)
+        self._channels.domain_gone(domain)
 
     def on_device_lost(self, domain: DomainId, device: Device) -> None:
-        for holder in self._registry.holders(domain):
-            held = self._registry.held(holder)
-            if held is not None and self._is_on(device, held[0]):
+        for holder in self._holders(domain):
+            if self._is_on(device, holder):
                 self._end(holder)
 
-    def _is_on(self, device: Device, channel: Channel) -> bool:
-        return self._guests is not None and self._guests.pool.is_on(device, self._regions[channel.number])
+    def _is_on(self, device: Device, holder: ClientId) -> bool:
+        memory = self._channels.region(holder) or self._sharing.held(holder)
+        return self._guests is not None and memory is not None and self._guests.pool.is_on(device, memory)
 
     def on_devices_changed(self) -> None:
         for waiting in list(self._pending.values()):
@@ -220,11 +219,14 @@ class Host:
     # ---- requests ----
 
     def on_request(self, asking: Asker, request: object) -> None:
-        if asking.number in self._pending:
+        if asking.number in self._pending or self._channels.is_waiting(asking.number):
             # One at a time, as the protocol has it; a guest's daemon may say anything.
             error = ProtocolError("a request came before the answer to the one before")
             asking.source.answer(asking, client.Error(error.code, error.sentence))
             return
+        self._serve_again(asking, request)
+
+    def _serve_again(self, asking: Asker, request: object) -> None:
         self._ask(asking, request, time.monotonic() + _DEVICE_DEADLINE)
 
     def _ask(self, asking: Asker, request: object, deadline: float) -> None:
@@ -239,8 +241,10 @@ class Host:
         except NotYet as waiting:
             self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence, waiting.devices)
         except KvmchanError as error:
-            # Who has no channel must not stay where descriptors are short.
-            idle = self._registry.held(asking.number) is None
+            if isinstance(error, NotFound | Busy) and self._channels.wait(asking, request):
+                return
+            # Who holds nothing must not stay where descriptors are short.
+            idle = self._registry.held(asking.number) is None and self._sharing.held(asking.number) is None
             ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
             if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
                 asking.source.drop(asking)
@@ -248,92 +252,78 @@ class Host:
     def _serve(self, asking: Asker, request: object) -> None:
         match request:
             case client.Offer():
-                self._offer(asking, request)
+                self._require_share(asking.domain)
+                self._channels.offer(asking, request)
             case client.Connect():
-                self._connect(asking, request)
+                self._channels.connect(asking, request)
+            case client.Withdraw():
+                self._channels.withdraw(asking)
+            case client.Bind():
+                self._require_share(asking.domain)
+                self._channels.bind(asking, request)
+            case client.Join():
+                self._channels.join(asking, request)
+            case client.Share():
+                self._require_share(asking.domain)
+                self._sharing.share(asking, request)
+            case client.Map():
+                self._require_ready(self._sharing.find(asking, request), asking.domain)
+                self._sharing.map(asking, request)
+            case client.Notify():
+                self._sharing.notify(asking, request)
+            case client.GetPort():
+                asking.source.answer(asking, self._channels.port(asking, request))
+            case client.GetDomains():
+                asking.source.answer(asking, self._domains(asking, request.first))
             case client.List():
                 asking.source.answer(asking, self._list(asking, request.after))
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
 
+    def _require_ready(self, memory: SharedMemory, domain: DomainId) -> None:
+        if self._guests is not None:
+            self._guests.pool.require_ready(memory, domain)
+
+    def _make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
+        pool = self._guests.pool if self._guests is not None else None
+        if pool is not None and (pool.is_guest(owner) or pool.is_guest(peer)):
+            return pool.make_pages(size, owner, peer)
+        return SharedMemory.create(size)
+
     def _require_fds(self, wanted: int) -> int:
         """OutOfResources unless so many descriptors are free; how many would be left."""
-        taken = len(self._clients) + _CHANNEL_FDS * len(self._regions) + len(self._registry.domains) + _SPARE_FDS
+        held = _CHANNEL_FDS * len(self._channels) + len(self._sharing)
+        taken = len(self._clients) + held + len(self._registry.domains) + _SPARE_FDS
         taken += self._guests.pool.fds if self._guests is not None else 0
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if taken + wanted > most:
             raise OutOfResources(f"the daemon needs more than the {most} descriptors it may have: raise its limit (LimitNOFILE)")
         return most - taken - wanted
 
-    def _require_share(self, domain: DomainId, left: int) -> None:
-        """LimitReached where a domain has more channels than there is room left for: so none takes it all. The host may."""
+    def _require_share(self, domain: DomainId) -> None:
+        """OutOfResources without descriptors for a channel. LimitReached where a domain has more channels than there is room
+        left for: so none takes it all. The host may."""
+        left = self._require_fds(_CHANNEL_FDS)
         channels = self._registry.ends(domain, Side.SERVER)
         if domain != HOST and channels > left // (_CHANNEL_FDS + 2):
             raise LimitReached(
                 f"domain {domain} has {channels} channels, its share of the daemon's descriptors: raise LimitNOFILE"
             )
 
-    def _offer(self, asking: Asker, offer: client.Offer) -> None:
-        self._require_share(asking.domain, self._require_fds(_CHANNEL_FDS))
-        end = End(asking.number, asking.pid)
-        chosen = rings.choose(offer.read_min, offer.write_min, self._settings.limits.max_ring)
-        _, peer = self._registry.require_offer(asking.domain, offer.peer, offer.path, end)
-        # The region first: should it fail, an offer that this one would take over still stands.
-        region = self._make_region(chosen, asking.domain, peer)
-        channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end)
-        self._regions[channel.number] = region
-        self._grant(asking, channel, region, Side.SERVER)
-
-    def _make_region(self, chosen: rings.Rings, server: DomainId, peer: DomainId) -> Region:
-        if self._guests is not None and (self._guests.pool.is_guest(server) or self._guests.pool.is_guest(peer)):
-            return self._guests.pool.make_region(chosen, server, peer)
-        return LocalRegion.create(chosen)
-
-    def _connect(self, asking: Asker, request: client.Connect) -> None:
-        end = End(asking.number, asking.pid)
-        channel = self._registry.require_connect(asking.domain, request.domain, request.path, end)
-        region = self._regions[channel.number]
-        if not region.has_events():
-            self._registry.withdraw(channel)
-            raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
-        if self._guests is not None:
-            self._guests.pool.require_ready(region, asking.domain)
-        self._registry.connect(asking.domain, request.domain, request.path, end)
-        self._grant(asking, channel, region, Side.CLIENT)
-
-    def _grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> None:
-        try:
-            asking.source.grant(asking, channel, region, side)
-        except BaseException:
-            self._release(asking.number)
-            raise
+    def _domains(self, asking: Asker, first: int) -> client.Domains:
+        numbers = [number for number in sorted(self._registry.domains) if number >= first]
+        listed = [client.DomainInfo(each, self._registry.domains[each].value) for each in numbers[: client.DOMAINS_MAX]]
+        return client.Domains(asking.domain, tuple(listed))
 
     def _list(self, asking: Asker, cursor: Size) -> client.Listing:
         domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
         guests, links = self._guests.listing() if self._guests is not None and asking.domain == HOST else ((), ())
 
         def channels(first: int) -> Iterator[listing.Placed]:
-            for channel in self._registry.visible(asking.domain, ChannelId(first - 1)):
-                yield channel.number, self._describe(channel), listing.CHANNEL_BYTES + listing.text_bytes(channel.path)
+            return self._channels.listed(asking.domain, first)
 
         most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else _LISTING_MAX
         return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, most)
-
-    def _describe(self, channel: Channel) -> client.ChannelInfo:
-        ready = self._regions[channel.number].ready()
-        return client.ChannelInfo(
-            channel.number,
-            channel.path,
-            channel.state.value,
-            channel.server_domain,
-            channel.client_domain,
-            channel.server.pid if channel.server else 0,
-            channel.client.pid if channel.client else 0,
-            Size(1 << channel.rings.left),
-            Size(1 << channel.rings.right),
-            Size(ready.server),
-            Size(ready.client),
-        )
 
 
 def serve(settings: Settings) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Ends whose connection is gone while their region is still mapped.
+"""Ends whose connection is gone while their memory is still mapped.
 
 A program may close every descriptor it did not open itself; its channels must go on. The kernel reports when a description of
-the region goes (inotify: IN_CLOSE_WRITE at the last reference, mappings included), and the lock on it says whose it was. An
+the memory goes (inotify: IN_CLOSE at the last reference, mappings included), and the lock on it says whose it was. An
 end is watched from the loss of its connection until its mapping goes.
 """
 
@@ -11,14 +11,24 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from kvmchand.ids import ClientId
 from kvmchand.linux import libc
-from kvmchand.region import Region
 
 _EVENTS_BYTES = 64 * 1024
 _LOOKS = (0.001, 0.01, 0.1, 1.0)
 """Seconds after a report at which we look again: the kernel reports that a description goes, and after that takes its locks."""
+
+
+class Mapped(Protocol):
+    """Memory that holders have mapped."""
+
+    @property
+    def memory(self) -> int:
+        """Its descriptor."""
+
+    def is_mapped(self, holder: ClientId) -> bool: ...
 
 
 class Lifelines:
@@ -26,18 +36,18 @@ class Lifelines:
 
     def __init__(self, on_end: Callable[[ClientId], None]) -> None:
         self._on_end = on_end
-        self._watched: dict[ClientId, tuple[Region, int]] = {}
+        self._watched: dict[ClientId, tuple[Mapped, int]] = {}
         self._looks: list[float] = []
         self.fd = libc.inotify_init()
 
-    def watch(self, holder: ClientId, region: Region) -> None:
+    def watch(self, holder: ClientId, memory: Mapped) -> None:
         """Takes over an end. May call `on_end` at once. Where the kernel gives no watch, the end counts as gone."""
         try:
-            watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{region.memory}", libc.IN_CLOSE_WRITE)
+            watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{memory.memory}", libc.IN_CLOSE)
         except OSError:
             self._on_end(holder)
             return
-        self._watched[holder] = (region, watch)
+        self._watched[holder] = (memory, watch)
         self._look_now_and_again()
 
     def on_event(self, _events: int) -> None:
@@ -65,7 +75,7 @@ class Lifelines:
 
     def look(self) -> None:
         """Ends those whose mapping has gone."""
-        gone = [holder for holder, (region, _) in self._watched.items() if not region.is_mapped(holder)]
+        gone = [holder for holder, (memory, _) in self._watched.items() if not memory.is_mapped(holder)]
         for holder in gone:
             _, watch = self._watched.pop(holder)
             if not any(watch == other for _, other in self._watched.values()):

@@ -17,7 +17,7 @@ from kvmchand.hypervisor import Hypervisor
 from kvmchand.ids import DomainId, Size
 from kvmchand.ivshmem import Devices
 from kvmchand.page import Page
-from kvmchand.region import Region, SliceRegion
+from kvmchand.region import Region, SharedMemory, SliceRegion
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
@@ -30,6 +30,13 @@ class NotYet(Exception):
         self.devices = devices
         self.sentence = f"domain {domain} has not taken the device that this channel needs: is kvmchand guest running in it?"
         super().__init__(self.sentence)
+
+
+def _device_of(memory: Region | SharedMemory) -> Device | None:
+    """None: it is on this machine only."""
+    if isinstance(memory, SharedMemory):
+        return memory.slice.device if memory.slice is not None else None
+    return memory.slice.device if isinstance(memory, SliceRegion) else None
 
 
 class Pool:
@@ -117,25 +124,33 @@ class Pool:
     # ---- channels ----
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
-        """A slice for a channel of which an end is in a guest. NotYet, LimitReached or OutOfResources."""
-        devices = self._links.devices_for(pair_of(server, peer))
+        """For a channel of which an end is in a guest. NotYet, LimitReached or OutOfResources."""
+        return self._region(self._take(rings.size, server, peer), rings, server, peer)
+
+    def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
+        """For pages that a guest shares, or maps; as make_region()."""
+        taken = self._take(size, owner, peer, wakes=False)
+        return SharedMemory(self._devices.memory(taken.device), taken.offset, lambda: self._free(taken), taken)
+
+    def _take(self, size: Size, owner: DomainId, peer: DomainId, *, wakes: bool = True) -> Slice:
+        """A slice that `owner` can use."""
+        devices = self._links.devices_for(pair_of(owner, peer))
         for device in devices:
-            taken = self._links.allocate(device, rings.size) if device.is_ready(server) else None
+            taken = self._links.allocate(device, size, wakes=wakes) if device.is_ready(owner) else None
             if taken is not None:
-                return self._region(taken, rings, server, peer)
-        coming = [device for device in devices if not device.is_ready(server)]
+                return taken
+        coming = [device for device in devices if not device.is_ready(owner)]
         if not coming:
-            size = max(self._settings.size, 1 << (rings.size - 1).bit_length())
-            device = self.add(server, peer, Size(size), self._settings.vectors)
-            if device.is_ready(server):
-                taken = self._links.allocate(device, rings.size)
+            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())), self._settings.vectors)
+            if device.is_ready(owner):
+                taken = self._links.allocate(device, size, wakes=wakes)
                 if taken is None:
-                    raise InternalError(f"a new device of {size} bytes has no room for {rings.size}")
-                return self._region(taken, rings, server, peer)
+                    raise InternalError(f"a new device of {device.size} bytes has no room for {size}")
+                return taken
             coming = [device]
         for device in coming:
-            self._attach_or_reap(device, server)
-        raise NotYet(server, coming)
+            self._attach_or_reap(device, owner)
+        raise NotYet(owner, coming)
 
     def _attach_or_reap(self, device: Device, domain: DomainId) -> None:
         try:
@@ -145,13 +160,14 @@ class Pool:
             self.reap(device)
             raise
 
-    def require_ready(self, region: Region, caller: DomainId) -> None:
-        """NotYet unless the caller can use the device of a channel it connects to."""
-        if isinstance(region, SliceRegion) and not region.slice.device.is_ready(caller):
-            if region.slice.device.is_closing:
-                raise NotFound("the vchan's device is being taken away: its server must offer it anew")
-            self.attach(region.slice.device, caller)
-            raise NotYet(caller, [region.slice.device])
+    def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
+        """NotYet unless the caller can use the device of a channel it connects to, or of pages it maps."""
+        device = _device_of(memory)
+        if device is not None and not device.is_ready(caller):
+            if device.is_closing:
+                raise NotFound("the device with this memory is being taken away: its server must offer it anew")
+            self.attach(device, caller)
+            raise NotYet(caller, [device])
 
     def set_ready(self, device: Device, domain: DomainId, vectors: int) -> None:
         """A guest says that it can use a device, and so many of its vectors."""
@@ -159,8 +175,8 @@ class Pool:
         for freed in self._links.set_ready(device, domain):
             self._devices.zero(device, freed.offset, freed.size)
 
-    def is_on(self, device: Device, region: Region) -> bool:
-        return isinstance(region, SliceRegion) and region.slice.device is device
+    def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
+        return _device_of(memory) is device
 
     def _region(self, taken: Slice, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
         device = taken.device

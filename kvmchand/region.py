@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A channel's shared memory, and its event channel, as the daemon holds them.
+"""A channel's shared memory, and its event channel, as the daemon holds them; and the memory of shared pages.
 
 The daemon never maps the memory. Each holder of an end on this machine gets an open file description of its own, with a lock on
 one byte that is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
@@ -83,23 +83,37 @@ class Region(ABC):
     def ready(self) -> Ready:
         return self._page.ready(self.rings)
 
-    def _open_memory(self, holder: ClientId) -> int:
-        """A new description of the memory, locked as the holder's; the caller closes it."""
+
+def make_memory(size: int) -> int:
+    """A memfd of zeroes, sealed against shrinking and growing, so that no end can take the memory away under the other."""
+    with ExitStack() as undo:
         try:
-            memory = os.open(f"/proc/self/fd/{self.memory}", os.O_RDWR | os.O_CLOEXEC)
+            memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            undo.callback(os.close, memory)
+            os.ftruncate(memory, size)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except OSError as error:
-            raise OutOfResources(f"the daemon can't share a channel's memory: {error.strerror}") from error
-        try:
-            ofd.lock_byte(memory, holder)
-        except OSError as error:
-            os.close(memory)
-            raise AccessDenied("the channel's other end has locked this end's place: it breaks the rules") from error
-        return memory
+            raise OutOfResources(f"the daemon can't make {size} bytes of memory: {error.strerror}") from error
+        undo.pop_all()
+    return memory
+
+
+def open_memory(memory: int, holder: ClientId, *, writable: bool = True) -> int:
+    """A new description of the memory, locked as the holder's; the caller closes it."""
+    try:
+        opened = os.open(f"/proc/self/fd/{memory}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutOfResources(f"the daemon can't share memory: {error.strerror}") from error
+    try:
+        ofd.lock_byte(opened, holder, exclusive=writable)
+    except OSError as error:
+        os.close(opened)
+        raise AccessDenied("the other end has locked this end's place in the memory: it breaks the rules") from error
+    return opened
 
 
 class LocalRegion(Region):
-    """Of two ends on this machine: a memfd, sealed against shrinking and growing, so that no end can take the memory away under
-    the other, and a socket pair."""
+    """Of two ends on this machine: a memfd, and a socket pair."""
 
     __slots__ = ("_events", "_had_client")
 
@@ -111,21 +125,17 @@ class LocalRegion(Region):
 
     @classmethod
     def create(cls, rings: Rings) -> LocalRegion:
-        with ExitStack() as undo:
-            try:
-                memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-                undo.callback(os.close, memory)
-                os.ftruncate(memory, rings.size)
-                Page(memory).initialize(rings)
-                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-                server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            except OSError as error:
-                raise OutOfResources(f"the daemon can't make a channel of {rings.size} bytes: {error.strerror}") from error
-            undo.pop_all()
+        memory = make_memory(rings.size)
+        try:
+            Page(memory).initialize(rings)
+            server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            os.close(memory)
+            raise OutOfResources(f"the daemon can't make a channel of {rings.size} bytes: {error.strerror}") from error
         return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
 
     def grant(self, side: Side, holder: ClientId) -> Given:
-        memory = self._open_memory(holder)
+        memory = open_memory(self.memory, holder)
         self._had_client |= side is Side.CLIENT
         return Given("socket", memory, (self._events[side].fileno(),), Size(0))
 
@@ -177,7 +187,7 @@ class SliceRegion(Region):
 
     def grant(self, side: Side, holder: ClientId) -> Given:
         events = (self._events[side], self._events[other(side)])
-        return Given("eventfd", self._open_memory(holder), events, Size(self._page.offset))
+        return Given("eventfd", open_memory(self.memory, holder), events, Size(self._page.offset))
 
     def bell(self, side: Side) -> int:
         """What a guest at that side writes to the doorbell to wake the other."""
@@ -188,3 +198,38 @@ class SliceRegion(Region):
 
     def close(self) -> None:
         self._free(self.slice)
+
+
+class SharedMemory:
+    """Of pages that one domain shares with another, from `offset` of what `memory` is on. `slice`: where that is, with a
+    guest."""
+
+    __slots__ = ("_close", "memory", "offset", "slice")
+
+    def __init__(self, memory: int, offset: Size, close: Callable[[], None], taken: Slice | None = None) -> None:
+        """On memory that is zero; close() calls `close`."""
+        self.memory = memory
+        self.offset = offset
+        self.slice = taken
+        self._close = close
+
+    @classmethod
+    def create(cls, size: int) -> SharedMemory:
+        """Of two domains on this machine."""
+        memory = make_memory(size)
+        return cls(memory, Size(0), lambda: os.close(memory))
+
+    def open(self, holder: ClientId, *, writable: bool) -> int:
+        """For a holder on this machine, locked as its; the caller closes it."""
+        return open_memory(self.memory, holder, writable=writable)
+
+    def is_mapped(self, holder: ClientId) -> bool:
+        """As Region.is_mapped()."""
+        return ofd.byte_is_locked(self.memory, holder)
+
+    def clear(self, offset: int) -> None:
+        """One byte of the pages."""
+        os.pwrite(self.memory, b"\0", self.offset + offset)
+
+    def close(self) -> None:
+        self._close()

@@ -6,10 +6,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from kvmchand.core.grants import Share
 from kvmchand.core.registry import Channel, Side
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import ClientId, DomainId
-from kvmchand.region import Region
+from kvmchand.region import Region, SharedMemory
 
 GENERATION = 1 << 36
 """Clients that one generation of a source may number: a year's, of two thousand a second. There may be 2**27 generations: most of
@@ -32,6 +33,12 @@ class Source(Protocol):
 
     def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
         """Answers with an end of a channel; as answer(). KvmchanError: the end can't be given."""
+
+    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        """Answers with shared pages; as grant()."""
+
+    def settle(self, settled: Asker) -> None:
+        """It holds something now, or waits for it: it is not idle."""
 
     def forget(self, gone: Asker) -> None:
         """Its end, if any, is released: it may go."""

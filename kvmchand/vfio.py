@@ -58,11 +58,14 @@ class Function:
         orders = (grant.left_order, grant.right_order)
         if not all(_ORDER_MIN <= order < RING_MAX.bit_length() for order in orders):
             raise ProtocolError(f"no rings have the orders {orders}")
-        size = Rings(*orders).size
-        if grant.offset + size > self.size:
-            raise ProtocolError(f"{size} bytes at {grant.offset} are not within a device of {self.size}")
+        self.require_within(grant.offset, Rings(*orders).size)
         if not 0 <= grant.vector < len(self.events):
             raise ProtocolError(f"the device has no vector {grant.vector}")
+
+    def require_within(self, offset: int, size: int) -> None:
+        """ProtocolError unless the device has so many bytes there."""
+        if size <= 0 or offset + size > self.size:
+            raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
 
     def close(self) -> None:
         for event in self.events:

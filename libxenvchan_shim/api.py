@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmchand.errors import ChannelClosed, InvalidArgument
 from kvmchand.wire import dataplane
+from kvmchand.wire.client import port_of
 from libxenvchan_shim import control
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class Vchan:
                 notify_fd=grant.notify,
                 control_fd=connection.detach(),
                 is_server=int(is_server),
-                port=granted.channel & 0x7FFFFFFF,
+                port=port_of(granted.channel, is_server=is_server),
                 left_order=granted.left_order,
                 right_order=granted.right_order,
                 events=grant.events,
@@ -246,13 +247,13 @@ def listen(
     return vchan
 
 
-def connect(domain: int, path: str, *, blocking: bool = False) -> Vchan:
-    """Connects to the vchan that `domain` offers the caller at `path`. NotFound, at once, if it offers none; Busy while another
-    client is connected; otherwise as listen()."""
+def connect(domain: int, path: str, *, blocking: bool = False, wait: bool = False) -> Vchan:
+    """Connects to the vchan that `domain` offers the caller at `path`. Where it offers none, NotFound at once, and Busy where
+    another client is connected; with `wait`, when it does, or NotFound when the domain is gone. Otherwise as listen()."""
     _require_domain(domain)
     connection = control.Connection.from_environment()
     try:
-        vchan = Vchan(connection, connection.connect(domain, path), is_server=False)
+        vchan = Vchan(connection, connection.connect(domain, path, waits=wait), is_server=False)
     except BaseException:
         connection.close()
         raise

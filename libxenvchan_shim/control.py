@@ -31,6 +31,8 @@ DEADLINE = 40.0
 _PAGE = 4096
 _RING_MAX = 2**32 - 1
 """Of a doorbell's value: the register has 32 bits."""
+_REF_END = 2**32
+"""Xen's grant references have 32 bits."""
 _STDIO_MAX = 2
 _DOMAIN_DIGITS = 5
 
@@ -93,6 +95,10 @@ class Connection:
         return made
 
     def _ask(self, request: object, wanted: type[Reply]) -> tuple[Reply, Fds]:
+        self._send(request)
+        return self._receive(wanted)
+
+    def _send(self, request: object) -> None:
         try:
             if not self._greeted:
                 send_packet(self._sock, client.requests.encode(client.Hello(client.VERSION)))
@@ -102,6 +108,8 @@ class Connection:
         except OSError:
             pass  # it has refused us already, and says why
         self._greeted = True
+
+    def _receive(self, wanted: type[Reply]) -> tuple[Reply, Fds]:
         data, fds = self._receive_packet()
         try:
             return self._judge(data, wanted), fds
@@ -140,11 +148,69 @@ class Connection:
     def offer(self, peer: int, path: str, read_min: Size, write_min: Size) -> Grant:
         return self._granted(client.Offer(peer, _carried(path), read_min, write_min))
 
-    def connect(self, domain: int, path: str) -> Grant:
-        return self._granted(client.Connect(domain, _carried(path)))
+    def connect(self, domain: int, path: str, *, waits: bool = False) -> Grant:
+        """`waits`: for as long as `domain` is there and offers nothing at `path`, or has another client there."""
+        self.ask_to_connect(domain, path, waits=waits)
+        return self.answer(waits=waits)
+
+    def ask_to_connect(self, domain: int, path: str, *, waits: bool) -> None:
+        """Does not wait for the answer: the connection is readable when it is there, for answer()."""
+        self._send(client.Connect(domain, _carried(path), waits))
+
+    def answer(self, *, waits: bool) -> Grant:
+        """To ask_to_connect(). `waits`: however long it takes."""
+        self._sock.settimeout(None if waits else DEADLINE)
+        try:
+            return self._grant_of(*self._receive(client.Granted))
+        finally:
+            self._sock.settimeout(DEADLINE)
+
+    def withdraw(self) -> None:
+        """What this connection offers is for no other client any more."""
+        self._ask(client.Withdraw(), client.Done)[1].close()
+
+    def bind(self, peer: int) -> Grant:
+        return self._granted(client.Bind(peer))
+
+    def join(self, domain: int, port: Size) -> Grant:
+        return self._granted(client.Join(domain, port))
+
+    def share(self, peer: int, pages: int, *, writable: bool) -> tuple[client.Pages, int]:
+        """The descriptor of the memory is the caller's."""
+        return self._pages(client.Share(peer, pages, writable))
+
+    def map(self, domain: int, ref: Size, *, writable: bool) -> tuple[client.Pages, int]:
+        """As share()."""
+        return self._pages(client.Map(domain, ref, writable))
+
+    def _pages(self, request: object) -> tuple[client.Pages, int]:
+        reply, fds = self._ask(request, client.Pages)
+        with fds:
+            if len(fds) != 1 or reply.pages < 1 or reply.offset % _PAGE or reply.ref + reply.pages > _REF_END:
+                raise ProtocolError(f"kvmchand at {self._path} gave pages that can't be: use the same release")
+            return reply, _all_above_stdio(fds)[0]
+
+    def notify(self, offset: Size, port: Size, *, clears: bool) -> None:
+        """At the end of what this connection shares or maps."""
+        self._ask(client.Notify(clears, offset, port), client.Done)[1].close()
+
+    def port(self, domain: int, port: Size) -> client.Port:
+        """`domain` -1: our own."""
+        reply, fds = self._ask(client.GetPort(domain, port), client.Port)
+        fds.close()
+        if reply.state not in client.PORT_STATES:
+            raise ProtocolError(f"kvmchand at {self._path} says {reply.state[:40]!r} of an event channel: use the same release")
+        return reply
+
+    def domains(self, first: int) -> client.Domains:
+        reply, fds = self._ask(client.GetDomains(first), client.Domains)
+        fds.close()
+        return reply
 
     def _granted(self, request: object) -> Grant:
-        reply, fds = self._ask(request, client.Granted)
+        return self._grant_of(*self._ask(request, client.Granted))
+
+    def _grant_of(self, reply: client.Granted, fds: Fds) -> Grant:
         with fds:
             if reply.events not in client.EVENTS:
                 raise ProtocolError(
@@ -184,6 +250,13 @@ class Connection:
 
     def close(self) -> None:
         self._sock.close()
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Closes it, unless it was detached."""
+        self.close()
 
 
 class Grant:

@@ -7,13 +7,23 @@ Errors go back as an errno and a sentence; nothing raises into C, nothing is pri
 from __future__ import annotations
 
 import errno
+from os import dup
 
 from kvmchand.errors import KvmchanError
+from kvmchand.wire.client import DOMAINS_MAX, PORT_STATES, port_of
 from libxenvchan_shim.control import Connection, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
+
+    from kvmchand.ids import Size
+    from kvmchand.wire.client import Pages
+    from libxenvchan_shim.control import Grant
+
+OFFER, CONNECT, BIND, JOIN = range(4)
+"""enum kvmchan_what."""
 
 
 def bind(ffi: Any) -> None:
@@ -26,33 +36,104 @@ def bind(ffi: Any) -> None:
         number = getattr(error, "errno", None)
         return number if isinstance(number, int) and number > 0 else errno.EIO
 
-    @ffi.def_extern(error=errno.EIO)  # type: ignore[untyped-decorator, unused-ignore]
-    def kvmchan_python_open(request: Any, opened: Any, sentence: Any, room: int) -> int:
-        try:
-            text = [
-                ffi.string(each).decode(errors="surrogateescape") for each in (request.runtime_dir, request.domain, request.path)
-            ]
-            connection = Connection(socket_path(text[0], text[1]))
+    def function(body: Callable[..., None]) -> None:
+        """Makes `body` the function of its name in C, without the last two arguments, which get its error."""
+
+        def call(*arguments: Any) -> int:
+            *given, sentence, room = arguments
             try:
-                if request.is_server:
-                    grant = connection.offer(request.peer, text[2], request.read_min, request.write_min)
-                else:
-                    grant = connection.connect(request.peer, text[2])
-            except BaseException:
-                connection.close()
-                raise
-            granted = grant.granted
-            path = granted.path.encode()
-            ffi.memmove(opened.path, path + b"\0", len(path) + 1)
-            opened.left_order, opened.right_order = granted.left_order, granted.right_order
-            opened.port = granted.channel & 0x7FFFFFFF
-            opened.events, opened.doorbell_value = grant.events, granted.ring
-            opened.region_offset, opened.doorbell_offset = granted.offset, granted.doorbell
-            opened.notify_fd, opened.control_fd = grant.notify, connection.detach()
-            opened.region_fd, opened.event_fd = grant.region, grant.event
-            return 0
-        except Exception as error:
-            return failed(error, sentence, room)
+                body(*given)
+                return 0
+            except Exception as error:
+                return failed(error, sentence, room)
+
+        ffi.def_extern(name=f"kvmchan_python_{body.__name__}", error=errno.EIO)(call)
+
+    def text(pointer: Any) -> str:
+        return str(ffi.string(pointer).decode(errors="surrogateescape"))
+
+    def connection_to(where: Any) -> Connection:
+        return Connection(socket_path(text(where.runtime_dir), text(where.domain)))
+
+    def fill(opened: Any, connection: Connection, grant: Grant, *, is_server: bool) -> None:
+        granted = grant.granted
+        path = granted.path.encode()
+        ffi.memmove(opened.path, path + b"\0", len(path) + 1)
+        opened.left_order, opened.right_order = granted.left_order, granted.right_order
+        opened.port = port_of(granted.channel, is_server=is_server)
+        opened.events, opened.doorbell_value = grant.events, granted.ring
+        opened.region_offset, opened.doorbell_offset = granted.offset, granted.doorbell
+        opened.notify_fd, opened.control_fd = grant.notify, connection.detach()
+        opened.region_fd, opened.event_fd = grant.region, grant.event
+
+    def open_end(connection: Connection, request: Any) -> Grant:
+        what = request.what
+        if what == OFFER:
+            return connection.offer(request.peer, text(request.path), request.read_min, request.write_min)
+        if what == CONNECT:
+            return connection.connect(request.peer, text(request.path), waits=bool(request.waits))
+        if what == BIND:
+            return connection.bind(request.peer)
+        return connection.join(request.peer, request.port)
+
+    @function
+    def open(request: Any, opened: Any) -> None:
+        with connection_to(request.where) as connection:
+            grant = open_end(connection, request)
+            fill(opened, connection, grant, is_server=request.what in (OFFER, BIND))
+
+    @function
+    def ask(request: Any, control_fd: Any) -> None:
+        with connection_to(request.where) as connection:
+            connection.ask_to_connect(request.peer, text(request.path), waits=bool(request.waits))
+            control_fd[0] = connection.detach()
+
+    @function
+    def answer(control_fd: int, opened: Any) -> None:
+        with Connection.adopt(control_fd) as connection:
+            fill(opened, connection, connection.answer(waits=True), is_server=False)
+
+    @function
+    def withdraw(control_fd: int) -> None:
+        with Connection.adopt(dup(control_fd)) as connection:
+            connection.withdraw()
+
+    def give(pages: Any, connection: Connection, given: tuple[Pages, int]) -> None:
+        described, pages.memory_fd = given
+        pages.ref, pages.pages, pages.offset = described.ref, described.pages, described.offset
+        pages.control_fd = connection.detach()
+
+    @function
+    def share(pages: Any) -> None:
+        with connection_to(pages.where) as connection:
+            give(pages, connection, connection.share(pages.peer, pages.pages, writable=bool(pages.writable)))
+
+    @function
+    def map(pages: Any) -> None:
+        with connection_to(pages.where) as connection:
+            give(pages, connection, connection.map(pages.peer, pages.ref, writable=bool(pages.writable)))
+
+    @function
+    def notify(control_fd: int, offset: Size, clears: int, port: Size) -> None:
+        with Connection.adopt(dup(control_fd)) as connection:
+            connection.notify(offset, port, clears=bool(clears))
+
+    @function
+    def port(port: Any) -> None:
+        with connection_to(port.where) as connection:
+            found = connection.port(port.of, port.port)
+        port.state, port.peer, port.peer_port = PORT_STATES.index(found.state), found.domain, found.port
+
+    @function
+    def domains(domains: Any) -> None:
+        with connection_to(domains.where) as connection:
+            found = connection.domains(domains.first)
+            numbers = [each.domain for each in found.domains]
+            while len(numbers) < domains.most and len(found.domains) == DOMAINS_MAX:
+                found = connection.domains(numbers[-1] + 1)
+                numbers += [each.domain for each in found.domains]
+        domains.count, domains.own = min(len(numbers), domains.most), found.own
+        domains.numbers[0 : domains.count] = numbers[: domains.count]
 
     @ffi.def_extern()  # type: ignore[untyped-decorator, unused-ignore]
     def kvmchan_python_close(control_fd: int) -> None:

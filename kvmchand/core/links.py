@@ -34,8 +34,8 @@ def pair_of(one: DomainId, other: DomainId) -> Pair:
 
 @dataclass(slots=True, eq=False)
 class Slice:
-    """A channel's part of a device. `vectors`: the one that wakes each end. `given`: to programs in a guest, which may keep it
-    mapped."""
+    """A channel's part of a device, or that of shared pages. `vectors`: the one that wakes each end of a channel. `given`: to
+    programs in a guest, which may keep it mapped."""
 
     device: Device
     offset: Size
@@ -194,15 +194,16 @@ class Links:
             device for device in self.devices.values() if device.pair == pair and not (device.is_control or device.is_closing)
         ]
 
-    def allocate(self, device: Device, size: Size) -> Slice | None:
-        """A slice of the device, or None where it has no room."""
+    def allocate(self, device: Device, size: Size, *, wakes: bool = True) -> Slice | None:
+        """A slice of the device, or None where it has no room. `wakes`: with vectors."""
         if self.dedicated and device.slices:
             return None
-        taken = device.take(size, vectors=2 if device.pair[0] == device.pair[1] else 1)
+        ends = 2 if device.pair[0] == device.pair[1] else 1
+        taken = device.take(size, vectors=ends if wakes else 0)
         if taken is None:
             return None
         offset, vectors = taken
-        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]})
+        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {})
 
     def free(self, freed: Slice) -> None:
         device = freed.device

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which domains there are, what they offer, and who is connected. Pure state: the host does what follows from it.
 
-A channel lives from its server's offer until both ends are gone. It stands at its path only while its server is there and
-no later offer has taken the path over. An end is held by one client connection.
+A channel lives from its server's offer until both ends are gone. It stands at its path only while its server is there and no
+later offer has taken the path over. An end is held by one client connection. An event channel of its own is a channel too,
+which stands at its number and not at a path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from kvmchand.core import paths
 from kvmchand.core.rings import Rings
 from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
+
+_EVENT_CHANNEL = "event-channel:"
+"""What an event channel stands at, before its number. No path has a colon."""
 
 
 class DomainKind(Enum):
@@ -64,6 +68,11 @@ class Channel:
     had_client: bool = False
 
     @property
+    def is_vchan(self) -> bool:
+        """Or an event channel only."""
+        return not self.path.startswith(_EVENT_CHANNEL)
+
+    @property
     def state(self) -> State:
         if self.server is None:
             return State.SERVER_GONE
@@ -104,7 +113,8 @@ class Registry:
         """Channels without a client that are for a domain."""
         return [each for each in self.channels.values() if each.client_domain == domain and each.client is None]
 
-    def _require_domain(self, domain: int) -> DomainId:
+    def require_domain(self, domain: int) -> DomainId:
+        """NotFound unless there is such a domain."""
         known = DomainId(domain)
         if known not in self.domains:
             raise NotFound(f"there is no domain {domain}: kvmchan ls shows those there are")
@@ -119,7 +129,7 @@ class Registry:
         self._require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)
-        client_domain = self._require_domain(peer)
+        client_domain = self.require_domain(peer)
         standing = self._offers.get(absolute)
         if standing is not None and caller not in (standing.server_domain, paths.HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
@@ -130,34 +140,74 @@ class Registry:
         """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
         hand by any, keeps its client but loses the path."""
         absolute, client_domain = self.require_offer(caller, peer, path, end)
-        self._last += 1
-        channel = Channel(ChannelId(self._last), absolute, caller, client_domain, chosen, server=end)
-        self.channels[channel.number] = self._offers[absolute] = channel
+        return self._add(absolute, caller, client_domain, chosen, end)
+
+    def _add(self, place: str, caller: DomainId, client_domain: DomainId, chosen: Rings, end: End) -> Channel:
+        channel = Channel(self.next_number(), place, caller, client_domain, chosen, server=end)
+        self.channels[channel.number] = self._offers[place] = channel
         self._hold(end, channel, Side.SERVER, caller)
         return channel
+
+    def next_number(self) -> ChannelId:
+        """Unlike any before."""
+        self._last += 1
+        return ChannelId(self._last)
+
+    def require_bind(self, caller: DomainId, peer: int, end: End) -> DomainId:
+        """The domain that may join, of an event channel that may be made; an error says why it may not."""
+        self._require_free(end.holder)
+        self._require_room(caller, Side.SERVER)
+        return self.require_domain(peer)
+
+    def bind(self, caller: DomainId, peer: int, chosen: Rings, end: End) -> Channel:
+        """A new event channel, its server end held."""
+        client_domain = self.require_bind(caller, peer, end)
+        return self._add(f"{_EVENT_CHANNEL}{self._last + 1}", caller, client_domain, chosen, end)
 
     def require_connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
         """The channel that `domain` offers `caller` at `path`, and that it may connect to; an error says why it may not."""
         self._require_free(end.holder)
         absolute = paths.resolve(path, caller)
-        server_domain = self._require_domain(domain)
+        server_domain = self.require_domain(domain)
         channel = self._offers.get(absolute)
         if channel is None or channel.server_domain != server_domain:
             raise NotFound(f"domain {domain} offers no vchan at {absolute[:80]}: start its server first")
-        if channel.client_domain != caller:
-            raise AccessDenied(f"the vchan at {absolute[:80]} is for domain {channel.client_domain}, and this is domain {caller}")
-        if channel.client is not None:
-            raise Busy(f"the vchan at {absolute[:80]} has a client, process {channel.client.pid}: one at a time")
-        self._require_room(caller, Side.CLIENT)
+        self._require_open(channel, caller, f"the vchan at {absolute[:80]}")
         return channel
 
-    def connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
-        """The channel that `domain` offers `caller` at `path`, its client end now held."""
-        channel = self.require_connect(caller, domain, path, end)
+    def require_join(self, caller: DomainId, domain: int, port: int, end: End) -> Channel:
+        """The event channel that is `port` in `domain`, and that `caller` may join; an error says why it may not."""
+        self._require_free(end.holder)
+        server_domain = self.require_domain(domain)
+        channel = self._offers.get(f"{_EVENT_CHANNEL}{port // 2}")
+        if channel is None or channel.server_domain != server_domain or port % 2:
+            raise NotFound(f"domain {domain} has no event channel {port} that could be joined")
+        self._require_open(channel, caller, f"event channel {port} of domain {domain}")
+        return channel
+
+    def _require_open(self, channel: Channel, caller: DomainId, what: str) -> None:
+        if channel.client_domain != caller:
+            raise AccessDenied(f"{what} is for domain {channel.client_domain}, and this is domain {caller}")
+        if channel.client is not None:
+            raise Busy(f"{what} has a client, process {channel.client.pid}: one at a time")
+        self._require_room(caller, Side.CLIENT)
+
+    def connect(self, channel: Channel, end: End) -> None:
+        """A channel that require_connect() or require_join() gave has its client end held now."""
         channel.client = end
         channel.had_client = True
-        self._hold(end, channel, Side.CLIENT, caller)
-        return channel
+        self._hold(end, channel, Side.CLIENT, channel.client_domain)
+
+    def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:
+        """The end of a channel that is `port` in `domain`; None where there is none. AccessDenied: it is not the caller's to
+        know."""
+        if caller not in (paths.HOST, domain):
+            raise AccessDenied(f"domain {caller} may not ask about the event channels of domain {domain}")
+        channel = self.channels.get(ChannelId(port // 2))
+        side = Side.CLIENT if port % 2 else Side.SERVER
+        if channel is None or domain != (channel.client_domain if port % 2 else channel.server_domain):
+            return None
+        return (channel, side) if (channel.client if port % 2 else channel.server) is not None else None
 
     def _require_room(self, domain: DomainId, side: Side) -> None:
         is_guest = self.domains[domain] is DomainKind.GUEST

@@ -17,9 +17,11 @@ _F_OFD_SETLK = 37
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock, 64 bits: l_type, l_whence, l_start, l_len, l_pid
 
 
-def lock_byte(fd: int, offset: int) -> None:
-    """Locks one byte, exclusively, for the description of `fd`. OSError EAGAIN: another description has it."""
-    fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, offset, 1, 0))
+def lock_byte(fd: int, offset: int, *, exclusive: bool = True) -> None:
+    """Locks one byte for the description of `fd`; exclusively, which takes one for writing. OSError EAGAIN: another description
+    has it."""
+    kind = fcntl.F_WRLCK if exclusive else fcntl.F_RDLCK
+    fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
 
 
 def byte_is_locked(fd: int, offset: int) -> bool:

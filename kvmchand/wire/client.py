@@ -2,13 +2,14 @@
 """The messages between a client (libxenvchan, the Python API, the tool) and the daemon's local socket.
 
 A connection opens with Hello, which is answered only if it is refused. Each request gets one reply: its own, or Error. A
-connection that has opened a channel is that channel's end. To close it the client shuts its direction of the connection down, and
-the daemon ends the connection once the end is released; without that, the end lives until the connection and the region's mapping
-are gone.
+connection that has opened a channel is that channel's end, one that shares or maps pages holds these. To close it the client
+shuts its direction of the connection down, and the daemon ends the connection once the end is released; without that, the end
+lives until the connection and the memory's mapping are gone.
 
 Changes by version:
     1: the first.
     2: ends in guests, and guests in listings.
+    3: what Xen programs use beside vchans: event channels, shared pages, domains; connect that waits, and withdraw.
 """
 
 from __future__ import annotations
@@ -20,13 +21,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 2
+VERSION = 3
 
 EVENTS = ("socket", "eventfd", "doorbell")
 """What `Granted.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/vchan.h."""
 
+PORT_STATES = ("closed", "unbound", "interdomain")
+"""What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""
+
+DOMAINS_MAX = 256
+"""In one answer."""
+
 SOCKET_NAME = "kvmchand.sock"
 """The default socket in the runtime directory: the host's, or in a guest the guest's."""
+
+
+def port_of(channel: int, *, is_server: bool) -> int:
+    """The number of an event channel, a vchan's own among them, in the domain of one of its ends."""
+    return (2 * channel + (not is_server)) & 0x7FFFFFFF
 
 
 def socket_name(domain: int) -> str:
@@ -50,10 +62,68 @@ class Offer(Record):
 
 
 class Connect(Record):
-    """libxenvchan_client_init: connects to what `domain` offers at `path`. Reply: Granted."""
+    """libxenvchan_client_init: connects to what `domain` offers at `path`. `waits`: where nothing is offered there, the reply
+    comes when something is, or the domain is gone. Reply: Granted."""
 
     domain: int
     path: str
+    waits: bool
+
+
+class Withdraw(Record):
+    """Takes back what this connection offers: no other client finds it any more. Reply: Done."""
+
+
+class Bind(Record):
+    """xenevtchn_bind_unbound_port: an event channel for `peer` to join. Reply: Granted, of which only the events are of use."""
+
+    peer: int
+
+
+class Join(Record):
+    """xenevtchn_bind_interdomain: joins the event channel that is `port` in `domain`. Reply: Granted."""
+
+    domain: int
+    port: Size
+
+
+class Share(Record):
+    """xengntshr_share_pages: so many zeroed pages for `peer` to map. Reply: Pages."""
+
+    peer: int
+    pages: int
+    writable: bool
+
+
+class Map(Record):
+    """xengnttab_map_grant_refs: maps the pages that `domain` shares with us, `ref` among them. Reply: Pages, all of that
+    share."""
+
+    domain: int
+    ref: Size
+    writable: bool
+
+
+class Notify(Record):
+    """When the pages that this connection shares or maps are let go of, however that comes, the daemon clears the byte at
+    `offset`, if `clears`, and sends an event on our event channel `port`, if that is not 0. Reply: Done."""
+
+    clears: bool
+    offset: Size
+    port: Size
+
+
+class GetPort(Record):
+    """xc_evtchn_status: what the event channel is that is `port` in `domain`, -1 for our own. Reply: Port."""
+
+    domain: int
+    port: Size
+
+
+class GetDomains(Record):
+    """Asks for the domains from number `first` on. Reply: Domains."""
+
+    first: int
 
 
 class Granted(Record):
@@ -75,6 +145,34 @@ class Granted(Record):
     offset: Size
     doorbell: Size
     ring: Size
+
+
+class Pages(Record):
+    """`pages` pages, whose references count up from `ref`. The memory comes beside this; `offset` is where mmap has the pages,
+    in a VFIO device if this is in a guest."""
+
+    ref: Size
+    pages: int
+    offset: Size
+
+
+class Done(Record):
+    """It is done."""
+
+
+class Port(Record):
+    """`state`: closed, unbound, interdomain. Unbound: `domain` may join. Interdomain: it has, and its own number is `port`."""
+
+    state: str
+    domain: DomainId
+    port: Size
+
+
+class Domains(Record):
+    """`own`: the number of the domain that asks. More may follow the last of DOMAINS_MAX."""
+
+    own: DomainId
+    domains: tuple[DomainInfo, ...]
 
 
 class List(Record):
@@ -159,11 +257,23 @@ REQUESTS: dict[str, type] = {
     "hello": Hello,
     "offer": Offer,
     "connect": Connect,
+    "withdraw": Withdraw,
+    "bind": Bind,
+    "join": Join,
+    "share": Share,
+    "map": Map,
+    "notify": Notify,
+    "get-port": GetPort,
+    "get-domains": GetDomains,
     "list": List,
 }
 
 REPLIES: dict[str, type] = {
     "granted": Granted,
+    "pages": Pages,
+    "done": Done,
+    "port": Port,
+    "domains": Domains,
     "listing": Listing,
     "error": Error,
 }

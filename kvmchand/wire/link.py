@@ -8,6 +8,7 @@ of the guest end with it.
 
 Changes by version:
     1: the first.
+    2: shared pages.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, ClientId, DomainId, Size
     from kvmchand.wire.codec import Packet
 
-VERSION = 1
+VERSION = 2
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""
@@ -44,7 +45,7 @@ class Hello(Record):
 
 class Ask(Record):
     """A client of the guest's asks the host. `request` is a packet of kvmchand.wire.client, `serial` counts this client's from 1.
-    Reply: Reply or Grant."""
+    Reply: Reply, Grant or Pages."""
 
     client: ClientId
     serial: int
@@ -109,6 +110,18 @@ class Grant(Record):
     offset: Size
     vector: int
     ring: Size
+
+
+class Pages(Record):
+    """The answer to the client's request of that serial, which shared or mapped pages: a slice, as Grant's. The rest is as of
+    kvmchand.wire.client.Pages."""
+
+    client: ClientId
+    serial: int
+    ref: Size
+    pages: int
+    peer: int
+    offset: Size
 
 
 class Closed(Record):
@@ -190,6 +203,7 @@ TO_GUEST: dict[str, type] = {
     "refused": Refused,
     "reply": Reply,
     "grant": Grant,
+    "pages": Pages,
     "closed": Closed,
     "again": Again,
 }

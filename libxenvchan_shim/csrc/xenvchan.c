@@ -9,15 +9,9 @@
 
 #include "embed.h"
 #include "error.h"
+#include "here.h"
 #include "interpreter.h"
 #include "vchan.h"
-
-static const char *setting(const char *name)
-{
-	const char *value = secure_getenv(name);
-
-	return value ? value : "";
-}
 
 /* Asks the daemon; on success the descriptors in @opened are ours. */
 static int open_end(const struct kvmchan_request *request, struct kvmchan_opened *opened)
@@ -45,8 +39,7 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 	struct kvmchan_grant grant;
 	int error;
 
-	request->runtime_dir = setting("KVMCHAN_RUNTIME_DIR");
-	request->domain = setting("KVMCHAN_DOMAIN");
+	request->where = here();
 	if (open_end(request, &opened) < 0)
 		return NULL;
 	grant = (struct kvmchan_grant){
@@ -54,7 +47,7 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 	    .event_fd = opened.event_fd,
 	    .notify_fd = opened.notify_fd,
 	    .control_fd = opened.control_fd,
-	    .is_server = request->is_server,
+	    .is_server = request->what == KVMCHAN_OFFER,
 	    .port = opened.port,
 	    .left_order = opened.left_order,
 	    .right_order = opened.right_order,
@@ -66,7 +59,7 @@ static struct libxenvchan *open_vchan(struct kvmchan_request *request)
 	ctrl = kvmchan_attach(&grant);
 	if (!ctrl)
 		return NULL;
-	if (request->is_server) {
+	if (request->what == KVMCHAN_OFFER) {
 		ctrl->xs_path = strdup(opened.path);
 		if (!ctrl->xs_path) {
 			error = errno;
@@ -85,7 +78,7 @@ struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, in
 					    const char *xs_path, size_t read_min, size_t write_min)
 {
 	struct kvmchan_request request = {
-	    .is_server = 1,
+	    .what = KVMCHAN_OFFER,
 	    .peer = domain,
 	    .path = xs_path,
 	    .read_min = ring_size(read_min),
@@ -101,7 +94,8 @@ struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, in
 struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path)
 {
-	struct kvmchan_request request = {.peer = domain, .path = xs_path};
+	struct kvmchan_request request = {
+	    .what = KVMCHAN_CONNECT, .peer = domain, .path = xs_path};
 	struct libxenvchan *ctrl = open_vchan(&request);
 
 	if (!ctrl)

@@ -547,7 +547,7 @@ def offer(peer: int = 0, path: str = "x", least: int = 1024) -> client.Offer:
 
 
 def connect(domain: int = 0, path: str = "x") -> client.Connect:
-    return client.Connect(domain, path)
+    return client.Connect(domain, path, False)
 
 
 @contextmanager

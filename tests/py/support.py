@@ -117,7 +117,7 @@ class Daemon:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
             asking.settimeout(DEADLINE)
             asking.connect(str(self.socket_path()))
-            asking.send(b'{"type":"hello","version":2}')
+            asking.send(b'{"type":"hello","version":3}')
             asking.send(b'{"type":"list","after":0}')
             assert asking.recv(65536)
             found = self.fds()
@@ -348,7 +348,7 @@ class RawClient:
         socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
 
     def hello(self, **fields: Any) -> Self:
-        self.say({"type": "hello", "version": 2, **fields})
+        self.say({"type": "hello", "version": 3, **fields})
         return self
 
     def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eve
 from kvmchand.wire import dataplane
 from libxenvchan_shim import State, connect, listen
 
-HELLO = {"type": "hello", "version": 2}
+HELLO = {"type": "hello", "version": 3}
 OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1}
-CONNECT = {"type": "connect", "domain": 0, "path": "raw"}
+CONNECT = {"type": "connect", "domain": 0, "path": "raw", "waits": False}
 LIST = {"type": "list", "after": 0}
 F_OFD_SETLK = 37
 CLI_LIVE = 20

@@ -148,7 +148,7 @@ def test_a_client_is_killed_with_the_reply_unread(daemon: Daemon) -> None:
     with acting_as(daemon):
         server = listen(1, "x")
     with Peer(daemon, 1) as victim:
-        victim.do(f"{HELLO}; send_packet(c._sock, client.requests.encode(client.Connect(0, '/local/domain/0/x')))")
+        victim.do(f"{HELLO}; send_packet(c._sock, client.requests.encode(client.Connect(0, '/local/domain/0/x', False)))")
         eventually(lambda: daemon.channels()[0]["state"] == "connected")
         victim.die()
     await_death(server)
@@ -377,7 +377,7 @@ def test_a_lock_that_goes_after_the_report_of_its_description_is_not_missed() ->
 
     lifelines = Lifelines(end)
     loop.add(lifelines.fd, lifelines.on_event)
-    lifelines.watch(ClientId(7), stub)  # type: ignore[arg-type]
+    lifelines.watch(ClientId(7), stub)
     os.close(os.open(f"/proc/self/fd/{stub.memory}", os.O_RDWR))  # one report, and never another
     loop.run(lifelines.until_next_look)
     assert ended == [7]

@@ -30,6 +30,7 @@ LAYERS = [
         "kvmchand.services.local",
         "kvmchand.services.vfio",
     },
+    {"kvmchand.channels", "kvmchand.sharing"},
     {"kvmchand.listing"},
     {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
     {"kvmchand.sessions"},
@@ -48,7 +49,7 @@ LAYERS = [
     {"kvmchand.privsep", "kvmchand.loop", "kvmchand.log"},
     {"kvmchand.config"},
     {"kvmchand.core", "kvmchand.core.links"},
-    {"kvmchand.core.registry"},
+    {"kvmchand.core.grants", "kvmchand.core.registry", "kvmchand.core.visitors"},
     {"kvmchand.core.paths", "kvmchand.core.rings"},
     {
         "kvmchand.wire",

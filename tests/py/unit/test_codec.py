@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from kvmchand.errors import ProtocolError
+from kvmchand.ids import Size
 from kvmchand.wire import client, hypervisor, internal, ivshmem, link, vfio
 from kvmchand.wire.codec import PACKET_MAX, Codec
 
@@ -215,25 +216,25 @@ def test_nesting_at_every_depth_near_the_recursion_limit() -> None:
 
 
 def test_a_record_is_made_of_each_field_once_and_never_changes() -> None:
-    made = client.Connect(1, "x")
-    assert made == client.Connect(domain=1, path="x") == client.Connect(1, path="x")
-    assert made != client.Connect(2, "x")
+    made = client.Join(1, Size(7))
+    assert made == client.Join(domain=1, port=Size(7)) == client.Join(1, port=Size(7))
+    assert made != client.Join(2, Size(7))
     assert made != client.Hello(1)
-    assert hash(made) == hash(client.Connect(1, "x"))
-    assert repr(made) == "Connect(domain=1, path='x')"
+    assert hash(made) == hash(client.Join(1, Size(7)))
+    assert repr(made) == "Join(domain=1, port=7)"
     wrong: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
         ((), {}),
         ((1,), {}),
-        ((1, "x", 2), {}),
+        ((1, 7, 2), {}),
         ((1,), {"domain": 1}),
-        ((1, "x"), {"path": "x"}),
-        ((1, "x"), {"surplus": 1}),
+        ((1, 7), {"port": 7}),
+        ((1, 7), {"surplus": 1}),
     ]
     for values, named in wrong:
         with pytest.raises(TypeError):
-            client.Connect(*values, **named)
+            client.Join(*values, **named)
     with pytest.raises(AttributeError):
-        made.path = "y"  # type: ignore[misc]
+        made.port = Size(8)  # type: ignore[misc]
 
 
 def test_a_packet_has_packet_max_bytes_at_most() -> None:

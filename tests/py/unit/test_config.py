@@ -28,6 +28,7 @@ group = "users"
 [limits]
 max_ring = 4194304
 max_channels = 7
+max_shared = 4096
 guest_channels = 8
 guest_devices = 9
 guest_bytes = 1048576
@@ -71,7 +72,13 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         libvirt="qemu:///session",
         noiommu=True,
         limits=Limits(
-            max_ring=4 << 20, max_channels=7, guest_channels=8, guest_devices=9, guest_bytes=1 << 20, guest_requests=10
+            max_ring=4 << 20,
+            max_channels=7,
+            max_shared=4096,
+            guest_channels=8,
+            guest_devices=9,
+            guest_bytes=1 << 20,
+            guest_requests=10,
         ),
         links=LinkSettings(size=65536, vectors=2, dedicated=True, pairs=(("web", "database"),)),  # type: ignore[arg-type]
     )

@@ -39,7 +39,9 @@ def offer(
 def connect(
     registry: Registry, holder: ClientId = CLIENT, caller: DomainId = TWO, domain: DomainId = ONE, path: str = PATH
 ) -> Channel:
-    return registry.connect(caller, domain, path, end(holder))
+    channel = registry.require_connect(caller, domain, path, end(holder))
+    registry.connect(channel, end(holder))
+    return channel
 
 
 def assert_empty(registry: Registry) -> None:

@@ -7,8 +7,6 @@ names must lie within a device that is here.
 
 from __future__ import annotations
 
-import os
-import struct
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,17 +14,16 @@ from dataclasses import dataclass
 from kvmchand import log
 from kvmchand.clients import Clients
 from kvmchand.config import Settings
-from kvmchand.core.links import CONTROL_PEER, HOST_PEER
+from kvmchand.core.links import CONTROL_PEER
 from kvmchand.core.paths import HOST
-from kvmchand.core.registry import Side
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
-from kvmchand.event import drain_event, signal_event
+from kvmchand.event import signal_event
 from kvmchand.ids import ClientId, Size
 from kvmchand.link import Control, Link, SessionId
 from kvmchand.linux import libc
 from kvmchand.loop import Loop
-from kvmchand.page import Page
+from kvmchand.meeting import Meeting
 from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.process import notify, stopped_by_signals
 from kvmchand.sockets import Sockets
@@ -36,10 +33,6 @@ from kvmchand.wire import client, link
 
 _HOST_DEADLINE = 20.0
 """Seconds a request waits for the link to the host to come up."""
-_LOOK_AGAIN = 1.0
-"""Seconds after which we look again whether the host has made the control page anew, though no event said so."""
-_DOORBELL = 12
-"""Offset in BAR 0 (QEMU's ivshmem-spec)."""
 
 
 @dataclass(slots=True)
@@ -74,7 +67,7 @@ class Guest:
         """Clients whose end the host is asked to release."""
         self._ends: dict[ClientId, tuple[Function, int]] = {}
         """The device that a client's channel is on, and what wakes it."""
-        self._look_at: float | None = None
+        self._meeting = Meeting(self._loop, self._on_met)
         self._failure: KvmchanError | None = None
         self._undo = ExitStack()
         try:
@@ -117,13 +110,9 @@ class Guest:
         for waiting in [each for each in self._waiting.values() if each.deadline <= now]:
             del self._waiting[waiting.asking.number]
             self._refuse(waiting.asking, Unreachable(self._refusal))
-        if self._look_at is not None and self._look_at <= now:
-            self._look_at = now + _LOOK_AGAIN
-            self._meet_host()
-        times = [each.deadline for each in self._waiting.values()]
-        if self._look_at is not None:
-            times.append(self._look_at)
-        return max(0.0, min(times) - now) if times else None
+        waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
+        look = self._meeting.until_next_look()
+        return min([*waits, *([] if look is None else [look])], default=None)
 
     def on_failure(self, error: KvmchanError) -> None:
         self._failure = error
@@ -140,9 +129,7 @@ class Guest:
         if function.peer == CONTROL_PEER:
             self._had_control = True
             self._control = function
-            self._loop.add(function.events[0], lambda _events: self._meet_host())
-            self._start_meeting()
-            self._meet_host()
+            self._meeting.start(function)
         elif self._is_welcome:
             self._tell(link.Ready(function.peer, len(function.events)))
 
@@ -166,7 +153,7 @@ class Guest:
             return
         if gone is self._control:
             self._part_from_host()
-            self._stop_meeting()
+            self._meeting.stop()
             self._control = None
         for number in [number for number, (function, _) in self._ends.items() if function is gone]:
             self._cut(number)
@@ -176,37 +163,10 @@ class Guest:
         """The newest that has this ivshmem id: one that a daemon before made may still be on its way out."""
         return next((each for each in reversed(self._devices.values()) if each.peer == peer), None)
 
-    # ---- the control vchan's beginning ----
+    # ---- the control vchan ----
 
-    def _control_page(self, control: Function) -> Page:
-        return Page(control.fd, control.memory)
-
-    def _start_meeting(self) -> None:
-        """Tells the host that all before is over: it makes the page anew, and says so by its client's live byte."""
-        control = self._control
-        if control is None:
-            return
-        if self._control_page(control).live(Side.CLIENT) != _NONE_YET:
-            self._control_page(control).set_live(Side.CLIENT, 0)
-            os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
-        self._look_at = time.monotonic() + _LOOK_AGAIN
-
-    def _stop_meeting(self) -> None:
-        if self._look_at is not None and self._control is not None:
-            self._look_at = None
-            self._loop.remove(self._control.events[0])
-
-    def _meet_host(self) -> None:
-        control = self._control
-        if control is None or self._look_at is None:
-            return
-        drain_event(control.events[0])
-        if self._control_page(control).live(Side.CLIENT) != _NONE_YET:
-            return
-        self._stop_meeting()
-        fds = (control.fd, control.events[0])
-        made = Control("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16))
-        self._session = self._link.open(made)
+    def _on_met(self, control: Control) -> None:
+        self._session = self._link.open(control)
         self._tell(link.Hello(link.VERSION))
 
     def _tell(self, message: object) -> None:
@@ -232,8 +192,7 @@ class Guest:
         log.warning(f"the link to the host is lost: {sentence}")
         self._part_from_host()
         if self._control is not None:
-            self._loop.add(self._control.events[0], lambda _events: self._meet_host())
-            self._start_meeting()  # not at once: a page that could not be attached to is still there, and would be tried for ever
+            self._meeting.start_anew(self._control)
 
     def on_link_message(self, session: SessionId, message: object) -> None:
         if session != self._session:
@@ -425,10 +384,6 @@ class Guest:
             self._drop_state(number)
         if event >= 0:
             signal_event(event)
-
-
-_NONE_YET = 2
-"""The client's live byte where the host waits for one."""
 
 
 def serve(settings: Settings) -> None:

@@ -94,8 +94,7 @@ struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, in
 struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path)
 {
-	struct kvmchan_request request = {
-	    .what = KVMCHAN_CONNECT, .peer = domain, .path = xs_path};
+	struct kvmchan_request request = {.what = KVMCHAN_CONNECT, .peer = domain, .path = xs_path};
 	struct libxenvchan *ctrl = open_vchan(&request);
 
 	if (!ctrl)

@@ -222,6 +222,6 @@ class Client(RawClient):
     def __init__(self, daemon: GuestDaemon) -> None:
         super().__init__(daemon)
         self.hello()
-        self.say({"type": "connect", "domain": 0, "path": "/x"})
+        self.say({"type": "connect", "domain": 0, "path": "/x", "waits": False})
         self.ask = daemon.hear_ask()
         self.number = self.ask.client

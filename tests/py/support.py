@@ -356,8 +356,8 @@ class RawClient:
         self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, **fields})
         return self.hear()
 
-    def connect(self, domain: int = 0, path: str = "raw") -> dict[str, Any]:
-        self.say({"type": "connect", "domain": domain, "path": path})
+    def connect(self, domain: int = 0, path: str = "raw", *, waits: bool = False) -> dict[str, Any]:
+        self.say({"type": "connect", "domain": domain, "path": path, "waits": waits})
         return self.hear()
 
     def list(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ try:
 except PermissionError:
     sys.exit("not by the file's mode")
 try:
-    sock.send(b'{"type":"hello","version":2}')
+    sock.send(b'{"type":"hello","version":3}')
     sock.send(b'{"type":"list","after":0}')
 except ConnectionError:
     pass

@@ -180,7 +180,7 @@ def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, dev
         "",
         "granted",
         '{"type":"listing"}',
-        '{"type":"hello","version":2}',
+        '{"type":"hello","version":3}',
         '{"type":"error","code":1,"sentence":""}',
         '{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,"events":"socket","offset":0,"doorbell":0,"ring":0}',
     ],

@@ -298,7 +298,7 @@ def test_who_has_died_does_not_stand_in_the_way_of_a_request_that_came_before_it
         local = daemon.local_pid
         os.kill(daemon.pid, signal.SIGSTOP)
         eventually(lambda: "T (stopped)" in Path(f"/proc/{daemon.pid}/status").read_text())
-        next_client.say({"type": "connect", "domain": 0, "path": "x"})
+        next_client.say({"type": "connect", "domain": 0, "path": "x", "waits": False})
         eventually(lambda: outgoing(next_client.sock) == 0 and is_asleep(local))  # it waits for main
         victim.die()
         os.kill(daemon.pid, signal.SIGCONT)

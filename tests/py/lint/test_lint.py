@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"kvmchand.channels", "kvmchand.sharing"},
     {"kvmchand.listing"},
-    {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline"},
+    {"kvmchand.clients", "kvmchand.guests", "kvmchand.lifeline", "kvmchand.meeting"},
     {"kvmchand.sessions"},
     {"kvmchand.remote"},
     {"kvmchand.pool", "kvmchand.source"},

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Event channels, shared pages and clients that wait, with ends in guests: scripted guests on a real host, and a scripted host
+for a real guest's daemon.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import Guest, ScriptedHost, connect, offer, stand_in
+from scripted_host import GuestDaemon
+from support import DEADLINE, RawClient, acting_as, eventually, in_time, serving
+
+from kvmchand.errors import NotFound
+from kvmchand.ids import Size
+from kvmchand.wire import client, link
+from libxenvchan_shim.control import Connection
+
+ALICE, BOB = 11, 12
+PAGE = mmap.PAGESIZE
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time():
+        yield
+
+
+@pytest.fixture(scope="module")
+def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
+
+
+@pytest.fixture
+def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
+    yield from serving(ScriptedHost(tmp_path_factory.mktemp("h"), program=host_program), request)
+
+
+@pytest.fixture
+def alice(host: ScriptedHost) -> Guest:
+    return host.guest(ALICE).greet()
+
+
+@pytest.fixture
+def bob(host: ScriptedHost) -> Guest:
+    return host.guest(BOB).greet()
+
+
+@pytest.fixture
+def here(host: ScriptedHost) -> Iterator[Connection]:
+    """A connection of domain 0's."""
+    with acting_as(host), Connection.from_environment() as connection:
+        yield connection
+
+
+def page_of(guest: Guest, given: link.Pages, at: int, size: int = 4) -> bytes:
+    """What a guest sees in pages it was given."""
+    assert isinstance(given, link.Pages), given
+    return os.pread(guest.wait_device(given.peer).memory, size, given.offset + at)
+
+
+def write(guest: Guest, given: link.Pages, at: int, data: bytes) -> None:
+    os.pwrite(guest.wait_device(given.peer).memory, data, given.offset + at)
+
+
+def share(peer: int, pages: int = 2) -> client.Share:
+    return client.Share(peer, pages, True)
+
+
+def test_a_guest_shares_pages_with_the_host(alice: Guest, here: Connection) -> None:
+    given = alice.ask(1, share(0))
+    mapped, fd = here.map(ALICE, given.ref, writable=True)
+    with mmap.mmap(fd, mapped.pages * PAGE, offset=mapped.offset) as memory:
+        os.close(fd)
+        assert memory[:] == bytes(2 * PAGE)
+        write(alice, given, PAGE + 1, b"near")
+        assert memory[PAGE + 1 : PAGE + 5] == b"near"
+        memory[0:4] = b"back"
+        assert page_of(alice, given, 0) == b"back"
+
+
+def test_two_guests_share_pages_and_the_second_gets_the_device_for_it(alice: Guest, bob: Guest) -> None:
+    alice.request(1, share(BOB))
+    alice.take_device()
+    given = alice.answer(1)
+    bob.request(1, client.Map(ALICE, given.ref, True))
+    bob.take_device()
+    mapped = bob.answer(1)
+    write(alice, given, 0, b"here")
+    assert page_of(bob, mapped, 0) == b"here"
+
+
+def test_pages_are_no_others_until_all_have_let_them_go_and_are_zero_then(
+    host: ScriptedHost, alice: Guest, here: Connection
+) -> None:
+    given = alice.ask(1, share(0))
+    _, fd = here.map(ALICE, given.ref, writable=True)
+    os.close(fd)
+    write(alice, given, 0, b"mine")
+    alice.close(1)
+    other = alice.ask(2, share(0))
+    assert other.offset != given.offset
+    here.close_channel()
+    eventually(lambda: page_of(alice, given, 0) == bytes(4))
+    third = alice.ask(3, share(0))
+    assert third.offset == given.offset
+    assert third.ref not in (given.ref, other.ref)
+
+
+def test_when_a_guest_is_destroyed_its_peer_finds_the_byte_cleared_and_is_woken(
+    alice: Guest, host: ScriptedHost, here: Connection
+) -> None:
+    given = alice.ask(1, share(0))
+    bound = alice.ask(2, client.Bind(0))
+    port = client.port_of(bound.channel, is_server=True)
+    assert alice.ask(1, client.Notify(True, Size(5), Size(port))) == client.Done()
+    mapped, fd = here.map(ALICE, given.ref, writable=True)
+    with acting_as(host), Connection.from_environment() as joining:
+        grant = joining.join(ALICE, Size(port))
+        for each in (grant.region, grant.notify):
+            os.close(each)
+        assert select.select([grant.event], [], [], DEADLINE)[0]
+        os.eventfd_read(grant.event)
+        with mmap.mmap(fd, mapped.pages * PAGE, offset=mapped.offset) as memory:
+            os.close(fd)
+            memory[5] = 1
+            alice.stop()
+            assert select.select([grant.event], [], [], DEADLINE)[0]
+            eventually(lambda: memory[5] == 0)
+        os.close(grant.event)
+
+
+def test_an_event_channel_wakes_a_guest_and_the_host(alice: Guest, host: ScriptedHost) -> None:
+    bound = alice.ask(1, client.Bind(0))
+    device = alice.wait_device(bound.peer)
+    with acting_as(host), Connection.from_environment() as joining:
+        grant = joining.join(ALICE, Size(client.port_of(bound.channel, is_server=True)))
+        os.close(grant.region)
+        assert select.select([grant.event], [], [], DEADLINE)[0]
+        os.eventfd_read(grant.event)
+        os.eventfd_write(grant.notify, 1)
+        woken = device.event(device.peer, bound.vector)
+        assert select.select([woken], [], [], DEADLINE)[0]
+        os.eventfd_write(device.event(bound.ring >> 16, bound.ring & 0xFFFF), 1)
+        assert select.select([grant.event], [], [], DEADLINE)[0]
+        for each in (grant.event, grant.notify):
+            os.close(each)
+
+
+def test_a_guests_client_waits_for_a_server_on_the_host(alice: Guest, host: ScriptedHost, here: Connection) -> None:
+    alice.request(1, client.Connect(0, "/local/domain/0/late", True))
+    assert alice.is_answered()
+    grant = here.offer(ALICE, "late", Size(1), Size(1))
+    end = alice.end(alice.answer(1), is_server=False)
+    assert end.is_open()
+    for each in (grant.region, grant.event, grant.notify):
+        os.close(each)
+
+
+def test_who_waits_for_a_guests_offer_is_told_when_the_guest_is_gone(alice: Guest, host: ScriptedHost, here: Connection) -> None:
+    here.ask_to_connect(ALICE, f"/local/domain/{ALICE}/never", waits=True)
+    alice.greet()  # its daemon starts anew, and may offer it yet
+    assert not select.select([here._sock], [], [], 0)[0]
+    alice.stop()
+    with pytest.raises(NotFound, match=f"no domain {ALICE}"):
+        here.answer(waits=True)
+
+
+def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, here: Connection) -> None:
+    alice.request(1, client.Connect(0, "/local/domain/0/late", True))
+    alice.greet()
+    grant = here.offer(ALICE, "late", Size(1), Size(1))
+    assert alice.is_answered()
+    assert isinstance(alice.ask(1, connect(0, "/local/domain/0/late")), link.Grant)
+    for each in (grant.region, grant.event, grant.notify):
+        os.close(each)
+
+
+def test_a_guest_shares_no_more_than_its_devices_may_be(alice: Guest) -> None:
+    sentence = alice.refused(1, share(0, 1 << 17), "limit")
+    assert "guest_bytes" in sentence
+    assert isinstance(alice.ask(2, offer(0)), link.Grant)
+
+
+# ---- a real guest's daemon ----
+
+
+@pytest.fixture
+def guest(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GuestDaemon]:
+    program = stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
+    for daemon in serving(GuestDaemon(tmp_path_factory.mktemp("g"), program), request):
+        yield daemon.greet()
+
+
+PEER, SIZE = 5, 65536
+
+
+def asked_for_pages(guest: GuestDaemon, asking: RawClient) -> link.Ask:
+    asking.hello().say({"type": "share", "peer": 0, "pages": 2, "writable": True})
+    return guest.hear_ask()
+
+
+def pages(ask: link.Ask, **spoilt: Any) -> link.Pages:
+    honest = {"ref": Size(9), "pages": 2, "peer": PEER, "offset": Size(PAGE)}
+    return link.Pages(client=ask.client, serial=ask.serial, **{**honest, **spoilt})
+
+
+def test_a_guests_program_gets_the_pages_within_the_device(guest: GuestDaemon) -> None:
+    device = guest.plug(PEER, SIZE, 1)
+    guest.hear()
+    with RawClient(guest) as asking:
+        ask = asked_for_pages(guest, asking)
+        guest.say(pages(ask))
+        reply = asking.hear()
+        assert (reply["type"], reply["ref"], reply["pages"], reply["offset"]) == ("pages", 9, 2, PAGE)
+        assert os.fstat(reply["fds"][0]).st_ino == os.fstat(device.memory).st_ino
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"peer": PEER + 1},
+        {"peer": 1},
+        {"pages": 0},
+        {"pages": -1},
+        {"pages": 16},
+        {"pages": 2**31 - 1},
+        {"offset": Size(SIZE - PAGE)},
+        {"offset": Size(2**63 - 1)},
+    ],
+    ids=str,
+)
+def test_pages_outside_a_device_are_refused(guest: GuestDaemon, spoilt: dict[str, Any]) -> None:
+    guest.plug(PEER, SIZE, 1)
+    guest.hear()
+    with RawClient(guest) as asking:
+        guest.say(pages(asked_for_pages(guest, asking), **spoilt))
+        asking.hear_error("protocol")
+
+
+def test_pages_end_with_the_device_they_are_on(guest: GuestDaemon) -> None:
+    device = guest.plug(PEER, SIZE, 1)
+    guest.hear()
+    with RawClient(guest) as asking:
+        ask = asked_for_pages(guest, asking)
+        guest.say(pages(ask))
+        asking.hear()
+        guest.unplug(device)
+        asking.hear_end()
+        asking.let_go()
+        guest.until(lambda: isinstance(guest.hear(), link.Close), "the host is not told")
+
+
+def test_pages_in_a_reply_as_for_a_client_of_the_hosts_own_are_not_believed(guest: GuestDaemon) -> None:
+    with RawClient(guest) as asking:
+        ask = asked_for_pages(guest, asking)
+        packet = client.replies.encode(client.Pages(Size(9), 2, Size(0))).decode()
+        guest.say(link.Reply(ask.client, ask.serial, packet))
+        asking.hear_error("protocol")
+    assert guest.hear() == link.Close(ask.client)

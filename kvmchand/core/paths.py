@@ -6,6 +6,7 @@ The rules are xenstored's (misc/xenstore.txt): letters, digits and -/_@, at most
 
 from __future__ import annotations
 
+import re
 import string
 
 from kvmchand.errors import AccessDenied, InvalidArgument, TooLong
@@ -14,6 +15,7 @@ from kvmchand.ids import DomainId
 ABSOLUTE_MAX = 3072
 RELATIVE_MAX = 2048
 _ALLOWED = frozenset(string.ascii_letters + string.digits + "-/_@")
+_NODE = re.compile(r"(?:/[a-zA-Z0-9_@-]+)+")
 
 HOST = DomainId(0)
 
@@ -37,6 +39,26 @@ def resolve(path: str, caller: DomainId) -> str:
     if absolute.endswith("/") or "//" in absolute:
         raise InvalidArgument(f"the path {path[:80]!r} has an empty part: take the extra '/' out")
     return absolute
+
+
+def node(path: str, caller: DomainId) -> str:
+    """The absolute form of the name of any node, "/" also; InvalidArgument if it is none. Each xenstore request comes by here."""
+    most = ABSOLUTE_MAX
+    if not path.startswith("/"):
+        most = RELATIVE_MAX + len(home(caller)) + 1
+        path = f"{home(caller)}/{path}"
+    if (len(path) > most or not _NODE.fullmatch(path)) and path != "/":
+        raise InvalidArgument(f"{path[:80]!r} is no node's name: those have letters, digits and -_@ between single '/'")
+    return path
+
+
+def parent(path: str) -> str:
+    """The node above one that is not "/"."""
+    return path[: path.rfind("/")] or "/"
+
+
+def child(path: str, name: str) -> str:
+    return f"/{name}" if path == "/" else f"{path}/{name}"
 
 
 def require_writable(path: str, caller: DomainId) -> None:

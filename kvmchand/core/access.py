@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Container
 from typing import Protocol
 
 from kvmchand.core import paths
-from kvmchand.core.nodes import OWNER, READ, WRITE, Node, Note, Permissions, rights
+from kvmchand.core.nodes import EXACT, FIRES, OWNER, QUIET, READ, WRITE, WRITTEN, Node, Permissions, rights
 from kvmchand.core.quotas import Refused
 from kvmchand.ids import DomainId
 
@@ -16,7 +17,7 @@ class View(Protocol):
     """A Tree, or a Transaction on it."""
 
     def look(self, path: str) -> Node | None: ...
-    def note(self, path: str, note: Note) -> None: ...
+    def note(self, path: str, note: int) -> None: ...
     def require(self, domain: DomainId, nodes: int, size: int) -> None: ...
     def charge(self, domain: DomainId, nodes: int, size: int) -> None: ...
     def edit(self, path: str, more: int = 0) -> Node: ...
@@ -40,10 +41,10 @@ def find(view: View, caller: DomainId, path: str, wanted: int = READ) -> Node:
     raise Refused(errno.ENOENT if rights(above.permissions, caller) & wanted else errno.EACCES)
 
 
-def make(view: View, caller: DomainId, path: str, value: bytes, note: Note = Note.FIRES | Note.WRITTEN) -> Node:
+def make(view: View, caller: DomainId, path: str, value: bytes, free: Container[str] = ()) -> Node:
     """The node, which is not there yet, and those above it that are missing. Whether the caller may has been asked.
 
-    They have the permissions of the node above; what a domain other than 0 makes is its own.
+    They have the permissions of the node above; what a domain other than 0 makes is its own. Those named in `free` do not count.
     """
     missing = []
     at = path
@@ -55,14 +56,16 @@ def make(view: View, caller: DomainId, path: str, value: bytes, note: Note = Not
         permissions = ((permissions[0][0], caller), *permissions[1:])
     owner, made = permissions[0][1], above
     if caller != paths.HOST:
-        view.require(owner, len(missing), sum(map(len, missing)) + len(value))
+        counted = [each for each in missing if each not in free]
+        view.require(owner, len(counted), sum(map(len, counted)) + (0 if path in free else len(value)))
     for each in reversed(missing):
         is_last = each is path
-        view.note(each, note if is_last else Note.QUIET)
-        made = Node(value if is_last else b"", permissions)
+        view.note(each, FIRES | WRITTEN if is_last else QUIET)
+        made = Node(value if is_last else b"", permissions, each not in free)
         view.put(each, made)
         view.edit(paths.parent(each)).link(each.rpartition("/")[2])
-        view.charge(owner, 1, len(each) + (len(value) if is_last else 0))
+        if made.counted:
+            view.charge(owner, 1, len(each) + len(made.value))
     return made
 
 
@@ -81,7 +84,7 @@ def replace_value(view: View, caller: DomainId, path: str, node: Node, value: by
     more = len(value) - len(node.value)
     if node.counted and caller != paths.HOST:
         view.require(node.owner, 0, more)
-    view.note(path, Note.FIRES | Note.WRITTEN)
+    view.note(path, FIRES | WRITTEN)
     view.edit(path, more).value = value
     if node.counted:
         view.charge(node.owner, 0, more)
@@ -106,8 +109,8 @@ def remove(view: View, caller: DomainId, path: str) -> None:
         raise
     if path == "/":
         raise Refused(errno.EINVAL)
-    if path == paths.home(caller) and caller != paths.HOST:
-        # A domain's own node is the daemon's to remove: the domain could not make it again.
+    if paths.parent(path) == paths.DOMAINS and caller != paths.HOST:
+        # A domain's own node, which the domain could not make again.
         raise Refused(errno.EACCES)
     remove_tree(view, path)
 
@@ -122,7 +125,7 @@ def remove_tree(view: View, path: str) -> None:
         if node is not None:
             going.extend(paths.child(each, name) for name in node.children)
     for each in going:
-        view.note(each, (Note.FIRES if each is path else Note.EXACT) | Note.WRITTEN)
+        view.note(each, (FIRES if each is path else EXACT) | WRITTEN)
     for each in reversed(going):
         node = view.look(each)
         if node is not None:
@@ -140,7 +143,7 @@ def set_permissions(view: View, caller: DomainId, path: str, permissions: Permis
 
 
 def replace_permissions(view: View, path: str, node: Node, permissions: Permissions) -> None:
-    view.note(path, Note.FIRES)
+    view.note(path, FIRES)
     if node.counted and permissions[0][1] != node.owner:
         size = len(path) + len(node.value)
         view.charge(node.owner, -1, -size)

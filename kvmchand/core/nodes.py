@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from enum import IntFlag
 
 from kvmchand.core import paths
 from kvmchand.core.quotas import Ledger
@@ -16,6 +15,11 @@ READ, WRITE, OWNER = 1, 2, 4
 
 Permissions = tuple[tuple[int, DomainId], ...]
 """The first is the owner, and what domains that are not named may do; the others, what that domain may do."""
+
+QUIET, FIRES, EXACT, WRITTEN = 0, 1, 2, 4
+"""What is noted of a change, for those who are to be told. QUIET: made on the way to another, whose watches fire. FIRES: for
+the watches of the node and of all above it. EXACT: for the node's own, as it went with one above it. WRITTEN: another value, or
+none."""
 
 _LETTERS = {"n": 0, "r": READ, "w": WRITE, "b": READ | WRITE}
 _LETTER_OF = {rights: letter for letter, rights in _LETTERS.items()}
@@ -83,19 +87,6 @@ class Node:
         return "".join(f"{name}\0" for name in self.children).encode("ascii")
 
 
-class Note(IntFlag):
-    """What is to be told of a change of a node."""
-
-    QUIET = 0
-    """Made on the way to another, whose watches fire."""
-    FIRES = 1
-    """To the watches of it and of all above it."""
-    EXACT = 2
-    """To its own watches: it went with one above it."""
-    WRITTEN = 4
-    """It has another value, or is gone."""
-
-
 class Tree:
     """The nodes that all see. Every change has been noted before it is made."""
 
@@ -103,14 +94,14 @@ class Tree:
         self.ledger = ledger
         self.nodes: dict[str, Node] = {"/": Node(b"", ((0, paths.HOST),))}
         self.generation = 0
-        self.notes: dict[str, tuple[Note, tuple[Permissions, ...]]] = {}
+        self.notes: dict[str, tuple[int, tuple[Permissions, ...]]] = {}
         """By path: what is to be told, and the permissions by which it was seen before the change."""
         self.charge(paths.HOST, 1, 1)
 
     def look(self, path: str) -> Node | None:
         return self.nodes.get(path)
 
-    def note(self, path: str, note: Note) -> None:
+    def note(self, path: str, note: int) -> None:
         known = self.notes.get(path)
         self.notes[path] = (note, self.seen_by(path)) if known is None else (known[0] | note, known[1])
 

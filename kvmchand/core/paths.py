@@ -18,11 +18,12 @@ _ALLOWED = frozenset(string.ascii_letters + string.digits + "-/_@")
 _NODE = re.compile(r"(?:/[a-zA-Z0-9_@-]+)+")
 
 HOST = DomainId(0)
+DOMAINS = "/local/domain"
 
 
 def home(domain: DomainId) -> str:
     """The node below which a domain may write."""
-    return f"/local/domain/{domain}"
+    return f"{DOMAINS}/{domain}"
 
 
 def resolve(path: str, caller: DomainId) -> str:

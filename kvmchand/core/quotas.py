@@ -65,16 +65,23 @@ class Ledger:
         if size > 0 and usage.bytes + size > self.quotas.bytes:
             raise Refused(errno.ENOMEM)
 
+    def is_over(self, domain: DomainId) -> bool:
+        usage = self.of(domain)
+        return domain != HOST and (usage.nodes > self.quotas.nodes or usage.bytes > self.quotas.bytes)
+
     def add(self, domain: DomainId, nodes: int, size: int) -> None:
         usage = self.of(domain)
         usage.nodes += nodes
         usage.bytes += size
 
-    def add_watch(self, domain: DomainId, size: int) -> None:
-        self.require(domain, size=size)
-        usage = self.of(domain)
-        if domain != HOST and usage.watches >= self.quotas.watches:
+    def require_watch(self, domain: DomainId, size: int) -> None:
+        """Refused unless the domain may have one watch more."""
+        if domain != HOST and self.of(domain).watches >= self.quotas.watches:
             raise Refused(errno.E2BIG)
+        self.require(domain, size=size)
+
+    def add_watch(self, domain: DomainId, size: int) -> None:
+        usage = self.of(domain)
         usage.watches += 1
         usage.bytes += size
 
@@ -84,6 +91,7 @@ class Ledger:
         usage.bytes -= size
 
     def add_transaction(self, domain: DomainId) -> None:
+        """Refused if the domain has too many."""
         usage = self.of(domain)
         if domain != HOST and usage.transactions >= self.quotas.transactions:
             raise Refused(errno.ENOSPC)

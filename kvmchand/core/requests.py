@@ -111,7 +111,10 @@ class Requests:
         return access.find(view, client.domain, _path(client, request)).value
 
     def _directory(self, client: Client, view: View, request: xs.Request) -> bytes:
-        return access.find(view, client.domain, _path(client, request)).listing()
+        node = access.find(view, client.domain, _path(client, request))
+        if node.names > xs.PAYLOAD_MAX:
+            raise Refused(errno.E2BIG)
+        return node.listing()
 
     def _directory_part(self, client: Client, view: View, request: xs.Request) -> bytes:
         """The children's names from an offset on, whole ones, after the generation. An empty name follows the last."""
@@ -209,6 +212,8 @@ class Requests:
     def _watch(self, client: Client, view: View, request: xs.Request) -> bytes:
         path, token, relative = _watched(client, request)
         watch = Watch(client.number, client.domain, path, token, relative)
+        if not self._watches.has(watch):
+            self._ledger.require_watch(client.domain, watch.size)
         self._watches.add(watch)
         self._keep(journal.watch_item(watch))
         self._tell(watch, path)
@@ -232,7 +237,8 @@ class Requests:
         if command == b"help" and not arguments:
             return b"check\nhelp\n\0"
         if command == b"check" and not arguments:
-            return "\n".join(self._tree.errors())[: xs.PAYLOAD_MAX - 1].encode() + b"\0" if self._tree.errors() else xs.OK
+            wrong = self._tree.errors()
+            return "\n".join(wrong)[: xs.PAYLOAD_MAX - 1].encode() + b"\0" if wrong else xs.OK
         raise Refused(errno.EINVAL)
 
     def _not_here(self, client: Client, view: View, request: xs.Request) -> bytes:

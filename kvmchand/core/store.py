@@ -6,11 +6,12 @@ It does no input or output. It lives as long as the process around it, and by it
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from kvmchand.core import access, journal, paths
-from kvmchand.core.nodes import READ, Node, Note, Permissions, Tree, rights
+from kvmchand.core.nodes import EXACT, FIRES, QUIET, READ, WRITTEN, Node, Permissions, Tree, rights
 from kvmchand.core.offers import Offer, Offers
 from kvmchand.core.quotas import Ledger, Quotas, Refused
 from kvmchand.core.requests import Client, Requests
@@ -46,11 +47,12 @@ class _Event:
 class Store:
     """Whatever is called, its events wait for flush_events(): so the reply to a request can be sent before the events it causes.
 
-    `on_event(client, message)` is called by flush_events() only, and may call disconnect(). `on_withdrawn(channel)` is called before
-    the method returns that removed a node of the offer or gave it another value, unless that was the daemon's own withdraw() or an
-    offer() in its place. `record(bytes)` is called before a method returns that has changed anything that outlives the process:
-    once, so that a record is a whole change. To start again: replay() the records in their order, then introduce(), offer() and
-    connect() what there still is, then settle(), which ends all of what was recorded and did not come.
+    `on_event(client, message)` is called by flush_events() only, and may call disconnect(). `on_withdrawn(channel)` is called
+    before the method returns that removed a node of the offer or gave it another value, unless that was the daemon's own
+    withdraw(), or an offer() in its place. `record(bytes)` is called before a method returns that has changed anything that
+    outlives the process: once, so that a record is a whole change. To start again: replay() the records in their order, then
+    introduce(), offer() and connect() what there still is, then settle(), which ends all that was recorded and did not come; and
+    only then flush_events().
     """
 
     def __init__(
@@ -126,18 +128,10 @@ class Store:
         if known is not None:
             self._withdraw(known)
         try:
-            self._make_path(offer)
+            self._show(offer)
         except Refused:
-            self._finish()
-            return
-        for node_path, value in offer.nodes.items():
-            replaced = self._offers.of_node(node_path)
-            if replaced is not None:
-                self._forget(replaced)
-            self._put(node_path, value, ((0, server), (READ, client)), counted=False)
-        self._offers.add(offer)
-        self._items.append(journal.offer_item(offer))
-        self._finish(by_offer=offer)
+            pass
+        self._finish(shown=offer)
 
     def withdraw(self, channel: ChannelId) -> None:
         """The offer is no more; its path goes, with all that is below. Unknown, or overwritten since: nothing."""
@@ -205,18 +199,23 @@ class Store:
         self._old_offers = set(self._offers.by_channel)
         self._old_clients = set(self._clients)
         self._requests.starts += 1
+        # A client that is listing children must not take the last start's number for this one's.
         self._tree.generation += self._requests.starts * _GENERATIONS
+        for node in self._tree.nodes.values():
+            node.generation += self._requests.starts * _GENERATIONS
         self._items.append(journal.item(journal.START, self._requests.starts))
         self._finish()
 
     def settle(self) -> None:
-        """What was recorded and has not come again since replay(), is no more."""
+        """What was recorded and has not come again since replay(), is no more. Every watch fires, for what was missed."""
         for client in sorted(self._old_clients):
             self.disconnect(client)
         for channel in sorted(self._old_offers):
             self.withdraw(channel)
         for domain in sorted(self._old_domains):
             self.release(domain)
+        for watch in self._watches.all():
+            self._tell_first(watch, watch.path)
 
     def dump(self) -> Iterator[bytes]:
         """The fewest records that say what there is."""
@@ -242,33 +241,38 @@ class Store:
 
     # ---- within ----
 
-    def _put(self, path: str, value: bytes, permissions: Permissions, counted: bool = True) -> None:
+    def _put(self, path: str, value: bytes, permissions: Permissions) -> None:
         """The node there with this value, whatever was there."""
         node = self._tree.look(path)
         if node is None:
-            node = access.make(self._tree, paths.HOST, path, value)
-        else:
+            access.make(self._tree, paths.HOST, path, value)
+        elif node.value != value:
             access.replace_value(self._tree, paths.HOST, path, node, value)
         access.replace_permissions(self._tree, path, self._tree.nodes[path], permissions)
-        self._count(path, counted)
 
     def _count(self, path: str, counted: bool) -> None:
         node = self._tree.nodes[path]
         if node.counted != counted:
             sign = 1 if counted else -1
-            self._tree.note(path, Note.QUIET)
+            self._tree.note(path, QUIET)
             self._tree.edit(path).counted = counted
             self._tree.charge(node.owner, sign, sign * (len(path) + len(node.value)))
 
-    def _make_path(self, offer: Offer) -> None:
-        if self._tree.look(offer.path) is None:
-            above = paths.parent(offer.path)
-            # What is over its quota already gets nothing more, not even where nothing is missing above.
-            self._tree.require(offer.server, 1, 1)
-            if self._tree.look(above) is None:
-                access.make(self._tree, offer.server, above, b"", Note.QUIET)
-            access.make(self._tree, offer.server, offer.path, b"", Note.QUIET)
-            self._count(offer.path, False)
+    def _show(self, offer: Offer) -> None:
+        # Over it already: by offers whose nodes were overwritten, and so are its own now.
+        if self._ledger.is_over(offer.server):
+            raise Refused(errno.ENOSPC)
+        for path, value in offer.nodes.items():
+            replaced = self._offers.of_node(path)
+            if replaced is not None:
+                self._offers.remove(replaced)
+                self._items.append(journal.item(journal.NO_OFFER, replaced.channel))
+            if self._tree.look(path) is None:
+                access.make(self._tree, offer.server, path, value, free=(offer.path, path))
+            self._put(path, value, ((0, offer.server), (READ, offer.client)))
+            self._count(path, False)
+        self._offers.add(offer)
+        self._items.append(journal.offer_item(offer))
 
     def _withdraw(self, offer: Offer) -> None:
         self._forget(offer)
@@ -299,26 +303,25 @@ class Store:
         self._items.append(journal.item(journal.NO_DOMAIN, domain))
         self._events.append(_Event("@releaseDomain"))
 
-    def _finish(self, by_offer: Offer | None = None) -> None:
+    def _finish(self, shown: Offer | None = None) -> None:
         """Of all that was noted: end the offers whose nodes it was, make the records, and have the watches told."""
         withdrawn: list[ChannelId] = []
         nodes, notes = self._tree.nodes, self._tree.notes
         if notes:
             for path, (note, _) in list(notes.items()):
-                offer = self._offers.of_node(path) if note & Note.WRITTEN else None
-                if offer is not None and offer is not by_offer:
+                offer = self._offers.of_node(path) if note & WRITTEN else None
+                if offer is not None and offer is not shown:
                     self._forget(offer)
                     withdrawn.append(offer.channel)
             for path in sorted(notes):
-                note, seen_by = notes[path]
                 node = nodes.get(path)
                 if node is not None:
                     self._items.append(journal.node_item(path, node))
                 elif path == "/" or paths.parent(path) in nodes:
                     self._items.append(journal.item(journal.NO_NODE, path))
             for path, (note, seen_by) in notes.items():
-                if note & (Note.FIRES | Note.EXACT):
-                    self._events.append(_Event(path, not note & Note.FIRES, (*seen_by, *self._tree.seen_by(path))))
+                if note & (FIRES | EXACT):
+                    self._events.append(_Event(path, not note & FIRES, (*seen_by, *self._tree.seen_by(path))))
             notes.clear()
         if self._items:
             self._record(b"".join(self._items))
@@ -361,9 +364,13 @@ class Store:
         if letter == journal.WATCH:
             watch = journal.to_watch(fields)
             self._clients.setdefault(watch.client, Client(watch.client, watch.domain))
-            self._watches.add(watch)
+            if not self._watches.has(watch):
+                self._watches.add(watch)
         elif letter == journal.NO_WATCH:
-            self._watches.remove(ClientId(int(fields[0])), fields[1].decode(), fields[2])
+            try:
+                self._watches.remove(ClientId(int(fields[0])), fields[1].decode(), fields[2])
+            except Refused:
+                pass
         else:
             client = self._clients.pop(ClientId(int(fields[0])), None)
             if client is not None:

@@ -8,7 +8,7 @@ changed. It can be committed if all that it has looked at still is what it was. 
 from __future__ import annotations
 
 from kvmchand.core import paths
-from kvmchand.core.nodes import Node, Note, Tree
+from kvmchand.core.nodes import QUIET, Node, Tree
 from kvmchand.core.quotas import Usage
 from kvmchand.ids import DomainId
 
@@ -24,7 +24,7 @@ class Transaction:
         """Bytes in the domain's usage."""
         self._seen: dict[str, Node | None] = {}
         self._own: dict[str, Node | None] = {}
-        self._notes: dict[str, Note] = {}
+        self._notes: dict[str, int] = {}
         self._charges: dict[DomainId, Usage] = {}
 
     def look(self, path: str) -> Node | None:
@@ -41,8 +41,8 @@ class Transaction:
         self._seen[path] = node
         return node
 
-    def note(self, path: str, note: Note) -> None:
-        self._notes[path] = self._notes.get(path, Note.QUIET) | note
+    def note(self, path: str, note: int) -> None:
+        self._notes[path] = self._notes.get(path, QUIET) | note
 
     def require(self, domain: DomainId, nodes: int, size: int) -> None:
         charged = self._charges.get(domain)

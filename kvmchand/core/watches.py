@@ -40,7 +40,7 @@ class Watches:
         self._of: dict[ClientId, dict[tuple[str, bytes], Watch]] = {}
 
     def add(self, watch: Watch) -> None:
-        """Refused if that client has it already, or its domain too many."""
+        """Refused if that client has it already."""
         if (watch.path, watch.token) in self._of.get(watch.client, {}):
             raise Refused(errno.EEXIST)
         self._ledger.add_watch(watch.domain, watch.size)

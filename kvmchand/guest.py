@@ -19,6 +19,7 @@ from kvmchand.core.paths import HOST
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
 from kvmchand.event import signal_event
+from kvmchand.forward import Forward
 from kvmchand.ids import ClientId, Size
 from kvmchand.link import Control, Link, SessionId
 from kvmchand.linux import libc
@@ -29,7 +30,7 @@ from kvmchand.process import notify, stopped_by_signals
 from kvmchand.sockets import Sockets
 from kvmchand.source import Asker
 from kvmchand.vfio import Function, Functions
-from kvmchand.wire import client, link
+from kvmchand.wire import client, link, store
 
 _HOST_DEADLINE = 20.0
 """Seconds a request waits for the link to the host to come up."""
@@ -83,15 +84,18 @@ class Guest:
         self._sockets = Sockets(settings.runtime_dir, settings.socket)
         self._undo.callback(self._sockets.close)
         self._undo.enter_context(stopped_by_signals(self._loop))
-        self._sockets.listen(HOST, client.SOCKET_NAME)  # the number that this guest has, the host knows
+        self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)  # the number that this guest has, the host knows
         self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
         self._undo.callback(self._clients.close)
+        self._forward = Forward(self._loop, self._sockets, self, settings.service_user, self._clients.next_generation)
+        self._undo.callback(self._forward.close)
         self._link = Link(self._loop, self, settings.service_user, is_host=False, rate=settings.limits.guest_requests)
         self._undo.callback(self._link.close)
         self._functions = Functions(self._loop, self, noiommu=settings.noiommu)
         self._undo.callback(self._functions.close)
         self._link.start()
         self._functions.start()
+        self._forward.start()
         self._clients.start()
 
     def run(self) -> None:
@@ -111,8 +115,8 @@ class Guest:
             del self._waiting[waiting.asking.number]
             self._refuse(waiting.asking, Unreachable(self._refusal))
         waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
-        look = self._meeting.until_next_look()
-        return min([*waits, *([] if look is None else [look])], default=None)
+        looks = (self._meeting.until_next_look(), self._forward.until_next_look())
+        return min([*waits, *(each for each in looks if each is not None)], default=None)
 
     def on_failure(self, error: KvmchanError) -> None:
         self._failure = error
@@ -183,6 +187,7 @@ class Guest:
             self._cut(number)
         self._asked.clear()
         self._closing.clear()
+        self._forward.on_parted()
 
     # ---- the session: link.Owner ----
 
@@ -214,9 +219,12 @@ class Guest:
                     self._forget(message.client)
             case link.Again():
                 self.on_link_restarted()
+            case store.Output() | store.Ended():
+                self._forward.on_host_message(message)
 
     def on_link_restarted(self) -> None:
         """Says all again that is not answered: the host does nothing twice, but answers twice."""
+        self._forward.on_parted()
         if self._is_welcome:
             self._tell_devices()
             for message in (*self._unanswered.values(), *(link.Close(number) for number in self._closing)):
@@ -238,6 +246,13 @@ class Guest:
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             self._ask(each.asking, each.request)
+        self._forward.on_welcome()
+
+    def tell_store(self, message: object) -> bool:
+        """forward.Owner."""
+        if self._is_welcome:
+            self._tell(message)
+        return self._is_welcome
 
     def _answered(self, answer: link.Reply | link.Grant | link.Pages) -> Asker | None:
         """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""

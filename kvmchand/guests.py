@@ -29,7 +29,7 @@ from kvmchand.remote import Guest, Remote, reply_to
 from kvmchand.sessions import Sessions
 from kvmchand.source import Asker
 from kvmchand.startlink import StartLink
-from kvmchand.wire import client, hypervisor, link
+from kvmchand.wire import client, hypervisor, link, store
 
 _PATIENCE_MAX = 60.0
 _IDLE_CLIENTS = 1024
@@ -37,8 +37,14 @@ _IDLE_CLIENTS = 1024
 
 
 class Owner(source.Owner, Protocol):
-    def on_guest(self, domain: DomainId) -> None:
+    def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
         """A guest runs, from now on."""
+
+    def on_guest_store(self, domain: DomainId, message: object) -> None:
+        """What its daemon says of a connection to the store. ProtocolError: it can't be."""
+
+    def on_guest_messages_lost(self, domain: DomainId) -> None:
+        """Those of its connections to the store; what clients ask, its daemon will say again."""
 
     def on_guest_reset(self, domain: DomainId) -> None:
         """Its daemon, or all of it, is gone, or starts anew: every end it has is dead."""
@@ -108,7 +114,7 @@ class Guests:
             return
         guest = self._guests[domain] = Guest(domain, name, control)
         log.info(f"domain {domain} ({name}) is here")
-        self._owner.on_guest(domain)
+        self._owner.on_guest(domain, name, uuid)
         self._sessions.add(guest)
 
     def _prepare_links(self, guest: Guest) -> None:
@@ -222,7 +228,16 @@ class Guests:
 
     def on_link_restarted(self) -> None:
         for session in self._sessions:
+            guest = self._sessions.get(session)
+            if guest is not None:
+                self._owner.on_guest_messages_lost(guest.domain)
             self._link.send(session, link.Again())
+
+    def tell(self, domain: DomainId, message: object) -> None:
+        """Its daemon, if that is there."""
+        guest = self._guests.get(domain)
+        if guest is not None and guest.session is not None:
+            self._link.send(guest.session, message)
 
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
         guest = self._sessions.get(session)
@@ -258,6 +273,8 @@ class Guests:
                     self._link.send(session, link.Closed(message.client))
                 else:
                     self._owner.on_close(remote)
+            case store.Request() | store.Taken() | store.Ended():
+                self._owner.on_guest_store(guest.domain, message)
             case link.Ready():
                 changed = [each for each in self._devices_by_peer(guest, message.peer) if guest.domain not in each.ready]
                 for device in changed:

@@ -24,7 +24,7 @@ from kvmchand.core.registry import DomainKind, Registry, Side
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
 from kvmchand.guests import Guests
-from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.lifeline import Lifelines
 from kvmchand.linux import libc
 from kvmchand.loop import Loop
@@ -35,6 +35,7 @@ from kvmchand.region import SharedMemory
 from kvmchand.sharing import Sharing
 from kvmchand.sockets import Sockets
 from kvmchand.source import Asker
+from kvmchand.store import Store
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
 
@@ -95,12 +96,18 @@ class Host:
         self._loop.add(self._lifelines.fd, self._lifelines.on_event)
         self._undo.enter_context(stopped_by_signals(self._loop))
         self._registry.add_domain(HOST, DomainKind.HOST)
-        self._sockets.listen(HOST, client.SOCKET_NAME)
+        self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)
         for domain in settings.local_domains:
             self._registry.add_domain(domain, DomainKind.LOCAL)
-            self._sockets.listen(domain, client.socket_name(domain))
+            self._sockets.listen(domain, client.socket_name(domain), client.store_socket_name(domain))
         self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
         self._undo.callback(self._clients.close)
+        self._store = Store(self._loop, self._sockets, self, settings.service_user, self._clients.next_generation)
+        self._undo.callback(self._store.close)
+        self._registry.observer = self._store
+        for domain in self._registry.domains:
+            self._store.introduce(domain, f"Domain-{domain}")
+        self._store.start()
         if settings.libvirt:
             self._guests = Guests(self._loop, settings, self, self._clients.next_generation)
             self._undo.callback(self._guests.close)
@@ -176,10 +183,18 @@ class Host:
 
     # ---- guests: guests.Owner ----
 
-    def on_guest(self, domain: DomainId) -> None:
+    def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
         self._registry.add_domain(domain, DomainKind.GUEST)
+        self._store.introduce(domain, name, uuid)
+
+    def on_guest_store(self, domain: DomainId, message: object) -> None:
+        self._store.on_guest_message(domain, message)
+
+    def on_guest_messages_lost(self, domain: DomainId) -> None:
+        self._store.reset(domain)
 
     def on_guest_reset(self, domain: DomainId) -> None:
+        self._store.reset(domain)
         for waiting in [each for each in self._pending.values() if each.asking.domain == domain]:
             del self._pending[waiting.asking.number]
         self._channels.forget_visitors(domain)
@@ -192,6 +207,7 @@ class Host:
     def on_guest_gone(self, domain: DomainId) -> None:
         self.on_guest_reset(domain)
         self._channels.domain_gone(domain)
+        self._store.release(domain)
 
     def on_device_lost(self, domain: DomainId, device: Device) -> None:
         for holder in self._holders(domain):
@@ -215,6 +231,17 @@ class Host:
     def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
         del self._pending[waiting.asking.number]
         waiting.asking.source.answer(waiting.asking, client.Error(error.code, error.sentence))
+
+    # ---- the store: store.Owner ----
+
+    def on_store_output(self, domain: DomainId, message: object) -> None:
+        if self._guests is not None:
+            self._guests.tell(domain, message)
+
+    def on_nodes_removed(self, channel: ChannelId) -> None:
+        offered = self._registry.channels.get(channel)
+        if offered is not None:
+            self._registry.withdraw(offered)
 
     # ---- requests ----
 
@@ -292,8 +319,8 @@ class Host:
 
     def _require_fds(self, wanted: int) -> int:
         """OutOfResources unless so many descriptors are free; how many would be left."""
-        held = _CHANNEL_FDS * len(self._channels) + len(self._sharing)
-        taken = len(self._clients) + held + len(self._registry.domains) + _SPARE_FDS
+        held = _CHANNEL_FDS * len(self._channels) + len(self._sharing) + len(self._store)
+        taken = len(self._clients) + held + 2 * len(self._registry.domains) + _SPARE_FDS
         taken += self._guests.pool.fds if self._guests is not None else 0
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if taken + wanted > most:

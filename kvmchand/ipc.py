@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A service process as main sees it: how it is started, and how it ended.
 
-A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with main in which it notes
-whose bytes it is reading, so that main knows whose they were should it crash. One that ends is started again, and told anew
-what there is.
+A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with main. There it notes whose
+bytes it is reading, so that main knows whose they were should it crash; and main, how many packets it has sent. One that ends
+is started again, and told anew what there is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from kvmchand.loop import READABLE, WRITABLE, Loop
 from kvmchand.wire.codec import SERVICE_PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
-_MARK = struct.Struct("=Q")
 _NOBODY = 0
 _END_DEADLINE = 0.5
 """Seconds a service has to end after its socket has. Main stands still meanwhile."""
@@ -42,23 +41,32 @@ _ENTRY = Path(__file__).parent / "services" / "__main__.py"
 
 
 class Marker:
-    """The page in which a service notes whose bytes it is reading."""
+    """The page that main and a service share."""
 
     def __init__(self, fd: int) -> None:
         self._page = mmap.mmap(fd, mmap.PAGESIZE)
+        self._words = memoryview(self._page).cast("Q")  # each written in one piece
 
     def set(self, number: int) -> None:
-        """`number`: theirs, not 0."""
-        _MARK.pack_into(self._page, 0, number)
+        """The service reads the bytes of `number`, which is not 0."""
+        self._words[0] = number
 
     def clear(self) -> None:
-        _MARK.pack_into(self._page, 0, _NOBODY)
+        self._words[0] = _NOBODY
 
     def get(self) -> int | None:
-        number: int = _MARK.unpack_from(self._page)[0]
+        number = self._words[0]
         return number if number != _NOBODY else None
 
+    def count_sent(self) -> None:
+        """Main has another packet for the service, sent or waiting to be."""
+        self._words[1] += 1
+
+    def sent(self) -> int:
+        return self._words[1]
+
     def close(self) -> None:
+        self._words.release()
         self._page.close()
 
 
@@ -139,6 +147,7 @@ class Kept:
         service = self._service = Service(self._name, site=self._site)
         try:
             for data, fds in self._owner.greeting():
+                service.marker.count_sent()
                 send_packet(service.sock, data, fds)
         except OSError:
             pass  # it has ended already, as its socket will say; or never read, and is killed then
@@ -149,6 +158,7 @@ class Kept:
         """Tells the service; one that is not there is told by the next greeting. The descriptors stay the caller's."""
         if self._service is None:
             return
+        self._service.marker.count_sent()
         if not self._waiting and self._send_now(self._service, data, fds):
             return
         try:
@@ -214,7 +224,7 @@ class Kept:
             try:
                 data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)
             except ConnectionResetError:
-                data, fds = b"", Fds()  # it ended, and left what we said unread
+                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)  # it ended, and left what we said unread
             if not data:
                 self._on_end(service)
                 return

@@ -10,13 +10,16 @@ READABLE = select.EPOLLIN
 WRITABLE = select.EPOLLOUT
 HALF_CLOSED = select.EPOLLRDHUP
 HUNG_UP = select.EPOLLHUP
+EDGE = select.EPOLLET
+"""Only when something is new, for who leaves what can't be taken yet."""
 _BATCH = 64
 
 Callback = Callable[[int], None]
 
 
 class Loop:
-    """Level-triggered. A callback gets the ready events; it takes one packet or connection at a time, so that all get a turn."""
+    """Level-triggered, but for EDGE. A callback gets the ready events; it takes one packet or connection at a
+    time, so that all get a turn."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()

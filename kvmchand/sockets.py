@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The runtime directory, and the local sockets in it: one a domain.
+"""The runtime directory, and the local sockets in it: two a domain, for clients and for the store.
 
-They are main's, so that they outlive the local process, which accepts on them. The directory is locked, and the sockets stand
+They are main's, so that they outlive the processes that accept on them. The directory is locked, and the sockets stand
 in it, until close().
 """
 
@@ -30,7 +30,8 @@ class Sockets:
         self._directory = directory
         self._settings = settings
         self._group = group_number(settings.group) if settings.group else os.getegid()
-        self._sockets: dict[str, tuple[DomainId, socket.socket]] = {}
+        self._sockets: dict[str, tuple[DomainId, socket.socket, bool]] = {}
+        """By path; whether each is the store's."""
         self._undo = ExitStack()
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -44,10 +45,14 @@ class Sockets:
             self.close()
             raise Busy(f"another kvmchand serves {directory}: stop it, or give this one another --runtime-dir") from None
 
-    def listen(self, domain: DomainId, name: str) -> None:
-        """Makes a domain's socket, in place of what a daemon that was killed left."""
+    def listen(self, domain: DomainId, name: str, store_name: str) -> None:
+        """Makes a domain's sockets, in place of what a daemon that was killed left."""
+        self._listen(domain, name, socket.SOCK_SEQPACKET, is_store=False)
+        self._listen(domain, store_name, socket.SOCK_STREAM, is_store=True)
+
+    def _listen(self, domain: DomainId, name: str, kind: int, *, is_store: bool) -> None:
         path = self._directory / name
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         self._undo.callback(sock.close)
         try:
             path.unlink(missing_ok=True)
@@ -64,24 +69,28 @@ class Sockets:
         except OSError as error:
             # A path that is too long has no errno.
             raise InvalidArgument(f"the socket {path} can't be made: {error.strerror or error}") from error
-        self._sockets[str(path)] = (domain, sock)
+        self._sockets[str(path)] = (domain, sock, is_store)
 
-    def to_listen(self, max_clients: int) -> list[tuple[internal.Listen, socket.socket]]:
-        """What the local process is told of each, and the socket to send beside that. It asks of each process that connects
-        what the file's mode asks, since anyone who may change the mode could let others in."""
+    def to_listen(self, max_clients: int, *, is_store: bool = False) -> list[tuple[internal.Listen, socket.socket]]:
+        """What the process that accepts is told of each, and the socket to send beside that. It asks of each process that
+        connects what the file's mode asks, since anyone who may change the mode could let others in."""
         public = bool(self._settings.mode & _OTHERS_MAY)
         group = self._group if self._settings.mode & _GROUP_MAY else -1
         return [
             (internal.Listen(domain, public, Size(os.geteuid()), group, max_clients), sock)
-            for domain, sock in self._sockets.values()
+            for domain, sock, is_stores in self._sockets.values()
+            if is_stores is is_store
         ]
 
-    def domain_of(self, connection: socket.socket) -> DomainId:
+    def domain_of(self, connection: socket.socket, *, is_store: bool = False) -> DomainId:
         """Whose socket a connection came in by, as the kernel knows it. KeyError: it is none of ours."""
-        return self._sockets[connection.getsockname()][0]
+        domain, _, is_stores = self._sockets[connection.getsockname()]
+        if is_stores is not is_store:
+            raise KeyError(connection.getsockname())
+        return domain
 
     def __str__(self) -> str:
-        return ", ".join(f"{path} (domain {domain})" for path, (domain, _) in self._sockets.items())
+        return ", ".join(f"{path} (domain {domain})" for path, (domain, _, is_store) in self._sockets.items() if not is_store)
 
     def close(self) -> None:
         self._undo.close()

@@ -23,6 +23,8 @@ class Worker(ABC):
         self._outgoing = outgoing
         self._loop = Loop()
         self._is_started = False
+        self._heard = 0
+        """Packets, of those that the marker counts."""
         self._loop.add(main.fileno(), self._on_main)
 
     @abstractmethod
@@ -58,8 +60,17 @@ class Worker(ABC):
             return False
         if not data:
             return False
+        self._heard += 1
         with fds:
             self._obey(self._incoming.decode(data), fds)
+        return True
+
+    def _catch_up(self) -> bool:
+        """Does all that main has said by now, also what still waits to be sent: before it answered somebody whom we hear next.
+        False: it has ended."""
+        while self._heard < self._marker.sent():
+            if not self._hear_main():
+                return False
         return True
 
     def _say(self, message: object, fds: Sequence[int] = ()) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Protocol
 
 from kvmchand.core import paths
 from kvmchand.core.rings import Rings
@@ -81,6 +82,15 @@ class Channel:
         return State.CLIENT_GONE if self.had_client else State.WAITING
 
 
+class Observer(Protocol):
+    """Who hears of what stands at its path."""
+
+    def on_offered(self, channel: Channel) -> None: ...
+
+    def on_withdrawn(self, channel: Channel) -> None:
+        """It stands there no more; a later offer at its path may, that it heard of before."""
+
+
 @dataclass(slots=True)
 class Registry:
     max_channels: int = 65536
@@ -93,6 +103,7 @@ class Registry:
     _held: dict[ClientId, tuple[Channel, Side]] = field(default_factory=dict)
     _ends: Counter[tuple[DomainId, Side]] = field(default_factory=Counter)
     _last: int = 0
+    observer: Observer | None = None
 
     def add_domain(self, domain: DomainId, kind: DomainKind) -> None:
         self.domains[domain] = kind
@@ -144,8 +155,13 @@ class Registry:
 
     def _add(self, place: str, caller: DomainId, client_domain: DomainId, chosen: Rings, end: End) -> Channel:
         channel = Channel(self.next_number(), place, caller, client_domain, chosen, server=end)
+        taken_over = self._offers.get(place)
         self.channels[channel.number] = self._offers[place] = channel
         self._hold(end, channel, Side.SERVER, caller)
+        if self.observer is not None and channel.is_vchan:
+            self.observer.on_offered(channel)
+            if taken_over is not None:
+                self.observer.on_withdrawn(taken_over)
         return channel
 
     def next_number(self) -> ChannelId:
@@ -227,6 +243,8 @@ class Registry:
         """No new client finds the channel at its path any more."""
         if self._offers.get(channel.path) is channel:
             del self._offers[channel.path]
+            if self.observer is not None and channel.is_vchan:
+                self.observer.on_withdrawn(channel)
 
     def held(self, holder: ClientId) -> tuple[Channel, Side] | None:
         return self._held.get(holder)

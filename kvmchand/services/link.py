@@ -18,16 +18,18 @@ from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolE
 from kvmchand.event import drain_event
 from kvmchand.ipc import Marker
 from kvmchand.privsep import drop_privileges
-from kvmchand.wire import client, dataplane, link
+from kvmchand.wire import client, dataplane, link, store
 from kvmchand.wire.packet import Fds
 from kvmchand.worker import Worker, serve
 
 _BUCKETS_MAX = 1024
 """Of guests that were here, after which those of guests that are gone are forgotten."""
-QUEUE_MAX = 1024
+QUEUE_MAX = 4096
 """Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
 _BURST = 2
 """Seconds' worth of requests that may come at once."""
+_PER_STORE_REQUEST = 2
+"""Messages that each of the store's requests takes: it, and that its answer is taken. They can wait, where others are refused."""
 _FLOOD = 10
 """Times the rate at which messages that can't be refused, as closing, end the session."""
 
@@ -50,6 +52,10 @@ class Bucket:
         self._tokens -= 1
         return True
 
+    def wait(self) -> float:
+        """Seconds until there is one."""
+        return max(0.0, 1 - self._tokens) / max(self._rate, 1)
+
     def is_calm(self) -> bool:
         """Whether fewer come than may."""
         return self._tokens >= self._rate
@@ -65,7 +71,7 @@ class Bucket:
 class Session:
     """An end of a control vchan."""
 
-    def __init__(self, settings: link.Attach, fds: list[int], bucket: Bucket) -> None:
+    def __init__(self, settings: link.Attach, fds: list[int], bucket: Bucket, store_bucket: Bucket) -> None:
         """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
         region, event, *rest = fds
         notify = rest[0] if rest else -1
@@ -93,6 +99,11 @@ class Session:
         # Our own index: in the page once, to go on from, and from then on only ours.
         self._cons = ctypes.c_uint32.from_address(ring.shr).value
         self._bucket = bucket
+        self._store_bucket = store_bucket
+        self.held: str | None = None
+        """A message of the store's that came too fast."""
+        self.due = 0.0
+        """When it may go on."""
         self._refused = 0
         self.to_send: deque[bytes] = deque()
         self.fd = int(dataplane.fd_for_select(self._ctrl))
@@ -144,12 +155,30 @@ class Session:
         except ChannelClosed:
             pass  # since the caller's look; an event says so too
 
+    def hold(self, packet: str) -> None:
+        """Nothing more is taken until release() gives `packet`."""
+        self.held = packet
+        self.due = time.monotonic() + self._store_bucket.wait()
+
+    def release(self) -> str | None:
+        """The packet for main that had to wait, if it has for long enough."""
+        held = self.held
+        if held is not None and self._store_bucket.take():
+            self.held, self.due = None, 0.0
+            return held
+        return None
+
     def understand(self, data: bytes) -> str | None:
-        """A packet for main, encoded anew; None for one that was refused here."""
+        """A packet for main, encoded anew; None for one that is refused here, or has to wait."""
         message = self._incoming.decode(data)
         anew = self._incoming.encode(message).decode()
         if len(anew) > link.PACKET_MAX:
             raise ProtocolError(f"a packet came of {len(anew)} bytes when it is spelled as we do: {link.PACKET_MAX} are the most")
+        if isinstance(message, store.Request | store.Output | store.Taken | store.Ended):
+            if self._store_bucket.take():
+                return anew
+            self.hold(anew)
+            return None
         if self._bucket.take():
             if self._refused and self._bucket.is_calm():
                 log.warning(f"session {self.number}: {self._refused} requests were refused, for they came too fast")
@@ -180,7 +209,7 @@ class Link(Worker):
     def __init__(self, main: socket.socket, marker: Marker) -> None:
         super().__init__(main, marker, link.to_link, link.to_main)
         self._sessions: dict[int, Session] = {}
-        self._buckets: dict[int, Bucket] = {}
+        self._buckets: dict[int, tuple[Bucket, Bucket]] = {}
         """By the guest's domain."""
         self._busy: dict[int, Session] = {}
         """Those that may have packets. Each turn takes one of each, so that none stalls another."""
@@ -215,7 +244,7 @@ class Link(Worker):
 
     def _attach(self, settings: link.Attach, fds: Fds) -> None:
         try:
-            session = Session(settings, fds.steal(), self._bucket(settings))
+            session = Session(settings, fds.steal(), *self._buckets_of(settings))
         except OSError as error:
             self._say(link.Lost(settings.session, str(error.strerror)[:400]))
             return
@@ -223,11 +252,12 @@ class Link(Worker):
         self._loop.add(session.fd, lambda _events: self._on_event(session))
         self._busy[session.number] = session
 
-    def _bucket(self, settings: link.Attach) -> Bucket:
-        """A guest's, which a session after another does not fill again."""
+    def _buckets_of(self, settings: link.Attach) -> tuple[Bucket, Bucket]:
+        """A guest's, for all and for the store's, which a session after another does not fill again."""
         if len(self._buckets) > _BUCKETS_MAX:
             self._buckets = {session.domain: self._buckets[session.domain] for session in self._sessions.values()}
-        return self._buckets.setdefault(settings.domain, Bucket(settings.rate))
+        made = Bucket(settings.rate), Bucket(_PER_STORE_REQUEST * settings.rate)
+        return self._buckets.setdefault(settings.domain, made)
 
     # ---- rings ----
 
@@ -262,17 +292,22 @@ class Link(Worker):
     def _take_turns(self) -> float | None:
         for session in list(self._busy.values()):
             self._try(session, lambda session=session: self._take_turn(session))
-        return 0 if self._busy else None
+        now = time.monotonic()
+        return min((max(0.0, each.due - now) for each in self._busy.values()), default=None)
 
     def _take_turn(self, session: Session) -> None:
         is_open = session.is_open()  # before the look: what was written before a hang-up is still to be read
         session.flush()
-        data = session.take()
-        if data is not None:
-            packet = session.understand(data)
-            if packet is not None:
-                self._marker.clear()
-                self._say(link.Received(session.number, packet))
+        data = None
+        if session.held is not None:
+            packet = session.release()
+        else:
+            data = session.take()
+            packet = session.understand(data) if data is not None else None
+        if packet is not None:
+            self._marker.clear()
+            self._say(link.Received(session.number, packet))
+        if packet is not None or data is not None or session.held is not None:
             return
         del self._busy[session.number]
         if not is_open:

@@ -7,18 +7,16 @@ A client lives until its connection ends or its bytes break the protocol.
 
 from __future__ import annotations
 
-import os
 import socket
-import struct
 import time
 from dataclasses import dataclass
 from enum import Enum
 
 from kvmchand import log
-from kvmchand.errors import AccessDenied, KvmchanError, LimitReached, ProtocolError, TimedOut
+from kvmchand.errors import KvmchanError, LimitReached, ProtocolError, TimedOut
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.ipc import Marker
-from kvmchand.linux import libc
+from kvmchand.listener import Listener, Spare
 from kvmchand.loop import HALF_CLOSED, READABLE
 from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, internal
@@ -30,9 +28,6 @@ HELLO_DEADLINE = 5.0
 """Seconds a new connection has for its hello and first request."""
 HALF_OPEN_MAX = 256
 """Connections that may be without a request at once. Ours make it at once, so the oldest is the one to drop."""
-_SO_PEERGROUPS = 59
-_PEER_GROUPS_BYTES = 1024
-"""The most that Python's getsockopt takes: 256 groups. Of who is in more, only the first group counts."""
 
 
 class Phase(Enum):
@@ -55,33 +50,6 @@ class Client:
     deadline: float = 0.0
 
 
-@dataclass(slots=True)
-class Listener:
-    """A listening socket, and who may connect to it."""
-
-    sock: socket.socket
-    settings: internal.Listen
-    clients: int = 0
-
-    def check(self, sock: socket.socket) -> None:
-        """AccessDenied unless the process at the other end may use this socket."""
-        _, uid, gid = libc.peer_credentials(sock)
-        allowed = self.settings
-        if allowed.public or uid in (0, allowed.owner):
-            return
-        if allowed.group >= 0 and (gid == allowed.group or allowed.group in _peer_groups(sock)):
-            return
-        raise AccessDenied(f"user {uid} may not use kvmchand: join the group in its settings (socket.group)")
-
-
-def _peer_groups(sock: socket.socket) -> tuple[int, ...]:
-    try:
-        data = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEER_GROUPS_BYTES)
-    except OSError:
-        return ()
-    return struct.unpack(f"={len(data) // 4}I", data)
-
-
 class Local(Worker):
     """The process's whole state."""
 
@@ -90,7 +58,7 @@ class Local(Worker):
         self._listeners: dict[DomainId, Listener] = {}
         self._half_open: dict[ClientId, Client] = {}  # oldest first
         self._next = 1
-        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        self._spare = Spare()
 
     def run(self) -> None:
         if self._wait_for_start():
@@ -102,7 +70,7 @@ class Local(Worker):
         match message:
             case internal.Listen():
                 (fd,) = fds.steal()
-                listener = Listener(socket.socket(fileno=fd), message)
+                listener = Listener(socket.socket(fileno=fd), message, self._spare)
                 self._listeners[message.domain] = listener
                 self._loop.add(fd, lambda _events: self._on_connection(listener))
             case internal.Restore():
@@ -116,20 +84,12 @@ class Local(Worker):
     # ---- connections ----
 
     def _on_connection(self, listener: Listener) -> None:
-        try:
-            sock, _ = listener.sock.accept()
-        except BlockingIOError:
-            return
-        except OSError as error:
-            log.warning(f"a connection was dropped, for lack of descriptors: {error.strerror}")
-            self._refuse_without_descriptors(listener)
+        sock = listener.accept()
+        if sock is None:
             return
         number, self._next = ClientId(self._next), self._next + 1
-        sock.setblocking(False)
         try:
             listener.check(sock)
-            if listener.clients >= listener.settings.max_clients:
-                raise LimitReached(f"domain {listener.settings.domain} has {listener.clients} connections: close some")
         except KvmchanError as error:
             _say(sock, error)
             sock.close()
@@ -140,15 +100,6 @@ class Local(Worker):
         if len(self._half_open) > HALF_OPEN_MAX:
             oldest = next(iter(self._half_open.values()))
             self._drop(oldest, LimitReached(f"over {HALF_OPEN_MAX} connections have asked nothing: this is the oldest"))
-
-    def _refuse_without_descriptors(self, listener: Listener) -> None:
-        """Takes a connection off the queue and closes it, or the full queue would keep us awake."""
-        os.close(self._spare)
-        try:
-            listener.sock.accept()[0].close()
-        except OSError:
-            pass
-        self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def _serve(self, number: ClientId, sock: socket.socket, listener: Listener, phase: Phase) -> Client:
         sock.setblocking(False)

@@ -35,6 +35,9 @@ DOMAINS_MAX = 256
 SOCKET_NAME = "kvmchand.sock"
 """The default socket in the runtime directory: the host's, or in a guest the guest's."""
 
+STORE_SOCKET_NAME = "store.sock"
+"""The same for xenstore's protocol, which libxenstore finds by $XENSTORED_PATH."""
+
 
 def port_of(channel: int, *, is_server: bool) -> int:
     """The number of an event channel, a vchan's own among them, in the domain of one of its ends."""
@@ -44,6 +47,10 @@ def port_of(channel: int, *, is_server: bool) -> int:
 def socket_name(domain: int) -> str:
     """The socket of a local domain; processes that connect to it act as that domain."""
     return f"domain-{domain}.sock"
+
+
+def store_socket_name(domain: int) -> str:
+    return f"store-{domain}.sock"
 
 
 class Hello(Record):

@@ -52,6 +52,16 @@ def _packet(value: Any) -> Any:
     return packet
 
 
+def _data(value: Any) -> Any:
+    """Bytes stand in base64."""
+    from binascii import a2b_base64
+
+    try:
+        return a2b_base64(_text_of(PACKET_MAX)(value).encode("ascii"), strict_mode=True)
+    except ValueError:
+        raise ValueError("bytes in base64") from None
+
+
 def _flag(value: Any) -> Any:
     if type(value) is not bool:
         raise ValueError("true or false")
@@ -69,6 +79,7 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "str": _text_of(4096),
     "bool": _flag,
     "Packet": _packet,
+    "bytes": _data,
 }
 
 
@@ -112,7 +123,7 @@ class Codec:
             plan = self._records[cls] = _Plan(cls, checks)
             checks[f"tuple[{cls.__name__}, ...]"] = _tuple_check(plan)
         self._by_kind = {kind: _Plan(cls, checks) for kind, cls in kinds.items()}
-        self._to_json = JSONEncoder(separators=(",", ":"), default=self._show_record).encode
+        self._to_json = JSONEncoder(separators=(",", ":"), default=self._show_value).encode
         self._most = most
         self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
 
@@ -120,7 +131,11 @@ class Codec:
         kind, plan = self._by_class[type(message)]
         return self._to_json({"type": kind, **plan.show(message)}).encode()
 
-    def _show_record(self, value: Any) -> dict[str, Any]:
+    def _show_value(self, value: Any) -> Any:
+        if type(value) is bytes:
+            from binascii import b2a_base64  # which a client has no use for
+
+            return b2a_base64(value, newline=False).decode()
         return self._records[type(value)].show(value)
 
     def decode(self, data: bytes) -> Any:

@@ -8,13 +8,14 @@ of the guest end with it.
 
 Changes by version:
     1: the first.
-    2: shared pages.
+    2: shared pages; the store's connections, for programs in a guest that speak xenstore's protocol.
 """
 
 from __future__ import annotations
 
 import struct
 
+from kvmchand.wire import store
 from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
 from kvmchand.wire.record import Record
 
@@ -132,7 +133,7 @@ class Closed(Record):
 
 class Again(Record):
     """Messages may be lost, either way, for a link process has died: everything that is not answered is to be said again. What
-    had come the first time gets the same answer."""
+    had come the first time gets the same answer. Connections to the store are over."""
 
 
 # ---- between main and its link process ----
@@ -197,6 +198,9 @@ TO_HOST: dict[str, type] = {
     "close": Close,
     "ready": Ready,
     "unusable": Unusable,
+    "store-request": store.Request,
+    "store-taken": store.Taken,
+    "store-ended": store.Ended,
 }
 TO_GUEST: dict[str, type] = {
     "welcome": Welcome,
@@ -206,6 +210,8 @@ TO_GUEST: dict[str, type] = {
     "pages": Pages,
     "closed": Closed,
     "again": Again,
+    "store-output": store.Output,
+    "store-ended": store.Ended,
 }
 TO_LINK: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
 TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lost}

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from support import DEADLINE, SITE, Daemon, RawClient, eventually, is_asleep, open_fds, services_of
+from support import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
 
 from kvmchand.core.links import CONTROL_PEER, HOST_PEER
 from kvmchand.core.rings import PAGE
@@ -267,18 +267,9 @@ class ScriptedHost(Daemon):
 
     def _fds_at_rest(self) -> dict[str, list[str]]:
         self.hypervisor.wait_started()
-        ours = {"local", "link", "ivshmem"}
+        ours = {"local", "link", "ivshmem", "store"}
         eventually(lambda: ours <= self.services().keys() and all(is_asleep(pid) for pid in services_of(self.pid).values()))
-        with RawClient(self) as asking:
-            asking.hello().list()
-            found = self.fds()
-        for name in ("main", "local"):
-            found[name].remove("socket")  # that connection
-        return found
-
-    @property
-    def local_pid(self) -> int:
-        return self.services()["local"]
+        return super()._fds_at_rest()
 
     def guest(self, number: int) -> Guest:
         """A machine that starts, with a control device that no daemon uses yet."""

@@ -76,7 +76,7 @@ class GuestDaemon(Daemon):
                 assert isinstance(vfio.to_vfio.decode(data), vfio.Start)
                 self.tell(vfio.Started())
                 eventually(lambda: "ready: " in self.log(), self.log)
-                ours = {"local", "link"}
+                ours = {"local", "link", "forward"}
                 eventually(lambda: ours <= self.services().keys() and all(is_asleep(each) for each in self.services().values()))
                 self.baseline = self.fds()
                 self.control = Device(CONTROL_PEER, link.DEVICE_BYTES, 1)

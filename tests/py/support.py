@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -27,14 +28,6 @@ SITE = PREFIX / "lib" / "kvmchan"
 LIBDIR = SITE / "libxenvchan_shim" / "lib"
 REFERENCE = BUILD / "reference" / "usr"
 REFERENCE_LIBDIR = REFERENCE / "lib" / f"{os.uname().machine}-linux-gnu"
-SERVICES = {
-    "kvmchand-local": "local",
-    "kvmchand-link": "link",
-    "kvmchand-ivshm": "ivshmem",
-    "kvmchand-virt": "libvirt",
-    "kvmchand-vfio": "vfio",
-}
-"""What ps shows of each."""
 KVMCHAND = PREFIX / "bin" / "kvmchand"
 KVMCHAN = PREFIX / "bin" / "kvmchan"
 DEADLINE = 30.0
@@ -50,11 +43,11 @@ def services_of(main: int) -> dict[str, int]:
     found = {}
     for pid in children(main):
         try:
-            name = Path(f"/proc/{pid}/comm").read_text().strip()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended
-        if name in SERVICES:
-            found[SERVICES[name]] = pid
+            *_, entry, name, _socket, _page, _end = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            continue  # it has ended, or not begun
+        if entry.endswith(b"services/__main__.py"):
+            found[name.decode()] = pid
     return found
 
 
@@ -102,27 +95,38 @@ class Daemon:
 
     @property
     def local_pid(self) -> int:
-        (pid,) = children(self.pid)
-        return pid
+        return self.service("local")
 
     def services(self) -> dict[str, int]:
         """Its processes beside main."""
         return services_of(self.pid)
 
+    def service(self, name: str) -> int:
+        """One of them, which may just be starting again."""
+        eventually(lambda: name in self.services(), self.log)
+        return self.services()[name]
+
+    def kill_service(self, name: str) -> None:
+        """Returns when another is there, or main has given up."""
+        killed = self.service(name)
+        os.kill(killed, signal.SIGKILL)
+        eventually(lambda: self.services().get(name, killed) != killed or self.process.poll() is not None)
+
     def fds(self) -> dict[str, list[str]]:
-        return {"main": open_fds(self.pid), "local": open_fds(self.local_pid)}
+        return {"main": open_fds(self.pid), **{name: open_fds(pid) for name, pid in sorted(self.services().items())}}
 
     def _fds_at_rest(self) -> dict[str, list[str]]:
-        # Once it answers a request, it is done with starting, and with telling us so.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as asking:
-            asking.settimeout(DEADLINE)
-            asking.connect(str(self.socket_path()))
-            asking.send(b'{"type":"hello","version":3}')
-            asking.send(b'{"type":"list","after":0}')
-            assert asking.recv(65536)
+        # Once they answer requests, its processes are done with starting, and main with telling us so.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reading, RawClient(self) as asking:
+            reading.settimeout(DEADLINE)
+            reading.connect(str(self.store_path()))
+            reading.send(struct.pack("=IIII", 1, 0, 0, 2) + b"/\0")  # lists the root
+            assert reading.recv(65536)
+            asking.hello().list()
+            asking.list()  # main has heard of the other connection by now
             found = self.fds()
-        for fds in found.values():
-            fds.remove("socket")  # that connection
+        for name in ("main", "main", "local", "store"):
+            found[name].remove("socket")  # those connections
         return found
 
     def log(self) -> str:
@@ -130,6 +134,9 @@ class Daemon:
 
     def socket_path(self, domain: int = 0) -> Path:
         return self.runtime_dir / (f"domain-{domain}.sock" if domain else "kvmchand.sock")
+
+    def store_path(self, domain: int = 0) -> Path:
+        return self.runtime_dir / (f"store-{domain}.sock" if domain else "store.sock")
 
     def environment(self, domain: int = 0, **more: str) -> dict[str, str]:
         """For a program that acts as `domain`."""
@@ -167,10 +174,11 @@ class Daemon:
         """Asserts that all is released, ends the daemon, and asserts that no process or socket is left."""
         if self.process.poll() is None:
             self.assert_clean()
-            local = self.local_pid
+            services = self.services()
             self.process.send_signal(signal.SIGTERM)
             assert self.process.wait(DEADLINE) == 0, self.log()
-            assert not Path(f"/proc/{local}").exists(), "the local process is left"
+            left = [name for name, pid in services.items() if Path(f"/proc/{pid}").exists()]
+            assert not left, f"processes are left: {left}"
         assert list(self.runtime_dir.iterdir()) == [], "sockets are left"
         assert "Traceback" not in self.log(), self.log()
 

@@ -149,7 +149,7 @@ def test_it_is_ready_for_a_service_manager_with_an_abstract_address(tmp_path: Pa
 def test_it_makes_its_runtime_directory_with_what_is_above(tmp_path: Path) -> None:
     with launched(tmp_path, "--runtime-dir", tmp_path / "a" / "b"):
         assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o755
-        assert [each.name for each in (tmp_path / "a" / "b").iterdir()] == ["kvmchand.sock"]
+        assert sorted(each.name for each in (tmp_path / "a" / "b").iterdir()) == ["kvmchand.sock", "store.sock"]
 
 
 def test_a_second_daemon_on_a_directory_is_refused_and_the_first_goes_on(daemon: Daemon) -> None:
@@ -205,7 +205,8 @@ def test_the_settings_file_says_what_the_options_would(tmp_path: Path) -> None:
     file = tmp_path / "kvmchand.toml"
     file.write_text(f'runtime_dir = "{tmp_path}/other"\nlocal_domains = [5]\n')
     with launched(tmp_path, "--config", file):
-        assert sorted(each.name for each in (tmp_path / "other").iterdir()) == ["domain-5.sock", "kvmchand.sock"]
+        names = ["domain-5.sock", "kvmchand.sock", "store-5.sock", "store.sock"]
+        assert sorted(each.name for each in (tmp_path / "other").iterdir()) == names
 
 
 def test_options_go_over_the_settings_file_and_domains_add_up(start: Start, tmp_path: Path) -> None:
@@ -463,9 +464,7 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
 
 def kill_local(daemon: Daemon) -> None:
     """Kills the local process, and returns when another is there."""
-    killed = daemon.local_pid
-    os.kill(killed, signal.SIGKILL)
-    eventually(lambda: children(daemon.pid) not in ([], [killed]) or daemon.process.poll() is not None)
+    daemon.kill_service("local")
 
 
 def test_a_killed_local_process_is_started_again_and_channels_go_on(daemon: Daemon) -> None:
@@ -508,7 +507,7 @@ def test_a_client_that_dies_while_the_local_process_is_down_is_seen_dead(daemon:
         server.wait()
     assert server.recv(4) == b"last"
     server.close()
-    eventually(lambda: children(daemon.pid) != [])
+    eventually(lambda: "local" in daemon.services())
 
 
 def test_a_local_process_that_is_killed_over_and_over_ends_the_daemon_with_a_sentence(start: Start, tmp_path: Path) -> None:
@@ -612,7 +611,7 @@ def test_a_local_process_that_was_taken_over_harms_no_channel(daemon: Daemon, pa
     before = daemon.local_pid
     with local_socket(daemon) as taken_over, open("/dev/null") as other:  # noqa: PTH123
         socket.send_fds(taken_over, [packet], [other.fileno()] * fds)
-    eventually(lambda: children(daemon.pid) not in ([], [before]))
+    eventually(lambda: daemon.services().get("local", before) != before)
     assert moves_data(server, client)
     client.close()
     server.close()
@@ -624,7 +623,7 @@ def test_a_local_process_can_not_pass_off_its_own_socket_as_a_clients(daemon: Da
     with local_socket(daemon) as taken_over, ours, theirs:
         packet = b'{"type":"ask","client":99,"request":"{\\"type\\":\\"list\\",\\"after\\":0}"}'
         socket.send_fds(taken_over, [packet], [theirs.fileno()])
-        eventually(lambda: children(daemon.pid) not in ([], [before]))
+        eventually(lambda: daemon.services().get("local", before) != before)
         theirs.close()
         assert ours.recv(4096) == b""
 

@@ -33,7 +33,7 @@ class Ring:
         Page(self.fds[0]).initialize(Rings(link.LEFT_ORDER, link.RIGHT_ORDER))
         self.page = mmap.mmap(self.fds[0], link.DEVICE_BYTES)
         settings = link.Attach(Size(1), DomainId(1), True, "eventfd", Size(0), Size(0), Size(0), RATE)
-        self.session = Session(settings, [os.dup(fd) for fd in self.fds], Bucket(RATE))
+        self.session = Session(settings, [os.dup(fd) for fd in self.fds], Bucket(RATE), Bucket(RATE))
 
     def set(self, where: int, value: int) -> None:
         INDEX.pack_into(self.page, where, value)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import random
+from base64 import b64encode
 from typing import Any
 
 import pytest
 
 from kvmchand.errors import ProtocolError
 from kvmchand.ids import Size
-from kvmchand.wire import client, hypervisor, internal, ivshmem, link, vfio
+from kvmchand.wire import client, hypervisor, internal, ivshmem, link, store, vfio
 from kvmchand.wire.codec import PACKET_MAX, Codec
 
 PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
@@ -25,6 +26,10 @@ PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
     (hypervisor.to_main, hypervisor.TO_MAIN),
     (vfio.to_vfio, vfio.TO_VFIO),
     (vfio.to_main, vfio.TO_MAIN),
+    (store.to_store, store.TO_STORE),
+    (store.from_store, store.FROM_STORE),
+    (store.to_forwarder, store.TO_FORWARDER),
+    (store.from_forwarder, store.FROM_FORWARDER),
     (link.to_host, link.TO_HOST),
     (link.to_guest, link.TO_GUEST),
     (link.to_link, link.TO_LINK),
@@ -45,6 +50,7 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
     "DeviceId": ([0, 2**63 - 1], [-1, 2**63]),
     "str": (["", "x", "x" * 4096, 'ä"\\\n\0\u2028'], ["x" * 4097]),
     "Packet": (["", '{"type":"hello"}', "x" * 20000], []),
+    "bytes": ([b"", b"x", bytes(range(256)), bytes(24000)], ["=", "eA", "eA==\n", "e A==", "eA==eA==", "\u0430A=="]),
     "bool": ([True, False], []),
 }
 NUMBERS = ("int", "Size", "DomainId", "ChannelId", "ClientId", "DeviceId")
@@ -55,7 +61,9 @@ def wrong_types(kind: str) -> list[Any]:
     values: list[Any] = [None, 1.0, {}, float("nan"), [None]]
     if kind not in NUMBERS:
         values += [0, 1]
-    if kind not in ("str", "Packet"):
+    if kind == "bytes":
+        values += ["1", "true."]
+    elif kind not in ("str", "Packet"):
         values += ["", "1", "true"]
     if kind != "bool":
         values += [True, False]
@@ -139,7 +147,8 @@ def test_a_field_is_just_in_and_just_out_of_its_range(codec: Codec, kind: str, c
             continue
         allowed, refused = TYPES[annotation]
         for value in allowed:
-            decoded = codec.decode(json.dumps({**object_of(codec, cls), name: value}).encode())
+            spelled = b64encode(value).decode() if isinstance(value, bytes) else value
+            decoded = codec.decode(json.dumps({**object_of(codec, cls), name: spelled}).encode())
             assert getattr(decoded, name) == value
         for value in refused:
             assert name in refuse(codec, {**object_of(codec, cls), name: value})
@@ -288,6 +297,8 @@ def test_random_json_is_a_message_or_a_protocol_error() -> None:
 
 
 def plain(annotation: str) -> Any:
+    if annotation == "bytes":
+        return b64encode(sample(annotation)).decode()
     return [] if annotation.startswith("tuple") else sample(annotation)
 
 

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Connections that speak xenstore's protocol, as a store process has them, and the turns that they get.
+
+A request is taken off a socket only whole, so that a process that is started again goes on where this one was. Who does not read
+what it is told is not heard meanwhile, so that only events can pile up for it, and those to a limit.
+"""
+
+from __future__ import annotations
+
+import socket
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmchand import log
+from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
+from kvmchand.ids import ClientId, DomainId
+from kvmchand.ipc import Marker
+from kvmchand.listener import Listener, Spare
+from kvmchand.loop import EDGE, HALF_CLOSED, HUNG_UP, READABLE, WRITABLE
+from kvmchand.privsep import drop_privileges
+from kvmchand.wire import internal, store, xs
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.packet import Fds
+from kvmchand.worker import Worker
+
+OUTPUT_MAX = 1 << 20
+"""Bytes that wait for a client to read. Xenstore's own daemon has a limit of as many events."""
+_REQUEST_MAX = xs.HEADER.size + xs.PAYLOAD_MAX
+_IDLE = READABLE | HALF_CLOSED | EDGE
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A request, and the bytes it was. `is_last`: no other was there behind it."""
+
+    request: xs.Request
+    data: bytes
+    is_last: bool
+
+
+class Stream(ABC):
+    """A connection: where its requests come from, and its output goes."""
+
+    def __init__(self, number: ClientId, domain: DomainId) -> None:
+        self.number = number
+        self.domain = domain
+        self._queue: deque[tuple[bytes, bool]] = deque()
+        """Packets, and whether each is an event."""
+        self._events: set[bytes] = set()
+        """Those in the queue."""
+        self._bytes = 0
+        self.was_waiting = False
+        """As is_waiting was at the last look."""
+        self.is_asking = False
+        """Its last request has no answer yet, and it is not heard."""
+
+    def put_event(self, packet: bytes) -> None:
+        """As put(); nothing where the same waits already."""
+        if packet not in self._events:
+            self._events.add(packet)
+            self._put(packet, is_event=True)
+
+    def put(self, data: bytes) -> None:
+        """What the client has asked for. LimitReached: too much waits already. OSError: it is gone."""
+        self._put(data, is_event=False)
+
+    def _put(self, data: bytes, *, is_event: bool) -> None:
+        if self._bytes > OUTPUT_MAX:
+            raise LimitReached(f"it does not read what it watches: over {OUTPUT_MAX} bytes wait")
+        self._queue.append((data, is_event))
+        self._bytes += len(data)
+        self.flush()
+
+    def _next(self, most: int) -> tuple[bytes, bool]:
+        """The packets that go next, of `most` bytes together or one, and whether a reply is among them."""
+        found: list[bytes] = []
+        size, answers = 0, False
+        while self._queue and (not found or size + len(self._queue[0][0]) <= most):
+            packet, is_event = self._queue.popleft()
+            found.append(packet)
+            size += len(packet)
+            if is_event:
+                self._events.discard(packet)
+            else:
+                answers = True
+        self._bytes -= size
+        return b"".join(found), answers
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it has not taken all it was told."""
+        return bool(self._queue)
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Passes on what it takes. OSError: it is gone."""
+
+    @abstractmethod
+    def take(self) -> Taken | None:
+        """Its next request, if it is there whole. ProtocolError, or another OSError: it is gone."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class SocketStream(Stream):
+    def __init__(self, number: ClientId, domain: DomainId, sock: socket.socket) -> None:
+        super().__init__(number, domain)
+        self.sock = sock
+        self._rest = b""
+        """Of what is being sent."""
+        self.is_closing = False
+        """It says nothing more."""
+
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._rest or self._queue)
+
+    def flush(self) -> None:
+        while self._rest or self._queue:
+            data = self._rest or self._next(store.OUTPUT_BYTES)[0]
+            try:
+                sent = self.sock.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                sent = 0
+            self._rest = data[sent:]
+            if self._rest:
+                return
+
+    def take(self) -> Taken | None:
+        try:
+            data = self.sock.recv(_REQUEST_MAX, socket.MSG_PEEK)
+        except BlockingIOError:
+            return None
+        found = xs.take(data)
+        if found is None:
+            if self.is_closing or not data:
+                raise ConnectionResetError
+            return None
+        request, size = found
+        taken = self.sock.recv(size)
+        if len(taken) != size:
+            raise ProtocolError("a request came with descriptors beside it")
+        return Taken(request, taken, size == len(data))
+
+    def close(self) -> None:
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)  # main has a duplicate
+        except OSError:
+            pass  # gone already
+        self.sock.close()
+
+
+class Streams(Worker):
+    """A store process: what the one with the tree and the one that forwards have in common."""
+
+    def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
+        super().__init__(main, marker, incoming, outgoing)
+        self._streams: dict[ClientId, Stream] = {}
+        self._busy: dict[ClientId, Stream] = {}
+        """Those that may have requests. Each turn takes one of each, so that none stalls another."""
+        self._listeners: dict[DomainId, Listener] = {}
+        self._next = 1
+        self._spare = Spare()
+
+    def run(self) -> None:
+        if self._wait_for_start():
+            self._loop.run(self._take_turns)
+
+    @abstractmethod
+    def _on_request(self, sender: Stream, taken: Taken) -> None:
+        """Does what a client asks; an OSError ends the client."""
+
+    def _on_output(self, stream: Stream) -> None:
+        """What is told it has changed, or has been taken."""
+
+    def _on_gone(self, stream: Stream) -> None:
+        """It is over, and main not told yet."""
+
+    # ---- main ----
+
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case internal.Listen():
+                (fd,) = fds.steal()
+                listener = Listener(socket.socket(fileno=fd), message, self._spare)
+                self._listeners[message.domain] = listener
+                self._loop.add(fd, lambda _events: self._on_connection(listener))
+            case internal.Restore():
+                (fd,) = fds.steal()
+                self._serve(message.client, self._listeners[message.domain], socket.socket(fileno=fd))
+            case store.Ended():
+                stream = self._streams.get(message.client)
+                if stream is not None:
+                    self._forget(stream)
+            case internal.Start():
+                self._next = message.first_client
+                drop_privileges(message.user)
+                self._start(internal.Started())
+
+    # ---- connections ----
+
+    def _on_connection(self, listener: Listener) -> None:
+        sock = listener.accept()
+        if sock is None:
+            return
+        try:
+            listener.check(sock)
+        except KvmchanError as error:
+            log.warning(f"a connection to domain {listener.settings.domain}'s store is refused: {error.sentence}")
+            sock.close()
+            return
+        number, self._next = ClientId(self._next), self._next + 1
+        self._say(store.Connected(number), (sock.fileno(),))
+        self._serve(number, listener, sock)
+
+    def _serve(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        stream = SocketStream(number, listener.settings.domain, sock)
+        listener.clients += 1
+        self._add(stream)
+        self._loop.add(sock.fileno(), lambda events: self._on_socket(stream, events), _IDLE)
+
+    def _add(self, stream: Stream) -> None:
+        self._streams[stream.number] = stream
+
+    def _on_socket(self, stream: SocketStream, events: int) -> None:
+        stream.is_closing |= bool(events & (HALF_CLOSED | HUNG_UP))
+        self._busy[stream.number] = stream
+        if events & WRITABLE:
+            self._guard(stream, Stream.flush)
+
+    def _end(self, ended: Stream) -> None:
+        """A connection that is over, as main does not know yet."""
+        self._forget(ended)
+        self._say(store.Ended(ended.number))
+
+    def _forget(self, gone: Stream) -> None:
+        del self._streams[gone.number]
+        self._busy.pop(gone.number, None)
+        if isinstance(gone, SocketStream):
+            self._listeners[gone.domain].clients -= 1
+            self._loop.remove(gone.sock.fileno())
+        gone.close()
+        self._on_gone(gone)
+
+    # ---- turns ----
+
+    def _take_turns(self) -> float | None:
+        for stream in list(self._busy.values()):
+            if stream.number in self._busy:  # still, after the turns of those before it
+                self._marker.set(stream.number)
+                self._guard(stream, self._take_turn)
+                self._marker.clear()
+        return 0 if self._busy else None
+
+    def _guard(self, stream: Stream, action: Callable[[Stream], None]) -> None:
+        """Does something that may be a client's end; then main and, on a host, the tree hear of it."""
+        try:
+            action(stream)
+        except OSError as error:
+            if stream.number in self._streams:
+                if isinstance(error, KvmchanError):
+                    log.warning(f"domain {stream.domain}, store client {stream.number}, is dropped: {error.sentence}")
+                self._end(stream)
+            return
+        if stream.number in self._streams:
+            self._see_output(stream)
+
+    def _take_turn(self, stream: Stream) -> None:
+        taken = None if stream.is_waiting or stream.is_asking else stream.take()
+        if taken is None or taken.is_last:
+            del self._busy[stream.number]
+        if taken is not None:
+            self._on_request(stream, taken)
+
+    def _see_output(self, stream: Stream) -> None:
+        """After output, or an attempt at it."""
+        if stream.is_waiting != stream.was_waiting:
+            stream.was_waiting = stream.is_waiting
+            if isinstance(stream, SocketStream):
+                self._loop.modify(stream.sock.fileno(), _IDLE | WRITABLE if stream.is_waiting else _IDLE)
+            if not stream.is_waiting:
+                self._busy[stream.number] = stream  # it may have asked meanwhile
+            self._on_output(stream)

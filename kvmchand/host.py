@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from uuid import UUID
 
 from kvmchand import listing, log
 from kvmchand.channels import Channels
@@ -106,7 +107,7 @@ class Host:
         self._undo.callback(self._store.close)
         self._registry.observer = self._store
         for domain in self._registry.domains:
-            self._store.introduce(domain, f"Domain-{domain}")
+            self._store.introduce(domain, f"Domain-{domain}", str(UUID(int=domain)))
         self._store.start()
         if settings.libvirt:
             self._guests = Guests(self._loop, settings, self, self._clients.next_generation)

@@ -39,12 +39,23 @@ _DOMAIN_DIGITS = 5
 
 def socket_path(runtime_dir: str, domain: str) -> str:
     """The daemon's socket, from the values of KVMCHAN_RUNTIME_DIR and KVMCHAN_DOMAIN, "" where unset."""
-    directory = runtime_dir or RUNTIME_DIR
+    number = _local_domain(domain)
+    return f"{runtime_dir or RUNTIME_DIR}/{client.socket_name(number) if number else client.SOCKET_NAME}"
+
+
+def store_path(runtime_dir: str, domain: str) -> str:
+    """The same for its store's, which libxenstore takes as XENSTORED_PATH."""
+    number = _local_domain(domain)
+    return f"{runtime_dir or RUNTIME_DIR}/{client.store_socket_name(number) if number else client.STORE_SOCKET_NAME}"
+
+
+def _local_domain(domain: str) -> int:
+    """0: none."""
     if not domain:
-        return f"{directory}/{client.SOCKET_NAME}"
+        return 0
     if not (domain.isascii() and domain.isdigit() and len(domain) <= _DOMAIN_DIGITS):
         raise InvalidArgument(f"KVMCHAN_DOMAIN is {domain[:20]!r}: set it to a local domain's number, or unset it")
-    return f"{directory}/{client.socket_name(int(domain)) if int(domain) else client.SOCKET_NAME}"
+    return int(domain)
 
 
 class Connection:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Xen's own programs, as Debian ships them, across the border: vchan-socket-proxy with files both ways, on our libxenvchan and on
+Debian's own over our libraries below it; and the store's tools in a guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from pathlib import Path
+
+import pytest
+from machine import Machine, Program
+from network import HostProgram, Network
+from support import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR
+
+PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
+FILES_BYTES = 200_000
+
+
+@pytest.fixture(params=["ours", "debian's"])
+def first(request: pytest.FixtureRequest) -> str:
+    """The folder that the loader looks into first, below the tree, which the guests see."""
+    folder = BUILD / "tests" / "vm" / "debian"
+    folder.mkdir(parents=True, exist_ok=True)
+    library = folder / "libxenvchan.so.4.17"
+    library.unlink(missing_ok=True)
+    library.symlink_to(REFERENCE_LIBDIR / "libxenvchan.so.4.17")
+    return str(folder if request.param == "debian's" else LIBDIR)
+
+
+@pytest.fixture
+def files() -> list[Path]:
+    """Two with bytes that repeat nowhere, below the tree."""
+    made = []
+    for name in ("there", "back"):
+        path = BUILD / "tests" / "vm" / f"{name}.bin"
+        path.write_bytes(hashlib.shake_128(name.encode()).digest(FILES_BYTES))
+        made.append(path)
+    return made
+
+
+def shell(network: Network, machine: Machine | None, script: str) -> HostProgram | Program:
+    """A shell in which Xen's programs find our libraries and our store, whatever else of Xen's they need, and themselves."""
+    script = (
+        f"LD_LIBRARY_PATH=$LD_LIBRARY_PATH:{REFERENCE_LIBDIR} PATH=$PATH:{REFERENCE}/bin; export LD_LIBRARY_PATH PATH; {script}"
+    )
+    return network.run_on(machine, PYTHON, KVMCHAN, "exec", "--", "sh", "-c", script)
+
+
+def proxy(
+    network: Network, machine: Machine | None, mode: str, first: str, peer: int, path: str, source: Path, target: str
+) -> HostProgram | Program:
+    """With a file for its input, which then stays open until the program's own ends."""
+    command = shlex.join([str(PROXY), f"--mode={mode}", str(peer), path, "-"])
+    return shell(network, machine, f"{{ cat {source}; cat; }} | LD_LIBRARY_PATH={first}:$LD_LIBRARY_PATH {command} >{target}")
+
+
+def wait_digest(network: Network, machine: Machine | None, target: str) -> str:
+    """Of a file, once it has all its bytes."""
+    looking = shell(network, machine, f"until [ $(stat -c %s {target}) = {FILES_BYTES} ]; do :; done; sha256sum {target}")
+    line = looking.wait_line(target)
+    assert looking.wait() == 0
+    return line.split()[0]
+
+
+@pytest.mark.parametrize("server", ["host", "guest"])
+def test_files_pass_both_ways_through_a_proxy_on_each_side(
+    network: Network, guest: Machine, first: str, files: list[Path], server: str, tmp_path: Path
+) -> None:
+    sides: list[Machine | None] = [None, guest] if server == "host" else [guest, None]
+    numbers = [network.domain_of(each) for each in sides]
+    path = f"/local/domain/{numbers[0]}/data/proxy"
+    targets = [str(tmp_path / "out") if each is None else "/tmp/out" for each in sides]
+    serving = proxy(network, sides[0], "server", first, numbers[1], path, files[0], targets[0])
+    connecting = proxy(network, sides[1], "client", first, numbers[0], path, files[1], targets[1])
+    for side, target, source in zip(sides, targets, reversed(files), strict=True):
+        assert wait_digest(network, side, target) == hashlib.sha256(source.read_bytes()).hexdigest()
+    serving.end_input()
+    assert serving.wait() == 0
+    connecting.end_input()
+    assert connecting.wait() == 0
+
+
+def test_the_store_is_one_for_the_host_and_its_guests(network: Network, guest: Machine) -> None:
+    home = f"/local/domain/{guest.domain}"
+    done = shell(
+        network, guest, "xenstore-read domid name && xenstore-write data/x there && xenstore-chmod data/x n0 r0 && echo done"
+    )
+    done.wait_line("done")
+    assert done.lines[:2] == [str(guest.domain), guest.name]
+    assert done.wait() == 0
+    reading = shell(network, None, f"xenstore-read {home}/data/x {home}/name && xenstore-rm {home}/data/x")
+    assert reading.wait() == 0
+    assert reading.lines == ["there", guest.name]
+    refused = shell(network, guest, "xenstore-read /local/domain/0/name; xenstore-write /local/domain/0/data/x y || echo refused")
+    refused.wait_line("refused")
+    refused.wait()
+
+
+def test_a_guest_sees_what_the_host_writes_and_a_domain_that_goes(network: Network, guest: Machine, other: Machine) -> None:
+    gone = other.domain
+    watching = shell(network, guest, "exec xenstore-watch -n 3 data/seen @releaseDomain")
+    watching.wait_line("data/seen")
+    watching.wait_line("@releaseDomain")
+    assert shell(network, None, f"xenstore-write /local/domain/{guest.domain}/data/seen x").wait() == 0
+    assert watching.wait() == 0
+    assert watching.lines == ["data/seen", "@releaseDomain", "data/seen"]
+    watching = shell(network, guest, "exec xenstore-watch -n 2 @releaseDomain")
+    watching.wait_line("@releaseDomain")
+    other.destroy()
+    assert watching.wait() == 0
+    absent = shell(network, None, f"xenstore-exists /local/domain/{gone} || echo absent")
+    absent.wait_line("absent")
+    absent.wait()
+    assert shell(network, None, f"xenstore-rm /local/domain/{guest.domain}/data/seen").wait() == 0

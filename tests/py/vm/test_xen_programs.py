@@ -58,7 +58,9 @@ def proxy(
 
 def wait_digest(network: Network, machine: Machine | None, target: str) -> str:
     """Of a file, once it has all its bytes."""
-    looking = shell(network, machine, f"until [ $(stat -c %s {target}) = {FILES_BYTES} ]; do :; done; sha256sum {target}")
+    looking = shell(
+        network, machine, f'until [ "$(stat -c %s {target} 2>/dev/null)" = {FILES_BYTES} ]; do :; done; sha256sum {target}'
+    )
     line = looking.wait_line(target)
     assert looking.wait() == 0
     return line.split()[0]
@@ -70,8 +72,8 @@ def test_files_pass_both_ways_through_a_proxy_on_each_side(
 ) -> None:
     sides: list[Machine | None] = [None, guest] if server == "host" else [guest, None]
     numbers = [network.domain_of(each) for each in sides]
-    path = f"/local/domain/{numbers[0]}/data/proxy"
-    targets = [str(tmp_path / "out") if each is None else "/tmp/out" for each in sides]
+    path = f"/local/domain/{numbers[0]}/data/{tmp_path.name}"
+    targets = [str(tmp_path / "out") if each is None else f"/tmp/{path.replace('/', '-')}" for each in sides]
     serving = proxy(network, sides[0], "server", first, numbers[1], path, files[0], targets[0])
     connecting = proxy(network, sides[1], "client", first, numbers[0], path, files[1], targets[1])
     for side, target, source in zip(sides, targets, reversed(files), strict=True):

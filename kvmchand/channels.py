@@ -13,7 +13,7 @@ from kvmchand.core import paths, rings
 from kvmchand.core.links import Device
 from kvmchand.core.registry import Channel, End, Registry, Side
 from kvmchand.core.visitors import Visitors
-from kvmchand.errors import NotFound, ProtocolError
+from kvmchand.errors import NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.page import other
 from kvmchand.region import LocalRegion, Region, SharedMemory
@@ -63,7 +63,7 @@ class Channels:
         path, peer = self._registry.require_offer(asking.domain, offer.peer, offer.path, end)
         # The region first: should it fail, an offer that this one would take over still stands.
         region = self._make_region(chosen, asking.domain, peer)
-        channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end)
+        channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end, once=offer.once)
         self._regions[channel.number] = region
         self._grant(asking, channel, Side.SERVER)
         self._welcome(path)
@@ -107,14 +107,8 @@ class Channels:
             self.places.require_ready(region, asking.domain)
         self._registry.connect(channel, end)
         self._grant(asking, channel, Side.CLIENT)
-
-    def withdraw(self, asking: Asker) -> None:
-        """What it offers is for no other client any more."""
-        held = self._registry.held(asking.number)
-        if held is None or held[1] is not Side.SERVER:
-            raise ProtocolError("this connection offers no vchan")
-        self._registry.withdraw(held[0])
-        asking.source.answer(asking, client.Done())
+        if channel.once:
+            self._registry.withdraw(channel)
 
     def _grant(self, asking: Asker, channel: Channel, side: Side) -> None:
         try:

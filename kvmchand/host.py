@@ -284,8 +284,6 @@ class Host:
                 self._channels.offer(asking, request)
             case client.Connect():
                 self._channels.connect(asking, request)
-            case client.Withdraw():
-                self._channels.withdraw(asking)
             case client.Bind():
                 self._require_share(asking.domain)
                 self._channels.bind(asking, request)

@@ -156,8 +156,9 @@ class Connection:
             raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted.__name__}")
         return reply
 
-    def offer(self, peer: int, path: str, read_min: Size, write_min: Size) -> Grant:
-        return self._granted(client.Offer(peer, _carried(path), read_min, write_min))
+    def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Grant:
+        """`once`: no other client can come after the first."""
+        return self._granted(client.Offer(peer, _carried(path), read_min, write_min, once))
 
     def connect(self, domain: int, path: str, *, waits: bool = False) -> Grant:
         """`waits`: for as long as `domain` is there and offers nothing at `path`, or has another client there."""
@@ -175,10 +176,6 @@ class Connection:
             return self._grant_of(*self._receive(client.Granted))
         finally:
             self._sock.settimeout(DEADLINE)
-
-    def withdraw(self) -> None:
-        """What this connection offers is for no other client any more."""
-        self._ask(client.Withdraw(), client.Done)[1].close()
 
     def bind(self, peer: int) -> Grant:
         return self._granted(client.Bind(peer))

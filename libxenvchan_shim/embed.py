@@ -69,7 +69,8 @@ def bind(ffi: Any) -> None:
     def open_end(connection: Connection, request: Any) -> Grant:
         what = request.what
         if what == OFFER:
-            return connection.offer(request.peer, text(request.path), request.read_min, request.write_min)
+            path, once = text(request.path), bool(request.once)
+            return connection.offer(request.peer, path, request.read_min, request.write_min, once=once)
         if what == CONNECT:
             return connection.connect(request.peer, text(request.path), waits=bool(request.waits))
         if what == BIND:
@@ -92,11 +93,6 @@ def bind(ffi: Any) -> None:
     def answer(control_fd: int, opened: Any) -> None:
         with Connection.adopt(control_fd) as connection:
             fill(opened, connection, connection.answer(waits=True), is_server=False)
-
-    @function
-    def withdraw(control_fd: int) -> None:
-        with Connection.adopt(dup(control_fd)) as connection:
-            connection.withdraw()
 
     def give(pages: Any, connection: Connection, given: tuple[Pages, int]) -> None:
         described, pages.memory_fd = given

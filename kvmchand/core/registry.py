@@ -66,6 +66,8 @@ class Channel:
     rings: Rings
     server: End | None = None
     client: End | None = None
+    once: bool = False
+    """For one client, and no other after it."""
     had_client: bool = False
 
     @property
@@ -147,11 +149,13 @@ class Registry:
         self._require_room(caller, Side.SERVER)
         return absolute, client_domain
 
-    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End) -> Channel:
+    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End, *, once: bool = False) -> Channel:
         """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
         hand by any, keeps its client but loses the path."""
         absolute, client_domain = self.require_offer(caller, peer, path, end)
-        return self._add(absolute, caller, client_domain, chosen, end)
+        channel = self._add(absolute, caller, client_domain, chosen, end)
+        channel.once = once
+        return channel
 
     def _add(self, place: str, caller: DomainId, client_domain: DomainId, chosen: Rings, end: End) -> Channel:
         channel = Channel(self.next_number(), place, caller, client_domain, chosen, server=end)

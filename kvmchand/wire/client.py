@@ -9,7 +9,7 @@ lives until the connection and the memory's mapping are gone.
 Changes by version:
     1: the first.
     2: ends in guests, and guests in listings.
-    3: what Xen programs use beside vchans: event channels, shared pages, domains; connect that waits, and withdraw.
+    3: what Xen programs use beside vchans: event channels, shared pages, domains; offers to one client only, connect that waits.
 """
 
 from __future__ import annotations
@@ -60,12 +60,14 @@ class Hello(Record):
 
 
 class Offer(Record):
-    """libxenvchan_server_init: offers `peer` a vchan at `path`. Reply: Granted."""
+    """libxenvchan_server_init: offers `peer` a vchan at `path`. `once`: no other client finds it after the first. Reply:
+    Granted."""
 
     peer: int
     path: str
     read_min: Size
     write_min: Size
+    once: bool
 
 
 class Connect(Record):
@@ -75,10 +77,6 @@ class Connect(Record):
     domain: int
     path: str
     waits: bool
-
-
-class Withdraw(Record):
-    """Takes back what this connection offers: no other client finds it any more. Reply: Done."""
 
 
 class Bind(Record):
@@ -264,7 +262,6 @@ REQUESTS: dict[str, type] = {
     "hello": Hello,
     "offer": Offer,
     "connect": Connect,
-    "withdraw": Withdraw,
     "bind": Bind,
     "join": Join,
     "share": Share,

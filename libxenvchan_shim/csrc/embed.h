@@ -10,7 +10,7 @@
 /* cffi: types */
 /* What a connection to the daemon opens. */
 enum kvmchan_what {
-	KVMCHAN_OFFER,	 /* a vchan to peer: path, read_min, write_min */
+	KVMCHAN_OFFER,	 /* a vchan to peer: path, read_min, write_min, once */
 	KVMCHAN_CONNECT, /* a vchan of peer's: path, waits */
 	KVMCHAN_BIND,	 /* an event channel for peer to join */
 	KVMCHAN_JOIN,	 /* an event channel of peer's: port */
@@ -30,6 +30,7 @@ struct kvmchan_request {
 	const char *path; /* "" where there is none */
 	uint64_t read_min, write_min;
 	uint64_t port;
+	int once;  /* the offer is for the first client that comes, and no other */
 	int waits; /* until peer offers a vchan there that has no client, or is gone */
 };
 
@@ -85,8 +86,6 @@ int kvmchan_python_ask(const struct kvmchan_request *request, int *control_fd, c
 		       int room);
 /* Waits for that answer. Takes @control_fd, also when it fails. */
 int kvmchan_python_answer(int control_fd, struct kvmchan_opened *opened, char *sentence, int room);
-/* What a server's end @control_fd offers is for no other client any more. */
-int kvmchan_python_withdraw(int control_fd, char *sentence, int room);
 int kvmchan_python_share(struct kvmchan_pages *pages, char *sentence, int room);
 int kvmchan_python_map(struct kvmchan_pages *pages, char *sentence, int room);
 /* When the pages of @control_fd are let go of, however that comes, the daemon clears the byte at

@@ -534,7 +534,7 @@ class Guest:
 
 
 def offer(peer: int = 0, path: str = "x", least: int = 1024) -> client.Offer:
-    return client.Offer(peer, path, least, least)  # type: ignore[arg-type]
+    return client.Offer(peer, path, least, least, False)  # type: ignore[arg-type]
 
 
 def connect(domain: int = 0, path: str = "x") -> client.Connect:

@@ -361,7 +361,7 @@ class RawClient:
 
     def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:
         """Asks for a channel."""
-        self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, **fields})
+        self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, "once": False, **fields})
         return self.hear()
 
     def connect(self, domain: int = 0, path: str = "raw", *, waits: bool = False) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from kvmchand.wire import dataplane
 from libxenvchan_shim import State, connect, listen
 
 HELLO = {"type": "hello", "version": 3}
-OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1}
+OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1, "once": False}
 CONNECT = {"type": "connect", "domain": 0, "path": "raw", "waits": False}
 LIST = {"type": "list", "after": 0}
 F_OFD_SETLK = 37

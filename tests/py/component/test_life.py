@@ -219,7 +219,7 @@ def test_a_server_is_killed_while_it_closes(daemon: Daemon, last: str) -> None:
 
 def test_a_server_is_killed_with_the_reply_unread(daemon: Daemon) -> None:
     with Peer(daemon) as victim:
-        victim.do(f"{HELLO}; send_packet(c._sock, client.requests.encode(client.Offer(1, 'x', 1, 1)))")
+        victim.do(f"{HELLO}; send_packet(c._sock, client.requests.encode(client.Offer(1, 'x', 1, 1, False)))")
         eventually(lambda: [each["state"] for each in daemon.channels()] == ["waiting"])
         victim.die()
     eventually(lambda: daemon.channels() == [])

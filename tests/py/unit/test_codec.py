@@ -253,7 +253,7 @@ def test_a_packet_has_packet_max_bytes_at_most() -> None:
 
 
 def test_the_longest_path_fits_into_a_packet_in_its_longest_spelling() -> None:
-    offer = client.Offer(0, "\u00e4" * 3072, 0, 0)  # type: ignore[arg-type]
+    offer = client.Offer(0, "\u00e4" * 3072, 0, 0, False)  # type: ignore[arg-type]
     assert len(client.requests.encode(offer)) <= PACKET_MAX
     asked = internal.Ask(1, client.requests.encode(offer).decode())  # type: ignore[arg-type]
     assert len(internal.to_main.encode(asked)) <= PACKET_MAX

@@ -212,14 +212,26 @@ static int fail_of_exception(const char *module)
 	return -1;
 }
 
+/* Adds to the list @path what is not in it yet. */
+static bool add_folder(PyObject *path, const char *directory)
+{
+	PyObject *text = PyUnicode_DecodeFSDefault(directory);
+	int found = text ? PySequence_Contains(path, text) : -1;
+	bool added = found == 1 || (found == 0 && PyList_Append(path, text) == 0);
+
+	Py_XDECREF(text);
+	return added;
+}
+
 /* What cffi is about to import, since of a failure it would print and not tell. */
-static int import_modules(void)
+static int import_from(PyObject *path, const char *packages)
 {
 	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
-	PyGILState_STATE state = PyGILState_Ensure();
 	int result = 0;
 	size_t i;
 
+	if (!path || !add_folder(path, packages) || !add_folder(path, KVMCHAN_CFFI))
+		return fail_of_exception("libxenvchan_shim");
 	for (i = 0; i < sizeof(modules) / sizeof(*modules) && result == 0; i++) {
 		PyObject *module = PyImport_ImportModule(modules[i]);
 
@@ -227,6 +239,27 @@ static int import_modules(void)
 			result = fail_of_exception(modules[i]);
 		Py_XDECREF(module);
 	}
+	return result;
+}
+
+/* The interpreter may be the program's own, which does not look where our packages are: it does for
+ * as long as this takes. */
+static int import_modules(void)
+{
+	char packages[PATH_MAX];
+	PyGILState_STATE state;
+	PyObject *path, *before;
+	int result;
+
+	if (find_packages(packages) < 0)
+		return -1;
+	state = PyGILState_Ensure();
+	path = PySys_GetObject("path");
+	before = path ? PyList_GetSlice(path, 0, PyList_Size(path)) : NULL;
+	result = import_from(before ? path : NULL, packages);
+	if (before && PyList_SetSlice(path, 0, PyList_Size(path), before) < 0)
+		PyErr_Clear();
+	Py_XDECREF(before);
 	PyGILState_Release(state);
 	return result;
 }

@@ -34,9 +34,9 @@ def library_dir() -> Path:
 
 
 def run(program: list[str]) -> None:
-    """Becomes `program`, with the loader finding our libraries in place of Xen's, and libxenstore our store."""
+    """Becomes `program`, with the loader finding our libraries in place of Xen's and Qubes', and libxenstore our store."""
     folder = library_dir()
-    folders = [str(folder), *sorted(str(each) for each in folder.glob("xen-*"))]
+    folders = [str(folder), str(folder / "qubes"), *sorted(str(each) for each in folder.glob("xen-*"))]
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, before] if before else folders)
     runtime_dir, domain = os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")

@@ -293,11 +293,13 @@ def compile_c(folder: Path, source: Path, *flags: str) -> Path:
     return program
 
 
-def our_flags() -> list[str]:
-    """`pkg-config --cflags --libs xenvchan` of the build."""
-    return run(
-        "pkg-config", "--cflags", "--libs", "xenvchan", env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}
-    ).stdout.split()
+def pkg_config(*arguments: str) -> list[str]:
+    """What pkg-config says of the build."""
+    return run("pkg-config", *arguments, env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}).stdout.split()
+
+
+def our_flags(package: str = "xenvchan") -> list[str]:
+    return pkg_config("--cflags", "--libs", package)
 
 
 def xen_flags() -> list[str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Our headers and libraries against Xen's: layout, prototypes, symbols, sonames and versions."""
+"""Our headers and libraries against Xen's and Qubes': layout, prototypes, symbols, sonames and versions."""
 
 from __future__ import annotations
 
@@ -30,6 +30,32 @@ FUNCTIONS = {
         "data_ready",
         "buffer_space",
     )
+}
+
+# As Qubes' header declares them.
+OTHERS = {
+    "libvchan.h": """
+        libvchan_t *libvchan_server_init(int domain, int port, size_t read_min, size_t write_min);
+        libvchan_t *libvchan_client_init(int domain, int port);
+        libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd);
+        int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking);
+        int libvchan_write(libvchan_t *ctrl, const void *data, size_t size);
+        int libvchan_send(libvchan_t *ctrl, const void *data, size_t size);
+        int libvchan_read(libvchan_t *ctrl, void *data, size_t size);
+        int libvchan_recv(libvchan_t *ctrl, void *data, size_t size);
+        int libvchan_wait(libvchan_t *ctrl);
+        void libvchan_close(libvchan_t *ctrl);
+        EVTCHN libvchan_fd_for_select(libvchan_t *ctrl);
+        int libvchan_is_open(libvchan_t *ctrl);
+        int libvchan_data_ready(libvchan_t *ctrl);
+        int libvchan_buffer_space(libvchan_t *ctrl);
+        void libvchan_set_blocking(libvchan_t *ctrl, bool blocking);
+    """,
+}
+OTHER_LIBRARIES = {
+    LIBDIR / "libvchan-kvm.so": "libvchan.h",
+    LIBDIR / "qubes" / "libvchan-xen.so": "libvchan.h",
+    LIBDIR / "qubes" / "libvchan-xen.so.1": "libvchan.h",
 }
 
 # Every release that Xen's users have, its library's version node as `readelf` shows it in that release's packages.
@@ -84,10 +110,13 @@ def test_control_structure_has_the_offsets_that_programs_rely_on(tmp_path: Path)
         assert expected in lines
 
 
-def prototypes(include: Path) -> dict[str, str]:
-    """The declarations of a libxenvchan.h, by name, as the preprocessor leaves them."""
-    text = run("gcc", "-E", "-P", "-isystem", include, include / "libxenvchan.h").stdout
-    found = re.finditer(r"[^;{}#]*?\b(libxenvchan_\w+)\s*\([^;{}]*\)\s*;", text)
+def prototypes(include: Path, header: str = "libxenvchan.h") -> dict[str, str]:
+    """The declarations of a header, by name, as the preprocessor leaves them."""
+    return declarations(run("gcc", "-E", "-P", "-isystem", include, include / header).stdout, Path(header).stem)
+
+
+def declarations(text: str, prefix: str) -> dict[str, str]:
+    found = re.finditer(rf"[^;{{}}#]*?\b({prefix}_\w+)\s*\([^;{{}}]*\)\s*;", text)
     return {each.group(1): each.group(0).strip() for each in found}
 
 
@@ -96,15 +125,26 @@ def test_prototypes_of_one_header_fit_the_other(tmp_path: Path, header: Path, ot
     """C lets a function be declared twice only with compatible types; and pointers to it go either way."""
     declared = prototypes(other)
     assert set(declared) == FUNCTIONS
-    pointers = [f"__typeof__({name}) *pointer_to_{name} = {name};" for name in sorted(FUNCTIONS)]
-    source = tmp_path / "prototypes.c"
-    lines = ["#include <libxenvchan.h>", *pointers, *declared.values()]
+    declare_again(tmp_path, header, "libxenvchan.h", declared)
+
+
+@pytest.mark.parametrize("header", OTHERS)
+def test_prototypes_are_those_of_qubes(tmp_path: Path, header: str) -> None:
+    declared = declarations(OTHERS[header], Path(header).stem)
+    assert set(prototypes(OUR_INCLUDE, header)) == set(declared)
+    declare_again(tmp_path, OUR_INCLUDE, header, declared)
+
+
+def declare_again(folder: Path, include: Path, header: str, declared: dict[str, str]) -> None:
+    pointers = [f"__typeof__({name}) *pointer_to_{name} = {name};" for name in sorted(declared)]
+    source = folder / "prototypes.c"
+    lines = [f"#include <{header}>", *pointers, *declared.values()]
     source.write_text("\n".join(lines) + "\n")
-    run("gcc", "-c", "-Wall", "-Wextra", "-Werror", "-isystem", header, source, "-o", tmp_path / "prototypes.o")
+    run("gcc", "-c", "-Wall", "-Wextra", "-Werror", "-isystem", include, source, "-o", folder / "prototypes.o")
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c++11", "c++20"])
-@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "kvmchan.h"])
+@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "libvchan.h", "kvmchan.h"])
 def test_headers_stand_alone_and_compile_without_a_warning(tmp_path: Path, header: str, standard: str) -> None:
     plus = standard.startswith("c++")
     compiler = "g++" if plus else "gcc"
@@ -159,6 +199,16 @@ def test_version_definitions_are_the_releases(library: Path, node: str | None) -
     assert names == ([library.name, node] if node else [])
 
 
+@pytest.mark.parametrize(("library", "header"), OTHER_LIBRARIES.items(), ids=[each.name for each in OTHER_LIBRARIES])
+def test_exports_are_what_the_header_declares(library: Path, header: str) -> None:
+    symbols = exported(library)
+    functions = set(prototypes(OUR_INCLUDE, header))
+    assert set(symbols) - functions == {"kvmchan_last_error", "kvmchan_interpreter"}
+    assert functions <= set(symbols)
+    assert set(symbols.values()) == {None}
+    assert dynamic(library, "SONAME") == [library.name]
+
+
 @each_library
 def test_soname_is_what_the_loader_looks_for(library: Path, node: str | None) -> None:
     assert dynamic(library, "SONAME") == [library.name]
@@ -182,7 +232,7 @@ def test_reference_is_what_we_say_of_its_release() -> None:
 
 def test_every_library_that_is_built_is_checked_here() -> None:
     built = set(LIBDIR.glob("**/*.so*")) - {LIBDIR / "libkvmchan-dataplane.so"}
-    assert built == set(LIBRARIES)
+    assert built == set(LIBRARIES) | set(OTHER_LIBRARIES)
 
 
 def test_data_plane_knows_no_python() -> None:

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "peer.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+
+#include "embed.h"
+#include "error.h"
+#include "here.h"
+#include "interpreter.h"
+#include "open.h"
+
+/* Room for a path, at the longest numbers. */
+typedef char path_text[96];
+
+int check_domain(int64_t domain)
+{
+	if (domain < 0 || domain > INT_MAX)
+		return fail(EINVAL, "%lld is no domain's number", (long long)domain);
+	return 0;
+}
+
+static int check(int64_t domain, int64_t port)
+{
+	if (port < 0)
+		return fail(EINVAL, "%lld is no port: give a number from 0 on", (long long)port);
+	return check_domain(domain);
+}
+
+int own_domain(void)
+{
+	char sentence[480] = "the embedded Python failed";
+	int number, error;
+	struct kvmchan_domains domains = {
+	    .where = here(),
+	    .most = 1,
+	    .numbers = &number,
+	    .own = -1,
+	};
+
+	if (interpreter_start() < 0)
+		return -1;
+	error = kvmchan_python_domains(&domains, sentence, sizeof(sentence));
+	if (!error && domains.own < 0)
+		error = EIO; /* cffi could not run it, and returned 0 in its stead */
+	return error ? fail(error, "%s", sentence) : domains.own;
+}
+
+static int client_path(path_text path, int64_t domain, int64_t port)
+{
+	int own;
+
+	if (check(domain, port) < 0)
+		return -1;
+	own = own_domain();
+	if (own < 0)
+		return -1;
+	snprintf(path, sizeof(path_text), "/local/domain/%lld/data/vchan/%d/%lld",
+		 (long long)domain, own, (long long)port);
+	return 0;
+}
+
+struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, size_t write_min,
+			       int once)
+{
+	path_text path;
+	struct kvmchan_request request = {
+	    .what = KVMCHAN_OFFER,
+	    .peer = (int)domain,
+	    .path = path,
+	    .read_min = ring_size(read_min),
+	    .write_min = ring_size(write_min),
+	    .once = once,
+	};
+
+	if (check(domain, port) < 0)
+		return NULL;
+	snprintf(path, sizeof(path), "data/vchan/%lld/%lld", (long long)domain, (long long)port);
+	return open_vchan(&request);
+}
+
+struct libxenvchan *peer_connect(int64_t domain, int64_t port)
+{
+	path_text path;
+
+	if (client_path(path, domain, port) < 0)
+		return NULL;
+	return libxenvchan_client_init(NULL, (int)domain, path);
+}
+
+int peer_await(int64_t domain, int64_t port, int *control_fd)
+{
+	path_text path;
+	struct kvmchan_request request = {
+	    .what = KVMCHAN_CONNECT, .peer = (int)domain, .path = path, .waits = 1};
+
+	if (client_path(path, domain, port) < 0)
+		return -1;
+	return ask_vchan(&request, control_fd);
+}

@@ -19,8 +19,7 @@
 
 /* ---- whose is it? A program may close all it did not open, and open others by the numbers ---- */
 
-/* The kernel's own number of a socket; 0 for what is none. */
-static uint64_t socket_cookie(int fd)
+uint64_t socket_cookie(int fd)
 {
 	uint64_t cookie = 0;
 	socklen_t size = sizeof(cookie);
@@ -43,14 +42,14 @@ int event_steal_control(struct event *event)
  */
 #define MARK 61
 
-static int mark(int fd)
+int event_mark(int fd)
 {
 	if (fcntl(fd, F_SETSIG, MARK) < 0)
-		return fail(errno, "the daemon granted an eventfd that can't be used");
+		return fail(errno, "a descriptor for events can't be used");
 	return 0;
 }
 
-static bool is_marked(int fd) { return fcntl(fd, F_GETSIG) == MARK; }
+bool event_is_marked(int fd) { return fcntl(fd, F_GETSIG) == MARK; }
 
 /* ---- from grant to end ---- */
 
@@ -81,9 +80,9 @@ int event_prepare(struct event *event, const struct kvmchan_grant *grant)
 {
 	if (grant->events == KVMCHAN_EVENTS_SOCKET)
 		return 0;
-	if (mark(event->fd) < 0)
+	if (event_mark(event->fd) < 0)
 		return -1;
-	if (grant->events == KVMCHAN_EVENTS_EVENTFD && mark(event->notify_fd) < 0)
+	if (grant->events == KVMCHAN_EVENTS_EVENTFD && event_mark(event->notify_fd) < 0)
 		return -1;
 	if (grant->events == KVMCHAN_EVENTS_DOORBELL && map_doorbell(event, grant) < 0)
 		return -1;
@@ -93,7 +92,7 @@ int event_prepare(struct event *event, const struct kvmchan_grant *grant)
 
 static void end_descriptor(const struct event *event, int fd)
 {
-	if (fd >= 0 && (event->kind == KVMCHAN_EVENTS_SOCKET || is_marked(fd)))
+	if (fd >= 0 && (event->kind == KVMCHAN_EVENTS_SOCKET || event_is_marked(fd)))
 		close(fd);
 }
 
@@ -131,7 +130,7 @@ void event_send(const struct event *event)
 		(void)send(event->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 		break;
 	case KVMCHAN_EVENTS_EVENTFD:
-		if (is_marked(event->notify_fd))
+		if (event_is_marked(event->notify_fd))
 			(void)eventfd_write(event->notify_fd, 1);
 		break;
 	case KVMCHAN_EVENTS_DOORBELL:
@@ -196,12 +195,12 @@ static enum event_result eventfd_take(struct event *event, int timeout)
 	bool lost;
 
 	/* Before the wait, for it could last for ever; and after it, for it could have lasted. */
-	if (!is_marked(event->fd))
+	if (!event_is_marked(event->fd))
 		return EVENT_LOST;
 	if (poll(polled, 2, timeout) < 0)
 		return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
 	lost = control_is_lost(event, polled[1].revents);
-	if (polled[0].revents & POLLIN && is_marked(event->fd) &&
+	if (polled[0].revents & POLLIN && event_is_marked(event->fd) &&
 	    eventfd_read(event->fd, &events) == 0)
 		return lost ? EVENT_LAST : EVENT_TAKEN;
 	return lost ? EVENT_LOST : EVENT_NONE;

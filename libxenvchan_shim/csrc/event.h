@@ -14,6 +14,7 @@
 #ifndef KVMCHAN_EVENT_H
 #define KVMCHAN_EVENT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "vchan.h"
@@ -35,6 +36,13 @@ enum event_result {
 	EVENT_INTERRUPTED, /* a signal */
 	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
 };
+
+/* The kernel's own number of a socket; 0 for what is none. */
+uint64_t socket_cookie(int fd);
+/* Marks a file of ours that is no socket, so that it can be told from what a program opens by its
+ * number. -1 with errno and sentence. */
+int event_mark(int fd);
+bool event_is_marked(int fd);
 
 /* Takes the grant's event, notify and control descriptors. */
 void event_take_over(struct event *event, const struct kvmchan_grant *grant);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Our headers and libraries against Xen's and Qubes': layout, prototypes, symbols, sonames and versions."""
+"""Our headers and libraries against Xen's, Qubes' and libkvmchan's: layout, prototypes, symbols, sonames and versions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ FUNCTIONS = {
     )
 }
 
-# As Qubes' header declares them.
+# As Qubes' header and libkvmchan's declare them.
 OTHERS = {
     "libvchan.h": """
         libvchan_t *libvchan_server_init(int domain, int port, size_t read_min, size_t write_min);
@@ -51,11 +51,32 @@ OTHERS = {
         int libvchan_buffer_space(libvchan_t *ctrl);
         void libvchan_set_blocking(libvchan_t *ctrl, bool blocking);
     """,
+    "libkvmchan.h": """
+        struct libkvmchan *libkvmchan_server_init(uint32_t domain, uint32_t port, size_t read_min, size_t write_min);
+        struct libkvmchan *libkvmchan_client_init(uint32_t domain, uint32_t port);
+        int libkvmchan_recv(struct libkvmchan *chan, void *data, size_t size);
+        int libkvmchan_send(struct libkvmchan *chan, void *data, size_t size);
+        int libkvmchan_read(struct libkvmchan *chan, void *data, size_t size);
+        int libkvmchan_write(struct libkvmchan *chan, void *data, size_t size);
+        int libkvmchan_get_eventfd(struct libkvmchan *chan);
+        void libkvmchan_clear_eventfd(struct libkvmchan *chan);
+        bool libkvmchan_close(struct libkvmchan *chan);
+        size_t libkvmchan_data_ready(struct libkvmchan *chan);
+        size_t libkvmchan_buffer_space(struct libkvmchan *chan);
+        int libkvmchan_get_state(struct libkvmchan *chan);
+        struct libkvmchan_shmem *libkvmchan_shmem_start(void);
+        void libkvmchan_shmem_end(struct libkvmchan_shmem *handle);
+        void *libkvmchan_shmem_region_create(struct libkvmchan_shmem *handle, uint32_t client, uint32_t pages, uint32_t *id);
+        void *libkvmchan_shmem_region_connect(struct libkvmchan_shmem *handle, uint32_t server_dom, uint32_t region_id);
+        int libkvmchan_shmem_region_close(struct libkvmchan_shmem *handle, void *ptr);
+        int libkvmchan_shmem_region_close_by_id(struct libkvmchan_shmem *handle, uint32_t peer_dom, uint32_t region_id);
+    """,
 }
 OTHER_LIBRARIES = {
     LIBDIR / "libvchan-kvm.so": "libvchan.h",
     LIBDIR / "qubes" / "libvchan-xen.so": "libvchan.h",
     LIBDIR / "qubes" / "libvchan-xen.so.1": "libvchan.h",
+    LIBDIR / "libkvmchan.so": "libkvmchan.h",
 }
 
 # Every release that Xen's users have, its library's version node as `readelf` shows it in that release's packages.
@@ -129,7 +150,7 @@ def test_prototypes_of_one_header_fit_the_other(tmp_path: Path, header: Path, ot
 
 
 @pytest.mark.parametrize("header", OTHERS)
-def test_prototypes_are_those_of_qubes(tmp_path: Path, header: str) -> None:
+def test_prototypes_are_those_of_qubes_and_of_libkvmchan(tmp_path: Path, header: str) -> None:
     declared = declarations(OTHERS[header], Path(header).stem)
     assert set(prototypes(OUR_INCLUDE, header)) == set(declared)
     declare_again(tmp_path, OUR_INCLUDE, header, declared)
@@ -144,7 +165,7 @@ def declare_again(folder: Path, include: Path, header: str, declared: dict[str, 
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c++11", "c++20"])
-@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "libvchan.h", "kvmchan.h"])
+@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "libvchan.h", "libkvmchan.h", "kvmchan.h"])
 def test_headers_stand_alone_and_compile_without_a_warning(tmp_path: Path, header: str, standard: str) -> None:
     plus = standard.startswith("c++")
     compiler = "g++" if plus else "gcc"
@@ -207,6 +228,13 @@ def test_exports_are_what_the_header_declares(library: Path, header: str) -> Non
     assert functions <= set(symbols)
     assert set(symbols.values()) == {None}
     assert dynamic(library, "SONAME") == [library.name]
+
+
+def test_the_headers_of_qubes_and_of_libkvmchan_may_be_included_together(tmp_path: Path) -> None:
+    """As a libvchan that is made on libkvmchan includes them, and programs that use both."""
+    source = tmp_path / "program.c"
+    source.write_text("#include <libkvmchan.h>\n#include <libvchan.h>\nLIBKVMCHAN_EXPORTED int state = VCHAN_WAITING;\n")
+    run("gcc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{OUR_INCLUDE}", source)
 
 
 @each_library

@@ -118,7 +118,7 @@ def remove(view: View, caller: DomainId, path: str) -> None:
 def remove_tree(view: View, path: str) -> None:
     """The node, which is there, and all below it."""
     # All are looked at before any goes: a transaction for which that is too much has changed nothing.
-    view.look(paths.parent(path))
+    above = view.look(paths.parent(path))
     going = [path]
     for each in going:
         node = view.look(each)
@@ -132,7 +132,8 @@ def remove_tree(view: View, path: str) -> None:
             view.drop(each)
             if node.counted:
                 view.charge(node.owner, -1, -len(each) - len(node.value))
-    view.edit(paths.parent(path)).unlink(path.rpartition("/")[2])
+    if above is not None:
+        view.edit(paths.parent(path)).unlink(path.rpartition("/")[2])
 
 
 def set_permissions(view: View, caller: DomainId, path: str, permissions: Permissions) -> None:

@@ -76,12 +76,14 @@ class Node:
         return made
 
     def link(self, name: str) -> None:
-        self.children[name] = None
-        self.names += len(name) + 1
+        if name not in self.children:
+            self.children[name] = None
+            self.names += len(name) + 1
 
     def unlink(self, name: str) -> None:
-        del self.children[name]
-        self.names -= len(name) + 1
+        if name in self.children:
+            del self.children[name]
+            self.names -= len(name) + 1
 
     def listing(self) -> bytes:
         return "".join(f"{name}\0" for name in self.children).encode("ascii")

@@ -43,9 +43,12 @@ def resolve(path: str, caller: DomainId) -> str:
 
 
 def node(path: str, caller: DomainId) -> str:
-    """The absolute form of the name of any node, "/" also; InvalidArgument if it is none. Each xenstore request comes by here."""
+    """The absolute form of any node's name, "/" also; InvalidArgument if it is none. Each xenstore request comes by here.
+
+    None begins with @: that is what watches on no node are called.
+    """
     most = ABSOLUTE_MAX
-    if not path.startswith("/"):
+    if not path.startswith(("/", "@")):
         most = RELATIVE_MAX + len(home(caller)) + 1
         path = f"{home(caller)}/{path}"
     if (len(path) > most or not _NODE.fullmatch(path)) and path != "/":

@@ -2,7 +2,8 @@
 """A transaction: the tree as one client sees it, from each node's first look until its end.
 
 It keeps the nodes that it has looked at, which nobody changes any more (Node.shared), and its own in place of those that it has
-changed. It can be committed if all that it has looked at still is what it was. All that it keeps counts in its domain's bytes.
+changed. It can be committed if all that it has looked at still is what it was. One that can't be may have looked at what does not
+fit together: a node without the one above it, or that is not among its children. All that it keeps counts in its domain's bytes.
 """
 
 from __future__ import annotations

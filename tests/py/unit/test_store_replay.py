@@ -226,3 +226,17 @@ def test_channels_are_known_by_their_numbers() -> None:
     old = Rig()
     old.offer(5)
     assert list(replayed(old.records)._offers.by_channel) == [ChannelId(5)]
+
+
+def test_nodes_of_the_start_that_were_removed_stay_removed() -> None:
+    rig = Rig()
+    rig.remove(HOST, "/tool")
+    rig.remove(HOST, "/local")
+    for records in (rig.records, list(rig.store.dump())):
+        assert state(replayed(records)) == state(rig.store)
+    again = Rig(records=rig.records)
+    assert again.children(HOST, "/") == ["vm"]
+    again.offer()
+    again.store.settle()
+    assert again.read(TWO, "/local/domain/1/ch/ring-ref") == "105"
+    assert_sound(again.store)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
+from kvmchand.core.nodes import Node
 from kvmchand.core.store import Quotas
 from kvmchand.ids import DomainId
 from kvmchand.wire.xs import Kind
@@ -236,3 +237,38 @@ def test_control_has_a_check_of_the_tree(rig: Rig) -> None:
             rig.ask(HOST, Kind.CONTROL, *words)
     with pytest.raises(Failed, match="EACCES"):
         rig.ask(ONE, Kind.CONTROL, "check")
+
+
+def test_many_children_are_made_without_copying_any_node(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[Node] = []
+    copy = Node.copy
+
+    def noted_copy(node: Node) -> Node:
+        copied.append(node)
+        return copy(node)
+
+    monkeypatch.setattr(Node, "copy", noted_copy)
+    for number in range(1000):
+        rig.write(ONE, f"many/{number}", "")
+    assert copied == []
+    transaction = rig.begin(ONE)
+    rig.read(ONE, "many", transaction)
+    for number in range(1000):
+        rig.write(ONE, f"many/more{number}", "")
+    assert len(copied) == 1
+    rig.remove(ONE, "many")
+    assert len(copied) == 1
+
+
+def test_paths_as_deep_as_they_can_be(rig: Rig) -> None:
+    deep = "/local/domain/1" + "/a" * 1528
+    rig.watch(ONE, "a")
+    rig.write(ONE, deep, "x")
+    assert rig.read(ONE, deep) == "x"
+    with pytest.raises(Failed, match="EACCES"):
+        rig.read(TWO, deep)
+    transaction = rig.begin(ONE)
+    rig.remove(ONE, "a/a", transaction)
+    rig.end(ONE, transaction)
+    assert rig.children(ONE, "a") == []
+    assert rig.told(ONE) == [deep.removeprefix("/local/domain/1/"), "a/a"]

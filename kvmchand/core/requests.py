@@ -157,9 +157,8 @@ class Requests:
         name, *strings = xs.strings(request.payload, 2, xs.PAYLOAD_MAX)
         if client.domain != paths.HOST and len(strings) > self._ledger.quotas.permissions:
             raise Refused(errno.ENOSPC)
-        permissions = parse_permissions([xs.text(each) for each in strings])
-        path = paths.node(xs.text(name), client.domain)
-        access.set_permissions(view, client.domain, path, self._of_domains(permissions))
+        permissions = self._of_domains(parse_permissions([xs.text(each) for each in strings]))
+        access.set_permissions(view, client.domain, paths.node(xs.text(name), client.domain), permissions)
         return xs.OK
 
     def _of_domains(self, permissions: Permissions) -> Permissions:
@@ -210,7 +209,8 @@ class Requests:
     # ---- watches ----
 
     def _watch(self, client: Client, view: View, request: xs.Request) -> bytes:
-        path, token, relative = _watched(client, request)
+        name, token = xs.strings(request.payload, 2)
+        path, relative = _watched(client, name)
         watch = Watch(client.number, client.domain, path, token, relative)
         if not self._watches.has(watch):
             self._ledger.require_watch(client.domain, watch.size)
@@ -220,7 +220,11 @@ class Requests:
         return xs.OK
 
     def _unwatch(self, client: Client, view: View, request: xs.Request) -> bytes:
-        path, token, _ = _watched(client, request)
+        name, token = xs.strings(request.payload, 2)
+        try:
+            path, _ = _watched(client, name)
+        except InvalidArgument:
+            raise Refused(errno.ENOENT) from None
         self._watches.remove(client.number, path, token)
         self._keep(journal.item(journal.NO_WATCH, client.number, path, token))
         return xs.OK
@@ -252,13 +256,12 @@ def _path(client: Client, request: xs.Request) -> str:
     return paths.node(xs.text(name), client.domain)
 
 
-def _watched(client: Client, request: xs.Request) -> tuple[str, bytes, bool]:
-    """The path, the token, and whether the path is relative to the client's own node."""
-    name, token = xs.strings(request.payload, 2)
+def _watched(client: Client, name: bytes) -> tuple[str, bool]:
+    """The path, and whether it was given relative to the client's own node."""
     path = xs.text(name)
     if path in SPECIAL:
-        return path, token, False
-    return paths.node(path, client.domain), token, not path.startswith("/")
+        return path, False
+    return paths.node(path, client.domain), not path.startswith("/")
 
 
 def _domain(request: xs.Request) -> DomainId:

@@ -178,13 +178,17 @@ class Store:
                 self._send(event.watch, event.path)
                 continue
             may: dict[DomainId, bool] = {}
+            # One client's watches on a node and on one above may have the same token, and so the same event.
+            sent: set[tuple[ClientId, bytes, bool]] = set()
             watches = self._watches.at(event.path) if event.exact else self._watches.at_or_above(event.path)
             for watch in watches:
                 if watch.domain not in may:
                     may[watch.domain] = not event.path.startswith("/") or any(
                         rights(each, watch.domain) & READ for each in event.seen_by
                     )
-                if may[watch.domain]:
+                same = (watch.client, watch.token, watch.relative)
+                if may[watch.domain] and same not in sent:
+                    sent.add(same)
                     self._send(watch, event.path)
 
     # ---- records ----

@@ -32,8 +32,8 @@ def test_the_reply_comes_before_the_events_that_the_request_causes(rig: Rig) -> 
 
 
 def test_a_watch_fires_for_its_node_and_all_below(rig: Rig) -> None:
-    rig.watch(ONE, f"{HOME}/a")
-    rig.watch(ONE, f"{HOME}/a/b/c")
+    rig.watch(ONE, f"{HOME}/a", "t")
+    rig.watch(ONE, f"{HOME}/a/b/c", "u")
     for path in ("a/b", "a", "ab", "b", "a/b/c/d"):
         rig.write(ONE, path, "x")
     rig.ask(ONE, Kind.MKDIR, "a/new")
@@ -88,7 +88,7 @@ def test_a_watch_is_once_for_each_path_and_token_of_a_client(rig: Rig) -> None:
 def test_a_watch_that_is_taken_back_fires_no_more(rig: Rig) -> None:
     rig.watch(ONE, "a", "t")
     rig.watch(ONE, "a", "u")
-    for client, path, token in ((ONE, "a", "v"), (ONE, "b", "t"), (TWO, f"{HOME}/a", "t")):
+    for client, path, token in ((ONE, "a", "v"), (ONE, "b", "t"), (ONE, "a/", "t"), (TWO, f"{HOME}/a", "t")):
         with pytest.raises(Failed, match="ENOENT"):
             rig.ask(client, Kind.UNWATCH, path, token)
     assert rig.ask(ONE, Kind.UNWATCH, f"{HOME}/a", "t") == "OK\0"
@@ -203,3 +203,11 @@ def test_five_hundred_watches_elsewhere_are_not_looked_at(rig: Rig) -> None:
     rig.write(ONE, "a", "x")
     assert looked == [f"{HOME}/a", HOME, "/local/domain", "/local", "/"]
     assert sum(len(at(path)) for path in looked) == 0
+
+
+def test_two_watches_with_one_token_have_one_event_of_a_change(rig: Rig) -> None:
+    rig.watch(ONE, "a", "t")
+    rig.watch(ONE, "a/b", "t")
+    rig.watch(ONE, f"{HOME}/a/b/c", "t")
+    rig.write(ONE, "a/b/c", "x")
+    assert sorted(rig.told(ONE)) == [f"{HOME}/a/b/c", "a/b/c"]

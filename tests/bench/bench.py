@@ -23,6 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
+import proxy
 from report import KIB, Report, pss, ratio, size, spread
 from support import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
 
@@ -181,6 +182,62 @@ class Bench:
         )
 
 
+class ProxyBench:
+    """Xen's vchan-socket-proxy between two local domains: all of ours, and Debian's libxenvchan on the stand-ins of the tests
+    in place of the libraries that move data. The store, and libxenctrl, are ours for both."""
+
+    def __init__(self, daemon: Daemon, folder: Path, pairs: int, report: Report) -> None:
+        self._daemon = daemon
+        self._pairs = pairs
+        self._report = report
+        self._standins = folder / "proxy-standins"
+        self._theirs = folder / "proxy-libraries"
+        self._theirs.mkdir()
+        for name, where in (
+            ("libxenvchan.so.4.17", REFERENCE_LIBDIR),
+            ("libxenevtchn.so.1", C_BUILD),
+            ("libxengnttab.so.1", C_BUILD),
+        ):
+            (self._theirs / name).symlink_to(where / name)
+
+    def _environment(self, domain: int, *first: Path, **more: str) -> dict[str, str]:
+        folders = [*first, LIBDIR, LIBDIR / "xen-4.17", REFERENCE_LIBDIR]
+        return self._daemon.environment(
+            domain, XENSTORED_PATH=str(self._daemon.store_path(domain)), LD_LIBRARY_PATH=":".join(map(str, folders)), **more
+        )
+
+    def _ours(self, total: int) -> float:
+        return proxy.rate(total, self._environment(proxy.SERVER), self._environment(proxy.CLIENT))
+
+    def _reference(self, total: int) -> float:
+        self._standins.mkdir()
+        try:
+            server, client = (
+                self._environment(domain, self._theirs, XEN_STANDIN_DIR=str(self._standins), XEN_STANDIN_DOMID=str(domain))
+                for domain in (proxy.SERVER, proxy.CLIENT)
+            )
+            return proxy.rate(total, server, client)
+        finally:
+            shutil.rmtree(self._standins)
+
+    def stream(self, total: int) -> None:
+        ours, theirs = [], []
+        for turn in range(self._pairs):
+            for taken, run in ((ours, self._ours), (theirs, self._reference))[:: 1 if turn % 2 == 0 else -1]:
+                taken.append(run(total))
+        got = ratio(ours, theirs)
+        rates = ", ".join(
+            f"{name} {spread([each / 1e6 for each in rate])}" for name, rate in (("ours", ours), ("reference", theirs))
+        )
+        self._report.add(
+            "vchan-socket-proxy between two local domains",
+            "≥ 0.9 × reference",
+            f"{got:.2f} × reference",
+            got >= 0.9,
+            f"MB/s: {rates}",
+        )
+
+
 def _json(program: Path, environment: dict[str, str], *arguments: str) -> dict[str, float]:
     done = subprocess.run(
         [str(program), *arguments], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=True
@@ -199,7 +256,7 @@ def _explanation(pairs: int) -> list[str]:
 
 @contextmanager
 def _daemon(folder: Path) -> Iterator[Daemon]:
-    daemon = Daemon(folder, domains=())
+    daemon = Daemon(folder)
     try:
         yield daemon
         daemon.stop()
@@ -225,6 +282,7 @@ def main() -> None:
         bench.setup()
         bench.first_init(C_BUILD / "benchsetup")
         bench.many(C_BUILD / "benchsetup", arguments.channels)
+        ProxyBench(daemon, Path(name), arguments.pairs, report).stream(100_000_000)
         report.write()
 
 

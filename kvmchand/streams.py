@@ -230,7 +230,7 @@ class Streams(Worker):
         stream.is_closing |= bool(events & (HALF_CLOSED | HUNG_UP))
         self._busy[stream.number] = stream
         if events & WRITABLE:
-            self._guard(stream, Stream.flush)
+            self._guard(stream, lambda stream: stream.flush())
 
     def _end(self, ended: Stream) -> None:
         """A connection that is over, as main does not know yet."""

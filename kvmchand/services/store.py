@@ -181,6 +181,7 @@ class Store(Streams):
             self._journal.append(records, events)
         if asked is not None:
             self._guard(asked, lambda stream: stream.put(reply))
+            self._marker.clear()  # it has its answer, and may outlive us
         for client, packet in events:
             stream = self._streams.get(client)
             if stream is not None:

@@ -494,8 +494,10 @@ def test_a_guest_that_does_not_read_is_lost_after_so_many_packets(run: Run) -> N
         while "is lost" not in host.log():
             alice.request(1, wire.List(Size(0)))
             said += 1
-    host.wait_log(f"the control link to domain {ALICE} is lost: 1024 packets wait to be read by the other end: it does not")
-    assert said > 1024
+    host.wait_log(
+        f"the control link to domain {ALICE} is lost: {QUEUE_MAX} packets wait to be read by the other end: it does not"
+    )
+    assert said > QUEUE_MAX
     assert_alive(near, far)
     assert bob.is_answered()
     assert alice.greet().is_answered()

@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The store as programs meet it: vchans in it, its sockets, and what the end of its process does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
+from xenstore import StoreClient, packet, write_packet
+
+from kvmchand.connections import CONNECTIONS_MAX
+from kvmchand.errors import NotFound
+from kvmchand.streams import OUTPUT_MAX
+from kvmchand.wire import xs
+from kvmchand.wire.xs import Kind
+from libxenvchan_shim import Vchan, connect, listen
+
+NOBODY = 65534
+
+
+@pytest.fixture(autouse=True)
+def _deadline() -> Iterator[None]:
+    with in_time():
+        yield
+
+
+def store(daemon: Daemon, domain: int = 0) -> StoreClient:
+    return StoreClient(daemon.store_path(domain))
+
+
+def refused(number: int) -> pytest.RaisesExc[OSError]:
+    return pytest.raises(OSError, match=errno.errorcode[number])
+
+
+def offer(daemon: Daemon, path: str = "x", server: int = 1, client: int = 2) -> Vchan:
+    with acting_as(daemon, server):
+        return listen(client, path)
+
+
+def connect_to(daemon: Daemon, path: str = "/local/domain/1/x", server: int = 1, client: int = 2) -> Vchan:
+    with acting_as(daemon, client):
+        return connect(server, path)
+
+
+def moves_data(server: Vchan, client: Vchan) -> bool:
+    return client.send(b"there") == 5 and server.recv(5) == b"there" and server.send(b"back") == 4 and client.recv(4) == b"back"
+
+
+def kill_store(daemon: Daemon) -> None:
+    """Kills the store process while it does nothing, and returns when another is there. One that is killed in the midst of a client's
+    request drops that client, and it is in the midst of it until a moment after the answer."""
+    eventually(lambda: is_asleep(daemon.service("store")))
+    daemon.kill_service("store")
+
+
+# ---- vchans ----
+
+
+def test_a_vchan_stands_in_the_store_when_its_server_is_answered(daemon: Daemon) -> None:
+    with store(daemon) as looking, store(daemon, 2) as peer, store(daemon, 1) as own, RawClient(daemon) as listing:
+        listing.hello()
+        for _ in range(50):
+            server = offer(daemon, "data/vchan/2/1")
+            assert sorted(own.children("data/vchan/2/1")) == ["event-channel", "ring-ref"]
+            path = "/local/domain/1/data/vchan/2/1"
+            (channel,) = (each["channel"] for each in listing.list()["channels"])
+            for reader in (looking, peer, own):
+                assert reader.read(f"{path}/ring-ref") == str(channel)
+                assert reader.read(f"{path}/event-channel") == str(2 * channel)
+            assert looking.permissions(f"{path}/ring-ref") == ["n1", "r2"]
+            assert looking.permissions(f"{path}/event-channel") == ["n1", "r2"]
+            server.close()
+            assert not looking.exists(path)
+
+
+def test_other_domains_may_not_read_what_a_vchan_is_made_of(daemon: Daemon) -> None:
+    with acting_as(daemon, 1):
+        server = listen(0, "x")
+    with store(daemon, 2) as other, refused(errno.EACCES):
+        other.read("/local/domain/1/x/ring-ref")
+    server.close()
+
+
+def test_a_vchan_is_gone_from_the_store_when_its_server_is_killed(daemon: Daemon) -> None:
+    code = "import libxenvchan_shim as v; c = v.listen(2, 'x'); print('there', flush=True); input()"
+    with store(daemon) as looking, Program(PYTHON, "-c", code, env=daemon.environment(1)) as server:
+        looking.watch("/local/domain/1/x")
+        server.expect("there")
+        looking.await_event("/local/domain/1/x/event-channel")
+        assert looking.exists("/local/domain/1/x/ring-ref")
+        server.process.kill()
+        server.status = -signal.SIGKILL
+        looking.await_event("/local/domain/1/x")
+        assert not looking.exists("/local/domain/1/x")
+
+
+@pytest.mark.parametrize("removed", ["", "/ring-ref", "/event-channel"])
+def test_a_program_that_removes_the_nodes_withdraws_the_offer_and_who_is_connected_goes_on(daemon: Daemon, removed: str) -> None:
+    server = offer(daemon)
+    client = connect_to(daemon)
+    with store(daemon, 1) as own:
+        own.remove("/local/domain/1/x" + removed)
+    with pytest.raises(NotFound):
+        connect_to(daemon)
+    assert moves_data(server, client)
+    client.close()
+    server.close()
+
+
+def test_a_program_that_writes_to_a_vchans_node_withdraws_the_offer(daemon: Daemon) -> None:
+    server = offer(daemon)
+    with store(daemon, 1) as own:
+        own.write("x/ring-ref", "1")
+        with pytest.raises(NotFound):
+            connect_to(daemon)
+        server.close()
+        assert own.read("x/ring-ref") == "1"  # it is the program's now
+        own.remove("x")
+
+
+def test_no_offer_is_withdrawn_by_a_transaction_that_is_not_committed(daemon: Daemon) -> None:
+    server = offer(daemon)
+    with store(daemon, 1) as own:
+        begun = own.begin()
+        own.ask(Kind.RM, "x", transaction=begun)
+        client = connect_to(daemon)
+        client.close()
+        own.end(begun, commits=False)
+        client = connect_to(daemon)
+        assert own.exists("x/ring-ref")
+    client.close()
+    server.close()
+
+
+def test_a_vchan_that_is_taken_over_has_the_later_ones_numbers(daemon: Daemon) -> None:
+    with store(daemon) as looking:
+        first = offer(daemon)
+        before = looking.read("/local/domain/1/x/ring-ref")
+        second = offer(daemon)
+        after = looking.read("/local/domain/1/x/ring-ref")
+        assert int(after) > int(before)
+        first.close()
+        assert looking.read("/local/domain/1/x/ring-ref") == after
+        client = connect_to(daemon)
+        assert moves_data(second, client)
+        client.close()
+        second.close()
+        assert not looking.exists("/local/domain/1/x")
+
+
+def test_two_hundred_vchans_each_with_a_connection_a_watch_and_a_transaction(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        servers = []
+        clients = []
+        for number in range(200):
+            servers.append(stack.enter_context(offer(daemon, f"x{number}")))
+            client = stack.enter_context(store(daemon, 1))
+            client.watch(f"x{number}", str(number))
+            client.write(f"mine/{number}", "")
+            begun = client.begin()
+            client.write(f"mine/{number}", "here", begun)
+            clients.append((client, begun))
+        for number, (client, begun) in enumerate(clients):
+            assert client.read(f"x{number}/ring-ref", begun)
+            client.end(begun)
+        with store(daemon, 1) as looking:
+            assert [looking.read(f"mine/{number}") for number in range(200)] == ["here"] * 200
+        for number, server in enumerate(servers):
+            server.close()
+            clients[number][0].await_event(f"x{number}", str(number))
+
+
+# ---- domains ----
+
+
+def test_a_domain_finds_its_own_number_and_name(daemon: Daemon) -> None:
+    for domain in (0, 1, 2):
+        with store(daemon, domain) as own:
+            assert (own.read("domid"), own.read("name")) == (str(domain), f"Domain-{domain}")
+            assert own.ask(Kind.GET_DOMAIN_PATH, str(domain)) == f"/local/domain/{domain}\0".encode()
+
+
+def test_a_domain_writes_below_its_own_node_only(daemon: Daemon) -> None:
+    with store(daemon, 1) as own, store(daemon, 2) as other, store(daemon) as host:
+        own.write("data/x", "1")
+        with refused(errno.EACCES):
+            other.write("/local/domain/1/data/x", "2")
+        with refused(errno.EACCES):
+            other.read("/local/domain/1/data/x")
+        host.write("/local/domain/1/data/x", "0")
+        assert own.read("data/x") == "0"
+
+
+# ---- connections ----
+
+
+def test_a_request_may_come_in_pieces_and_many_at_once(daemon: Daemon) -> None:
+    with store(daemon) as client:
+        for byte in packet(Kind.READ, "/local/domain/0/domid"):
+            client.say(bytes([byte]))
+        assert client.reply() == b"0"
+        client.say(b"".join(write_packet(f"/many/{number}", "x") for number in range(1000)))
+        assert [client.reply() for _ in range(1000)] == [xs.OK] * 1000
+        client.remove("/many")
+
+
+@pytest.mark.parametrize("data", [xs.HEADER.pack(Kind.READ, 0, 0, 4097), b"\xff" * 16, b"\xff" * 5000])
+def test_a_request_that_is_too_long_ends_its_connection_and_no_other(daemon: Daemon, data: bytes) -> None:
+    with store(daemon) as rogue, store(daemon) as other:
+        rogue.say(data)
+        rogue.hear_end()
+        assert other.read("domid") == "0"
+
+
+def test_descriptors_beside_a_request_are_closed(daemon: Daemon) -> None:
+    with store(daemon) as client:
+        socket.send_fds(client.sock, [packet(Kind.READ, "domid")], [0, 0])
+        assert client.reply() == b"0"
+
+
+def test_a_client_that_closes_its_direction_is_gone(daemon: Daemon) -> None:
+    with store(daemon) as client:
+        client.say(packet(Kind.READ, "domid")[:10])
+        client.sock.shutdown(socket.SHUT_WR)
+        client.hear_end()
+
+
+def test_a_client_that_never_reads_its_events_is_dropped_and_others_go_on(daemon: Daemon) -> None:
+    token = "t" * 3000
+    with store(daemon) as deaf, store(daemon) as other, store(daemon) as writer:
+        deaf.watch("/many", token)
+        other.watch("/many")
+        for number in range(2 * OUTPUT_MAX // 3000):
+            writer.write(f"/many/{number}", "x")
+            assert other.event() == (f"/many/{number}", "t")
+        deaf.hear_end()
+        writer.remove("/many")
+    assert "does not read what it watches" in daemon.log()
+
+
+def test_the_same_event_does_not_wait_twice(daemon: Daemon) -> None:
+    token = "t" * 3000
+    with store(daemon) as deaf, store(daemon) as writer:
+        deaf.watch("/one", token)
+        for number in range(2 * OUTPUT_MAX // 3000):
+            writer.write("/one", str(number))
+        writer.write("/one/last", "x")
+        deaf.await_event("/one/last", token)
+        writer.remove("/one")
+
+
+def test_who_does_not_read_its_answers_is_not_heard_meanwhile(daemon: Daemon) -> None:
+    with store(daemon) as deaf, store(daemon) as other:
+        deaf.write("/long", "x" * 4000)
+        deaf.sock.setblocking(False)
+        asked = 0
+        request = packet(Kind.READ, "/long")
+        with pytest.raises(BlockingIOError):
+            while True:
+                assert deaf.sock.send(request) == len(request)
+                asked += 1
+        deaf.sock.settimeout(DEADLINE)
+        assert other.read("domid") == "0"
+        assert [len(deaf.reply()) for _ in range(asked)] == [4000] * asked
+        other.remove("/long")
+
+
+def test_a_domain_has_so_many_connections_and_room_again(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        many = [stack.enter_context(store(daemon, 1)) for _ in range(CONNECTIONS_MAX)]
+        for each in many:
+            assert each.read("domid") == "1"
+        with store(daemon, 1) as surplus:
+            surplus.hear_end()
+        with store(daemon, 2) as other:
+            assert other.read("domid") == "2"
+        many.pop().close()
+
+        def has_room() -> bool:
+            with store(daemon, 1) as again:
+                try:
+                    return again.read("domid") == "1"
+                except (EOFError, OSError):
+                    return False
+
+        eventually(has_room)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user, which needs root")
+def test_another_user_is_refused_though_the_sockets_mode_was_loosened(daemon: Daemon) -> None:
+    daemon.store_path().chmod(0o666)
+    # pytest's folder is closed to others, but a socket is found through a descriptor of its folder, too.
+    folder = os.open(daemon.runtime_dir, os.O_PATH | os.O_DIRECTORY)
+    path = f"/proc/self/fd/{folder}/store.sock"
+    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); print(s.recv(1))"
+    done = subprocess.run(
+        ["/usr/bin/python3", "-c", code],
+        user=NOBODY,
+        group=NOBODY,
+        extra_groups=(),
+        pass_fds=[folder],
+        capture_output=True,
+        text=True,
+    )
+    os.close(folder)
+    assert done.stdout == "b''\n", done.stderr
+    assert f"user {NOBODY} may not use kvmchand" in daemon.log()
+
+
+# ---- the end of the store process ----
+
+
+def test_a_store_process_that_is_killed_is_started_again_and_all_goes_on(daemon: Daemon) -> None:
+    server = offer(daemon)
+    client = connect_to(daemon)
+    with store(daemon) as host, store(daemon, 1) as own, store(daemon, 2) as fresh:
+        own.write("data/x", "kept")
+        own.ask(Kind.SET_PERMS, "data/x", "n1", "r2")
+        host.watch("/local/domain/1/data", "host's")
+        begun = own.begin()
+        own.write("data/y", "lost", begun)
+        kill_store(daemon)
+        with refused(errno.EAGAIN):
+            own.end(begun)
+        assert own.read("data/x") == "kept"
+        assert fresh.read("/local/domain/1/data/x") == "kept"
+        assert host.permissions("/local/domain/1/data/x") == ["n1", "r2"]
+        assert not host.exists("/local/domain/1/data/y")
+        own.write("data/x", "anew")
+        host.await_event("/local/domain/1/data/x", "host's")
+        assert host.read("/local/domain/1/x/ring-ref")
+    assert moves_data(server, client)
+    client.close()
+    server.close()
+    with store(daemon) as host:
+        assert not host.exists("/local/domain/1/x")
+
+
+def test_half_a_request_is_completed_after_the_process_is_killed(daemon: Daemon) -> None:
+    with store(daemon) as client, store(daemon) as other:
+        request = packet(Kind.READ, "domid")
+        client.say(request[:20])
+        assert other.read("domid") == "0"
+        kill_store(daemon)
+        client.say(request[20:])
+        assert client.reply() == b"0"
+
+
+def test_a_vchan_that_went_while_the_process_was_down_is_gone_from_the_store(daemon: Daemon) -> None:
+    server = offer(daemon)
+    with store(daemon) as looking:
+        looking.watch("/local/domain/1/x")
+        os.kill(daemon.service("store"), signal.SIGSTOP)
+        server.close()
+        daemon.kill_service("store")
+        looking.await_event("/local/domain/1/x")
+        assert not looking.exists("/local/domain/1/x")
+
+
+def test_nothing_that_was_acknowledged_is_lost_however_often_the_process_is_killed(daemon: Daemon) -> None:
+    acknowledged = [0]
+    is_over = threading.Event()
+
+    def write() -> None:
+        while not is_over.is_set():
+            try:
+                with store(daemon) as writer:
+                    while not is_over.is_set():
+                        writer.write("/count", str(acknowledged[0] + 1))
+                        acknowledged[0] += 1
+            except (EOFError, OSError):
+                acknowledged[0] += 1  # it may have been done, without an answer
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    try:
+        for _ in range(5):
+            wanted = acknowledged[0] + 20
+            eventually(partial(lambda wanted: acknowledged[0] >= wanted, wanted))
+            daemon.kill_service("store")
+            with store(daemon) as looking:
+                least = acknowledged[0]
+                assert int(looking.read("/count")) >= least - 1
+    finally:
+        is_over.set()
+        writing.join()
+    with store(daemon) as looking:
+        looking.remove("/count")
+
+
+def test_a_client_that_had_not_taken_all_it_was_told_is_dropped_with_the_process(daemon: Daemon) -> None:
+    with store(daemon) as deaf, store(daemon) as writer:
+        deaf.watch("/many", "t" * 3000)
+        for number in range(200):
+            writer.write(f"/many/{number}", "x")
+        kill_store(daemon)
+        deaf.hear_end()
+        writer.remove("/many")
+
+
+def test_the_client_whose_bytes_ended_the_process_is_dropped_and_no_other(daemon: Daemon) -> None:
+    with store(daemon) as rogue, store(daemon) as other:
+        rogue.say(b"\xff" * 16)
+        rogue.hear_end()
+        number = int(daemon.log().rpartition("store client ")[2].partition(",")[0]) + 1  # connections are numbered as they come
+        assert other.read("domid") == "0"
+        with store(daemon) as third:
+            third.write("/kept", "yes")
+            store_pid = daemon.service("store")
+            eventually(lambda: is_asleep(store_pid))
+            marker = next(
+                each
+                for each in Path(f"/proc/{store_pid}/fd").iterdir()
+                if "memfd:kvmchand-store " in str(each.readlink()) and each.stat().st_size == 4096
+            )
+            with marker.open("r+b") as page:
+                page.write(struct.pack("=Q", number))
+            kill_store(daemon)
+            other.hear_end()
+            assert third.read("/kept") == "yes"
+            third.remove("/kept")
+    assert f"store client {number} is dropped" in daemon.log()
+
+
+def test_the_store_process_runs_as_nobody(daemon: Daemon) -> None:
+    if os.geteuid() == 0:
+        uid = next(line for line in Path(f"/proc/{daemon.service('store')}/status").read_text().splitlines() if "Uid:" in line)
+        assert uid.split()[1:] == [str(NOBODY)] * 4
+
+
+def test_a_large_journal_is_written_anew_and_understood(daemon: Daemon) -> None:
+    with store(daemon) as client:
+        client.watch("/big")
+        for number in range(1000):
+            client.write("/big", str(number) + "x" * 4000)
+            client.event()
+        client.write("/big", "last")
+        kill_store(daemon)
+        assert client.read("/big") == "last"
+        client.write("/big", "after")
+        client.await_event("/big")
+        client.remove("/big")
+    journal = next(
+        each
+        for each in Path(f"/proc/{daemon.pid}/fd").iterdir()
+        if "memfd:kvmchand-store " in str(each.readlink()) and each.stat().st_size != 4096
+    )
+    assert journal.stat().st_blocks * 512 < 3 << 20

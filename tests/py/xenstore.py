@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A client of the store, that speaks xenstore's protocol with nothing of ours between."""
+
+from __future__ import annotations
+
+import errno
+import select
+import socket
+from pathlib import Path
+from typing import Self
+
+from support import DEADLINE
+
+from kvmchand.wire import xs
+from kvmchand.wire.xs import Kind
+
+
+def packet(kind: int, *strings: str | bytes, transaction: int = 0, request: int = 0) -> bytes:
+    """A request, each of whose strings ends with a NUL."""
+    payload = b"".join((each.encode() if isinstance(each, str) else each) + b"\0" for each in strings)
+    return xs.HEADER.pack(kind, request, transaction, len(payload)) + payload
+
+
+def write_packet(path: str, value: str, transaction: int = 0) -> bytes:
+    payload = path.encode() + b"\0" + value.encode()
+    return xs.HEADER.pack(Kind.WRITE, 0, transaction, len(payload)) + payload
+
+
+class StoreClient:
+    """One connection. A request that is refused raises an OSError of that errno."""
+
+    def __init__(self, path: Path) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(path))
+        self.sock.settimeout(DEADLINE)
+        self.events: list[tuple[str, str]] = []
+        """Those that came while a reply was waited for."""
+
+    def hear(self) -> tuple[int, bytes]:
+        """The next packet's kind and payload."""
+        kind, _, _, length = xs.HEADER.unpack(self._take(xs.HEADER.size))
+        return kind, self._take(length)
+
+    def _take(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            more = self.sock.recv(size - len(data))
+            if not more:
+                raise EOFError("the store has ended the connection")
+            data += more
+        return data
+
+    def say(self, data: bytes) -> None:
+        self.sock.sendall(data)
+
+    def reply(self) -> bytes:
+        while True:
+            kind, payload = self.hear()
+            if kind == Kind.ERROR:
+                raise OSError(getattr(errno, payload[:-1].decode()), payload[:-1].decode())
+            if kind != Kind.WATCH_EVENT:
+                return payload
+            self.events.append(self._event(payload))
+
+    @staticmethod
+    def _event(payload: bytes) -> tuple[str, str]:
+        path, token, end = payload.decode().split("\0")
+        assert end == ""
+        return path, token
+
+    def ask(self, kind: Kind, *strings: str | bytes, transaction: int = 0) -> bytes:
+        self.say(packet(kind, *strings, transaction=transaction))
+        return self.reply()
+
+    # ---- requests ----
+
+    def read(self, path: str, transaction: int = 0) -> str:
+        return self.ask(Kind.READ, path, transaction=transaction).decode()
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.read(path)
+        except OSError as error:
+            assert error.errno == errno.ENOENT, error
+            return False
+        return True
+
+    def write(self, path: str, value: str, transaction: int = 0) -> None:
+        self.say(write_packet(path, value, transaction))
+        assert self.reply() == xs.OK
+
+    def remove(self, path: str) -> None:
+        assert self.ask(Kind.RM, path) == xs.OK
+
+    def children(self, path: str) -> list[str]:
+        return self.ask(Kind.DIRECTORY, path).decode().split("\0")[:-1]
+
+    def permissions(self, path: str) -> list[str]:
+        return self.ask(Kind.GET_PERMS, path).decode().split("\0")[:-1]
+
+    def begin(self) -> int:
+        return int(self.ask(Kind.TRANSACTION_START, "")[:-1])
+
+    def end(self, transaction: int, *, commits: bool = True) -> None:
+        self.ask(Kind.TRANSACTION_END, "T" if commits else "F", transaction=transaction)
+
+    def watch(self, path: str, token: str = "t") -> None:
+        """Its first event is taken."""
+        assert self.ask(Kind.WATCH, path, token) == xs.OK
+        assert self.event() == (path, token)
+
+    def event(self) -> tuple[str, str]:
+        """The next."""
+        if self.events:
+            return self.events.pop(0)
+        kind, payload = self.hear()
+        assert kind == Kind.WATCH_EVENT, (kind, payload)
+        return self._event(payload)
+
+    def await_event(self, path: str, token: str = "t") -> None:
+        """Until this one has come: others may before, and any may come twice."""
+        while self.event() != (path, token):
+            pass
+
+    def has_output(self) -> bool:
+        return bool(select.select([self.sock], [], [], 0)[0])
+
+    def hear_end(self) -> None:
+        """Asserts that the store ends the connection; what it was sent before is dropped."""
+        try:
+            while self.sock.recv(1 << 16):
+                pass
+        except ConnectionResetError:
+            pass
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()

@@ -31,11 +31,11 @@ class RemoteStream(Stream):
     def __init__(self, number: ClientId, domain: DomainId, say: Callable[[object], None]) -> None:
         super().__init__(number, domain)
         self._say = say
-        self._request = b""
+        self._request: bytes | None = None
         self._is_sent = False
 
     def feed(self, data: bytes) -> None:
-        if self._request:
+        if self._request is not None:
             raise ProtocolError("its daemon passed on a request before the answer to the one before")
         self._request = data
 
@@ -49,8 +49,8 @@ class RemoteStream(Stream):
             self._say(store.Output(self.number, *self._next(store.OUTPUT_BYTES)))
 
     def take(self) -> Taken | None:
-        data, self._request = self._request, b""
-        if not data:
+        data, self._request = self._request, None
+        if data is None:
             return None
         found = xs.take(data)
         if found is None or found[1] != len(data):

@@ -35,6 +35,7 @@ from support import acting_as, eventually, in_time, is_asleep, serving
 
 from kvmchand.core.rings import PAGE
 from kvmchand.ids import ClientId, Size
+from kvmchand.services.link import QUEUE_MAX
 from kvmchand.wire import client as wire
 from kvmchand.wire import link
 from libxenvchan_shim import State, Vchan

@@ -58,8 +58,8 @@ def moves_data(server: Vchan, client: Vchan) -> bool:
 
 
 def kill_store(daemon: Daemon) -> None:
-    """Kills the store process while it does nothing, and returns when another is there. One that is killed in the midst of a client's
-    request drops that client, and it is in the midst of it until a moment after the answer."""
+    """Kills the store process while it does nothing, and returns when another is there. One that is killed in the midst of a
+    client's request drops that client, and it is in the midst of it until a moment after the answer."""
     eventually(lambda: is_asleep(daemon.service("store")))
     daemon.kill_service("store")
 

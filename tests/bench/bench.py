@@ -221,7 +221,8 @@ class ProxyBench:
             shutil.rmtree(self._standins)
 
     def stream(self, total: int) -> None:
-        ours, theirs = [], []
+        ours: list[float] = []
+        theirs: list[float] = []
         for turn in range(self._pairs):
             for taken, run in ((ours, self._ours), (theirs, self._reference))[:: 1 if turn % 2 == 0 else -1]:
                 taken.append(run(total))

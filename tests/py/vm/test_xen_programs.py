@@ -86,9 +86,8 @@ def test_files_pass_both_ways_through_a_proxy_on_each_side(
 
 def test_the_store_is_one_for_the_host_and_its_guests(network: Network, guest: Machine) -> None:
     home = f"/local/domain/{guest.domain}"
-    done = shell(
-        network, guest, "xenstore-read domid name && xenstore-write data/x there && xenstore-chmod data/x n0 r0 && echo done"
-    )
+    script = f"xenstore-read domid name && xenstore-write data/x there && xenstore-chmod data/x n{guest.domain} r0 && echo done"
+    done = shell(network, guest, script)
     done.wait_line("done")
     assert done.lines[:2] == [str(guest.domain), guest.name]
     assert done.wait() == 0

@@ -129,6 +129,7 @@ class Host:
         self._loop.close()
 
     def _until_next_look(self) -> float | None:
+        self._store.flush()
         waits = [self._lifelines.until_next_look()]
         if self._guests is not None:
             waits.append(self._guests.until_next_look())

@@ -142,9 +142,12 @@ class Kept:
         self._failures = 0
         self._waiting: deque[tuple[bytes, Fds]] = deque()
         self._waiting_bytes = 0
+        self._is_full = False
+        """Something waits for room in its socket."""
 
     def start(self) -> None:
         service = self._service = Service(self._name, site=self._site)
+        self._is_full = False
         try:
             for data, fds in self._owner.greeting():
                 service.marker.count_sent()
@@ -159,18 +162,41 @@ class Kept:
         if self._service is None:
             return
         self._service.marker.count_sent()
-        if not self._waiting and self._send_now(self._service, data, fds):
-            return
-        try:
-            self._waiting.append((data, Fds.duplicates(fds)))
-        except OSError:
-            self._waiting_bytes = _WAITING_MAX
+        self.flush()
+        if self._waiting or not self._send_now(self._service, data, fds):
+            try:
+                self._wait(self._service, data, Fds.duplicates(fds))
+            except OSError:
+                self._give_up(self._service)
+            self._watch(self._service)
+
+    def defer(self, data: bytes) -> None:
+        """As send(), but it goes with the next send() or flush(), though it counts as sent: no client waits for that."""
+        if self._service is not None:
+            self._service.marker.count_sent()
+            self._wait(self._service, data, Fds())
+
+    def flush(self) -> None:
+        """By who defers, before it waits for what comes next."""
+        if self._service is not None and self._waiting and not self._is_full:
+            self._send_waiting(self._service)
+
+    def _wait(self, service: Service, data: bytes, fds: Fds) -> None:
+        self._waiting.append((data, fds))
         self._waiting_bytes += len(data)
-        self._loop.modify(self._service.sock.fileno(), READABLE | WRITABLE)
         if self._waiting_bytes > _WAITING_MAX:
-            log.warning(f"the {self._name} process is killed, for it does not read")
-            self._service.kill()
-            self._forget_waiting()
+            self._give_up(service)
+
+    def _give_up(self, service: Service) -> None:
+        log.warning(f"the {self._name} process is killed, for it does not read")
+        service.kill()
+        self._forget_waiting()
+
+    def _watch(self, service: Service) -> None:
+        """Hears when there is room again, while something waits for it."""
+        if self._is_full != bool(self._waiting):
+            self._is_full = not self._is_full
+            self._loop.modify(service.sock.fileno(), READABLE | WRITABLE if self._is_full else READABLE)
 
     @staticmethod
     def _send_now(service: Service, data: bytes, fds: Sequence[int]) -> bool:
@@ -187,11 +213,11 @@ class Kept:
         while self._waiting:
             data, fds = self._waiting[0]
             if not self._send_now(service, data, fds.borrow()):
-                return
+                break
             self._waiting.popleft()
             self._waiting_bytes -= len(data)
             fds.close()
-        self._loop.modify(service.sock.fileno(), READABLE)
+        self._watch(service)
 
     def _forget_waiting(self) -> None:
         for _, fds in self._waiting:

@@ -103,12 +103,16 @@ class Store:
             client.port_of(channel.number, is_server=True),
         )
         self._offers[channel.number] = told
-        self._tell(told)
+        self._service.defer(store.to_store.encode(told))
 
     def on_withdrawn(self, channel: Channel) -> None:
         """registry.Observer."""
         if self._offers.pop(channel.number, None) is not None:
-            self._tell(store.Withdrawn(channel.number))
+            self._service.defer(store.to_store.encode(store.Withdrawn(channel.number)))
+
+    def flush(self) -> None:
+        """Before main waits for what comes next. Whoever asks the store meanwhile waits for this."""
+        self._service.flush()
 
     # ---- connections in guests ----
 

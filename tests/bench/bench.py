@@ -24,6 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
 import proxy
+import store
 from report import KIB, Report, pss, ratio, size, spread
 from support import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
 
@@ -251,7 +252,8 @@ def _explanation(pairs: int) -> list[str]:
     return [
         f"Two processes, {pairs} runs of each in turn; a ratio is the median of the ratios of runs beside each other.",
         "The reference is Debian's own libxenvchan.so.4.17 on our stand-ins for the libraries below it (eventfds, files in",
-        "memory); the copy a ring that spins and never tells anyone: the limit; the socket a UNIX socket pair.",
+        "memory); the copy a ring that spins and never tells anyone: the limit; the socket a UNIX socket pair. The store is",
+        "asked by Debian's libxenstore.so.4.",
     ]
 
 
@@ -283,6 +285,7 @@ def main() -> None:
         bench.setup()
         bench.first_init(C_BUILD / "benchsetup")
         bench.many(C_BUILD / "benchsetup", arguments.channels)
+        store.measure(daemon, arguments.pairs, report)
         ProxyBench(daemon, Path(name), arguments.pairs, report).stream(100_000_000)
         report.write()
 

@@ -79,6 +79,7 @@ class Journal:
     def clear(self) -> None:
         """Nothing of it counts any more."""
         self._end = self._first = _HEADER.size
+        os.pwrite(self._fd, _HEADER.pack(self._first, self._tries), 0)
         os.ftruncate(self._fd, self._end)
 
     def start(self) -> None:

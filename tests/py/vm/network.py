@@ -22,10 +22,6 @@ class Host(Daemon):
     def _fds_at_rest(self) -> dict[str, list[str]]:
         return {}
 
-    @property
-    def local_pid(self) -> int:
-        return self.services()["local"]
-
     def assert_clean(self) -> None:
         eventually(lambda: self.channels() == [], lambda: str(self.channels()))
 

@@ -137,6 +137,8 @@ class Forward:
                 asked = self._asked.get(message.client)
                 if asked is not None and asked.is_asking:
                     raise ProtocolError("two requests are under way of one connection")
+                if len(message.data) > store.REQUEST_BYTES:
+                    raise ProtocolError(f"a request of {len(message.data)} bytes, and {store.REQUEST_BYTES} are the most")
         return message
 
     def on_message(self, message: object) -> None:

@@ -240,6 +240,9 @@ class Host:
         if self._guests is not None:
             self._guests.tell(domain, message)
 
+    def require_room(self) -> None:
+        self._require_fds(0)
+
     def on_nodes_removed(self, channel: ChannelId) -> None:
         offered = self._registry.channels.get(channel)
         if offered is not None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from kvmchand import log
 from kvmchand.connections import Connections
 from kvmchand.core.registry import Channel
-from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 from kvmchand.ipc import Kept
 from kvmchand.loop import Loop
@@ -44,6 +44,9 @@ class Remote:
 class Owner(Protocol):
     def on_store_output(self, domain: DomainId, message: object) -> None:
         """For a guest's daemon."""
+
+    def require_room(self) -> None:
+        """OutOfResources where no descriptors are left for another connection."""
 
     def on_nodes_removed(self, channel: ChannelId) -> None:
         """A program has removed a channel's nodes, and with them the offer."""
@@ -175,12 +178,16 @@ class Store:
         message: object = store.from_store.decode(data)
         if isinstance(message, store.Connected):
             self._connections.adopt(message.client, fds)
+        elif isinstance(message, store.Output) and len(message.data) > store.OUTPUT_BYTES:
+            raise ProtocolError(f"an output of {len(message.data)} bytes, and {store.OUTPUT_BYTES} are the most")
         return message
 
     def on_message(self, message: object) -> None:
         match message:
             case internal.Started():
                 return
+            case store.Connected():
+                self._require_room(message.client)
             case store.Output():
                 remote = self._remotes.get(message.client)
                 if remote is not None:
@@ -195,6 +202,14 @@ class Store:
                 self._owner.on_nodes_removed(message.channel)
                 self._tell(store.Withdrawn(message.channel))
         self._service.worked()
+
+    def _require_room(self, new: ClientId) -> None:
+        try:
+            self._owner.require_room()
+        except OutOfResources as error:
+            log.warning(f"a new connection to the store is ended: {error.sentence}")
+            self._connections.drop(new)
+            self._tell(store.Ended(new))
 
     def on_death(self, culprit: int | None) -> None:
         if culprit is not None:

@@ -27,7 +27,6 @@ from kvmchand.worker import Worker
 
 OUTPUT_MAX = 1 << 20
 """Bytes that wait for a client to read. Xenstore's own daemon has a limit of as many events."""
-_REQUEST_MAX = xs.HEADER.size + xs.PAYLOAD_MAX
 _IDLE = READABLE | HALF_CLOSED | EDGE
 
 
@@ -131,7 +130,7 @@ class SocketStream(Stream):
 
     def take(self) -> Taken | None:
         try:
-            data = self.sock.recv(_REQUEST_MAX, socket.MSG_PEEK)
+            data = self.sock.recv(store.REQUEST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
             return None
         found = xs.take(data)

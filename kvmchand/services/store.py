@@ -158,7 +158,10 @@ class Store(Streams):
         self._journal.owe(stream.number, stream.is_waiting)
 
     def _on_request(self, sender: Stream, taken: Taken) -> None:
+        before = self._heard
         self._require_main(self._catch_up())
+        if self._heard != before:
+            self._commit()  # it is told of to those who watch by now
         if sender.number not in self._streams:
             return
         self._commit(sender, self._tree.execute(sender.number, taken.request))

@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, ClientId, DomainId
 
+REQUEST_BYTES = 4112
+"""Bytes of a request, at the most: xenstore's header and its longest payload."""
 OUTPUT_BYTES = 8192
 """Bytes that one Output carries, at the most: any reply or event is smaller."""
 

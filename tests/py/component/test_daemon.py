@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import resource
@@ -18,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, KVMCHAND, PYTHON, Daemon, Program, RawClient, acting_as, children, eventually, in_time
+from support import DEADLINE, KVMCHAND, PYTHON, Daemon, Program, RawClient, acting_as, children, eventually, in_time, socket_of
 
 from kvmchand import config
 from kvmchand.core.paths import HOST
@@ -584,13 +583,7 @@ def test_a_marker_is_seen_from_both_sides() -> None:
 
 def local_socket(daemon: Daemon) -> socket.socket:
     """The local process's socket to main, as somebody has it who took over the process."""
-    number = int(Path(f"/proc/{daemon.local_pid}/cmdline").read_bytes().split(b"\0")[-3])
-    process = os.pidfd_open(daemon.local_pid)
-    pidfd_getfd = 438
-    fd = ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, process, number, 0)
-    os.close(process)
-    assert fd >= 0, os.strerror(ctypes.get_errno())
-    return socket.socket(fileno=fd)
+    return socket_of(daemon.local_pid)
 
 
 @pytest.mark.parametrize(

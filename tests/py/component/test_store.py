@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import struct
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
+from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, socket_of
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.connections import CONNECTIONS_MAX
@@ -286,15 +287,7 @@ def test_a_domain_has_so_many_connections_and_room_again(daemon: Daemon) -> None
         with store(daemon, 2) as other:
             assert other.read("domid") == "2"
         many.pop().close()
-
-        def has_room() -> bool:
-            with store(daemon, 1) as again:
-                try:
-                    return again.read("domid") == "1"
-                except (EOFError, OSError):
-                    return False
-
-        eventually(has_room)
+        eventually(lambda: can_read(daemon, 1))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user, which needs root")
@@ -457,3 +450,59 @@ def test_a_large_journal_is_written_anew_and_understood(daemon: Daemon) -> None:
         if "memfd:kvmchand-store " in str(each.readlink()) and each.stat().st_size != 4096
     )
     assert journal.stat().st_blocks * 512 < 3 << 20
+
+
+# ---- a store process that was taken over, and a daemon short of descriptors ----
+
+
+@pytest.mark.parametrize(
+    ("packet_", "fds"),
+    [
+        (b"not JSON", 0),
+        (b'{"type":"connected","client":274877906944}', 0),
+        (b'{"type":"connected","client":274877906944}', 1),
+        (b'{"type":"connected","client":1}', 1),
+        (b'{"type":"withdraw","channel":-1}', 0),
+        (b'{"type":"output","client":1,"data":"%s","answers":true}' % (b"AAAA" * 2731), 0),
+        (b'{"type":"output","client":1,"data":"?","answers":true}', 0),
+        (bytes(70000), 0),
+    ],
+)
+def test_a_store_process_that_was_taken_over_is_replaced_and_harms_no_channel(daemon: Daemon, packet_: bytes, fds: int) -> None:
+    server = offer(daemon)
+    client = connect_to(daemon)
+    before = daemon.service("store")
+    with socket_of(before) as taken_over, Path("/dev/null").open() as other:
+        socket.send_fds(taken_over, [packet_], [other.fileno()] * fds)
+    eventually(lambda: daemon.services().get("store", before) != before)
+    assert moves_data(server, client)
+    with store(daemon) as looking:
+        assert looking.read("/local/domain/1/x/ring-ref")
+    client.close()
+    server.close()
+
+
+def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        before = daemon.service("store")
+        least = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (least + 100, least + 100))
+        many = [stack.enter_context(store(daemon, 1)) for _ in range(200)]
+        ended = 0
+        for each in many:
+            try:
+                assert each.read("domid") == "1"
+            except (EOFError, OSError):
+                ended += 1
+        assert 100 <= ended < 200
+        assert daemon.service("store") == before
+    assert "a new connection to the store is ended" in daemon.log()
+    eventually(lambda: can_read(daemon))
+
+
+def can_read(daemon: Daemon, domain: int = 0) -> bool:
+    with store(daemon, domain) as client:
+        try:
+            return client.read("domid") == str(domain)
+        except (EOFError, OSError):
+            return False

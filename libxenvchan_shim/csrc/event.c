@@ -19,21 +19,7 @@
 
 /* ---- whose is it? A program may close all it did not open, and open others by the numbers ---- */
 
-uint64_t socket_cookie(int fd)
-{
-	uint64_t cookie = 0;
-	socklen_t size = sizeof(cookie);
-
-	return getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &size) == 0 ? cookie : 0;
-}
-
-int event_steal_control(struct event *event)
-{
-	int fd = event->control_fd;
-
-	event->control_fd = -1;
-	return event->control_cookie && socket_cookie(fd) == event->control_cookie ? fd : -1;
-}
+int event_steal_control(struct event *event) { return connection_steal(&event->control); }
 
 /*
  * All eventfds are one inode to fstat, and a program's own would be as good as ours. But a file
@@ -59,8 +45,7 @@ void event_take_over(struct event *event, const struct kvmchan_grant *grant)
 	    .fd = grant->event_fd,
 	    .kind = KVMCHAN_EVENTS_SOCKET, /* until it is prepared */
 	    .notify_fd = grant->notify_fd,
-	    .control_fd = grant->control_fd,
-	    .control_cookie = socket_cookie(grant->control_fd),
+	    .control = connection_take(grant->control_fd),
 	};
 }
 
@@ -98,10 +83,7 @@ static void end_descriptor(const struct event *event, int fd)
 
 void event_end(struct event *event)
 {
-	int control_fd = event_steal_control(event);
-
-	if (control_fd >= 0)
-		close(control_fd);
+	connection_close(&event->control);
 	end_descriptor(event, event->fd);
 	end_descriptor(event, event->notify_fd);
 	if (event->doorbell)
@@ -172,15 +154,15 @@ static enum event_result socket_wait(int fd)
 
 /* ---- taking: from an eventfd ---- */
 
-/* Whether what poll() says of control_fd means that the daemon is gone. A number that is no longer
- * that connection's is not looked at again. */
+/* Whether what poll() says of the connection means that the daemon is gone. A number that is no
+ * longer that connection's is not looked at again. */
 static bool control_is_lost(struct event *event, short revents)
 {
 	if (!revents)
 		return false;
-	if (event->control_cookie && socket_cookie(event->control_fd) == event->control_cookie)
+	if (connection_is_there(&event->control))
 		return revents & (POLLHUP | POLLRDHUP | POLLERR);
-	event->control_fd = -1;
+	event->control.fd = -1;
 	return false;
 }
 
@@ -189,7 +171,7 @@ static enum event_result eventfd_take(struct event *event, int timeout)
 {
 	struct pollfd polled[] = {
 	    {.fd = event->fd, .events = POLLIN},
-	    {.fd = event->control_fd, .events = POLLRDHUP},
+	    {.fd = event->control.fd, .events = POLLRDHUP},
 	};
 	eventfd_t events;
 	bool lost;

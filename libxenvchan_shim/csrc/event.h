@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "connection.h"
 #include "vchan.h"
 
 struct event {
@@ -25,8 +26,7 @@ struct event {
 	int notify_fd;	/* KVMCHAN_EVENTS_EVENTFD */
 	void *doorbell; /* KVMCHAN_EVENTS_DOORBELL: the page it is in */
 	uint32_t doorbell_value;
-	int control_fd;
-	uint64_t control_cookie; /* of the socket that control_fd was, when we got it */
+	struct connection control;
 };
 
 enum event_result {
@@ -37,8 +37,6 @@ enum event_result {
 	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
 };
 
-/* The kernel's own number of a socket; 0 for what is none. */
-uint64_t socket_cookie(int fd);
 /* Marks a file of ours that is no socket, so that it can be told from what a program opens by its
  * number. -1 with errno and sentence. */
 int event_mark(int fd);

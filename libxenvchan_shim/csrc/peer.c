@@ -5,10 +5,8 @@
 #include <limits.h>
 #include <stdio.h>
 
-#include "embed.h"
+#include "daemon.h"
 #include "error.h"
-#include "here.h"
-#include "interpreter.h"
 #include "open.h"
 
 /* Room for a path, at the longest numbers. */
@@ -28,32 +26,13 @@ static int check(int64_t domain, int64_t port)
 	return check_domain(domain);
 }
 
-int own_domain(void)
-{
-	char sentence[480] = "the embedded Python failed";
-	int number, error;
-	struct kvmchan_domains domains = {
-	    .where = here(),
-	    .most = 1,
-	    .numbers = &number,
-	    .own = -1,
-	};
-
-	if (interpreter_start() < 0)
-		return -1;
-	error = kvmchan_python_domains(&domains, sentence, sizeof(sentence));
-	if (!error && domains.own < 0)
-		error = EIO; /* cffi could not run it, and returned 0 in its stead */
-	return error ? fail(error, "%s", sentence) : domains.own;
-}
-
 static int client_path(path_text path, int64_t domain, int64_t port)
 {
 	int own;
 
 	if (check(domain, port) < 0)
 		return -1;
-	own = own_domain();
+	own = daemon_own();
 	if (own < 0)
 		return -1;
 	snprintf(path, sizeof(path_text), "/local/domain/%lld/data/vchan/%d/%lld",

@@ -12,8 +12,6 @@
 
 /* 0, if it can be one's number. */
 int check_domain(int64_t domain);
-/* Our own domain's, as the daemon says. */
-int own_domain(void);
 
 /* @once: to the first client that comes, and no other. */
 struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, size_t write_min,

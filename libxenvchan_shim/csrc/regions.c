@@ -9,11 +9,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "embed.h"
+#include "daemon.h"
 #include "error.h"
-#include "event.h"
-#include "here.h"
-#include "interpreter.h"
 #include "libkvmchan.h"
 #include "peer.h"
 
@@ -24,8 +21,7 @@ struct region {
 	void *memory;
 	size_t size;
 	uint32_t peer, id;
-	int control_fd; /* with which it goes */
-	uint64_t control_cookie;
+	struct connection control; /* with which it goes */
 };
 
 struct libkvmchan_shmem {
@@ -38,7 +34,7 @@ struct libkvmchan_shmem *libkvmchan_shmem_start(void)
 	struct libkvmchan_shmem *handle;
 
 	/* Whether there is a daemon for us. */
-	if (own_domain() < 0)
+	if (daemon_own() < 0)
 		return NULL;
 	handle = calloc(1, sizeof(*handle));
 	if (!handle) {
@@ -53,9 +49,7 @@ static void end_region(struct region *region)
 {
 	if (region->memory != MAP_FAILED)
 		munmap(region->memory, region->size);
-	/* Unless the program has closed it: then the daemon saw the end of the mapping. */
-	if (region->control_cookie && socket_cookie(region->control_fd) == region->control_cookie)
-		kvmchan_python_close(region->control_fd);
+	daemon_close(&region->control);
 	free(region);
 }
 
@@ -78,9 +72,8 @@ void libkvmchan_shmem_end(struct libkvmchan_shmem *handle)
 
 /* Asks the daemon for pages, by @ask, and adds them to the handle, mapped. */
 static struct region *new_region(struct libkvmchan_shmem *handle, struct kvmchan_pages *pages,
-				 int (*ask)(struct kvmchan_pages *, char *, int))
+				 int (*ask)(struct kvmchan_pages *))
 {
-	char sentence[480] = "the embedded Python failed";
 	struct region *region = calloc(1, sizeof(*region));
 	int error;
 
@@ -88,22 +81,15 @@ static struct region *new_region(struct libkvmchan_shmem *handle, struct kvmchan
 		fail(ENOMEM, "no memory for a region");
 		return NULL;
 	}
-	pages->memory_fd = pages->control_fd = -1;
-	pages->where = here();
-	error = ask(pages, sentence, sizeof(sentence));
-	if (!error && pages->memory_fd < 0)
-		error = EIO; /* cffi could not run it, and returned 0 in its stead */
-	if (error) {
+	if (ask(pages) < 0) {
 		free(region);
-		fail(error, "%s", sentence);
 		return NULL;
 	}
 	*region = (struct region){
 	    .size = (size_t)pages->pages * PAGE,
 	    .peer = (uint32_t)pages->peer,
 	    .id = (uint32_t)pages->ref,
-	    .control_fd = pages->control_fd,
-	    .control_cookie = socket_cookie(pages->control_fd),
+	    .control = connection_take(pages->control_fd),
 	};
 	region->memory = mmap(NULL, region->size, PROT_READ | PROT_WRITE, MAP_SHARED,
 			      pages->memory_fd, (off_t)pages->offset);
@@ -133,7 +119,7 @@ void *libkvmchan_shmem_region_create(struct libkvmchan_shmem *handle, uint32_t c
 		fail(EINVAL, "no pages to share: give how many");
 		return NULL;
 	}
-	region = new_region(handle, &pages, kvmchan_python_share);
+	region = new_region(handle, &pages, daemon_share);
 	if (!region)
 		return NULL;
 	*region_id_out = region->id;
@@ -148,7 +134,7 @@ void *libkvmchan_shmem_region_connect(struct libkvmchan_shmem *handle, uint32_t 
 
 	if (check_domain(server_dom) < 0)
 		return NULL;
-	region = new_region(handle, &pages, kvmchan_python_map);
+	region = new_region(handle, &pages, daemon_map);
 	return region ? region->memory : NULL;
 }
 

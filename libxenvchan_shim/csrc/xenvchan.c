@@ -3,7 +3,8 @@
  * the embedded Python. */
 #include <errno.h>
 
-#include "embed.h"
+#include "daemon.h"
+#include "end.h"
 #include "error.h"
 #include "open.h"
 #include "vchan.h"
@@ -38,15 +39,12 @@ struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, in
 
 void libxenvchan_close(struct libxenvchan *ctrl)
 {
-	int error = errno, control_fd;
+	int error = errno;
 
 	if (!ctrl)
 		return;
 	kvmchan_hang_up(ctrl);
-	/* -1: the program closed it; the daemon then sees the end of the mapping. */
-	control_fd = kvmchan_steal_control(ctrl);
-	if (control_fd >= 0)
-		kvmchan_python_close(control_fd);
+	daemon_close(&vchan_of(ctrl)->event.control);
 	kvmchan_detach(ctrl);
 	errno = error;
 }

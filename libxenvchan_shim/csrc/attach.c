@@ -134,7 +134,7 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 
 	v->ctrl.ring = page;
 	v->ctrl.is_server = server ? -1 : 0;
-	v->ctrl.event = (xenevtchn_handle *)&v->event.fd;
+	v->ctrl.event = &v->event.handle;
 	v->ctrl.event_port = grant->port;
 	v->ctrl.read.shr = server ? left_indexes : right_indexes;
 	v->ctrl.read.order = (int)(server ? grant->left_order : grant->right_order);

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "atomics.h"
+#include "ends.h"
 #include "event.h"
 #include "ring.h"
 #include "spin.h"
@@ -33,6 +34,7 @@ struct vchan {
 	uint8_t *ask;			/* where we ask the peer for events */
 	uint8_t *asked;			/* where the peer asks us */
 	uint32_t *shown_in, *shown_out; /* where the page shows our indexes */
+	struct listed_end listed;
 };
 
 static inline struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct vchan *)ctrl; }

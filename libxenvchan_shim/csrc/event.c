@@ -42,6 +42,8 @@ bool event_is_marked(int fd) { return fcntl(fd, F_GETSIG) == MARK; }
 void event_take_over(struct event *event, const struct kvmchan_grant *grant)
 {
 	*event = (struct event){
+	    .handle = {HANDLE_VCHAN},
+	    .port = grant->port,
 	    .fd = grant->event_fd,
 	    .kind = KVMCHAN_EVENTS_SOCKET, /* until it is prepared */
 	    .notify_fd = grant->notify_fd,

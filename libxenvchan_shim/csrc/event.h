@@ -18,9 +18,12 @@
 #include <stdint.h>
 
 #include "connection.h"
+#include "handle.h"
 #include "vchan.h"
 
 struct event {
+	struct xenevtchn_handle handle; /* it is what ctrl->event points to */
+	uint32_t port;
 	int fd; /* what we wait on, and the program selects on */
 	enum kvmchan_events kind;
 	int notify_fd;	/* KVMCHAN_EVENTS_EVENTFD */

@@ -5,9 +5,24 @@
 
 #include "daemon.h"
 #include "end.h"
+#include "ends.h"
 #include "error.h"
 #include "open.h"
 #include "vchan.h"
+
+/* What xc_evtchn_status() knows of it. */
+static void list_end(struct libxenvchan *ctrl, int peer)
+{
+	struct vchan *v = vchan_of(ctrl);
+
+	v->listed = (struct listed_end){
+	    .port = ctrl->event_port,
+	    .peer = peer,
+	    .peer_live = v->peer_live,
+	    .waiting = ctrl->is_server ? 2 : 0,
+	};
+	ends_add(&v->listed);
+}
 
 struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path, size_t read_min, size_t write_min)
@@ -21,7 +36,9 @@ struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, in
 	};
 	struct libxenvchan *ctrl = open_vchan(&request);
 
-	if (!ctrl)
+	if (ctrl)
+		list_end(ctrl, domain);
+	else
 		error_log(logger, "libxenvchan_server_init");
 	return ctrl;
 }
@@ -32,7 +49,9 @@ struct libxenvchan *libxenvchan_client_init(struct xentoollog_logger *logger, in
 	struct kvmchan_request request = {.what = KVMCHAN_CONNECT, .peer = domain, .path = xs_path};
 	struct libxenvchan *ctrl = open_vchan(&request);
 
-	if (!ctrl)
+	if (ctrl)
+		list_end(ctrl, domain);
+	else
 		error_log(logger, "libxenvchan_client_init");
 	return ctrl;
 }
@@ -44,6 +63,7 @@ void libxenvchan_close(struct libxenvchan *ctrl)
 	if (!ctrl)
 		return;
 	kvmchan_hang_up(ctrl);
+	ends_remove(&vchan_of(ctrl)->listed);
 	daemon_close(&vchan_of(ctrl)->event.control);
 	kvmchan_detach(ctrl);
 	errno = error;

@@ -12,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).parent / "vm"))
 
 from fixtures import guest, libvirtd, network, other, stream, watch
 from support import Daemon, serving
+from xenprogram import xen, xen_program
 
-__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream", "watch"]
+__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream", "watch", "xen", "xen_program"]
 
 
 @pytest.fixture

@@ -96,6 +96,12 @@ LIBRARIES = {
     LIBDIR / "libxenvchan-preload.so": None,
     **{LIBDIR / f"xen-{release}" / f"libxenvchan.so.{release}": node for release, node in VERSION_NODES.items()},
 }
+# test_xen_abi.py's.
+COMMON = {LIBDIR / "libxenevtchn.so.1", LIBDIR / "libxengnttab.so.1"}
+CONTROL = {
+    LIBDIR / f"xen-{release}" / f"libxenctrl.so.{release}": node and node.replace("xenvchan", "xenctrl")
+    for release, node in VERSION_NODES.items()
+}
 each_library = pytest.mark.parametrize(("library", "node"), LIBRARIES.items(), ids=[each.name for each in LIBRARIES])
 
 
@@ -224,7 +230,7 @@ def test_version_definitions_are_the_releases(library: Path, node: str | None) -
 def test_exports_are_what_the_header_declares(library: Path, header: str) -> None:
     symbols = exported(library)
     functions = set(prototypes(OUR_INCLUDE, header))
-    assert set(symbols) - functions == {"kvmchan_last_error", "kvmchan_interpreter"}
+    assert set(symbols) - functions == {"kvmchan_last_error", "kvmchan_ends", "kvmchan_interpreter"}
     assert functions <= set(symbols)
     assert set(symbols.values()) == {None}
     assert dynamic(library, "SONAME") == [library.name]
@@ -260,7 +266,7 @@ def test_reference_is_what_we_say_of_its_release() -> None:
 
 def test_every_library_that_is_built_is_checked_here() -> None:
     built = set(LIBDIR.glob("**/*.so*")) - {LIBDIR / "libkvmchan-dataplane.so"}
-    assert built == set(LIBRARIES) | set(OTHER_LIBRARIES)
+    assert built == set(LIBRARIES) | set(OTHER_LIBRARIES) | COMMON | set(CONTROL)
 
 
 def test_data_plane_knows_no_python() -> None:

@@ -63,7 +63,7 @@ class Proxies:
 
     def __init__(self, daemon: Daemon, first: list[Path]) -> None:
         self._daemon = daemon
-        self._first = [*first, LIBDIR / "xen-4.17", REFERENCE_LIBDIR]
+        self._first = [*first, LIBDIR / "xen-4.17", LIBDIR, REFERENCE_LIBDIR]
         self._running: list[subprocess.Popen[bytes]] = []
 
     def environment(self, domain: int) -> dict[str, str]:

@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * What the handles of our libraries begin with, so that each knows what the others made: a program
+ * gives libxenvchan's ctrl->event to libxenevtchn or libxenctrl. All of them are of one build.
+ */
+#ifndef KVMCHAN_HANDLE_H
+#define KVMCHAN_HANDLE_H
+
+enum handle_kind {
+	HANDLE_VCHAN = 1, /* struct event: a vchan's own event channel */
+	HANDLE_PORTS,	  /* struct ports: what xenevtchn_open() makes */
+};
+
+struct xenevtchn_handle {
+	enum handle_kind kind;
+};
+
+#endif

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What our libxenctrl knows, as programs for Xen ask it: domains, the event channels of vchans; and what it says of the rest."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from support import LIBDIR, Daemon, eventually, run
+from xenprogram import LIBRARIES, Start, compile_xen, start_in
+
+SELF = 0x7FF0
+PATH = "/local/domain/1/data/vchan/2/7"
+
+
+def test_domains_are_the_daemons(xen: Start) -> None:
+    with xen(0) as program:
+        assert program.numbers("domains 0 100") == [0, 1, 2]
+        assert program.numbers("domains 0 2") == [0, 1]
+        assert program.numbers("domains 1 1") == [1]
+        assert program.numbers("domains 2 1000") == [2]
+        assert program.ask("domains 3 10") == "ESRCH"
+        assert program.ask("domains 4294967295 10") == "ESRCH"
+        assert program.ask("domains 0 0") == "none"
+
+
+def test_more_domains_than_are_told_of_at_once(tmp_path: Path, xen_program: Path) -> None:
+    many = Daemon(tmp_path, domains=range(1, 301))
+    try:
+        done = run(xen_program, input="domains 0 1000\ndomains 5 270\n", env=many.environment(LD_LIBRARY_PATH=LIBRARIES))
+        lines = [[int(each) for each in line.split()] for line in done.stdout.splitlines()]
+        assert lines == [list(range(301)), list(range(5, 275))]
+        many.stop()
+    finally:
+        many.kill()
+
+
+def test_a_vchans_state_is_seen_as_qubes_looks_at_it(xen: Start) -> None:
+    with xen(1) as server, xen(2) as client:
+        port = server.number(f"server 2 {PATH}")
+        assert server.ask("open") == "waiting"
+        assert server.ask(f"status {SELF} {port}") == "unbound 2"
+        joined = client.number(f"client 1 {PATH}")
+        assert (server.ask("open"), client.ask("open")) == ("connected", "connected")
+        assert server.ask(f"status {SELF} {port}") == f"interdomain 2 {joined}"
+        assert client.ask(f"status {SELF} {joined}") == f"interdomain 1 {port}"
+        client.ok("vchan_close")
+        assert server.ask("open") == "disconnected"
+        assert server.ask(f"status {SELF} {port}") == "unbound 2"
+        server.ok("vchan_close")
+        assert server.ask(f"status {SELF} {port}") == "closed"
+
+
+def test_status_of_a_vchan_in_another_process_is_the_daemons(xen: Start) -> None:
+    with xen(1) as server, xen(2) as client, xen(0) as host:
+        port = server.number(f"server 2 {PATH}")
+        assert host.ask(f"status 1 {port}") == "unbound 2"
+        joined = client.number(f"client 1 {PATH}")
+        assert host.ask(f"status 1 {port}") == f"interdomain 2 {joined}"
+        assert server.ask(f"status 1 {port}") == f"interdomain 2 {joined}", "by the number too"
+
+
+def test_killed_client_is_gone_to_qubes(xen: Start) -> None:
+    with xen(1) as server, xen(2) as client:
+        server.number(f"server 2 {PATH}")
+        client.number(f"client 1 {PATH}")
+        client.kill()
+        eventually(lambda: server.ask("open") == "disconnected")
+
+
+# Whichever libxenvchan of ours it is.
+PRELOADED = {"LD_PRELOAD": str(LIBDIR / "libxenvchan-preload.so")}
+
+
+@pytest.mark.parametrize("environment", [{}, PRELOADED], ids=["linked", "preloaded"])
+def test_own_vchan_is_looked_at_without_the_daemon(daemon: Daemon, xen_program: Path, environment: dict[str, str]) -> None:
+    xen = start_in(daemon, xen_program, **environment)
+    with xen(1) as server, xen(2) as client:
+        port = server.number(f"server 2 {PATH}")
+        joined = client.number(f"client 1 {PATH}")
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            assert server.ask(f"status {SELF} {port}") == f"interdomain 2 {joined}"
+            assert (server.ask("open"), client.ask("open")) == ("connected", "connected")
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+
+
+def test_events_by_the_vchans_own_handle(xen: Start) -> None:
+    with xen(1) as server, xen(2) as client:
+        port = server.number(f"server 2 {PATH}")
+        joined = client.number(f"client 1 {PATH}")
+        assert server.number("vchan_pending") == port  # of the client that came
+        client.ok("vchan_notify")
+        assert server.number("vchan_pending") == port
+        server.ok("vchan_notify")
+        assert client.number("vchan_pending") == joined
+
+
+def test_what_only_a_hypervisor_has_fails_and_says_so_once(tmp_path: Path) -> None:
+    program = compile_xen(tmp_path, "unsupported.c")
+    done = run(program, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path), "LD_LIBRARY_PATH": LIBRARIES})
+    why = "not emulated by kvmchan, which is no hypervisor"
+    assert done.stderr.splitlines() == [f"kvmchan: xc_domain_pause: {why}", f"kvmchan: xc_map_foreign_pages: {why}"]
+    *logged, failed, last = done.stdout.splitlines()
+    assert logged == [f"log 8 -1 kvmchan: xc_domain_unpause: {why}", f"log 8 -1 kvmchan: xc_get_tot_pages: {why}"]
+    assert re.fullmatch(r"log 8 -1 kvmchan: xc_domain_getinfo: (no kvmchand answers at .*)", failed)
+    assert last == "last " + failed.removeprefix("log 8 -1 kvmchan: xc_domain_getinfo: ")
+
+
+def test_program_that_only_opens_its_handles_starts_no_python(xen_program: Path) -> None:
+    done = run(xen_program, input="fds\n", env={"LD_LIBRARY_PATH": LIBRARIES, "LD_DEBUG": "files"})
+    assert done.stdout == "3\n"
+    assert "libxenctrl.so.4.17" in done.stderr
+    assert "_cffi_backend" not in done.stderr

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Programs for Xen that do as they are told (tests/c/programs/xen.c), on our libraries in place of Xen's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c
+
+LIBRARIES = f"{LIBDIR}/xen-4.17:{LIBDIR}"
+"""For the loader: a release's, and those of all releases."""
+
+
+class XenProgram(Program):
+    """Each line it is asked is one of xen.c's commands."""
+
+    def ok(self, line: str) -> None:
+        said = self.ask(line)
+        assert said == "ok", f"{line!r}: {said}"
+
+    def numbers(self, line: str) -> list[int]:
+        said = self.ask(line)
+        assert said.replace(" ", "").isdigit(), f"{line!r}: {said}"
+        return [int(each) for each in said.split()]
+
+    def number(self, line: str) -> int:
+        (only,) = self.numbers(line)
+        return only
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.status = -9
+        self.process.wait()
+
+
+Start = Callable[[int], XenProgram]
+"""Starts one in a domain."""
+
+
+def compile_xen(folder: Path, source: str) -> Path:
+    """With Xen's headers, linked with Xen's own libraries."""
+    libraries = ["-lxenevtchn", "-lxengnttab", "-lxenctrl", "-lxenvchan", "-Wl,--allow-shlib-undefined", "-pthread"]
+    flags = ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", *libraries]
+    return compile_c(folder, ROOT / "tests" / "c" / "programs" / source, *flags)
+
+
+@pytest.fixture(scope="session")
+def xen_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_xen(tmp_path_factory.mktemp("xen"), "xen.c")
+
+
+def start_in(daemon: Daemon, program: Path, **environment: str) -> Start:
+    def start(domain: int) -> XenProgram:
+        return XenProgram(program, env=daemon.environment(domain, **{"LD_LIBRARY_PATH": LIBRARIES, **environment}))
+
+    return start
+
+
+@pytest.fixture
+def xen(daemon: Daemon, xen_program: Path) -> Start:
+    return start_in(daemon, xen_program)

@@ -77,7 +77,7 @@ int libvchan_recv(libvchan_t *ctrl, void *data, size_t size);
 /*
  * Blocks until an event is pending, and takes it: the peer has come, has written or read what we
  * asked to hear of, or is gone. 0, or -1 with errno EINTR (but not while a server waits for its
- * client) or EPIPE (the peer and the daemon are gone).
+ * client) or EPIPE (the peer is gone, and no event is pending).
  */
 int libvchan_wait(libvchan_t *ctrl);
 /* Frees @ctrl, which may be NULL, whatever its state. What was written stays readable to the peer,

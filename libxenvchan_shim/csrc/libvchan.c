@@ -135,12 +135,23 @@ int libvchan_recv(libvchan_t *ctrl, void *data, size_t size)
 	return ctrl->end ? libxenvchan_recv(ctrl->end, data, size) : fail_early();
 }
 
+/* No other peer comes where one has been, so nobody is left to end a wait, but for its last event.
+ */
+static bool is_over(libvchan_t *ctrl)
+{
+	struct pollfd event = {.fd = libxenvchan_fd_for_select(ctrl->end), .events = POLLIN};
+
+	return libxenvchan_is_open(ctrl->end) == VCHAN_DISCONNECTED && poll(&event, 1, 0) <= 0;
+}
+
 int libvchan_wait(libvchan_t *ctrl)
 {
 	int result;
 
 	if (!ctrl->end)
 		return 0;
+	if (is_over(ctrl))
+		return fail(EPIPE, "nothing to wait for: the vchan is closed");
 	do
 		result = libxenvchan_wait(ctrl->end);
 	while (result < 0 && errno == EINTR && libxenvchan_is_open(ctrl->end) == VCHAN_WAITING);

@@ -203,8 +203,8 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
                 assert client.ask("finish 1") == "0"
             assert client.ask("close") == "ok"
             assert client.ask("fds") == before
-            assert server.ask("wait") == "0"
             assert server.ask("open") == DISCONNECTED
+            assert server.ask("wait") == "0"
             assert server.ask("close") == "ok"
         daemon.assert_clean()
 
@@ -317,6 +317,16 @@ def test_no_wait_outlives_a_peer_that_is_killed(start: Start, dies: str, call: s
         kill(dead)
         assert left.line() == ("0" if call == "wait" else f"-1 {errno.EPIPE}")
         assert left.ask("open") == DISCONNECTED
+
+
+@pytest.mark.parametrize("left", ["server", "client"])
+def test_wait_for_a_peer_that_is_known_to_be_gone_fails(start: Start, left: str) -> None:
+    with start(1) as server, start(2) as client:
+        meet(server, client, 1, 2)
+        gone, stays = (client, server) if left == "server" else (server, client)
+        assert gone.ask("close") == "ok"
+        assert stays.ask("wait") == "0"
+        assert stays.ask("wait") == f"-1 {errno.EPIPE}"
 
 
 def test_blocked_write_ends_with_the_peer(start: Start) -> None:

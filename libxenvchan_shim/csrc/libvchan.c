@@ -6,6 +6,7 @@
 
 #include "embed.h"
 #include "error.h"
+#include "event.h"
 #include "open.h"
 #include "peer.h"
 
@@ -15,7 +16,8 @@
 
 struct libvchan {
 	struct libxenvchan *end; /* NULL until an async client is connected */
-	int control_fd; /* of an async client that waits for the daemon's answer; else -1 */
+	int control_fd;		 /* of an async client that waits for the daemon's answer */
+	uint64_t control_cookie; /* of that socket; 0 when none waits */
 };
 
 static libvchan_t *new_vchan(void)
@@ -26,7 +28,6 @@ static libvchan_t *new_vchan(void)
 		fail(ENOMEM, "no memory for a vchan");
 		return NULL;
 	}
-	ctrl->control_fd = -1;
 	return ctrl;
 }
 
@@ -57,23 +58,29 @@ libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd)
 		free(ctrl);
 		return NULL;
 	}
+	ctrl->control_cookie = socket_cookie(ctrl->control_fd);
 	*watch_fd = ctrl->control_fd;
 	return ctrl;
+}
+
+/* Whether there is a connection that waits, and the program has not closed it. */
+static bool has_control(const libvchan_t *ctrl)
+{
+	return ctrl->control_cookie && socket_cookie(ctrl->control_fd) == ctrl->control_cookie;
 }
 
 int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
 {
 	struct pollfd answer = {.fd = ctrl->control_fd, .events = POLLIN};
-	int control_fd = ctrl->control_fd;
 
 	if (ctrl->end)
 		return 0;
-	if (control_fd < 0)
-		return fail(EINVAL, "this vchan has failed to connect already: close it");
+	if (!has_control(ctrl))
+		return fail(EINVAL, "this vchan can't connect any more: close it");
 	if (poll(&answer, 1, 0) <= 0)
 		return 1;
-	ctrl->control_fd = -1;
-	ctrl->end = answer_vchan(control_fd);
+	ctrl->control_cookie = 0;
+	ctrl->end = answer_vchan(ctrl->control_fd);
 	if (!ctrl->end)
 		return -1;
 	ctrl->end->blocking = blocking ? -1 : 0;
@@ -105,7 +112,7 @@ void libvchan_close(libvchan_t *ctrl)
 	if (!ctrl)
 		return;
 	libxenvchan_close(ctrl->end);
-	if (ctrl->control_fd >= 0)
+	if (has_control(ctrl))
 		kvmchan_python_close(ctrl->control_fd);
 	free(ctrl);
 	errno = error;

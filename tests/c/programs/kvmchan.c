@@ -46,13 +46,6 @@ static void do_fill(size_t size)
 
 static int is(const char *command, const char *name) { return strcmp(command, name) == 0; }
 
-static void detach(void)
-{
-	for (int fd = 3; fd < 20; fd++)
-		EXPECT(dup2(2, fd) == fd);
-	printf("ok\n");
-}
-
 static int obey_region(const char *command)
 {
 	if (is(command, "start"))

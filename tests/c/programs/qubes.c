@@ -9,7 +9,8 @@
  *	blocking 0|1
  *	send TEXT, write TEXT, recv SIZE, read SIZE
  *	fill SIZE             writes so much of a pattern in one call, drain SIZE reads and checks
- *it fds                   how many descriptors are open
+ *	fds                   how many descriptors are open
+ *	detach                closes all but stdio, and opens others by their numbers
  */
 #include <libvchan.h>
 
@@ -106,6 +107,8 @@ static void obey(const char *command)
 		do_drain((size_t)number());
 	else if (is(command, "fds"))
 		printf("%d\n", count_fds());
+	else if (is(command, "detach"))
+		detach();
 	else if (is(command, "close")) {
 		libvchan_close(vchan);
 		vchan = NULL;

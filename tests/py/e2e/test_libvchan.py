@@ -209,6 +209,19 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
         daemon.assert_clean()
 
 
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_client_whose_program_closed_its_descriptor_leaves_others_alone(daemon: Daemon, start: Start, is_finished: bool) -> None:
+    with start(1) as client:
+        assert client.ask("async 2 7") == "ok"
+        assert client.ask("detach") == "ok"
+        before = client.ask("fds")
+        if is_finished:
+            assert client.ask("finish 1") == f"-1 {errno.EINVAL}"
+        assert client.ask("close") == "ok"
+        assert client.ask("fds") == before, "it closed what is the program's"
+        daemon.assert_clean()
+
+
 def test_client_gives_up_where_the_domain_is_not_there(start: Start) -> None:
     with start(1) as client:
         number, sentence = refused(client, "client 9 7")

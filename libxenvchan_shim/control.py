@@ -241,7 +241,11 @@ class Connection:
         """Ends this connection and its end of its channel, and returns when the daemon has released it."""
         try:
             self._sock.shutdown(SHUT_WR)
-            self._receive_packet()[1].close()
+            while True:  # an answer that nobody took may be on the way
+                data, fds = self._receive_packet()
+                fds.close()
+                if not data:
+                    break
         except OSError:
             pass  # the daemon is gone, and with it what there was to release
         finally:

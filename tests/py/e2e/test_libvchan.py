@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import errno
+import select
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -207,6 +209,34 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
             assert server.ask("wait") == "0"
             assert server.ask("close") == "ok"
         daemon.assert_clean()
+
+
+DOMAINS = b'{"type":"domains","own":0,"domains":[{"domain":0,"kind":"host"}]}'
+ERROR = b'{"type":"error","code":"not-found","sentence":"there is no domain 1"}'
+
+
+def test_close_waits_for_the_daemon_though_its_answer_is_not_taken_yet(qubes: Path, tmp_path: Path) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        Program(qubes, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path)}) as client,
+    ):
+        listener.bind(str(tmp_path / "kvmchand.sock"))
+        listener.listen()
+        client.tell("async 1 7")
+        with listener.accept()[0] as asks_who_it_is:
+            asks_who_it_is.send(DOMAINS)
+            assert asks_who_it_is.recv(65536) and asks_who_it_is.recv(65536)
+        with listener.accept()[0] as waits:
+            client.expect("ok")
+            assert waits.recv(65536) and waits.recv(65536)
+            waits.send(ERROR)
+            assert client.ask("watch") == "1"
+            client.tell("close")
+            assert waits.recv(65536) == b""
+            eventually(lambda: is_asleep(client.pid))
+            assert client.process.stdout is not None
+            assert select.select([client.process.stdout], [], [], 0)[0] == [], "it is closed, and the daemon has not released it"
+        client.expect("ok")
 
 
 @pytest.mark.parametrize("is_finished", [False, True])

@@ -104,7 +104,7 @@ static int watch(int poll_fd, int fd)
 
 int libkvmchan_get_eventfd(struct libkvmchan *chan)
 {
-	int poll_fd, data_fd;
+	int poll_fd, data_fd, error;
 
 	if (chan->poll_fd >= 0)
 		return chan->poll_fd;
@@ -113,10 +113,10 @@ int libkvmchan_get_eventfd(struct libkvmchan *chan)
 	if (poll_fd < 0 || data_fd < 0 || event_mark(poll_fd) < 0 || event_mark(data_fd) < 0 ||
 	    watch(poll_fd, data_fd) < 0 ||
 	    watch(poll_fd, libxenvchan_fd_for_select(chan->end)) < 0) {
-		fail(errno, "no descriptor to poll the vchan by");
+		error = errno;
 		close(poll_fd);
 		close(data_fd);
-		return -1;
+		return fail(error, "no descriptor to poll the vchan by");
 	}
 	chan->poll_fd = poll_fd;
 	chan->data_fd = data_fd;

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,20 @@ def test_descriptor_says_whether_there_is_something_to_read(start: Start) -> Non
         assert server.ask("clear") == "ok"
         assert server.ask("readable") == "1"
         assert server.ask("state") == DISCONNECTED
+
+
+def test_descriptor_that_can_not_be_had_is_an_error_that_leaves_nothing(start: Start) -> None:
+    with start(1) as server:
+        assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
+        before = int(server.ask("fds"))
+        _, hard = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
+        lowest_free = next(fd for fd in range(hard) if not Path(f"/proc/{server.pid}/fd/{fd}").is_symlink())
+        for room in (0, 1):
+            resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (lowest_free + room, hard))
+            assert server.ask("eventfd") == f"-1 {errno.EMFILE}"
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (hard, hard))
+        assert int(server.ask("fds")) == before
+        assert server.ask("eventfd") == "0"
 
 
 def test_closing_leaves_no_descriptor(start: Start) -> None:

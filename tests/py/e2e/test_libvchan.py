@@ -372,6 +372,31 @@ def test_wait_for_a_peer_that_is_known_to_be_gone_fails(start: Start, left: str)
         assert stays.ask("wait") == f"-1 {errno.EPIPE}"
 
 
+def test_ends_outlive_the_daemon_and_what_waits_for_a_peer_does_not(daemon: Daemon, start: Start) -> None:
+    with start(1) as server, start(2) as client, start(1) as lonely, start(2) as waits, start(2) as other:
+        meet(server, client, 1, 2)
+        assert lonely.ask(f"server 2 8 {RING} {RING}") == "ok"
+        block_in(lonely, "wait")
+        block_in(waits, "client 1 9")
+        assert other.ask("async 1 9") == "ok"
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait() == 0
+        assert lonely.line() == f"-1 {errno.EPIPE}"
+        assert lonely.ask("open") == DISCONNECTED
+        assert waits.line().startswith(f"NULL {errno.ECONNREFUSED} ")
+        assert other.ask("watch") == "1"
+        assert other.ask("finish 1") == f"-1 {errno.ECONNREFUSED}"
+        assert client.ask("send hello") == "5"
+        assert server.ask("recv 5") == "hello"
+        block_in(server, "recv 1")
+        kill(client)
+        server.expect(f"-1 {errno.EPIPE}")
+        assert server.ask("open") == DISCONNECTED
+        assert server.ask("wait") == f"-1 {errno.EPIPE}"
+        for each in (server, lonely, other):
+            assert each.ask("close") == "ok"
+
+
 def test_blocked_write_ends_with_the_peer(start: Start) -> None:
     with start(1) as server, start(2) as client:
         meet(server, client, 1, 2)
@@ -417,6 +442,8 @@ def test_client_waits_for_a_guests_server_and_ends_with_the_guest(host: Scripted
         guest.stop()
         client.expect(f"-1 {errno.EPIPE}")
         assert client.ask("open") == DISCONNECTED
+        # The last event, if recv did not take it, and then no more.
+        assert [client.ask("wait") for _ in range(2)][1] == f"-1 {errno.EPIPE}"
 
 
 def test_server_stops_waiting_for_a_client_whose_domain_goes(host: ScriptedHost, guest: Guest, qubes: Path) -> None:

@@ -4,6 +4,7 @@
 #include <poll.h>
 #include <stdlib.h>
 
+#include "connection.h"
 #include "embed.h"
 #include "error.h"
 #include "event.h"
@@ -15,9 +16,8 @@
 #pragma GCC visibility pop
 
 struct libvchan {
-	struct libxenvchan *end; /* NULL until an async client is connected */
-	int control_fd;		 /* of an async client that waits for the daemon's answer */
-	uint64_t control_cookie; /* of that socket; 0 when none waits */
+	struct libxenvchan *end;   /* NULL until an async client is connected */
+	struct connection control; /* of an async client that waits for the daemon's answer */
 };
 
 static libvchan_t *new_vchan(void)
@@ -54,33 +54,25 @@ libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd)
 
 	if (!ctrl)
 		return NULL;
-	if (peer_await(domain, port, &ctrl->control_fd) < 0) {
+	if (peer_await(domain, port, watch_fd) < 0) {
 		free(ctrl);
 		return NULL;
 	}
-	ctrl->control_cookie = socket_cookie(ctrl->control_fd);
-	*watch_fd = ctrl->control_fd;
+	ctrl->control = connection_take(*watch_fd);
 	return ctrl;
-}
-
-/* Whether there is a connection that waits, and the program has not closed it. */
-static bool has_control(const libvchan_t *ctrl)
-{
-	return ctrl->control_cookie && socket_cookie(ctrl->control_fd) == ctrl->control_cookie;
 }
 
 int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
 {
-	struct pollfd answer = {.fd = ctrl->control_fd, .events = POLLIN};
+	struct pollfd answer = {.fd = ctrl->control.fd, .events = POLLIN};
 
 	if (ctrl->end)
 		return 0;
-	if (!has_control(ctrl))
+	if (!connection_is_there(&ctrl->control))
 		return fail(EINVAL, "this vchan can't connect any more: close it");
 	if (poll(&answer, 1, 0) <= 0)
 		return 1;
-	ctrl->control_cookie = 0;
-	ctrl->end = answer_vchan(ctrl->control_fd);
+	ctrl->end = answer_vchan(connection_steal(&ctrl->control));
 	if (!ctrl->end)
 		return -1;
 	ctrl->end->blocking = blocking ? -1 : 0;
@@ -107,13 +99,14 @@ libvchan_t *libvchan_client_init(int domain, int port)
 
 void libvchan_close(libvchan_t *ctrl)
 {
-	int error = errno;
+	int error = errno, control_fd;
 
 	if (!ctrl)
 		return;
 	libxenvchan_close(ctrl->end);
-	if (has_control(ctrl))
-		kvmchan_python_close(ctrl->control_fd);
+	control_fd = connection_steal(&ctrl->control);
+	if (control_fd >= 0)
+		kvmchan_python_close(control_fd);
 	free(ctrl);
 	errno = error;
 }

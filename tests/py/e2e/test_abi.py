@@ -265,8 +265,15 @@ def test_reference_is_what_we_say_of_its_release() -> None:
 
 
 def test_every_library_that_is_built_is_checked_here() -> None:
-    built = set(LIBDIR.glob("**/*.so*")) - {LIBDIR / "libkvmchan-dataplane.so"}
+    built = {each.resolve() for each in LIBDIR.glob("**/*.so*")} - {LIBDIR / "libkvmchan-dataplane.so"}
     assert built == set(LIBRARIES) | set(OTHER_LIBRARIES) | COMMON | set(CONTROL)
+
+
+@pytest.mark.parametrize("release", VERSION_NODES)
+def test_each_releases_folder_has_all_that_its_programs_link(release: str) -> None:
+    folder = LIBDIR / f"xen-{release}"
+    for name in (f"libxenvchan.so.{release}", f"libxenctrl.so.{release}", "libxenevtchn.so.1", "libxengnttab.so.1"):
+        assert dynamic(folder / name, "SONAME") == [name]
 
 
 def test_data_plane_knows_no_python() -> None:

@@ -49,10 +49,10 @@ _CHANNEL_FDS = 3
 _SPARE_FDS = 64
 """Kept for the daemon itself, the restart of a service included. Without a free one main could not take a connection over, and
 so could not even tell its client."""
-
-
 _DEVICE_DEADLINE = 30.0
 """Seconds that a request waits for a device to come into a guest."""
+_OPENING = (client.Offer, client.Connect, client.Bind, client.Join, client.Share, client.Map)
+"""Requests for what a connection has one of at the most."""
 
 
 @dataclass(slots=True)
@@ -276,12 +276,17 @@ class Host:
             if isinstance(error, NotFound | Busy) and self._channels.wait(asking, request):
                 return
             # Who holds nothing must not stay where descriptors are short.
-            idle = self._registry.held(asking.number) is None and self._sharing.held(asking.number) is None
-            ends = isinstance(error, ProtocolError) or (idle and isinstance(error, OutOfResources))
+            ends = isinstance(error, ProtocolError)
+            ends |= isinstance(error, OutOfResources) and not self._holds(asking.number)
             if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
                 asking.source.drop(asking)
 
+    def _holds(self, number: ClientId) -> bool:
+        return self._registry.held(number) is not None or self._sharing.held(number) is not None
+
     def _serve(self, asking: Asker, request: object) -> None:
+        if isinstance(request, _OPENING) and self._holds(asking.number):
+            raise ProtocolError("this connection has a channel or pages already: open one connection for each")
         match request:
             case client.Offer():
                 self._require_share(asking.domain)

@@ -277,7 +277,7 @@ def test_second_channel_on_one_connection(served: Daemon) -> None:
         granted = client.hello().offer()
         assert granted["type"] == "granted"
         client.say({**OFFER, "path": "second"})
-        assert "one connection a channel" in client.hear_error("protocol")
+        assert "one connection for each" in client.hear_error("protocol")
         client.hear_end()
 
 

@@ -272,6 +272,22 @@ def test_a_domain_shares_no_more_than_max_shared(
         sharing.close()
 
 
+def test_a_connection_has_a_channel_or_pages_and_not_both(one: Domain, two: Domain) -> None:
+    given, _, _ = one.share(2, 1)
+    number, _, event_channel = two.bind(1)
+    with pytest.raises(ProtocolError, match="one connection"):
+        event_channel.map(1, Size(given.ref), writable=True)
+    for open_end in (
+        lambda sharing: sharing.bind(1),
+        lambda sharing: sharing.offer(1, "both", Size(1), Size(1)),
+        lambda sharing: sharing.connect(1, "/local/domain/1/none", waits=True),
+        lambda sharing: sharing.join(2, number),
+    ):
+        _, _, sharing = two.share(1, 1)
+        with pytest.raises(ProtocolError, match="one connection"):
+            open_end(sharing)
+
+
 # ---- what is done when a holder goes ----
 
 

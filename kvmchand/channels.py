@@ -12,7 +12,7 @@ from kvmchand import listing
 from kvmchand.core import paths, rings
 from kvmchand.core.links import Device
 from kvmchand.core.registry import Channel, End, Registry, Side
-from kvmchand.core.visitors import Visitors
+from kvmchand.core.visitors import Place, Visitors
 from kvmchand.errors import NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.page import other
@@ -44,6 +44,8 @@ class Channels:
         self._again = again
         self._regions: dict[ChannelId, Region] = {}
         self._visitors: Visitors[tuple[Asker, client.Connect]] = Visitors()
+        self._vacant: dict[Place, None] = {}
+        """Where there may be a vchan now for those who wait for one."""
         self.places: Places | None = None
         """None where no guests are served."""
 
@@ -65,8 +67,8 @@ class Channels:
         region = self._make_region(chosen, asking.domain, peer)
         channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end, once=offer.once)
         self._regions[channel.number] = region
+        self._vacant[asking.domain, path] = None
         self._grant(asking, channel, Side.SERVER)
-        self._welcome(path)
 
     def bind(self, asking: Asker, request: client.Bind) -> None:
         end = End(asking.number, asking.pid)
@@ -89,8 +91,8 @@ class Channels:
         """Keeps a request that could not be met, if it may wait until it can: whether it may."""
         if not isinstance(request, client.Connect) or not request.waits or request.domain not in self._registry.domains:
             return False
-        path = paths.resolve(request.path, asking.domain)
-        self._visitors.add(asking.number, DomainId(request.domain), path, (asking, request))
+        place = DomainId(request.domain), paths.resolve(request.path, asking.domain)
+        self._visitors.add(asking.number, place, (asking, request))
         asking.source.settle(asking)
         return True
 
@@ -136,18 +138,28 @@ class Channels:
         return number in self._visitors
 
     def forget_visitor(self, number: ClientId) -> None:
-        self._visitors.remove(number)
+        self._visitors.take(number)
 
     def forget_visitors(self, domain: DomainId) -> None:
         """Those of a guest whose daemon is gone."""
         for asking, _ in list(self._visitors):
             if asking.domain == domain:
-                self._visitors.remove(asking.number)
+                self._visitors.take(asking.number)
 
-    def _welcome(self, path: str) -> None:
-        """There may be a vchan now for those who wait for one."""
-        for asking, request in self._visitors.take(path):
-            self._again(asking, request)
+    def welcome(self) -> None:
+        """Serves those who wait where there is a vchan for them now; to be called when nothing else is being served."""
+        while self._vacant:
+            place = next(iter(self._vacant))
+            del self._vacant[place]
+            for number in self._visitors.at(place):
+                if not self._registry.is_free(*place):
+                    break
+                self._serve_visitor(number)
+
+    def _serve_visitor(self, number: ClientId) -> None:
+        visit = self._visitors.take(number)
+        if visit is not None:
+            self._again(*visit)
 
     def domain_gone(self, domain: DomainId) -> None:
         """Of a guest's clients none is left. Who waits for what it would offer, or offers it something, waits in vain."""
@@ -155,8 +167,8 @@ class Channels:
             self._registry.withdraw(channel)
             self._regions[channel.number].bury(Side.CLIENT)
         self._registry.remove_domain(domain)
-        for asking, request in self._visitors.take_of(domain):
-            self._again(asking, request)
+        for number in self._visitors.of(domain):
+            self._serve_visitor(number)
 
     # ---- ends ----
 
@@ -195,7 +207,7 @@ class Channels:
         if channel.number not in self._registry.channels:
             self._regions.pop(channel.number).close()
         if side is Side.CLIENT:
-            self._welcome(channel.path)
+            self._vacant[channel.server_domain, channel.path] = None
 
     # ---- listing ----
 

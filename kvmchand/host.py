@@ -137,8 +137,8 @@ class Host:
         for waiting in list(self._pending.values()):
             if waiting.deadline <= now:
                 self._refuse(waiting, TimedOut(waiting.reason))
-            else:
-                waits.append(waiting.deadline - now)
+        self._channels.welcome()
+        waits += [max(0.0, waiting.deadline - now) for waiting in self._pending.values()]
         return min((each for each in waits if each is not None), default=None)
 
     # ---- clients, here and in guests: source.Owner ----

@@ -195,6 +195,11 @@ class Registry:
         self._require_open(channel, caller, f"the vchan at {absolute[:80]}")
         return channel
 
+    def is_free(self, domain: DomainId, path: str) -> bool:
+        """Whether `domain` offers a vchan at an absolute path that has no client."""
+        channel = self._offers.get(path)
+        return channel is not None and channel.server_domain == domain and channel.client is None
+
     def require_join(self, caller: DomainId, domain: int, port: int, end: End) -> Channel:
         """The event channel that is `port` in `domain`, and that `caller` may join; an error says why it may not."""
         self._require_free(end.holder)

@@ -13,47 +13,40 @@ from kvmchand.ids import ClientId, DomainId
 
 Visit = TypeVar("Visit")
 """Whatever the owner keeps of a waiting request."""
+Place = tuple[DomainId, str]
+"""The server's domain, and the path."""
 
 
 @dataclass(slots=True)
 class Visitors(Generic[Visit]):
-    _by_path: dict[str, dict[ClientId, tuple[DomainId, Visit]]] = field(default_factory=dict)
-    _paths: dict[ClientId, str] = field(default_factory=dict)
+    _by_place: dict[Place, dict[ClientId, Visit]] = field(default_factory=dict)
+    _places: dict[ClientId, Place] = field(default_factory=dict)
 
     def __contains__(self, number: ClientId) -> bool:
-        return number in self._paths
+        return number in self._places
 
     def __iter__(self) -> Iterator[Visit]:
-        for here in self._by_path.values():
-            for _, visit in here.values():
-                yield visit
+        for here in self._by_place.values():
+            yield from here.values()
 
-    def add(self, number: ClientId, server: DomainId, path: str, visit: Visit) -> None:
-        self._by_path.setdefault(path, {})[number] = (server, visit)
-        self._paths[number] = path
+    def add(self, number: ClientId, place: Place, visit: Visit) -> None:
+        self._by_place.setdefault(place, {})[number] = visit
+        self._places[number] = place
 
-    def remove(self, number: ClientId) -> None:
+    def take(self, number: ClientId) -> Visit | None:
         """It waits no more, if it did."""
-        path = self._paths.pop(number, None)
-        if path is None:
-            return
-        del self._by_path[path][number]
-        if not self._by_path[path]:
-            del self._by_path[path]
+        place = self._places.pop(number, None)
+        if place is None:
+            return None
+        visit = self._by_place[place].pop(number)
+        if not self._by_place[place]:
+            del self._by_place[place]
+        return visit
 
-    def take(self, path: str) -> list[Visit]:
-        """Those that wait at a path, the first first; they wait no more."""
-        return self._take_all(list(self._by_path.get(path, {})))
+    def at(self, place: Place) -> list[ClientId]:
+        """Those that wait at a place, the first first."""
+        return list(self._by_place.get(place, ()))
 
-    def take_of(self, server: DomainId) -> list[Visit]:
+    def of(self, server: DomainId) -> list[ClientId]:
         """Those that wait for a domain's offers."""
-        return self._take_all(
-            [number for here in self._by_path.values() for number, (domain, _) in here.items() if domain == server]
-        )
-
-    def _take_all(self, numbers: list[ClientId]) -> list[Visit]:
-        visits = []
-        for number in numbers:
-            visits.append(self._by_path[self._paths[number]][number][1])
-            self.remove(number)
-        return visits
+        return [number for number, (domain, _) in self._places.items() if domain == server]

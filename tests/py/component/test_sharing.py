@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from scripted import stopped
 from support import DEADLINE, PYTHON, Daemon, Program, acting_as, eventually, in_time, next_fd, serving
 
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
@@ -451,3 +452,31 @@ def test_an_offer_for_one_client_is_found_by_no_other_and_its_channel_goes_on(on
     assert not select.select([later._sock], [], [], 0)[0]
     offer(one, "once")
     granted(two, later)
+
+
+MAPPED_ONLY = """
+import os, sys
+import libxenvchan_shim
+vchans = [libxenvchan_shim.connect(1, f"/local/domain/1/{name}") for name in "ab"]
+os.closerange(3, 1 << 12)
+print("mapped", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_ends_that_are_found_gone_at_once_leave_room_for_those_that_wait(daemon: Daemon, one: Domain, two: Domain) -> None:
+    for name in "ab":
+        offer(one, name)
+    with Program(PYTHON, "-c", MAPPED_ONLY, env=daemon.environment(2)) as victim:
+        assert victim.line() == "mapped"
+        visitors = [waiting(two, 1, f"/local/domain/1/{name}") for name in "aabb"]
+        two.open().domains(0)
+        assert not select.select([each._sock for each in visitors], [], [], 0)[0]
+        with stopped(daemon.pid):
+            os.kill(victim.pid, signal.SIGKILL)
+            victim.status = -signal.SIGKILL
+            os.waitid(os.P_PID, victim.pid, os.WEXITED | os.WNOWAIT)
+        for first, second in (visitors[:2], visitors[2:]):
+            granted(two, first)
+            first.close_channel()
+            granted(two, second)

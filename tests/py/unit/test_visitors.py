@@ -9,30 +9,30 @@ from kvmchand.ids import ClientId, DomainId
 ONE, TWO = DomainId(1), DomainId(2)
 
 
-def test_those_at_a_path_are_taken_in_their_order_and_wait_no_more() -> None:
+def visitors_at(*visits: tuple[int, DomainId, str]) -> Visitors[str]:
     visitors: Visitors[str] = Visitors()
-    for number, path in ((3, "/a"), (1, "/a"), (2, "/b")):
-        visitors.add(ClientId(number), ONE, path, f"visit {number}")
-    assert list(visitors) == ["visit 3", "visit 1", "visit 2"]
-    assert visitors.take("/a") == ["visit 3", "visit 1"]
+    for number, server, path in visits:
+        visitors.add(ClientId(number), (server, path), f"visit {number}")
+    return visitors
+
+
+def test_those_at_a_place_are_told_in_their_order_and_wait_until_they_are_taken() -> None:
+    visitors = visitors_at((3, ONE, "/a"), (1, ONE, "/a"), (2, ONE, "/b"), (4, TWO, "/a"))
+    assert list(visitors) == ["visit 3", "visit 1", "visit 2", "visit 4"]
+    assert visitors.at((ONE, "/a")) == [3, 1]
+    assert visitors.at((TWO, "/b")) == []
+    assert visitors.take(ClientId(3)) == "visit 3"
     assert ClientId(3) not in visitors
-    assert ClientId(2) in visitors
-    assert visitors.take("/a") == visitors.take("/c") == []
-    assert visitors.take("/b") == ["visit 2"]
-    assert visitors == Visitors()
+    assert ClientId(1) in visitors
+    assert visitors.at((ONE, "/a")) == [1]
 
 
-def test_those_of_a_domain_that_is_gone_are_taken_wherever_they_wait() -> None:
-    visitors: Visitors[str] = Visitors()
-    for number, server, path in ((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b")):
-        visitors.add(ClientId(number), server, path, f"visit {number}")
-    assert visitors.take_of(ONE) == ["visit 1", "visit 3"]
-    assert list(visitors) == ["visit 2"]
+def test_those_of_a_domain_are_told_wherever_they_wait() -> None:
+    assert visitors_at((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b")).of(ONE) == [1, 3]
 
 
-def test_who_is_gone_waits_no_more() -> None:
-    visitors: Visitors[str] = Visitors()
-    visitors.add(ClientId(1), ONE, "/a", "visit")
-    visitors.remove(ClientId(1))
-    visitors.remove(ClientId(1))
+def test_who_is_gone_waits_no_more_and_leaves_nothing() -> None:
+    visitors = visitors_at((1, ONE, "/a"))
+    visitors.take(ClientId(1))
+    assert visitors.take(ClientId(1)) is None
     assert visitors == Visitors()

@@ -13,7 +13,7 @@ from kvmchand.core import paths, rings
 from kvmchand.core.links import Device
 from kvmchand.core.registry import Channel, End, Registry, Side
 from kvmchand.core.visitors import Place, Visitors
-from kvmchand.errors import NotFound
+from kvmchand.errors import LimitReached, NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.page import other
 from kvmchand.region import LocalRegion, Region, SharedMemory
@@ -88,11 +88,14 @@ class Channels:
         self._join(asking, self._registry.require_connect(asking.domain, request.domain, request.path, end), end)
 
     def wait(self, asking: Asker, request: object) -> bool:
-        """Keeps a request that could not be met, if it may wait until it can: whether it may."""
+        """Keeps a request that could not be met, if it may wait until it can: whether it may. LimitReached."""
         if not isinstance(request, client.Connect) or not request.waits or request.domain not in self._registry.domains:
             return False
         place = DomainId(request.domain), paths.resolve(request.path, asking.domain)
-        self._visitors.add(asking.number, place, (asking, request))
+        most, setting = self._registry.limit(asking.domain)
+        if self._visitors.count(asking.domain) >= most:
+            raise LimitReached(f"domain {asking.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings")
+        self._visitors.add(asking.number, asking.domain, place, (asking, request))
         asking.source.settle(asking)
         return True
 
@@ -159,6 +162,7 @@ class Channels:
     def _serve_visitor(self, number: ClientId) -> None:
         visit = self._visitors.take(number)
         if visit is not None:
+            visit[0].source.unsettle(visit[0])
             self._again(*visit)
 
     def domain_gone(self, domain: DomainId) -> None:

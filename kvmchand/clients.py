@@ -51,7 +51,7 @@ class Clients:
         self._user = user
         self._max_clients = 2 * max_channels + 2 * _IDLE_CLIENTS
         self._clients: dict[ClientId, Client] = {}
-        self._idle: dict[DomainId, dict[ClientId, Client]] = {}
+        self._idle: dict[DomainId, dict[ClientId, Asker]] = {}
         """Those without a channel, the oldest first."""
         self._generation = 0
         """Of the local process. It numbers its clients, from GENERATION times this on."""
@@ -129,7 +129,7 @@ class Clients:
         self._clients[number] = adopted
         idle = self._idle.setdefault(domain, {})
         idle[number] = adopted
-        if len(idle) > _IDLE_CLIENTS:
+        while len(idle) > _IDLE_CLIENTS:
             self.drop(next(iter(idle.values())))
         return adopted
 
@@ -147,6 +147,9 @@ class Clients:
 
     def settle(self, settled: Asker) -> None:
         self._idle[settled.domain].pop(settled.number, None)
+
+    def unsettle(self, idle: Asker) -> None:
+        self._idle[idle.domain][idle.number] = idle
 
     def answer(self, asking: Asker, reply: object, fds: Sequence[int] = ()) -> bool:
         try:

@@ -392,6 +392,8 @@ class Guests:
     def settle(self, settled: Asker) -> None:
         """How many clients a guest has is all that is looked at here."""
 
+    unsettle = settle
+
     def forget(self, gone: Asker) -> None:
         remote, session = self._session_of(gone)
         if session is not None:

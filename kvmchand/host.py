@@ -273,13 +273,20 @@ class Host:
         except NotYet as waiting:
             self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence, waiting.devices)
         except KvmchanError as error:
+            self._fail(asking, request, error)
+
+    def _fail(self, asking: Asker, request: object, error: KvmchanError) -> None:
+        """Answers with an error, unless the request waits until it can be met."""
+        try:
             if isinstance(error, NotFound | Busy) and self._channels.wait(asking, request):
                 return
-            # Who holds nothing must not stay where descriptors are short.
-            ends = isinstance(error, ProtocolError)
-            ends |= isinstance(error, OutOfResources) and not self._holds(asking.number)
-            if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
-                asking.source.drop(asking)
+        except LimitReached as another:
+            error = another
+        # Who holds nothing must not stay where descriptors are short.
+        ends = isinstance(error, ProtocolError)
+        ends |= isinstance(error, OutOfResources) and not self._holds(asking.number)
+        if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
+            asking.source.drop(asking)
 
     def _holds(self, number: ClientId) -> bool:
         return self._registry.held(number) is not None or self._sharing.held(number) is not None

@@ -40,6 +40,9 @@ class Source(Protocol):
     def settle(self, settled: Asker) -> None:
         """It holds something now, or waits for it: it is not idle."""
 
+    def unsettle(self, idle: Asker) -> None:
+        """It waits no more, and holds nothing yet."""
+
     def forget(self, gone: Asker) -> None:
         """Its end, if any, is released: it may go."""
 

@@ -234,9 +234,13 @@ class Registry:
             return None
         return (channel, side) if (channel.client if port % 2 else channel.server) is not None else None
 
-    def _require_room(self, domain: DomainId, side: Side) -> None:
+    def limit(self, domain: DomainId) -> tuple[int, str]:
+        """How many ends of one kind a domain may hold, and the setting that says so."""
         is_guest = self.domains[domain] is DomainKind.GUEST
-        most, setting = (self.guest_channels, "guest_channels") if is_guest else (self.max_channels, "max_channels")
+        return (self.guest_channels, "guest_channels") if is_guest else (self.max_channels, "max_channels")
+
+    def _require_room(self, domain: DomainId, side: Side) -> None:
+        most, setting = self.limit(domain)
         if self.ends(domain, side) >= most:
             raise LimitReached(f"domain {domain} has {most} channels: {setting} in the daemon's settings")
 

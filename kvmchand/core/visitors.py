@@ -5,6 +5,7 @@ domain are gone. Pure state.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -20,7 +21,9 @@ Place = tuple[DomainId, str]
 @dataclass(slots=True)
 class Visitors(Generic[Visit]):
     _by_place: dict[Place, dict[ClientId, Visit]] = field(default_factory=dict)
-    _places: dict[ClientId, Place] = field(default_factory=dict)
+    _places: dict[ClientId, tuple[DomainId, Place]] = field(default_factory=dict)
+    """And whose client each is."""
+    _counts: Counter[DomainId] = field(default_factory=Counter)
 
     def __contains__(self, number: ClientId) -> bool:
         return number in self._places
@@ -29,15 +32,22 @@ class Visitors(Generic[Visit]):
         for here in self._by_place.values():
             yield from here.values()
 
-    def add(self, number: ClientId, place: Place, visit: Visit) -> None:
+    def count(self, domain: DomainId) -> int:
+        """How many of a domain's clients wait."""
+        return self._counts[domain]
+
+    def add(self, number: ClientId, domain: DomainId, place: Place, visit: Visit) -> None:
+        """A client of `domain`'s."""
         self._by_place.setdefault(place, {})[number] = visit
-        self._places[number] = place
+        self._places[number] = domain, place
+        self._counts[domain] += 1
 
     def take(self, number: ClientId) -> Visit | None:
         """It waits no more, if it did."""
-        place = self._places.pop(number, None)
-        if place is None:
+        if number not in self._places:
             return None
+        domain, place = self._places.pop(number)
+        self._counts[domain] -= 1
         visit = self._by_place[place].pop(number)
         if not self._by_place[place]:
             del self._by_place[place]
@@ -49,4 +59,4 @@ class Visitors(Generic[Visit]):
 
     def of(self, server: DomainId) -> list[ClientId]:
         """Those that wait for a domain's offers."""
-        return [number for number, (domain, _) in self._places.items() if domain == server]
+        return [number for number, (_, (domain, _)) in self._places.items() if domain == server]

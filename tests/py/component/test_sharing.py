@@ -20,6 +20,8 @@ from kvmchand.wire import client
 from libxenvchan_shim.control import Connection, Grant
 
 PAGE = mmap.PAGESIZE
+IDLE_MAX = 1024
+"""Connections without a channel that a domain may have."""
 
 
 @pytest.fixture(scope="module")
@@ -403,9 +405,9 @@ def granted(domain: Domain, connection: Connection) -> Grant:
     return grant
 
 
-def offer(domain: Domain, path: str, *, once: bool = False) -> Connection:
+def offer(domain: Domain, path: str, *, peer: int = 2, once: bool = False) -> Connection:
     connection = domain.open()
-    grant = connection.offer(2, path, Size(1), Size(1), once=once)
+    grant = connection.offer(peer, path, Size(1), Size(1), once=once)
     domain.own(grant.region)
     domain.own(grant.event)
     return connection
@@ -480,3 +482,39 @@ def test_ends_that_are_found_gone_at_once_leave_room_for_those_that_wait(daemon:
             granted(two, first)
             first.close_channel()
             granted(two, second)
+
+
+def test_who_waited_and_holds_nothing_does_not_stay_beyond_its_domains_room(daemon: Daemon, one: Domain, two: Domain) -> None:
+    visitors = [waiting(two, 1, "/local/domain/1/for-three") for _ in range(IDLE_MAX + 8)]
+    offer(one, "for-three", peer=3)
+    for each in visitors:
+        with pytest.raises(AccessDenied):
+            each.answer(waits=True)
+    two.open().domains(0)
+    gone = [not each._sock.recv(1) for each in visitors[:9]]
+    assert all(gone)
+    assert visitors[9].domains(0).own == 2
+
+
+@pytest.fixture
+def narrow(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """One with two channels for a domain, and few descriptors."""
+    folder = tmp_path_factory.mktemp("narrow")
+    settings = folder / "settings.toml"
+    settings.write_text("[limits]\nmax_channels = 2\n")
+    yield from serving(Daemon(folder, "--config", str(settings)), request)
+
+
+def test_no_more_clients_wait_than_a_domain_may_have_channels(narrow: Daemon) -> None:
+    there = Domain(narrow, 2)
+    first, second = (waiting(there, 1, "/local/domain/1/never") for _ in range(2))
+    with pytest.raises(LimitReached, match="max_channels"):
+        waiting(there, 1, "/local/domain/1/never").answer(waits=True)
+    other = Domain(narrow, 1)
+    waiting(other, 1, "/local/domain/1/never")
+    first.close()
+    third = waiting(there, 1, "/local/domain/1/other")
+    there.open().domains(0)
+    assert not select.select([second._sock, third._sock], [], [], 0)[0]
+    there.close()
+    other.close()

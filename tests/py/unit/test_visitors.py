@@ -12,7 +12,7 @@ ONE, TWO = DomainId(1), DomainId(2)
 def visitors_at(*visits: tuple[int, DomainId, str]) -> Visitors[str]:
     visitors: Visitors[str] = Visitors()
     for number, server, path in visits:
-        visitors.add(ClientId(number), (server, path), f"visit {number}")
+        visitors.add(ClientId(number), DomainId(10 + number % 2), (server, path), f"visit {number}")
     return visitors
 
 
@@ -29,6 +29,12 @@ def test_those_at_a_place_are_told_in_their_order_and_wait_until_they_are_taken(
 
 def test_those_of_a_domain_are_told_wherever_they_wait() -> None:
     assert visitors_at((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b")).of(ONE) == [1, 3]
+
+
+def test_a_domains_clients_are_counted() -> None:
+    visitors = visitors_at((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b"))
+    visitors.take(ClientId(3))
+    assert [visitors.count(DomainId(each)) for each in (10, 11, 12)] == [1, 1, 0]
 
 
 def test_who_is_gone_waits_no_more_and_leaves_nothing() -> None:

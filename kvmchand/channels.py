@@ -6,7 +6,7 @@ that die. Event channels are among them, and who waits for a vchan to be offered
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from kvmchand import listing
 from kvmchand.core import paths, rings
@@ -87,17 +87,18 @@ class Channels:
         end = End(asking.number, asking.pid)
         self._join(asking, self._registry.require_connect(asking.domain, request.domain, request.path, end), end)
 
-    def wait(self, asking: Asker, request: object) -> bool:
-        """Keeps a request that could not be met, if it may wait until it can: whether it may. LimitReached."""
-        if not isinstance(request, client.Connect) or not request.waits or request.domain not in self._registry.domains:
-            return False
+    def may_wait(self, request: object) -> TypeGuard[client.Connect]:
+        """Whether a request that could not be met waits until it can."""
+        return isinstance(request, client.Connect) and request.waits and request.domain in self._registry.domains
+
+    def wait(self, asking: Asker, request: client.Connect) -> None:
+        """Keeps one that may_wait(). LimitReached."""
         place = DomainId(request.domain), paths.resolve(request.path, asking.domain)
         most, setting = self._registry.limit(asking.domain)
         if self._visitors.count(asking.domain) >= most:
             raise LimitReached(f"domain {asking.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings")
         self._visitors.add(asking.number, asking.domain, place, (asking, request))
         asking.source.settle(asking)
-        return True
 
     def join(self, asking: Asker, request: client.Join) -> None:
         end = End(asking.number, asking.pid)
@@ -136,6 +137,10 @@ class Channels:
         return client.Port("unbound", domain, Size(0)) if peer is None else client.Port("interdomain", domain, port)
 
     # ---- who waits for an offer ----
+
+    def visitors(self, domain: DomainId) -> int:
+        """How many of a domain's clients wait."""
+        return self._visitors.count(domain)
 
     def is_waiting(self, number: ClientId) -> bool:
         return number in self._visitors

@@ -278,9 +278,11 @@ class Host:
     def _fail(self, asking: Asker, request: object, error: KvmchanError) -> None:
         """Answers with an error, unless the request waits until it can be met."""
         try:
-            if isinstance(error, NotFound | Busy) and self._channels.wait(asking, request):
+            if isinstance(error, NotFound | Busy) and self._channels.may_wait(request):
+                self._require_share(asking.domain)
+                self._channels.wait(asking, request)
                 return
-        except LimitReached as another:
+        except (LimitReached, OutOfResources) as another:
             error = another
         # Who holds nothing must not stay where descriptors are short.
         ends = isinstance(error, ProtocolError)
@@ -309,6 +311,7 @@ class Host:
                 self._require_share(asking.domain)
                 self._sharing.share(asking, request)
             case client.Map():
+                self._require_share(asking.domain)
                 self._require_ready(self._sharing.find(asking, request), asking.domain)
                 self._sharing.map(asking, request)
             case client.Notify():
@@ -343,14 +346,13 @@ class Host:
         return most - taken - wanted
 
     def _require_share(self, domain: DomainId) -> None:
-        """OutOfResources without descriptors for a channel. LimitReached where a domain has more channels than there is room
-        left for: so none takes it all. The host may."""
+        """OutOfResources without descriptors for a channel. LimitReached where a domain has more of them than are left: so none
+        takes them all. The host may."""
         left = self._require_fds(_CHANNEL_FDS)
-        channels = self._registry.ends(domain, Side.SERVER)
-        if domain != HOST and channels > left // (_CHANNEL_FDS + 2):
-            raise LimitReached(
-                f"domain {domain} has {channels} channels, its share of the daemon's descriptors: raise LimitNOFILE"
-            )
+        taken = (_CHANNEL_FDS + 2) * self._registry.ends(domain, Side.SERVER)
+        taken += 2 * self._sharing.count(domain) + self._channels.visitors(domain)
+        if domain != HOST and taken > left:
+            raise LimitReached(f"domain {domain} has its share of the daemon's descriptors, {taken}: raise LimitNOFILE")
 
     def _domains(self, asking: Asker, first: int) -> client.Domains:
         numbers = [number for number in sorted(self._registry.domains) if number >= first]

@@ -50,6 +50,10 @@ class Sharing:
         share = self._grants.held(holder)
         return self._memory[share] if share is not None else None
 
+    def count(self, domain: DomainId) -> int:
+        """How many shares and mappings a domain has."""
+        return self._grants.count(domain)
+
     def holders(self, domain: DomainId) -> list[ClientId]:
         return self._grants.holders(domain)
 

@@ -57,10 +57,16 @@ class Grants:
     _held: dict[ClientId, Share] = field(default_factory=dict)
     _pages: Counter[DomainId] = field(default_factory=Counter)
     _mappings: Counter[DomainId] = field(default_factory=Counter)
+    _counts: Counter[DomainId] = field(default_factory=Counter)
+    """Of shares that last, and mappings."""
 
     def held(self, holder: ClientId) -> Share | None:
         """What a connection shares or maps."""
         return self._held.get(holder)
+
+    def count(self, domain: DomainId) -> int:
+        """How many shares and mappings a domain has."""
+        return self._counts[domain]
 
     def holders(self, domain: DomainId) -> list[ClientId]:
         """Who of a domain shares or maps anything."""
@@ -87,6 +93,7 @@ class Grants:
         self.shares[made.ref] = self._held[holder] = made
         insort(self._refs, made.ref)
         self._pages[owner] += pages
+        self._counts[owner] += 1
         return made
 
     def _place(self, pages: int) -> int:
@@ -120,6 +127,7 @@ class Grants:
         share.mappings.add(holder)
         self._held[holder] = share
         self._mappings[share.peer] += 1
+        self._counts[share.peer] += 1
 
     def release(self, holder: ClientId) -> Share | None:
         """Ends what a connection shares or maps, if anything. The share is out of here once it is over."""
@@ -131,10 +139,12 @@ class Grants:
         else:
             share.mappings.discard(holder)
             self._mappings[share.peer] -= 1
+            self._counts[share.peer] -= 1
         if share.is_over:
             del self.shares[share.ref]
             self._refs.remove(share.ref)
             self._pages[share.owner] -= share.pages
+            self._counts[share.owner] -= 1
         return share
 
     def __iter__(self) -> Iterator[Share]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterator
@@ -289,6 +290,29 @@ def test_a_connection_has_a_channel_or_pages_and_not_both(one: Domain, two: Doma
         _, _, sharing = two.share(1, 1)
         with pytest.raises(ProtocolError, match="one connection"):
             open_end(sharing)
+
+
+@pytest.mark.parametrize("what", ["shares", "mappings", "visitors"])
+def test_no_domain_takes_all_of_the_daemons_descriptors(daemon: Daemon, one: Domain, two: Domain, three: Domain, what: str) -> None:
+    given, _, _ = one.share(2, 1)
+    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (160, limits[1]))
+    try:
+        with pytest.raises(LimitReached, match="domain 2 has its share.* LimitNOFILE"):
+            for _ in range(100):
+                if what == "shares":
+                    two.share(1, 1)
+                elif what == "mappings":
+                    two.map(1, given.ref)
+                else:
+                    visitor = waiting(two, 1, "/local/domain/1/never")
+                    two.open().domains(0)
+                    if select.select([visitor._sock], [], [], 0)[0]:
+                        visitor.answer(waits=True)
+        three.bind(1)
+        three.share(1, 1)
+    finally:
+        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
 
 
 # ---- what is done when a holder goes ----

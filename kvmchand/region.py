@@ -90,6 +90,7 @@ def make_memory(size: int) -> int:
         try:
             memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, memory)
+            os.fchmod(memory, 0o600)  # else whoever is given it for reading opens it once more, for writing
             os.ftruncate(memory, size)
             fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         except OSError as error:

@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -233,6 +234,16 @@ def test_pages_shared_for_reading_can_not_be_mapped_for_writing_whatever_the_pro
     with mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ) as there:
         here[0:4] = b"read"
         assert there[0:4] == b"read"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user")
+def test_who_is_not_root_can_not_open_pages_shared_for_reading_once_more_for_writing(one: Domain, two: Domain) -> None:
+    given, _, _ = one.share(2, 1, writable=False)
+    _, fd = two.open().map(1, given.ref, writable=False)
+    two.own(fd)
+    code = f"import os; os.open('/proc/self/fd/{fd}', os.O_RDWR)"
+    done = subprocess.run([PYTHON, "-S", "-c", code], user="nobody", pass_fds=[fd], capture_output=True, text=True, timeout=DEADLINE)
+    assert "PermissionError" in done.stderr, done
 
 
 def test_shared_pages_can_not_be_made_smaller_under_the_other_side(one: Domain, two: Domain) -> None:

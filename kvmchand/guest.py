@@ -274,8 +274,9 @@ class Guest:
             content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
         if isinstance(content, client.Listing) and any(each.domain == HOST for each in content.domains):
             content = self._with_devices(content)
-        ends = isinstance(content, client.Error) and content.code in (ProtocolError.code, OutOfResources.code)
-        if self._clients.answer(asking, content) and ends and reply.client not in self._ends:
+        code = content.code if isinstance(content, client.Error) else ""
+        ends = code == ProtocolError.code or (code == OutOfResources.code and reply.client not in self._ends)
+        if self._clients.answer(asking, content) and ends:
             self._clients.drop(asking)
 
     def _with_devices(self, listing: client.Listing) -> client.Listing:

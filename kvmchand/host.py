@@ -253,8 +253,7 @@ class Host:
     def on_request(self, asking: Asker, request: object) -> None:
         if asking.number in self._pending or self._channels.is_waiting(asking.number):
             # One at a time, as the protocol has it; a guest's daemon may say anything.
-            error = ProtocolError("a request came before the answer to the one before")
-            asking.source.answer(asking, client.Error(error.code, error.sentence))
+            self._fail(asking, request, ProtocolError("a request came before the answer to the one before"))
             return
         self._serve_again(asking, request)
 

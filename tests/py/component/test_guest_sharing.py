@@ -257,6 +257,21 @@ def test_pages_end_with_the_device_they_are_on(guest: GuestDaemon) -> None:
         guest.until(lambda: isinstance(guest.hear(), link.Close), "the host is not told")
 
 
+def test_who_breaks_the_protocol_goes_though_it_has_pages(guest: GuestDaemon) -> None:
+    guest.plug(PEER, SIZE, 1)
+    guest.hear()
+    with RawClient(guest) as asking:
+        guest.say(pages(asked_for_pages(guest, asking)))
+        asking.hear()
+        asking.say({"type": "bind", "peer": 0})
+        ask = guest.hear_ask()
+        packet = client.replies.encode(client.Error("protocol", "one connection for each")).decode()
+        guest.say(link.Reply(ask.client, ask.serial, packet))
+        asking.hear_error("protocol")
+        asking.hear_end()
+    assert guest.hear() == link.Close(ask.client)
+
+
 def test_pages_in_a_reply_as_for_a_client_of_the_hosts_own_are_not_believed(guest: GuestDaemon) -> None:
     with RawClient(guest) as asking:
         ask = asked_for_pages(guest, asking)

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 
 import pytest
 from scripted import stopped
-from support import DEADLINE, PYTHON, Daemon, Program, acting_as, eventually, in_time, next_fd, serving
+from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, next_fd, serving
 
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import Size
@@ -489,6 +489,14 @@ def test_an_offer_for_one_client_is_found_by_no_other_and_its_channel_goes_on(on
     assert not select.select([later._sock], [], [], 0)[0]
     offer(one, "once")
     granted(two, later)
+
+
+def test_a_request_before_the_answer_to_the_one_before_ends_the_connection(daemon: Daemon) -> None:
+    with RawClient(daemon, 2) as raw:
+        raw.hello().say({"type": "connect", "domain": 1, "path": "/local/domain/1/never", "waits": True})
+        raw.say({"type": "list", "after": 0})
+        assert "before the answer" in raw.hear_error("protocol")
+        raw.hear_end()
 
 
 MAPPED_ONLY = """

@@ -232,7 +232,7 @@ class Host:
 
     def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
         del self._pending[waiting.asking.number]
-        waiting.asking.source.answer(waiting.asking, client.Error(error.code, error.sentence))
+        self._fail(waiting.asking, waiting.request, error)
 
     # ---- the store: store.Owner ----
 

@@ -372,6 +372,11 @@ class Guest:
         self.say(link.Ready(device.peer, device.vectors if vectors is None else vectors))
         return device
 
+    def lose(self, device: Plugged) -> None:
+        """Somebody else has taken it away."""
+        with self.host.hypervisor.changed:
+            self.machine.devices.pop(device.path).unplug()
+
     # ---- the control link ----
 
     def ring(self) -> None:

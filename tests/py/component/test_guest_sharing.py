@@ -172,6 +172,18 @@ def test_who_waits_for_a_guests_offer_is_told_when_the_guest_is_gone(alice: Gues
         here.answer(waits=True)
 
 
+def test_a_client_waits_on_where_the_device_it_needed_is_taken_away(alice: Guest, bob: Guest) -> None:
+    path = f"/local/domain/{ALICE}/x"
+    alice.offer(1, BOB, path, grows=True)
+    bob.request(1, client.Connect(ALICE, path, True))
+    bob.host.hypervisor.wait(bob.new_devices, "bob gets no device")
+    bob.lose(bob.new_devices()[0])
+    assert bob.is_answered()
+    alice.offer(2, BOB, path, grows=True)
+    bob.take_device()
+    assert bob.end(bob.answer(1), is_server=False).is_open()
+
+
 def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, here: Connection) -> None:
     alice.request(1, client.Connect(0, "/local/domain/0/late", True))
     alice.greet()

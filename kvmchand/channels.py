@@ -96,7 +96,9 @@ class Channels:
         place = DomainId(request.domain), paths.resolve(request.path, asking.domain)
         most, setting = self._registry.limit(asking.domain)
         if self._visitors.count(asking.domain) >= most:
-            raise LimitReached(f"domain {asking.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings")
+            raise LimitReached(
+                f"domain {asking.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
+            )
         self._visitors.add(asking.number, asking.domain, place, (asking, request))
         asking.source.settle(asking)
 

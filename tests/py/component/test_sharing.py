@@ -242,7 +242,9 @@ def test_who_is_not_root_can_not_open_pages_shared_for_reading_once_more_for_wri
     _, fd = two.open().map(1, given.ref, writable=False)
     two.own(fd)
     code = f"import os; os.open('/proc/self/fd/{fd}', os.O_RDWR)"
-    done = subprocess.run([PYTHON, "-S", "-c", code], user="nobody", pass_fds=[fd], capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run(
+        [PYTHON, "-S", "-c", code], user="nobody", pass_fds=[fd], capture_output=True, text=True, timeout=DEADLINE
+    )
     assert "PermissionError" in done.stderr, done
 
 
@@ -304,7 +306,9 @@ def test_a_connection_has_a_channel_or_pages_and_not_both(one: Domain, two: Doma
 
 
 @pytest.mark.parametrize("what", ["shares", "mappings", "visitors"])
-def test_no_domain_takes_all_of_the_daemons_descriptors(daemon: Daemon, one: Domain, two: Domain, three: Domain, what: str) -> None:
+def test_no_domain_takes_all_of_the_daemons_descriptors(
+    daemon: Daemon, one: Domain, two: Domain, three: Domain, what: str
+) -> None:
     given, _, _ = one.share(2, 1)
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (160, limits[1]))

@@ -113,6 +113,26 @@ def test_a_domain_has_no_more_mappings_than_it_may(grants: Grants) -> None:
     map_page(grants, FIRST, ClientId(40))
 
 
+def test_what_a_domain_has_is_counted_until_it_is_over(grants: Grants) -> None:
+    share(grants)
+    map_page(grants, FIRST)
+    map_page(grants, FIRST, OTHER)
+    assert [grants.count(each) for each in (ONE, TWO, THREE)] == [1, 2, 0]
+    grants.release(OWNER)
+    grants.release(PEER)
+    assert [grants.count(each) for each in (ONE, TWO)] == [1, 1]
+    grants.release(OTHER)
+    assert_empty(grants)
+
+
+def test_who_has_anything_is_told_by_domain(grants: Grants) -> None:
+    share(grants)
+    map_page(grants, FIRST)
+    assert (grants.holders(ONE), grants.holders(TWO), grants.holders(THREE)) == ([OWNER], [PEER], [])
+    grants.release(OWNER)
+    assert (grants.holders(ONE), grants.holders(TWO)) == ([], [PEER])
+
+
 def test_references_start_anew_at_their_end_and_keep_clear_of_what_stands() -> None:
     grants = Grants(max_pages=100, max_mappings=1, _next=2**31 - 3)
     at_end = share(grants, 2, ClientId(1))

@@ -291,3 +291,155 @@ def test_a_domain_sees_the_channels_it_is_an_end_of_and_domain_0_sees_all(regist
     assert seen(TWO) == [one_two, two_host]
     assert seen(HOST, one_two) == [two_host, one_one]
     assert seen(HOST, one_one) == []
+
+
+def test_a_vchan_is_free_while_it_stands_at_its_path_without_a_client(registry: Registry) -> None:
+    assert not registry.is_free(ONE, PATH)
+    offer(registry)
+    assert registry.is_free(ONE, PATH)
+    assert not registry.is_free(TWO, PATH)
+    connect(registry)
+    assert not registry.is_free(ONE, PATH)
+    registry.release(CLIENT)
+    assert registry.is_free(ONE, PATH)
+    registry.release(SERVER)
+    assert not registry.is_free(ONE, PATH)
+
+
+# ---- event channels ----
+
+
+def bind(registry: Registry, holder: ClientId = SERVER, caller: DomainId = ONE, peer: DomainId = TWO) -> Channel:
+    return registry.bind(caller, peer, Rings(10, 11), end(holder))
+
+
+def join(registry: Registry, port: int, holder: ClientId = CLIENT, caller: DomainId = TWO, domain: DomainId = ONE) -> Channel:
+    channel = registry.require_join(caller, domain, port, end(holder))
+    registry.connect(channel, end(holder))
+    return channel
+
+
+def test_an_event_channel_is_a_channel_at_its_number(registry: Registry) -> None:
+    vchan, bound = offer(registry, OTHER), bind(registry)
+    assert (vchan.is_vchan, bound.is_vchan) == (True, False)
+    assert (bound.number, bound.server_domain, bound.client_domain) == (2, ONE, TWO)
+    assert join(registry, 4) is bound
+    assert registry.held(SERVER) == (bound, Side.SERVER)
+    assert registry.held(CLIENT) == (bound, Side.CLIENT)
+    for holder in (OTHER, SERVER, CLIENT):
+        registry.release(holder)
+    assert_empty(registry)
+
+
+def test_an_event_channel_is_joined_anew_while_its_server_end_is_there(registry: Registry) -> None:
+    bind(registry)
+    join(registry, 2)
+    with pytest.raises(Busy, match="process 1012"):
+        join(registry, 2, OTHER)
+    registry.release(CLIENT)
+    join(registry, 2, OTHER)
+    registry.release(SERVER)
+    registry.release(OTHER)
+    with pytest.raises(NotFound):
+        join(registry, 2, OTHER)
+    assert_empty(registry)
+
+
+@pytest.mark.parametrize(
+    ("kind", "caller", "domain", "port"),
+    [
+        (NotFound, TWO, ONE, 0),
+        (NotFound, TWO, ONE, 1),
+        (NotFound, TWO, ONE, 3),
+        (NotFound, TWO, ONE, 4),  # a vchan
+        (NotFound, TWO, ONE, 6),
+        (NotFound, TWO, ONE, 2**63),
+        (NotFound, ONE, TWO, 2),
+        (NotFound, TWO, DomainId(9), 2),
+        (NotFound, TWO, DomainId(-1), 2),
+        (AccessDenied, ONE, ONE, 2),
+        (AccessDenied, HOST, ONE, 2),
+    ],
+)
+def test_what_is_no_event_channel_for_the_caller_is_not_joined(
+    registry: Registry, kind: type[KvmchanError], caller: DomainId, domain: DomainId, port: int
+) -> None:
+    bind(registry)
+    offer(registry, OTHER)
+    with pytest.raises(kind):
+        join(registry, port, caller=caller, domain=domain)
+    assert registry.held(CLIENT) is None
+
+
+def test_an_event_channel_is_for_a_domain_that_is_there(registry: Registry) -> None:
+    with pytest.raises(NotFound, match="no domain 9"):
+        bind(registry, peer=DomainId(9))
+    assert_empty(registry)
+
+
+def test_an_event_channel_counts_as_a_channel(registry: Registry) -> None:
+    registry.max_channels = 1
+    bind(registry)
+    for make in (bind, offer):
+        with pytest.raises(LimitReached):
+            make(registry, OTHER)
+    join(registry, 2)
+    bind(registry, OTHER, caller=TWO, peer=TWO)
+    with pytest.raises(LimitReached):
+        join(registry, 4, THIRD, domain=TWO)
+    with pytest.raises(KvmchanError, match="one connection a channel"):
+        bind(registry, SERVER)
+
+
+def test_no_event_channel_stands_where_a_vchan_could(registry: Registry) -> None:
+    bound = bind(registry)
+    for path in (bound.path, f"/{bound.path}"):
+        with pytest.raises(InvalidArgument):
+            connect(registry, path=path)
+
+
+def test_a_port_is_an_end_that_is_held_and_the_domains_own(registry: Registry) -> None:
+    bound, vchan = bind(registry), offer(registry, OTHER, caller=TWO, peer=ONE, path="/local/domain/2/vchan")
+    assert registry.port(ONE, ONE, 2) == (bound, Side.SERVER)
+    assert registry.port(TWO, TWO, 4) == (vchan, Side.SERVER)
+    assert registry.port(TWO, TWO, 3) is None  # not joined yet
+    join(registry, 2)
+    assert registry.port(TWO, TWO, 3) == registry.port(HOST, TWO, 3) == (bound, Side.CLIENT)
+    for domain, port in ((ONE, 3), (TWO, 2), (ONE, 0), (ONE, 6), (ONE, 2**63), (HOST, 2), (DomainId(9), 2)):
+        assert registry.port(HOST, domain, port) is None
+    registry.release(SERVER)
+    assert registry.port(ONE, ONE, 2) is None
+    assert registry.port(TWO, TWO, 3) == (bound, Side.CLIENT)
+
+
+@pytest.mark.parametrize("port", [2, 3, 99])
+def test_a_domain_does_not_learn_of_anothers_ports(registry: Registry, port: int) -> None:
+    join(registry, 2 * bind(registry).number)
+    for caller, domain in ((ONE, TWO), (TWO, ONE), (ONE, HOST), (ONE, DomainId(9))):
+        with pytest.raises(AccessDenied):
+            registry.port(caller, domain, port)
+
+
+class Observed:
+    """An observer that notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[tuple[str, ChannelId]] = []
+
+    def on_offered(self, channel: Channel) -> None:
+        self.heard.append(("offered", channel.number))
+
+    def on_withdrawn(self, channel: Channel) -> None:
+        self.heard.append(("withdrawn", channel.number))
+
+
+def test_who_observes_hears_of_vchans_at_their_path_and_of_no_event_channel(registry: Registry) -> None:
+    observed = registry.observer = Observed()
+    bind(registry, OTHER)
+    registry.release(OTHER)
+    first, second = offer(registry), offer(registry, OTHER)
+    assert observed.heard == [("offered", first.number), ("offered", second.number), ("withdrawn", first.number)]
+    registry.release(SERVER)
+    registry.withdraw(second)
+    registry.release(OTHER)
+    assert observed.heard[3:] == [("withdrawn", second.number)]

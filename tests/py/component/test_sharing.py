@@ -9,7 +9,7 @@ import resource
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -294,12 +294,13 @@ def test_a_connection_has_a_channel_or_pages_and_not_both(one: Domain, two: Doma
     number, _, event_channel = two.bind(1)
     with pytest.raises(ProtocolError, match="one connection"):
         event_channel.map(1, Size(given.ref), writable=True)
-    for open_end in (
+    openings: tuple[Callable[[Connection], object], ...] = (
         lambda sharing: sharing.bind(1),
         lambda sharing: sharing.offer(1, "both", Size(1), Size(1)),
         lambda sharing: sharing.connect(1, "/local/domain/1/none", waits=True),
         lambda sharing: sharing.join(2, number),
-    ):
+    )
+    for open_end in openings:
         _, _, sharing = two.share(1, 1)
         with pytest.raises(ProtocolError, match="one connection"):
             open_end(sharing)
@@ -313,7 +314,7 @@ def test_no_domain_takes_all_of_the_daemons_descriptors(
     limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (160, limits[1]))
     try:
-        with pytest.raises(LimitReached, match="domain 2 has its share.* LimitNOFILE"):
+        with pytest.raises(LimitReached, match=r"domain 2 has its share.* LimitNOFILE"):
             for _ in range(100):
                 if what == "shares":
                     two.share(1, 1)

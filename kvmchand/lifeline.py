@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -37,6 +38,8 @@ class Lifelines:
     def __init__(self, on_end: Callable[[ClientId], None]) -> None:
         self._on_end = on_end
         self._watched: dict[ClientId, tuple[Mapped, int]] = {}
+        self._counts: Counter[int] = Counter()
+        """Of the ends by watch: those on one device share it."""
         self._looks: list[float] = []
         self.fd = libc.inotify_init()
 
@@ -48,15 +51,27 @@ class Lifelines:
             self._on_end(holder)
             return
         self._watched[holder] = (memory, watch)
-        self._look_now_and_again()
+        self._counts[watch] += 1
+        self._look_later()
+        if not memory.is_mapped(holder):
+            self._end(holder)  # it went before it was watched
+
+    def _end(self, holder: ClientId) -> None:
+        _, watch = self._watched.pop(holder)
+        self._counts[watch] -= 1
+        if not self._counts[watch]:
+            del self._counts[watch]
+            libc.inotify_rm_watch(self.fd, watch)
+        self._on_end(holder)
 
     def on_event(self, _events: int) -> None:
         try:
             os.read(self.fd, _EVENTS_BYTES)
         except BlockingIOError:
             return
-        # Which watch it was does not matter: few ends are here, and an overflow would not say.
-        self._look_now_and_again()
+        # Which watch it was does not matter: a device's says nothing of the end, and an overflow nothing at all.
+        self._look_later()
+        self.look()
 
     def until_next_look(self) -> float | None:
         """Looks, if it is time to. Seconds until it is again, or None."""
@@ -68,19 +83,15 @@ class Lifelines:
             self.look()
         return None
 
-    def _look_now_and_again(self) -> None:
+    def _look_later(self) -> None:
         now = time.monotonic()
         self._looks = [now + each for each in _LOOKS]
-        self.look()
 
     def look(self) -> None:
         """Ends those whose mapping has gone."""
         gone = [holder for holder, (memory, _) in self._watched.items() if not memory.is_mapped(holder)]
         for holder in gone:
-            _, watch = self._watched.pop(holder)
-            if not any(watch == other for _, other in self._watched.values()):
-                libc.inotify_rm_watch(self.fd, watch)
-            self._on_end(holder)
+            self._end(holder)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Xen's own programs, as Debian ships them, across the border: vchan-socket-proxy with files both ways, on our libxenvchan and on
-Debian's own over our libraries below it; and the store's tools in a guest.
+"""Programs for Xen across the border. Debian's own: vchan-socket-proxy with files both ways, on our libxenvchan and on Debian's
+over our libraries below it, and the store's tools. And one on Qubes' libvchan.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from machine import Machine, Program
 from network import HostProgram, Network
-from support import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR
+from support import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
 
 PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
 FILES_BYTES = 200_000
@@ -115,3 +115,22 @@ def test_a_guest_sees_what_the_host_writes_and_a_domain_that_goes(network: Netwo
     absent.wait_line("absent")
     absent.wait()
     assert shell(network, None, f"xenstore-rm /local/domain/{guest.domain}/data/seen").wait() == 0
+
+
+@pytest.mark.parametrize("server", ["host", "guest"])
+def test_a_client_of_qubes_waits_for_its_server_at_the_other_side(network: Network, guest: Machine, server: str) -> None:
+    program = compile_c(BUILD / "tests" / "vm", ROOT / "tests" / "c" / "programs" / "qubes.c", *our_flags("vchan"))
+    sides: list[Machine | None] = [None, guest] if server == "host" else [guest, None]
+    numbers = [network.domain_of(each) for each in sides]
+    serving, connecting = (network.run_on(each, program) for each in sides)
+    connecting.write(f"client {numbers[0]} 7\n")
+    serving.write(f"server {numbers[1]} 7 4096 4096\nwait\nfill 100000\nclose\n")
+    connecting.write("drain 100000\nopen\nclose\n")
+    serving.wait_line("100000")
+    connecting.wait_line("100000")
+    for each in (serving, connecting):
+        each.end_input()
+        assert each.wait() == 0, each.lines
+    assert serving.lines == ["ok", "0", "100000", "ok"]
+    assert connecting.lines[:2] == ["ok", "100000"]
+    assert connecting.lines[-1] == "ok"

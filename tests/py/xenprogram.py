@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c
 
-LIBRARIES = f"{LIBDIR}/xen-4.17:{LIBDIR}"
-"""For the loader: a release's, and those of all releases."""
+LIBRARIES = f"{LIBDIR}/xen-4.17"
+"""For the loader."""
 
 
 class XenProgram(Program):

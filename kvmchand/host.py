@@ -180,7 +180,11 @@ class Host:
 
     def _end(self, holder: ClientId) -> None:
         """What a connection holds ends without a close."""
-        self._channels.end(holder)
+        held = self._registry.held(holder)
+        if held is not None and not held[0].is_vchan and self._sharing.will_wake(*held):
+            self._channels.release(holder)  # its other end hears of it when the byte is cleared, as on Xen
+        else:
+            self._channels.end(holder)
         self._sharing.end(holder)
 
     # ---- guests: guests.Owner ----

@@ -5,6 +5,7 @@ done when a holder of it goes, as a program that carries its own vchan asks Xen'
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from kvmchand.core.grants import Grants, Share
 from kvmchand.core.registry import Channel, Registry, Side
 from kvmchand.core.rings import PAGE
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError
-from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.region import SharedMemory
 from kvmchand.source import Asker
 from kvmchand.wire import client
@@ -41,6 +42,8 @@ class Sharing:
         self._wake = wake
         self._memory: dict[Share, SharedMemory] = {}
         self._notices: dict[ClientId, Notice] = {}
+        self._events: Counter[tuple[ChannelId, Side]] = Counter()
+        """How many of them send an event in the name of an end."""
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -101,15 +104,31 @@ class Sharing:
         event = self._registry.port(asking.domain, asking.domain, request.port) if request.port else None
         if request.port and event is None:
             raise NotFound(f"domain {asking.domain} has no event channel {request.port}")
+        self._forget_notice(asking.number)
         self._notices[asking.number] = Notice(request.offset if request.clears else None, event)
+        if event is not None:
+            self._events[event[0].number, event[1]] += 1
         asking.source.answer(asking, client.Done())
+
+    def _forget_notice(self, holder: ClientId) -> Notice | None:
+        notice = self._notices.pop(holder, None)
+        if notice is not None and notice.event is not None:
+            end = notice.event[0].number, notice.event[1]
+            self._events[end] -= 1
+            if not self._events[end]:
+                del self._events[end]
+        return notice
+
+    def will_wake(self, channel: Channel, side: Side) -> bool:
+        """Whether pages that are held send an event in the name of this end, when they are let go."""
+        return (channel.number, side) in self._events
 
     def end(self, holder: ClientId) -> None:
         """A connection lets go of what it shares or maps, or is gone."""
         share = self._grants.release(holder)
         if share is None:
             return
-        memory, notice = self._memory[share], self._notices.pop(holder, None)
+        memory, notice = self._memory[share], self._forget_notice(holder)
         if notice is not None:
             if notice.offset is not None:
                 memory.clear(notice.offset)

@@ -11,10 +11,28 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "vm"))
 
 from fixtures import guest, libvirtd, network, other, stream, watch
+from scripted_fixtures import alice, bob, folder, fresh, guest_program, host, host_program
 from support import Daemon, serving
 from xenprogram import xen, xen_program
 
-__all__ = ["daemon", "guest", "libvirtd", "network", "other", "stream", "watch", "xen", "xen_program"]
+__all__ = [
+    "alice",
+    "bob",
+    "daemon",
+    "folder",
+    "fresh",
+    "guest",
+    "guest_program",
+    "host",
+    "host_program",
+    "libvirtd",
+    "network",
+    "other",
+    "stream",
+    "watch",
+    "xen",
+    "xen_program",
+]
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ RIGHT_CONS, RIGHT_PROD = RIGHT_INDEXES, RIGHT_INDEXES + 4
 LEFT_RING = PAGE
 """Where the bytes are that the guest writes."""
 LEFT_BYTES = 1 << link.LEFT_ORDER
+ALICE, BOB = 11, 12
+"""The guests' numbers."""
 
 
 def stand_in(folder: Path, service: str) -> Path:

@@ -9,20 +9,18 @@ import mmap
 import os
 import select
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import Guest, ScriptedHost, connect, offer, stand_in
+from scripted import ALICE, BOB, Guest, ScriptedHost, connect, offer
 from scripted_host import GuestDaemon
-from support import DEADLINE, RawClient, acting_as, eventually, in_time, serving
+from support import DEADLINE, RawClient, acting_as, eventually, in_time
 
 from kvmchand.errors import NotFound
 from kvmchand.ids import Size
 from kvmchand.wire import client, link
 from libxenvchan_shim.control import Connection
 
-ALICE, BOB = 11, 12
 PAGE = mmap.PAGESIZE
 
 
@@ -30,26 +28,6 @@ PAGE = mmap.PAGESIZE
 def _deadline() -> Iterator[None]:
     with in_time():
         yield
-
-
-@pytest.fixture(scope="module")
-def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
-
-
-@pytest.fixture
-def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
-    yield from serving(ScriptedHost(tmp_path_factory.mktemp("h"), program=host_program), request)
-
-
-@pytest.fixture
-def alice(host: ScriptedHost) -> Guest:
-    return host.guest(ALICE).greet()
-
-
-@pytest.fixture
-def bob(host: ScriptedHost) -> Guest:
-    return host.guest(BOB).greet()
 
 
 @pytest.fixture
@@ -174,10 +152,12 @@ def test_who_waits_for_a_guests_offer_is_told_when_the_guest_is_gone(alice: Gues
 
 def test_a_client_waits_on_where_the_device_it_needed_is_taken_away(alice: Guest, bob: Guest) -> None:
     path = f"/local/domain/{ALICE}/x"
-    alice.offer(1, BOB, path, grows=True)
+    peer = alice.offer(1, BOB, path, grows=True).grant.peer
     bob.request(1, client.Connect(ALICE, path, True))
     bob.host.hypervisor.wait(bob.new_devices, "bob gets no device")
     bob.lose(bob.new_devices()[0])
+    alice.close(1)
+    alice.host.hypervisor.wait(lambda: alice.machine.of_peer(peer) is None, "the other guest keeps the device")
     assert bob.is_answered()
     alice.offer(2, BOB, path, grows=True)
     bob.take_device()
@@ -203,14 +183,13 @@ def test_a_guest_shares_no_more_than_its_devices_may_be(alice: Guest) -> None:
 # ---- a real guest's daemon ----
 
 
-@pytest.fixture
-def guest(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[GuestDaemon]:
-    program = stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
-    for daemon in serving(GuestDaemon(tmp_path_factory.mktemp("g"), program), request):
-        yield daemon.greet()
-
-
 PEER, SIZE = 5, 65536
+
+
+@pytest.fixture
+def guest(fresh: GuestDaemon) -> GuestDaemon:
+    """Linked to its host."""
+    return fresh.greet()
 
 
 def asked_for_pages(guest: GuestDaemon, asking: RawClient) -> link.Ask:

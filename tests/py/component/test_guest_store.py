@@ -8,12 +8,11 @@ import errno
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from scripted import Guest, ScriptedHost, offer, stand_in
+from scripted import ALICE, BOB, Guest, ScriptedHost, offer
 from scripted_host import GuestDaemon
-from support import eventually, in_time, is_asleep, serving
+from support import eventually, in_time, is_asleep
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.ids import ClientId
@@ -21,7 +20,6 @@ from kvmchand.streams import OUTPUT_MAX
 from kvmchand.wire import link, store, xs
 from kvmchand.wire.xs import Kind
 
-ALICE, BOB = 11, 12
 FIRST, SECOND = ClientId(1001), ClientId(1002)
 """Connections in a guest, by numbers that no client of the guest's has."""
 
@@ -33,21 +31,6 @@ def _deadline() -> Iterator[None]:
 
 
 # ---- guests that the test is ----
-
-
-@pytest.fixture(scope="module")
-def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
-
-
-@pytest.fixture
-def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
-    yield from serving(ScriptedHost(tmp_path_factory.mktemp("h"), program=host_program), request)
-
-
-@pytest.fixture
-def alice(host: ScriptedHost) -> Guest:
-    return host.guest(ALICE).greet()
 
 
 def payloads(data: bytes) -> list[tuple[int, bytes]]:
@@ -243,19 +226,9 @@ def test_taken_and_ended_of_connections_that_are_not_there_mean_nothing(host: Sc
 # ---- a host that the test is ----
 
 
-@pytest.fixture(scope="module")
-def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
-
-
-@pytest.fixture
-def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, guest_program: Path) -> Iterator[GuestDaemon]:
-    """Not linked to its host yet."""
-    yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), guest_program), request)
-
-
 @pytest.fixture
 def guest(fresh: GuestDaemon) -> GuestDaemon:
+    """Linked to its host."""
     return fresh.greet()
 
 

@@ -16,6 +16,8 @@ from typing import Protocol
 
 import pytest
 from scripted import (
+    ALICE,
+    BOB,
     CLIENT_LIVE,
     LEFT_BYTES,
     LEFT_CONS,
@@ -28,7 +30,6 @@ from scripted import (
     ScriptedHost,
     connect,
     offer,
-    stand_in,
     stopped,
 )
 from support import acting_as, eventually, in_time, is_asleep, serving
@@ -42,8 +43,6 @@ from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
 from libxenvchan_shim import listen as host_listen
 
-ALICE, BOB = 11, 12
-
 
 @pytest.fixture(autouse=True)
 def _deadline() -> Iterator[None]:
@@ -51,48 +50,22 @@ def _deadline() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
-
-
-@pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a short path, as sockets need."""
-    return tmp_path_factory.mktemp("h")
-
-
-@pytest.fixture
-def host(folder: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[ScriptedHost]:
-    yield from serving(ScriptedHost(folder, program=program), request)
-
-
 class Run(Protocol):
     def __call__(self, settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost: ...
 
 
 @pytest.fixture
-def run(folder: Path, request: pytest.FixtureRequest, program: Path) -> Iterator[Run]:
+def run(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[Run]:
     """Starts a host with settings, in TOML."""
     with contextlib.ExitStack() as undo:
 
         def start(settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost:
             path = folder / "settings.toml"
             path.write_text(settings)
-            made = ScriptedHost(folder, "--config", str(path), program=program, domains=domains)
+            made = ScriptedHost(folder, "--config", str(path), program=host_program, domains=domains)
             return undo.enter_context(contextlib.contextmanager(serving)(made, request))
 
         yield start
-
-
-@pytest.fixture
-def alice(host: ScriptedHost) -> Guest:
-    return host.guest(ALICE).greet()
-
-
-@pytest.fixture
-def bob(host: ScriptedHost) -> Guest:
-    return host.guest(BOB).greet()
 
 
 def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:

@@ -9,13 +9,11 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import stand_in
 from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
-from support import DEADLINE, RawClient, eventually, in_time, serving
+from support import DEADLINE, RawClient, eventually, in_time
 
 from kvmchand.core.links import CONTROL_PEER
 from kvmchand.core.paths import HOST
@@ -32,17 +30,6 @@ HUGE_PEER, HUGE = 6, 1 << 33
 def _deadline() -> Iterator[None]:
     with in_time():
         yield
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
-
-
-@pytest.fixture
-def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, program: Path) -> Iterator[GuestDaemon]:
-    """Not linked to its host yet, and without a device but the control device."""
-    yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), program), request)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scripted import Guest, ScriptedHost, connect, offer, stand_in
+from scripted import ALICE, Guest, ScriptedHost, connect, offer
 from support import (
     KVMCHAN,
     LIBDIR,
@@ -26,12 +26,10 @@ from support import (
     our_flags,
     pkg_config,
     run,
-    serving,
 )
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
-GUEST = 11
 RING = 4096
 
 
@@ -408,63 +406,52 @@ def test_blocked_write_ends_with_the_peer(start: Start) -> None:
 # ---- domains that die ----
 
 
-@pytest.fixture
-def host(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[ScriptedHost]:
-    program = stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
-    yield from serving(ScriptedHost(tmp_path_factory.mktemp("h"), program=program), request)
-
-
-@pytest.fixture
-def guest(host: ScriptedHost) -> Guest:
-    return host.guest(GUEST).greet()
-
-
-def test_client_gives_up_when_the_domain_goes(host: ScriptedHost, guest: Guest, qubes: Path) -> None:
+def test_client_gives_up_when_the_domain_goes(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as client, Program(qubes, env=host.environment()) as other:
-        block_in(client, f"client {GUEST} 7")
-        assert other.ask(f"async {GUEST} 8") == "ok"
+        block_in(client, f"client {ALICE} 7")
+        assert other.ask(f"async {ALICE} 8") == "ok"
         assert other.ask("finish 1") == "1"
-        guest.stop()
+        alice.stop()
         number, sentence = client.line().split(" ", 2)[1:]
-        assert (int(number), f"no domain {GUEST}" in sentence) == (errno.ENOENT, True)
+        assert (int(number), f"no domain {ALICE}" in sentence) == (errno.ENOENT, True)
         assert other.ask("watch") == "1"
         assert other.ask("finish 1") == f"-1 {errno.ENOENT}"
 
 
-def test_client_waits_for_a_guests_server_and_ends_with_the_guest(host: ScriptedHost, guest: Guest, qubes: Path) -> None:
+def test_client_waits_for_a_guests_server_and_ends_with_the_guest(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as client:
-        block_in(client, f"client {GUEST} 7")
-        end = guest.end(guest.ask(1, offer(path="data/vchan/0/7")), is_server=True)
+        block_in(client, f"client {ALICE} 7")
+        end = alice.end(alice.ask(1, offer(path="data/vchan/0/7")), is_server=True)
         client.expect("ok")
         end.send(b"hello")
         assert client.ask("recv 5") == "hello"
         block_in(client, "recv 1")
-        guest.stop()
+        alice.stop()
         client.expect(f"-1 {errno.EPIPE}")
         assert client.ask("open") == DISCONNECTED
         # The last event, if recv did not take it, and then no more.
         assert [client.ask("wait") for _ in range(2)][1] == f"-1 {errno.EPIPE}"
 
 
-def test_server_stops_waiting_for_a_client_whose_domain_goes(host: ScriptedHost, guest: Guest, qubes: Path) -> None:
+def test_server_stops_waiting_for_a_client_whose_domain_goes(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as server:
-        assert server.ask(f"server {GUEST} 7 {RING} {RING}") == "ok"
+        assert server.ask(f"server {ALICE} 7 {RING} {RING}") == "ok"
         block_in(server, "wait")
-        guest.stop()
+        alice.stop()
         server.expect("0")
         assert server.ask("open") == DISCONNECTED
 
 
-def test_guests_client_is_the_only_one(host: ScriptedHost, guest: Guest, qubes: Path) -> None:
-    path = f"/local/domain/0/data/vchan/{GUEST}/7"
+def test_guests_client_is_the_only_one(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
+    path = f"/local/domain/0/data/vchan/{ALICE}/7"
     with Program(qubes, env=host.environment()) as server:
-        assert server.ask(f"server {GUEST} 7 {RING} {RING}") == "ok"
-        end = guest.end(guest.ask(1, connect(path=path)), is_server=False)
+        assert server.ask(f"server {ALICE} 7 {RING} {RING}") == "ok"
+        end = alice.end(alice.ask(1, connect(path=path)), is_server=False)
         assert server.ask("wait") == "0"
         assert server.ask("open") == CONNECTED
         end.send(b"hello")
         assert server.ask("recv 5") == "hello"
-        guest.refused(2, connect(path=path), "not-found")
+        alice.refused(2, connect(path=path), "not-found")
 
 
 # ---- programs of Qubes ----

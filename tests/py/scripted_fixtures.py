@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Scripted guests on a real host daemon (scripted.py), and a real guest's daemon on a scripted host (scripted_host.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from support import serving
+
+if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
+    from scripted import Guest, ScriptedHost
+    from scripted_host import GuestDaemon
+
+
+@pytest.fixture(scope="session")
+def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kvmchand whose hypervisor is the test."""
+    from scripted import stand_in
+
+    return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a short path, as sockets need."""
+    return tmp_path_factory.mktemp("h")
+
+
+@pytest.fixture
+def host(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
+    from scripted import ScriptedHost
+
+    yield from serving(ScriptedHost(folder, program=host_program), request)
+
+
+@pytest.fixture
+def alice(host: ScriptedHost) -> Guest:
+    from scripted import ALICE
+
+    return host.guest(ALICE).greet()
+
+
+@pytest.fixture
+def bob(host: ScriptedHost) -> Guest:
+    from scripted import BOB
+
+    return host.guest(BOB).greet()
+
+
+@pytest.fixture(scope="session")
+def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kvmchand whose vfio process is the test."""
+    from scripted import stand_in
+
+    return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
+
+
+@pytest.fixture
+def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, guest_program: Path) -> Iterator[GuestDaemon]:
+    """A guest's daemon that is not linked to its host yet, and without a device but the control device."""
+    from scripted_host import GuestDaemon
+
+    yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), guest_program), request)

@@ -82,16 +82,29 @@ static void unwatch(struct ports *ports, const struct port *port)
 	(void)epoll_ctl(ports->epoll_fd, EPOLL_CTL_DEL, port->event.fd, NULL);
 }
 
+static int insert(struct ports *ports, struct port *port)
+{
+	void *found = tsearch(port, &ports->by_number, compare);
+
+	if (!found)
+		return fail(ENOMEM, "no memory for an event channel");
+	if (*(struct port **)found != port)
+		return fail(EBUSY,
+			    "event channel %u is bound already, from before the daemon was started "
+			    "anew: unbind it first",
+			    port->number);
+	if (watch(ports, EPOLL_CTL_ADD, port) == 0)
+		return 0;
+	tdelete(port, &ports->by_number, compare);
+	return fail(errno, "event channel %u can't be waited for", port->number);
+}
+
 static int add(struct ports *ports, struct port *port)
 {
 	int result;
 
 	pthread_mutex_lock(&ports->lock);
-	result = tsearch(port, &ports->by_number, compare) ? 0 : fail(ENOMEM, "no memory");
-	if (result == 0 && watch(ports, EPOLL_CTL_ADD, port) < 0) {
-		result = fail(errno, "event channel %u can't be waited for", port->number);
-		tdelete(port, &ports->by_number, compare);
-	}
+	result = insert(ports, port);
 	pthread_mutex_unlock(&ports->lock);
 	return result;
 }

@@ -341,6 +341,23 @@ static void the_descriptor_is_closed_on_exec_unless_it_shall_not(void)
 	finish(one, other);
 }
 
+/* A daemon that was started anew counts from the beginning again. */
+static void a_number_that_is_bound_already_is_not_bound_twice(void)
+{
+	xenevtchn_handle *one = handle_open();
+	int port = xenevtchn_bind_unbound_port(one, SELF);
+
+	check(port > 0);
+	fake_end();
+	fails(xenevtchn_bind_unbound_port(one, SELF), EBUSY);
+	equal(fake_connections(), 0);
+	fake_end();
+	equal(xenevtchn_unbind(one, (uint32_t)port), 0);
+	equal(xenevtchn_bind_unbound_port(one, SELF), port);
+	equal(xenevtchn_unbind(one, (uint32_t)port), 0);
+	finish(one, NULL);
+}
+
 /* ---- a vchan's own handle ---- */
 
 static void a_vchans_handle_sends_and_takes_its_events(void)
@@ -386,6 +403,7 @@ static const struct test tests[] = {
     TEST(a_failure_leaves_nothing),
     TEST(what_is_not_bound_and_what_is_not_there),
     TEST(the_descriptor_is_closed_on_exec_unless_it_shall_not),
+    TEST(a_number_that_is_bound_already_is_not_bound_twice),
     TEST(a_vchans_handle_sends_and_takes_its_events),
 };
 

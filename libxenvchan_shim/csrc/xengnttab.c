@@ -39,6 +39,7 @@ struct mapping {
 
 struct xengntdev_handle {
 	struct xentoollog_logger *logger;
+	pid_t process; /* which opened it */
 	pthread_mutex_t lock;
 	struct mapping *mappings; /* the youngest first */
 };
@@ -131,14 +132,16 @@ static struct mapping *mapping_make(uint32_t pages)
 }
 
 /* Unmaps before the daemon is told, which may then give the memory to others. */
-static void mapping_undo(struct mapping *mapping)
+static void mapping_unmap(struct mapping *mapping, void (*end)(struct connection *connection))
 {
 	int error = errno;
 
 	munmap(mapping->start, bytes(mapping->pages));
-	mapping_free(mapping, daemon_close);
+	mapping_free(mapping, end);
 	errno = error;
 }
+
+static void mapping_undo(struct mapping *mapping) { mapping_unmap(mapping, daemon_close); }
 
 /* Puts @pages of a share, from @ref on, to @at. */
 static int place(uint8_t *at, const struct share *share, uint32_t ref, uint32_t pages, int prot)
@@ -206,7 +209,8 @@ static int mapping_end(struct xengntdev_handle *handle, void *start, uint32_t pa
 	pthread_mutex_unlock(&handle->lock);
 	if (!mapping)
 		return fail(EINVAL, "no %u pages are mapped at %p by this handle", pages, start);
-	mapping_undo(mapping);
+	/* A child unmaps its own; what it inherited is the parent's still. */
+	mapping_unmap(mapping, handle->process == getpid() ? daemon_close : connection_close);
 	return 0;
 }
 
@@ -246,6 +250,7 @@ static struct xengntdev_handle *handle_open(struct xentoollog_logger *logger, co
 		return NULL;
 	}
 	handle->logger = logger;
+	handle->process = getpid();
 	pthread_mutex_init(&handle->lock, NULL);
 	return handle;
 }

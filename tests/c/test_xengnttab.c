@@ -229,6 +229,35 @@ static void a_closed_handles_pages_stay(void)
 	check(munmap(pages, PAGE) == 0 && munmap(mapped, PAGE) == 0);
 }
 
+static uint8_t *pages_of_parent, *mapped_by_parent;
+
+static void undo_what_was_inherited(void *unused)
+{
+	(void)unused;
+	equal(xengnttab_unmap(xgt, mapped_by_parent, 2), 0);
+	equal(xengntshr_unshare(xgs, pages_of_parent, 2), 0);
+	equal(xengnttab_close(xgt), 0);
+	equal(xengntshr_close(xgs), 0);
+	fake_end();
+}
+
+/* On Xen a child has but mappings of its own, and the share lasts as long as one. */
+static void a_childs_unmapping_is_not_the_parents(void)
+{
+	uint32_t refs[2];
+
+	begin();
+	pages_of_parent = shared(2, refs, 1);
+	mapped_by_parent = xengnttab_map_domain_grant_refs(xgt, 2, SELF, refs, PROT_READ);
+	check(mapped_by_parent);
+	child_end(child_start(undo_what_was_inherited, NULL));
+	equal(fake_connections(), 2);
+	equal(mapped_by_parent[PAGE], 2);
+	equal(xengnttab_unmap(xgt, mapped_by_parent, 2), 0);
+	equal(xengntshr_unshare(xgs, pages_of_parent, 2), 0);
+	finish();
+}
+
 static void notices_are_of_the_page_that_was_mapped(void)
 {
 	uint32_t refs[3], one;
@@ -316,6 +345,7 @@ static const struct test tests[] = {
     TEST(what_is_unmapped_was_mapped_so),
     TEST(a_program_may_unmap_by_itself),
     TEST(a_closed_handles_pages_stay),
+    TEST(a_childs_unmapping_is_not_the_parents),
     TEST(notices_are_of_the_page_that_was_mapped),
     TEST(threads_share_a_handle),
     TEST(what_is_not_there),

@@ -26,6 +26,7 @@
 struct port {
 	uint32_t number;
 	struct event event;
+	struct connection socket; /* event.fd, if it is one, to be known again */
 };
 
 struct ports {
@@ -69,6 +70,13 @@ static struct port *find(struct ports *ports, uint32_t number)
 	return found ? *(struct port **)found : NULL;
 }
 
+/* A program may close all that it did not open, and open others by the numbers. */
+static bool is_there(const struct port *port)
+{
+	return port->socket.cookie ? connection_is_there(&port->socket)
+				   : event_is_marked(port->event.fd);
+}
+
 static int watch(struct ports *ports, int operation, const struct port *port)
 {
 	struct epoll_event wanted = {.events = EPOLLIN | EPOLLONESHOT, .data.u32 = port->number};
@@ -110,9 +118,13 @@ static int add(struct ports *ports, struct port *port)
 }
 
 /* In a child of the process that opened it: the parent's event channel stays. */
-static void port_leave(void *port)
+static void port_leave(void *left)
 {
-	event_end(&((struct port *)port)->event);
+	struct port *port = left;
+
+	if (port->socket.cookie && !is_there(port))
+		port->event.fd = -1;
+	event_end(&port->event);
 	free(port);
 }
 
@@ -197,6 +209,7 @@ static int port_prepare(struct port *port, const struct kvmchan_opened *opened, 
 	int result;
 
 	event_take_over(&port->event, &grant);
+	port->socket = connection_take(grant.event_fd);
 	port->number = opened->port;
 	result = event_prepare(&port->event, &grant);
 	/* An event channel has no use for the memory that the daemon keeps beside it. */
@@ -279,6 +292,7 @@ int xenevtchn_notify(xenevtchn_handle *xce, uint32_t number)
 {
 	struct ports *ports = ports_of(xce);
 	struct port *port;
+	int result = 0;
 
 	if (is_vchan(xce)) {
 		if (number != vchan_event(xce)->port)
@@ -288,10 +302,15 @@ int xenevtchn_notify(xenevtchn_handle *xce, uint32_t number)
 	}
 	pthread_mutex_lock(&ports->lock);
 	port = find(ports, number);
-	if (port)
+	if (!port)
+		result = fail_port(number);
+	else if (!is_there(port))
+		result =
+		    fail(EBADF, "the program has closed event channel %u's descriptor", number);
+	else
 		event_send(&port->event);
 	pthread_mutex_unlock(&ports->lock);
-	return port ? 0 : fail_port(number);
+	return result;
 }
 
 /* A port with an event, which is masked from now on; 0 if there is none. */
@@ -303,7 +322,7 @@ static int take(struct ports *ports)
 
 	while ((count = epoll_wait(ports->epoll_fd, &ready, 1, 0)) == 1) {
 		port = find(ports, ready.data.u32);
-		if (!port)
+		if (!port || !is_there(port))
 			continue;
 		switch (event_try(&port->event)) {
 		case EVENT_TAKEN:

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -268,6 +269,62 @@ static void a_closed_descriptor_is_an_error(void)
 	finish(one, NULL);
 }
 
+#define FDS 256
+
+static int is_stream(int fd)
+{
+	int type;
+	socklen_t size = sizeof(type);
+
+	return getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &size) == 0 && type == SOCK_STREAM;
+}
+
+/* As bound(), and what the second waits on. */
+static int bound_by(xenevtchn_handle *offering, xenevtchn_handle *joining, int *port, int *joined)
+{
+	int before[FDS], fd, found = -1;
+
+	*port = xenevtchn_bind_unbound_port(offering, SELF);
+	check(*port > 0);
+	for (fd = 0; fd < FDS; fd++)
+		before[fd] = is_stream(fd);
+	*joined = xenevtchn_bind_interdomain(joining, SELF, (uint32_t)*port);
+	check(*joined > 0);
+	for (fd = 0; fd < FDS; fd++) {
+		if (is_stream(fd) && !before[fd]) {
+			check(found < 0);
+			found = fd;
+		}
+	}
+	check(found >= 0);
+	return found;
+}
+
+/* A program may close all that it did not open, and open others by the numbers. */
+static void another_file_by_a_ports_number_is_left_alone(void)
+{
+	xenevtchn_handle *one = handle_open(), *other = handle_open();
+	int port, joined, fd = bound_by(one, other, &port, &joined), pair[2];
+	char byte = 0;
+
+	check(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, pair) == 0);
+	check(write(pair[1], "x", 1) == 1);
+	check(dup2(pair[0], fd) == fd);
+	fails(xenevtchn_notify(other, (uint32_t)joined), EBADF);
+	check(read(pair[1], &byte, 1) < 0 && errno == EAGAIN);
+	check(fcntl(xenevtchn_fd(other), F_SETFL, O_NONBLOCK) == 0);
+	fails(xenevtchn_pending(other), EAGAIN);
+	equal(is_ready(other), 0);
+	equal(xenevtchn_notify(one, (uint32_t)port), 0);
+	equal(xenevtchn_unmask(other, (uint32_t)joined), 0);
+	fails(xenevtchn_pending(other), EAGAIN);
+	equal(xenevtchn_unbind(other, (uint32_t)joined), 0);
+	check(fcntl(fd, F_GETFD) >= 0);
+	check(read(fd, &byte, 1) == 1 && byte == 'x');
+	check(close(fd) == 0 && close(pair[0]) == 0 && close(pair[1]) == 0);
+	finish(one, other);
+}
+
 /* ---- handles ---- */
 
 static void close_what_was_inherited(void *argument)
@@ -398,6 +455,7 @@ static const struct test tests[] = {
     TEST(a_signal_ends_a_wait_and_a_stop_does_not),
     TEST(a_port_nobody_can_notify_is_told_once),
     TEST(a_closed_descriptor_is_an_error),
+    TEST(another_file_by_a_ports_number_is_left_alone),
     TEST(a_childs_close_is_not_the_parents),
     TEST(an_unbound_port_makes_nothing_ready),
     TEST(a_failure_leaves_nothing),

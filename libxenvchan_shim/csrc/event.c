@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -124,6 +125,40 @@ void event_send(const struct event *event)
 	errno = error;
 }
 
+/* ---- signals ---- */
+
+/* Of an instruction of the program's own, which does not come in a wait; that is what those who
+ * find such errors handle, and not with SA_RESTART. */
+static bool is_fault(int number)
+{
+	return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL ||
+	       number == SIGTRAP || number == SIGABRT || number == SIGSYS;
+}
+
+static bool restarts(const struct sigaction *action)
+{
+	/* SA_RESETHAND leaves the default behind. */
+	bool handled = (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN) ||
+		       action->sa_flags & SA_RESETHAND;
+
+	return !handled || action->sa_flags & SA_RESTART;
+}
+
+/* Which signal it was can't be known: it goes on where none with a handler would end it. */
+bool event_wait_goes_on(void)
+{
+	struct sigaction action;
+	int number, error = errno;
+	bool result = true;
+
+	/* Of the C library's own signals we are told nothing. */
+	for (number = 1; number < NSIG && result; number++)
+		result =
+		    is_fault(number) || sigaction(number, NULL, &action) < 0 || restarts(&action);
+	errno = error;
+	return result;
+}
+
 /* ---- taking: from a socket ---- */
 
 static enum event_result socket_take(int fd, int flags)
@@ -149,7 +184,7 @@ static enum event_result socket_wait(int fd)
 		if (result != EVENT_NONE)
 			return result;
 		/* The program has made the descriptor non-blocking. */
-		if (poll(&readable, 1, -1) < 0)
+		if (poll(&readable, 1, -1) < 0 && (errno != EINTR || !event_wait_goes_on()))
 			return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
 	}
 }
@@ -196,7 +231,7 @@ static enum event_result eventfd_wait(struct event *event)
 
 	do
 		result = eventfd_take(event, -1);
-	while (result == EVENT_NONE);
+	while (result == EVENT_NONE || (result == EVENT_INTERRUPTED && event_wait_goes_on()));
 	return result;
 }
 

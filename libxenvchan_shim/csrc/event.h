@@ -61,6 +61,10 @@ enum event_result event_wait(struct event *event);
 /* The same without blocking. */
 enum event_result event_try(struct event *event);
 
+/* After a poll(2) that a signal ended, which no SA_RESTART prevents: whether the wait goes on, as
+ * that of a read(2) would. */
+bool event_wait_goes_on(void);
+
 /* The connection to the daemon, now the caller's; -1 where there is none, or the program has closed
  * it. */
 int event_steal_control(struct event *event);

@@ -355,6 +355,11 @@ static int fail_nothing(void)
 	return -1;
 }
 
+static int fail_wait(int error)
+{
+	return fail(error, "the wait for an event has ended without one");
+}
+
 /* Of a vchan, whose port can't be masked: its ring says when events are wanted. */
 static int vchan_pending(struct event *event)
 {
@@ -365,8 +370,7 @@ static int vchan_pending(struct event *event)
 	case EVENT_NONE:
 		return fail_nothing();
 	case EVENT_INTERRUPTED:
-		errno = EINTR;
-		return -1;
+		return fail_wait(EINTR);
 	case EVENT_LOST:
 		break;
 	}
@@ -391,8 +395,8 @@ int xenevtchn_pending(xenevtchn_handle *xce)
 			return fail_nothing();
 		/* Unlike epoll_wait(), this goes on after a stop and SIGCONT. */
 		polled = (struct pollfd){.fd = ports->epoll_fd, .events = POLLIN};
-		if (poll(&polled, 1, -1) < 0)
-			return -1;
+		if (poll(&polled, 1, -1) < 0 && (errno != EINTR || !event_wait_goes_on()))
+			return fail_wait(errno);
 	}
 }
 

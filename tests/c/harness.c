@@ -271,7 +271,10 @@ int run_tests(const struct test *tests, size_t count, int argc, char **argv)
 	size_t index, done = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	signal(SIGALRM, on_alarm);
+	/* Not signal(): with TSan's, waits would end at other signals too. */
+	check(sigaction(SIGALRM,
+			&(struct sigaction){.sa_handler = on_alarm, .sa_flags = SA_RESTART},
+			NULL) == 0);
 	for (index = 0; index < count; index++) {
 		if (!picked(tests[index].name, argc, argv))
 			continue;

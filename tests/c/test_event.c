@@ -290,6 +290,27 @@ static void a_signal_ends_a_wait(void)
 	signal(SIGUSR1, SIG_DFL);
 }
 
+static void a_signal_with_sa_restart_ends_nothing(void)
+{
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
+	struct device device;
+	struct call call;
+	int round;
+
+	equal(sigaction(SIGUSR1, &action, NULL), 0);
+	device_open(&device);
+	server_blocks(&device, &call, WAIT);
+	for (round = 0; round < 20; round++) {
+		call_until_asleep(&call);
+		pthread_kill(call.thread, SIGUSR1);
+	}
+	call_until_asleep(&call);
+	client_puts(&device, 0, 2);
+	equal(call_end(&call), 0);
+	device_close(&device);
+	signal(SIGUSR1, SIG_DFL);
+}
+
 /* ---- the slice ---- */
 
 static void check_others(const struct device *device)
@@ -722,6 +743,7 @@ static const struct test tests[] = {
     TEST(the_descriptor_to_select_on_is_the_eventfd),
     TEST(a_full_counter_holds_nobody_up),
     TEST(a_signal_ends_a_wait),
+    TEST(a_signal_with_sa_restart_ends_nothing),
     TEST(memory_beside_the_slice_is_not_touched),
     TEST(offsets_and_kinds_that_cannot_be_are_refused),
     TEST(an_end_without_its_descriptors_is_refused),

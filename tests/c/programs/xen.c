@@ -22,6 +22,7 @@
  *	server|client DOMAIN PATH    the event channel of the vchan
  *	vchan_notify|vchan_pending   by the vchan's own handle
  *	open                         as Qubes' libvchan asks: waiting, connected, disconnected
+ *	recv|send COUNT              calls, and then what the blocking call returns
  *	vchan_close                  ok
  *	fork                         a child closes what it inherited; ok
  *	fds                          how many descriptors are open
@@ -35,6 +36,7 @@
 #include <fcntl.h>
 #include <libxenvchan.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -315,6 +317,20 @@ static const char *qubes_state(void)
 	return vchan->is_server && status.status == EVTCHNSTAT_unbound ? "waiting" : "disconnected";
 }
 
+static void transfer(int (*call)(struct libxenvchan *vchan, void *data, size_t size))
+{
+	static char data[PAGE];
+
+	vchan->blocking = 1;
+	say("calls");
+	printf("%d\n", call(vchan, data, number()));
+}
+
+static int send_to(struct libxenvchan *to, void *data, size_t size)
+{
+	return libxenvchan_send(to, data, size);
+}
+
 static int vchans(const char *command)
 {
 	long domain;
@@ -332,7 +348,11 @@ static int vchans(const char *command)
 		domain = xenevtchn_pending(vchan->event);
 		EXPECT(domain < 0 || xenevtchn_unmask(vchan->event, domain) == 0);
 		answer(domain);
-	} else if (is(command, "open"))
+	} else if (is(command, "recv"))
+		transfer(libxenvchan_recv);
+	else if (is(command, "send"))
+		transfer(send_to);
+	else if (is(command, "open"))
 		printf("%s\n", qubes_state());
 	else if (is(command, "vchan_close")) {
 		libxenvchan_close(vchan);
@@ -343,6 +363,8 @@ static int vchans(const char *command)
 }
 
 /* ---- processes ---- */
+
+static void on_signal(int signal_number) { (void)signal_number; }
 
 static void do_fork(void)
 {
@@ -380,6 +402,7 @@ int main(void)
 	size_t room = 0;
 	ssize_t length;
 
+	signal(SIGUSR1, on_signal); /* with SA_RESTART */
 	xgs = xengntshr_open(NULL, 0);
 	xgt = xengnttab_open(NULL, 0);
 	xch = xc_interface_open(NULL, NULL, 0);

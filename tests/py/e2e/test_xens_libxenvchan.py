@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c, eventually, run, xen_flags
+from support import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c, eventually, is_asleep, run, xen_flags
 from test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
 from xenprogram import LIBRARIES, XenProgram
 
@@ -88,6 +89,53 @@ def test_life_of_a_vchan_as_qubes_sees_it(environment: Environment, xen_program:
         server.ok("vchan_close")
         assert client.ask("open") == "disconnected"
         client.ok("vchan_close")
+
+
+def call(program: XenProgram, line: str) -> None:
+    """It sleeps in the call."""
+    assert program.ask(line) == "calls"
+    eventually(lambda: is_asleep(program.pid))
+
+
+def called(program: XenProgram, line: str) -> str:
+    assert program.ask(line) == "calls"
+    return program.line()
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+@pytest.mark.parametrize("blocks", ["recv", "send"])
+@pytest.mark.parametrize("ending", ["server", "client"])
+def test_end_of_one_ends_a_blocked_call_of_the_other(
+    environment: Environment, xen_program: Path, ending: str, blocks: str, end: str
+) -> None:
+    with XenProgram(xen_program, env=environment(1)) as server, XenProgram(xen_program, env=environment(2)) as client:
+        server.number(f"server 2 {PATH}")
+        client.number(f"client 1 {PATH}")
+        gone, blocked = (server, client) if ending == "server" else (client, server)
+        # The server writes into a ring of 2048 bytes, the client into one of 1024.
+        full = "1000" if ending == "server" else "2000"
+        assert called(blocked, f"send {full}") == full
+        assert (called(gone, "send 24"), called(blocked, "recv 24")) == ("24", "24")
+        # Of neither is there so much, of data or of room.
+        call(blocked, f"{blocks} 1000")
+        if end == "kill":
+            gone.kill()
+        else:
+            gone.ok("vchan_close")
+        blocked.expect("-1")
+        assert blocked.ask("open") == "disconnected"
+
+
+def test_blocked_call_goes_on_after_a_signal_whose_handler_restarts(environment: Environment, xen_program: Path) -> None:
+    with XenProgram(xen_program, env=environment(1)) as server, XenProgram(xen_program, env=environment(2)) as client:
+        server.number(f"server 2 {PATH}")
+        client.number(f"client 1 {PATH}")
+        call(server, "recv 3")
+        for _ in range(3):
+            server.process.send_signal(signal.SIGUSR1)
+            eventually(lambda: is_asleep(server.pid))
+        assert called(client, "send 3") == "3"
+        server.expect("3")
 
 
 @pytest.mark.parametrize("killed", ["server", "client"])

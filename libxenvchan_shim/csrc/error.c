@@ -55,3 +55,17 @@ void error_log(struct xentoollog_logger *logger, const char *function)
 		log_message(logger, -1, "kvmchan", "%s: %s", function, sentence);
 	errno = error;
 }
+
+int fail_unsupported(atomic_flag *said, struct xentoollog_logger *logger, const char *function,
+		     const char *reason)
+{
+	fail(ENOSYS, "not emulated by kvmchan: %s", reason);
+	if (atomic_flag_test_and_set(said))
+		return -1;
+	if (logger)
+		error_log(logger, function);
+	else
+		fprintf(stderr, "kvmchan: %s: %s\n", function, sentence);
+	errno = ENOSYS;
+	return -1;
+}

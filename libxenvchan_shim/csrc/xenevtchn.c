@@ -31,6 +31,7 @@ struct port {
 
 struct ports {
 	struct xenevtchn_handle handle;
+	struct xentoollog_logger *logger;
 	int epoll_fd;
 	pid_t process; /* which opened it; a child of its may only close it */
 	pthread_mutex_t lock;
@@ -42,6 +43,11 @@ static bool is_vchan(const xenevtchn_handle *xce) { return xce->kind == HANDLE_V
 static struct event *vchan_event(xenevtchn_handle *xce) { return (struct event *)xce; }
 
 static struct ports *ports_of(xenevtchn_handle *xce) { return (struct ports *)xce; }
+
+static struct xentoollog_logger *logger_of(xenevtchn_handle *xce)
+{
+	return is_vchan(xce) ? NULL : ports_of(xce)->logger;
+}
 
 static int fail_vchan(void)
 {
@@ -150,6 +156,7 @@ xenevtchn_handle *xenevtchn_open(struct xentoollog_logger *logger, unsigned int 
 		goto failed;
 	}
 	ports->handle.kind = HANDLE_PORTS;
+	ports->logger = logger;
 	ports->process = getpid();
 	pthread_mutex_init(&ports->lock, NULL);
 	ports->epoll_fd = epoll_create1(flags & NO_CLOEXEC ? 0 : EPOLL_CLOEXEC);
@@ -166,8 +173,7 @@ xenevtchn_handle *xenevtchn_fdopen(struct xentoollog_logger *logger, int fd, uns
 {
 	(void)fd;
 	(void)flags;
-	fail(ENOSYS, "kvmchan's event channels don't outlive an exec: open a new handle");
-	error_log(logger, "xenevtchn_fdopen");
+	FAIL_UNSUPPORTED(logger, "event channels don't outlive an exec, open a new handle");
 	return NULL;
 }
 
@@ -194,11 +200,9 @@ int xenevtchn_fd(xenevtchn_handle *xce)
 
 int xenevtchn_restrict(xenevtchn_handle *xce, uint16_t domid)
 {
-	(void)xce;
 	(void)domid;
-	return fail(ENOSYS,
-		    "xenevtchn_restrict is not emulated: a process could open new handles, so "
-		    "it would protect nothing");
+	return FAIL_UNSUPPORTED(logger_of(xce), "a process could open new handles, so it would "
+						"protect nothing");
 }
 
 /* ---- binding ---- */
@@ -262,8 +266,8 @@ int xenevtchn_bind_interdomain(xenevtchn_handle *xce, uint32_t domid, uint32_t r
 
 int xenevtchn_bind_virq(xenevtchn_handle *xce, unsigned int virq)
 {
-	(void)xce;
-	return fail(ENOSYS, "xenevtchn_bind_virq is not emulated: kvmchan has no VIRQ %u", virq);
+	(void)virq;
+	return FAIL_UNSUPPORTED(logger_of(xce), "there are no VIRQs");
 }
 
 int xenevtchn_unbind(xenevtchn_handle *xce, uint32_t number)

@@ -278,14 +278,6 @@ static void *failed(const struct xengntdev_handle *handle, const char *function)
 	return NULL;
 }
 
-static int fail_unsupported(const struct xengntdev_handle *handle, const char *function,
-			    const char *reason)
-{
-	fail(ENOSYS, "not emulated by kvmchan: %s", reason);
-	error_log(handle->logger, function);
-	return -1;
-}
-
 xengnttab_handle *xengnttab_open(struct xentoollog_logger *logger, unsigned int flags)
 {
 	(void)flags;
@@ -296,7 +288,7 @@ int xengnttab_close(xengnttab_handle *xgt) { return handle_close(xgt); }
 
 int xengnttab_fd(xengnttab_handle *xgt)
 {
-	return fail_unsupported(xgt, "xengnttab_fd", "there is no one descriptor of a handle");
+	return FAIL_UNSUPPORTED(xgt->logger, "there is no one descriptor of a handle");
 }
 
 int xengnttab_set_max_grants(xengnttab_handle *xgt, uint32_t nr_grants)
@@ -316,7 +308,7 @@ int xengntshr_close(xengntshr_handle *xgs) { return handle_close(xgs); }
 
 int xengntshr_fd(xengntshr_handle *xgs)
 {
-	return fail_unsupported(xgs, "xengntshr_fd", "there is no one descriptor of a handle");
+	return FAIL_UNSUPPORTED(xgs->logger, "there is no one descriptor of a handle");
 }
 
 /* ---- sharing ---- */
@@ -468,7 +460,7 @@ int xengnttab_grant_copy(xengnttab_handle *xgt, uint32_t count,
 {
 	(void)count;
 	(void)segs;
-	return fail_unsupported(xgt, "xengnttab_grant_copy", "map the pages instead");
+	return FAIL_UNSUPPORTED(xgt->logger, "map the pages instead");
 }
 
 int xengnttab_dmabuf_exp_from_refs(xengnttab_handle *xgt, uint32_t domid, uint32_t flags,
@@ -479,14 +471,14 @@ int xengnttab_dmabuf_exp_from_refs(xengnttab_handle *xgt, uint32_t domid, uint32
 	(void)count;
 	(void)refs;
 	(void)fd;
-	return fail_unsupported(xgt, "xengnttab_dmabuf_exp_from_refs", "there are no dma-bufs");
+	return FAIL_UNSUPPORTED(xgt->logger, "there are no dma-bufs");
 }
 
 int xengnttab_dmabuf_exp_wait_released(xengnttab_handle *xgt, uint32_t fd, uint32_t wait_to_ms)
 {
 	(void)fd;
 	(void)wait_to_ms;
-	return fail_unsupported(xgt, "xengnttab_dmabuf_exp_wait_released", "there are no dma-bufs");
+	return FAIL_UNSUPPORTED(xgt->logger, "there are no dma-bufs");
 }
 
 int xengnttab_dmabuf_imp_to_refs(xengnttab_handle *xgt, uint32_t domid, uint32_t fd, uint32_t count,
@@ -496,11 +488,11 @@ int xengnttab_dmabuf_imp_to_refs(xengnttab_handle *xgt, uint32_t domid, uint32_t
 	(void)fd;
 	(void)count;
 	(void)refs;
-	return fail_unsupported(xgt, "xengnttab_dmabuf_imp_to_refs", "there are no dma-bufs");
+	return FAIL_UNSUPPORTED(xgt->logger, "there are no dma-bufs");
 }
 
 int xengnttab_dmabuf_imp_release(xengnttab_handle *xgt, uint32_t fd)
 {
 	(void)fd;
-	return fail_unsupported(xgt, "xengnttab_dmabuf_imp_release", "there are no dma-bufs");
+	return FAIL_UNSUPPORTED(xgt->logger, "there are no dma-bufs");
 }

@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Asks libxenctrl for what only a hypervisor has: without a logger, then with one that prints. */
+/* Asks Xen's libraries for what only a hypervisor has: without a logger, then with one that prints:
+ * unsupported ctrl|devices. */
 #define XC_WANT_COMPAT_MAP_FOREIGN_API
 #include <xenctrl.h>
+
+#include <xenevtchn.h>
+#include <xengnttab.h>
 
 #include "program.h"
 
@@ -16,9 +20,33 @@ static void print_message(xentoollog_logger *logger, xentoollog_level level, int
 
 static void destroy(xentoollog_logger *logger) { (void)logger; }
 
-int main(void)
+static xentoollog_logger logger = {.vmessage = print_message, .destroy = destroy};
+
+static void ask_devices(xentoollog_logger *to)
 {
-	xentoollog_logger logger = {.vmessage = print_message, .destroy = destroy};
+	xenevtchn_handle *xce = xenevtchn_open(to, 0);
+	xengnttab_handle *xgt = xengnttab_open(to, 0);
+	xengntshr_handle *xgs = xengntshr_open(to, 0);
+
+	EXPECT(xce && xgt && xgs);
+	if (!to) {
+		EXPECT(xenevtchn_bind_virq(xce, 0) == -1 && errno == ENOSYS);
+		EXPECT(xenevtchn_bind_virq(xce, 0) == -1 && errno == ENOSYS);
+		EXPECT(xengnttab_grant_copy(xgt, 0, NULL) == -1 && errno == ENOSYS);
+		EXPECT(xengnttab_grant_copy(xgt, 0, NULL) == -1 && errno == ENOSYS);
+	} else {
+		EXPECT(xenevtchn_restrict(xce, 1) == -1 && errno == ENOSYS);
+		EXPECT(xenevtchn_restrict(xce, 1) == -1 && errno == ENOSYS);
+		EXPECT(!xenevtchn_fdopen(to, 0, 0) && errno == ENOSYS);
+		EXPECT(xengntshr_fd(xgs) == -1 && errno == ENOSYS);
+		EXPECT(xengntshr_fd(xgs) == -1 && errno == ENOSYS);
+	}
+	EXPECT(xenevtchn_close(xce) == 0);
+	EXPECT(xengnttab_close(xgt) == 0 && xengntshr_close(xgs) == 0);
+}
+
+static void ask_ctrl(void)
+{
 	xc_interface *quiet, *xch = xc_interface_open(NULL, NULL, 0);
 	xen_pfn_t frames[1] = {0};
 	xc_dominfo_t info;
@@ -43,5 +71,16 @@ int main(void)
 	EXPECT(strcmp(xc_error_code_to_desc(XC_ERROR_NONE), "No error") == 0);
 	EXPECT(xc_interface_close(quiet) == 0 && xc_interface_close(xch) == 0);
 	EXPECT(xc_interface_close(NULL) == 0);
+}
+
+int main(int argc, char **argv)
+{
+	EXPECT(argc == 2);
+	if (strcmp(argv[1], "ctrl") == 0) {
+		ask_ctrl();
+		return 0;
+	}
+	ask_devices(NULL);
+	ask_devices(&logger);
 	return 0;
 }

@@ -101,13 +101,23 @@ def test_events_by_the_vchans_own_handle(xen: Start) -> None:
 
 def test_what_only_a_hypervisor_has_fails_and_says_so_once(tmp_path: Path) -> None:
     program = compile_xen(tmp_path, "unsupported.c")
-    done = run(program, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path), "LD_LIBRARY_PATH": LIBRARIES})
+    done = run(program, "ctrl", env={"KVMCHAN_RUNTIME_DIR": str(tmp_path), "LD_LIBRARY_PATH": LIBRARIES})
     why = "not emulated by kvmchan, which is no hypervisor"
     assert done.stderr.splitlines() == [f"kvmchan: xc_domain_pause: {why}", f"kvmchan: xc_map_foreign_pages: {why}"]
     *logged, failed, last = done.stdout.splitlines()
     assert logged == [f"log 8 -1 kvmchan: xc_domain_unpause: {why}", f"log 8 -1 kvmchan: xc_get_tot_pages: {why}"]
     assert re.fullmatch(r"log 8 -1 kvmchan: xc_domain_getinfo: (no kvmchand answers at .*)", failed)
     assert last == "last " + failed.removeprefix("log 8 -1 kvmchan: xc_domain_getinfo: ")
+
+
+def test_what_the_other_libraries_do_not_emulate_fails_and_is_told_once(tmp_path: Path) -> None:
+    program = compile_xen(tmp_path, "unsupported.c")
+    done = run(program, "devices", env={"LD_LIBRARY_PATH": LIBRARIES})
+    why = "not emulated by kvmchan: "
+    functions = [[line.partition(f": {why}")[0] for line in text.splitlines()] for text in (done.stderr, done.stdout)]
+    assert functions[0] == ["kvmchan: xenevtchn_bind_virq", "kvmchan: xengnttab_grant_copy"]
+    logged = ("xenevtchn_restrict", "xenevtchn_fdopen", "xengntshr_fd")
+    assert functions[1] == [f"log 8 -1 kvmchan: {function}" for function in logged]
 
 
 def test_program_that_only_opens_its_handles_starts_no_python(xen_program: Path) -> None:

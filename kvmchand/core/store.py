@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from kvmchand.core import access, journal, paths
-from kvmchand.core.nodes import EXACT, FIRES, QUIET, READ, WRITTEN, Node, Permissions, Tree, rights
+from kvmchand.core.nodes import EXACT, FIRES, QUIET, READ, WRITE, WRITTEN, Node, Permissions, Tree, rights
 from kvmchand.core.offers import Offer, Offers
 from kvmchand.core.quotas import Ledger, Quotas, Refused
 from kvmchand.core.requests import Client, Requests
@@ -117,8 +117,8 @@ class Store:
     def offer(self, channel: ChannelId, path: str, server: DomainId, client: DomainId, ref: int, port: int) -> None:
         """A vchan is offered at `path`, which is absolute; if another is there, this takes its place. The same again: nothing.
 
-        The nodes do not count, but those that have to be made above `path` do, as the server's: if it has no room for them
-        the offer does not stand in the store.
+        The nodes do not count, but those that have to be made above `path` do, as the server's: if it has no room for them, or
+        may not write there, the offer does not stand in the store.
         """
         self._old_offers.discard(channel)
         offer = Offer(channel, path, server, client, ref, port)
@@ -266,6 +266,9 @@ class Store:
         # Over it already: by offers whose nodes were overwritten, and so are its own now.
         if self._ledger.is_over(offer.server):
             raise Refused(errno.ENOSPC)
+        for path in (offer.path, *offer.nodes):
+            if self._offers.of_node(path) is None and not self._may_write(offer.server, path):
+                raise Refused(errno.EACCES)
         for path, value in offer.nodes.items():
             replaced = self._offers.of_node(path)
             if replaced is not None:
@@ -280,8 +283,16 @@ class Store:
 
     def _withdraw(self, offer: Offer) -> None:
         self._forget(offer)
-        if self._tree.look(offer.path) is not None:
-            access.remove_tree(self._tree, offer.path)
+        for path in (offer.path,) if self._may_write(offer.server, offer.path) else offer.nodes:
+            if self._tree.look(path) is not None:
+                access.remove_tree(self._tree, path)
+
+    def _may_write(self, domain: DomainId, path: str) -> bool:
+        try:
+            access.find(self._tree, domain, path, WRITE)
+        except Refused as error:
+            return error.number == errno.ENOENT
+        return True
 
     def _forget(self, offer: Offer) -> None:
         """The offer stands no more; what there is of its nodes is like any other."""

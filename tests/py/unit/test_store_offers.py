@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
+from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 from kvmchand.core.store import Quotas
 from kvmchand.wire.xs import Kind
@@ -146,6 +146,32 @@ def test_an_offer_over_what_the_server_wrote_takes_its_place(rig: Rig) -> None:
     assert rig.usage(1).nodes == before - 1
     rig.withdraw(5)
     assert rig.usage(1).nodes == before - 2
+
+
+@pytest.mark.parametrize("path", ["name", "name/deep/er", "theirs"])
+def test_an_offer_where_its_server_may_not_write_does_not_stand(rig: Rig, path: str) -> None:
+    rig.write(HOST, "/local/domain/1/theirs/ring-ref", "domain 0 says so")
+    for each in ("theirs", "theirs/ring-ref"):
+        rig.permit(HOST, f"/local/domain/1/{each}", "n0", "r1")
+    before = state(rig.store)
+    rig.offer(path=f"/local/domain/1/{path}")
+    rig.withdraw(5)
+    assert state(rig.store) == before
+
+
+def test_an_offer_does_not_replace_a_node_that_its_server_may_not_write(rig: Rig) -> None:
+    rig.write(HOST, "/local/domain/1/ch/event-channel", "domain 0 says so")
+    rig.permit(HOST, PORT, "n0", "r1")
+    rig.offer()
+    rig.withdraw(5)
+    assert rig.read(ONE, PORT) == "domain 0 says so"
+
+
+def test_a_withdrawn_offers_path_that_its_server_may_not_write_any_more_stays(rig: Rig) -> None:
+    rig.offer()
+    rig.permit(HOST, PATH, "n0", "r1")
+    rig.withdraw(5)
+    assert rig.children(ONE, "ch") == []
 
 
 def test_the_same_offer_again_changes_nothing(rig: Rig) -> None:

@@ -236,7 +236,7 @@ def test_nodes_of_the_start_that_were_removed_stay_removed() -> None:
         assert state(replayed(records)) == state(rig.store)
     again = Rig(records=rig.records)
     assert again.children(HOST, "/") == ["vm"]
-    again.offer()
+    again.offer(server=0)
     again.store.settle()
     assert again.read(TWO, "/local/domain/1/ch/ring-ref") == "105"
     assert_sound(again.store)

@@ -172,9 +172,12 @@ class Store(Streams):
 
     def _commit(self, asked: Stream | None = None, reply: bytes = b"") -> None:
         """What was done is noted, and main knows of it, before anyone is told: first of all who asked for it."""
-        for channel in self._removed:
-            self._say(store.Withdraw(channel))
+        told: set[ChannelId] = set()
         while self._removed:
+            # What main says meanwhile may remove nodes of other vchans.
+            for channel in self._removed - told:
+                self._say(store.Withdraw(channel))
+            told |= self._removed
             self._require_main(self._hear_main())
         self._tree.flush_events()
         records, events = self._records.copy(), self._events.copy()

@@ -21,9 +21,14 @@ from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eve
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.connections import CONNECTIONS_MAX
+from kvmchand.core.paths import HOST
 from kvmchand.errors import NotFound
+from kvmchand.ids import ChannelId, ClientId, Size
+from kvmchand.ipc import Service
 from kvmchand.streams import OUTPUT_MAX
-from kvmchand.wire import xs
+from kvmchand.wire import internal, xs
+from kvmchand.wire import store as wire
+from kvmchand.wire.packet import receive_packet, send_packet
 from kvmchand.wire.xs import Kind
 from libxenvchan_shim import Vchan, connect, listen
 
@@ -480,6 +485,48 @@ def test_a_store_process_that_was_taken_over_is_replaced_and_harms_no_channel(da
         assert looking.read("/local/domain/1/x/ring-ref")
     client.close()
     server.close()
+
+
+def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_path: Path) -> None:
+    """What main says of the outer vchan comes between a program's request and the answer for its own."""
+    path = tmp_path / "store.sock"
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        listener.bind(str(path))
+        listener.listen()
+        service = Service("store")
+        stack.callback(service.stop)
+        service.sock.settimeout(DEADLINE)
+
+        def say(message: object, *fds: int) -> None:
+            service.marker.count_sent()
+            send_packet(service.sock, wire.to_store.encode(message), fds)
+
+        def hear() -> object:
+            data, fds = receive_packet(service.sock)
+            fds.close()
+            return wire.from_store.decode(data)
+
+        journal = os.memfd_create("journal")
+        stack.callback(os.close, journal)
+        say(wire.Journal(), journal)
+        say(wire.Domain(HOST, "Domain-0", ""))
+        outer, inner, removed = ChannelId(1), ChannelId(2), ChannelId(3)
+        for number, where in ((outer, "/tool/a"), (inner, "/tool/a/b"), (removed, "/tool/c")):
+            say(wire.Offered(number, where, HOST, HOST, number, number))
+        say(internal.Listen(HOST, True, Size(0), -1, 10), listener.fileno())
+        say(internal.Start(ClientId(1), "nobody"))
+        assert isinstance(hear(), internal.Started)
+        with StoreClient(path) as program:
+            assert isinstance(hear(), wire.Connected)
+            program.say(packet(Kind.RM, "/tool/c/ring-ref"))
+            assert hear() == wire.Withdraw(removed)
+            say(wire.Withdrawn(outer))
+            say(wire.Withdrawn(removed))
+            assert hear() == wire.Withdraw(inner)
+            say(wire.Withdrawn(inner))
+            assert program.reply() == xs.OK
+            assert program.children("/tool") == ["xenstored", "c"]
 
 
 def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(daemon: Daemon) -> None:

@@ -158,8 +158,8 @@ class Streams(Worker):
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
         super().__init__(main, marker, incoming, outgoing)
         self._streams: dict[ClientId, Stream] = {}
-        self._busy: dict[ClientId, Stream] = {}
-        """Those that may have requests. Each turn takes one of each, so that none stalls another."""
+        self._busy: dict[DomainId, dict[ClientId, Stream]] = {}
+        """Those that may have requests. Each turn takes one of each domain, so that none stalls another by many connections."""
         self._listeners: dict[DomainId, Listener] = {}
         self._next = 1
         self._spare = Spare()
@@ -227,7 +227,7 @@ class Streams(Worker):
 
     def _on_socket(self, stream: SocketStream, events: int) -> None:
         stream.is_closing |= bool(events & (HALF_CLOSED | HUNG_UP))
-        self._busy[stream.number] = stream
+        self._wake(stream)
         if events & WRITABLE:
             self._guard(stream, lambda stream: stream.flush())
 
@@ -238,7 +238,7 @@ class Streams(Worker):
 
     def _forget(self, gone: Stream) -> None:
         del self._streams[gone.number]
-        self._busy.pop(gone.number, None)
+        self._busy.get(gone.domain, {}).pop(gone.number, None)
         if isinstance(gone, SocketStream):
             self._listeners[gone.domain].clients -= 1
             self._loop.remove(gone.sock.fileno())
@@ -247,12 +247,19 @@ class Streams(Worker):
 
     # ---- turns ----
 
+    def _wake(self, stream: Stream) -> None:
+        """It may have requests."""
+        self._busy.setdefault(stream.domain, {})[stream.number] = stream
+
     def _take_turns(self) -> float | None:
-        for stream in list(self._busy.values()):
-            if stream.number in self._busy:  # still, after the turns of those before it
+        for domain, busy in list(self._busy.items()):
+            if busy:
+                stream = busy.pop(next(iter(busy)))
                 self._marker.set(stream.number)
                 self._guard(stream, self._take_turn)
                 self._marker.clear()
+            if not busy:
+                del self._busy[domain]
         return 0 if self._busy else None
 
     def _guard(self, stream: Stream, action: Callable[[Stream], None]) -> None:
@@ -270,9 +277,9 @@ class Streams(Worker):
 
     def _take_turn(self, stream: Stream) -> None:
         taken = None if stream.is_waiting or stream.is_asking else stream.take()
-        if taken is None or taken.is_last:
-            del self._busy[stream.number]
         if taken is not None:
+            if not taken.is_last:
+                self._wake(stream)
             self._on_request(stream, taken)
 
     def _see_output(self, stream: Stream) -> None:
@@ -282,5 +289,5 @@ class Streams(Worker):
             if isinstance(stream, SocketStream):
                 self._loop.modify(stream.sock.fileno(), _IDLE | WRITABLE if stream.is_waiting else _IDLE)
             if not stream.is_waiting:
-                self._busy[stream.number] = stream  # it may have asked meanwhile
+                self._wake(stream)  # it may have asked meanwhile
             self._on_output(stream)

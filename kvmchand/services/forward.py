@@ -34,7 +34,7 @@ class Forward(Streams):
             return  # it went meanwhile
         if told.answers:
             stream.is_asking = False
-            self._busy[stream.number] = stream
+            self._wake(stream)
         self._guard(stream, lambda stream: stream.put(told.data))
         if not stream.is_waiting:
             self._say_taken(stream)

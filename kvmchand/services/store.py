@@ -119,7 +119,7 @@ class Store(Streams):
     def _with_remote(self, client: ClientId, action: Callable[[RemoteStream], None]) -> None:
         stream = self._streams.get(client)
         if isinstance(stream, RemoteStream):  # else it has ended
-            self._busy[client] = stream
+            self._wake(stream)
             self._guard(stream, lambda _stream: action(stream))
 
     def _replay(self) -> None:

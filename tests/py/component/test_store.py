@@ -282,6 +282,28 @@ def test_who_does_not_read_its_answers_is_not_heard_meanwhile(daemon: Daemon) ->
         other.remove("/long")
 
 
+def test_a_domain_with_many_connections_has_no_more_turns_than_others(daemon: Daemon) -> None:
+    with ExitStack() as stack:
+        watching = stack.enter_context(store(daemon))
+        watching.watch("/local/domain")
+        many = [stack.enter_context(store(daemon, 1)) for _ in range(40)]
+        one = stack.enter_context(store(daemon, 2))
+        for each in (*many, one):
+            each.read("domid")
+        os.kill(daemon.service("store"), signal.SIGSTOP)
+        for number, each in enumerate(many):
+            each.say(write_packet(f"{number}", "x"))
+        one.say(b"".join(write_packet(f"{number}", "x") for number in range(5)))
+        os.kill(daemon.service("store"), signal.SIGCONT)
+        order = [watching.event()[0] for _ in range(45)]
+        assert order.index("/local/domain/2/4") < 20
+        for number in range(40):
+            many[0].remove(f"{number}")
+        for number in range(5):
+            one.reply()
+            one.remove(f"{number}")
+
+
 def test_a_domain_has_so_many_connections_and_room_again(daemon: Daemon) -> None:
     with ExitStack() as stack:
         many = [stack.enter_context(store(daemon, 1)) for _ in range(CONNECTIONS_MAX)]

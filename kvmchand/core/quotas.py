@@ -26,9 +26,12 @@ class Quotas:
     """Nodes that it owns."""
     bytes: int = 32 << 20
     """Paths and values of the nodes that it owns, its watches, and what its open transactions have looked at or changed."""
-    watches: int = 16384
+    watches: int = 4096
+    """One for each of its connections: all may be told of one change."""
     transactions: int = 1024
     """Open at once."""
+    transaction_bytes: int = 2 << 20
+    """Of what one transaction has looked at or changed, so that those who watch can take the events of its commit."""
     permissions: int = 5
     """Entries of one node's permissions; xenstored's number."""
 
@@ -96,6 +99,11 @@ class Ledger:
         if domain != HOST and usage.transactions >= self.quotas.transactions:
             raise Refused(errno.ENOSPC)
         usage.transactions += 1
+
+    def require_held(self, domain: DomainId, held: int) -> None:
+        """Refused unless one transaction of the domain may keep so many bytes."""
+        if domain != HOST and held > self.quotas.transaction_bytes:
+            raise Refused(errno.ENOMEM)
 
     def remove_transaction(self, domain: DomainId, held: int) -> None:
         usage = self.of(domain)

@@ -35,7 +35,7 @@ class Transaction:
             return self._seen[path]
         node = self.tree.look(path)
         size = ENTRY_BYTES + len(path) + (0 if node is None else len(node.value) + node.names)
-        self.tree.ledger.require(self.domain, 0, size)
+        self._require(size)
         self._hold(size)
         if node is not None:
             node.shared = True
@@ -49,7 +49,7 @@ class Transaction:
         charged = self._charges.get(domain)
         self.tree.ledger.require(domain, nodes + charged.nodes if charged and nodes > 0 else nodes)
         # Until the commit it is the transaction's domain that has the bytes.
-        self.tree.ledger.require(self.domain, 0, max(size, 1))
+        self._require(max(size, 1))
 
     def charge(self, domain: DomainId, nodes: int, size: int) -> None:
         usage = self._charges.setdefault(domain, Usage())
@@ -95,6 +95,10 @@ class Transaction:
                 self.tree.drop(path)
         for domain, usage in self._charges.items():
             ledger.add(domain, usage.nodes, usage.bytes)
+
+    def _require(self, size: int) -> None:
+        self.tree.ledger.require_held(self.domain, self.held + size)
+        self.tree.ledger.require(self.domain, 0, size)
 
     def _hold(self, size: int) -> None:
         self.tree.ledger.add(self.domain, 0, size)

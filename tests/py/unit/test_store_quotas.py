@@ -193,6 +193,25 @@ def test_looking_at_what_is_and_what_is_not_there_is_bounded_too() -> None:
     assert_sound(rig.store)
 
 
+def test_one_transaction_keeps_so_many_bytes_and_another_may_be_begun() -> None:
+    rig = Rig(Quotas(transaction_bytes=100_000))
+    transaction = rig.begin(ONE)
+    number, error = fill(rig, transaction=transaction)
+    assert error == "ENOMEM"
+    assert 100 < number < 400
+    assert rig.usage(1).bytes < 110_000
+    rig.end(ONE, transaction)
+    assert len(rig.children(ONE, "n")) == number
+    transaction = rig.begin(ONE)
+    rig.write(ONE, "n/0", "x", transaction)
+    rig.end(ONE, transaction)
+    transaction = rig.begin(HOST)
+    for each in range(2 * number):
+        rig.write(HOST, f"/tool/{each}", "", transaction)
+    rig.end(HOST, transaction)
+    assert_sound(rig.store)
+
+
 def test_removing_more_than_a_transaction_may_keep_removes_nothing() -> None:
     rig = Rig(Quotas(bytes=60_000))
     for number in range(40):

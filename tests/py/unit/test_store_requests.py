@@ -44,7 +44,10 @@ def test_a_domain_that_goes_takes_all_that_is_its_along(rig: Rig) -> None:
     rig.permit(HOST, "/tool/for-one", "n1")
     rig.write(HOST, "/tool/for-both", "")
     rig.permit(HOST, "/tool/for-both", "n0", "r1", "r2")
+    rig.watch(HOST, "/tool")
     rig.store.release(DomainId(1))
+    rig.store.flush_events()
+    assert rig.told(HOST) == ["/tool/for-one"]
     assert rig.children(HOST, "/local/domain") == ["0", "2"]
     assert rig.children(HOST, "/vm") == []
     assert rig.children(HOST, "/tool") == ["xenstored", "for-both"]
@@ -267,8 +270,8 @@ def test_paths_as_deep_as_they_can_be(rig: Rig) -> None:
     assert rig.read(ONE, deep) == "x"
     with pytest.raises(Failed, match="EACCES"):
         rig.read(TWO, deep)
-    transaction = rig.begin(ONE)
-    rig.remove(ONE, "a/a", transaction)
-    rig.end(ONE, transaction)
+    transaction = rig.begin(HOST)  # more than another domain's transaction may keep
+    rig.remove(HOST, "/local/domain/1/a/a", transaction)
+    rig.end(HOST, transaction)
     assert rig.children(ONE, "a") == []
     assert rig.told(ONE) == [deep.removeprefix("/local/domain/1/"), "a/a"]

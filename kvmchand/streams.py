@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import socket
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmchand import log
+from kvmchand.core.paths import HOST
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.ipc import Marker
@@ -27,6 +28,8 @@ from kvmchand.worker import Worker
 
 OUTPUT_MAX = 1 << 20
 """Bytes that wait for a client to read. Xenstore's own daemon has a limit of as many events."""
+DOMAIN_OUTPUT_MAX = 16 << 20
+"""Bytes of events that wait for all clients of a domain other than 0."""
 _IDLE = READABLE | HALF_CLOSED | EDGE
 
 
@@ -42,35 +45,53 @@ class Taken:
 class Stream(ABC):
     """A connection: where its requests come from, and its output goes."""
 
-    def __init__(self, number: ClientId, domain: DomainId) -> None:
+    def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId]) -> None:
+        """`waiting`: bytes of all streams together, by domain."""
         self.number = number
         self.domain = domain
+        self._waiting = waiting
         self._queue: deque[tuple[bytes, bool]] = deque()
         """Packets, and whether each is an event."""
         self._events: set[bytes] = set()
-        """Those in the queue."""
+        """Those in the queue, and expected there."""
         self._bytes = 0
         self.was_waiting = False
         """As is_waiting was at the last look."""
         self.is_asking = False
         """Its last request has no answer yet, and it is not heard."""
 
+    def expect_event(self, packet: bytes) -> bool:
+        """Makes room for an event, which put_event() then fills; False where the same waits already. LimitReached: too much
+        does."""
+        if packet in self._events:
+            return False
+        if self.domain != HOST and self._waiting[self.domain] > DOMAIN_OUTPUT_MAX:
+            raise LimitReached(f"its domain does not read what it watches: over {DOMAIN_OUTPUT_MAX} bytes wait")
+        self._count(packet)
+        self._events.add(packet)
+        return True
+
     def put_event(self, packet: bytes) -> None:
-        """As put(); nothing where the same waits already."""
-        if packet not in self._events:
-            self._events.add(packet)
-            self._put(packet, is_event=True)
+        """One that is expected. OSError: it is gone."""
+        self._queue.append((packet, True))
+        self.flush()
 
     def put(self, data: bytes) -> None:
         """What the client has asked for. LimitReached: too much waits already. OSError: it is gone."""
-        self._put(data, is_event=False)
+        self._count(data)
+        self._queue.append((data, False))
+        self.flush()
 
-    def _put(self, data: bytes, *, is_event: bool) -> None:
+    def _count(self, data: bytes) -> None:
         if self._bytes > OUTPUT_MAX:
             raise LimitReached(f"it does not read what it watches: over {OUTPUT_MAX} bytes wait")
-        self._queue.append((data, is_event))
         self._bytes += len(data)
-        self.flush()
+        self._waiting[self.domain] += len(data)
+
+    def forget_output(self) -> None:
+        """It is over: nothing waits for it any more."""
+        self._waiting[self.domain] -= self._bytes
+        self._bytes = 0
 
     def _next(self, most: int) -> tuple[bytes, bool]:
         """The packets that go next, of `most` bytes together or one, and whether a reply is among them."""
@@ -85,6 +106,7 @@ class Stream(ABC):
             else:
                 answers = True
         self._bytes -= size
+        self._waiting[self.domain] -= size
         return b"".join(found), answers
 
     @property
@@ -105,8 +127,8 @@ class Stream(ABC):
 
 
 class SocketStream(Stream):
-    def __init__(self, number: ClientId, domain: DomainId, sock: socket.socket) -> None:
-        super().__init__(number, domain)
+    def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], sock: socket.socket) -> None:
+        super().__init__(number, domain, waiting)
         self.sock = sock
         self._rest = b""
         """Of what is being sent."""
@@ -158,6 +180,7 @@ class Streams(Worker):
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
         super().__init__(main, marker, incoming, outgoing)
         self._streams: dict[ClientId, Stream] = {}
+        self._waiting: Counter[DomainId] = Counter()
         self._busy: dict[DomainId, dict[ClientId, Stream]] = {}
         """Those that may have requests. Each turn takes one of each domain, so that none stalls another by many connections."""
         self._listeners: dict[DomainId, Listener] = {}
@@ -217,7 +240,7 @@ class Streams(Worker):
 
     def _serve(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         sock.setblocking(False)
-        stream = SocketStream(number, listener.settings.domain, sock)
+        stream = SocketStream(number, listener.settings.domain, self._waiting, sock)
         listener.clients += 1
         self._add(stream)
         self._loop.add(sock.fileno(), lambda events: self._on_socket(stream, events), _IDLE)
@@ -243,6 +266,7 @@ class Streams(Worker):
             self._listeners[gone.domain].clients -= 1
             self._loop.remove(gone.sock.fileno())
         gone.close()
+        gone.forget_output()
         self._on_gone(gone)
 
     # ---- turns ----
@@ -267,13 +291,16 @@ class Streams(Worker):
         try:
             action(stream)
         except OSError as error:
-            if stream.number in self._streams:
-                if isinstance(error, KvmchanError):
-                    log.warning(f"domain {stream.domain}, store client {stream.number}, is dropped: {error.sentence}")
-                self._end(stream)
+            self._fail(stream, error)
             return
         if stream.number in self._streams:
             self._see_output(stream)
+
+    def _fail(self, stream: Stream, error: OSError) -> None:
+        if stream.number in self._streams:
+            if isinstance(error, KvmchanError):
+                log.warning(f"domain {stream.domain}, store client {stream.number}, is dropped: {error.sentence}")
+            self._end(stream)
 
     def _take_turn(self, stream: Stream) -> None:
         taken = None if stream.is_waiting or stream.is_asking else stream.take()

@@ -9,13 +9,14 @@ program that removes a vchan's nodes is answered when main has withdrawn the vch
 from __future__ import annotations
 
 import socket
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
 from kvmchand import log
 from kvmchand.core.store import Quotas
 from kvmchand.core.store import Store as Tree
-from kvmchand.errors import ProtocolError
+from kvmchand.errors import LimitReached, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 from kvmchand.ipc import Marker
 from kvmchand.journal import Found, Journal
@@ -28,8 +29,8 @@ from kvmchand.worker import serve
 class RemoteStream(Stream):
     """A connection to the store of a guest's daemon. One Output is on its way at a time."""
 
-    def __init__(self, number: ClientId, domain: DomainId, say: Callable[[object], None]) -> None:
-        super().__init__(number, domain)
+    def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], say: Callable[[object], None]) -> None:
+        super().__init__(number, domain, waiting)
         self._say = say
         self._request: bytes | None = None
         self._is_sent = False
@@ -79,9 +80,18 @@ class Store(Streams):
         self._tree = self._new_tree()
 
     def _new_tree(self) -> Tree:
-        return Tree(
-            Quotas(), lambda client, packet: self._events.append((client, packet)), self._removed.add, self._records.append
-        )
+        return Tree(Quotas(), self._expect, self._removed.add, self._records.append)
+
+    def _expect(self, client: ClientId, packet: bytes) -> None:
+        """An event, which waits to be noted. Who has too many ends here: one change may make more than there is memory for."""
+        stream = self._streams.get(client)
+        if stream is None:
+            return
+        try:
+            if stream.expect_event(packet):
+                self._events.append((client, packet))
+        except LimitReached as error:
+            self._fail(stream, error)
 
     # ---- main ----
 
@@ -105,7 +115,7 @@ class Store(Streams):
                 self._removed.discard(message.channel)
                 self._tree.withdraw(message.channel)
             case store.Remote():
-                self._add(RemoteStream(message.client, message.domain, self._say))
+                self._add(RemoteStream(message.client, message.domain, self._waiting, self._say))
             case store.Request():
                 self._with_remote(message.client, lambda remote: remote.feed(message.data))
             case store.Taken():
@@ -140,9 +150,10 @@ class Store(Streams):
         for stream in list(self._streams.values()):
             if self._is_lost or stream.number in self._found.owed:
                 self._end(stream)
+        for client, packet in self._found.events:
+            self._expect(client, packet)  # some for the second time, as a watch may
         self._tree.settle()
         self._journal.start()
-        self._events[:0] = self._found.events  # some for the second time, as a watch may
         self._commit()
 
     # ---- connections ----
@@ -186,7 +197,8 @@ class Store(Streams):
         if records or events:
             self._journal.append(records, events)
         if asked is not None:
-            self._guard(asked, lambda stream: stream.put(reply))
+            if asked.number in self._streams:
+                self._guard(asked, lambda stream: stream.put(reply))
             self._marker.clear()  # it has its answer, and may outlive us
         for client, packet in events:
             stream = self._streams.get(client)

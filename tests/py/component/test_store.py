@@ -25,7 +25,7 @@ from kvmchand.core.paths import HOST
 from kvmchand.errors import NotFound
 from kvmchand.ids import ChannelId, ClientId, Size
 from kvmchand.ipc import Service
-from kvmchand.streams import OUTPUT_MAX
+from kvmchand.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
 from kvmchand.wire import internal, xs
 from kvmchand.wire import store as wire
 from kvmchand.wire.packet import receive_packet, send_packet
@@ -264,6 +264,41 @@ def test_the_same_event_does_not_wait_twice(daemon: Daemon) -> None:
         writer.write("/one/last", "x")
         deaf.await_event("/one/last", token)
         writer.remove("/one")
+
+
+def test_a_change_that_makes_more_events_than_there_is_room_for_ends_those_who_watch_it(daemon: Daemon) -> None:
+    """Before they are made: a domain's watches and the nodes of a transaction multiply."""
+    token = "t" * 3000
+    with ExitStack() as stack:
+        watching = [stack.enter_context(store(daemon, 1)) for _ in range(10)]
+        for each in watching:
+            for number in range(400):
+                each.watch("many", f"{number}{token}")
+        writer = stack.enter_context(store(daemon, 1))
+        transaction = writer.begin()
+        for number in range(30):
+            writer.write(f"many/{number}", "", transaction)
+        writer.end(transaction)
+        for each in watching:
+            each.hear_end()
+        peak = Path(f"/proc/{daemon.service('store')}/status").read_text().split("VmHWM:")[1].split()[0]
+        assert int(peak) < 200 << 10
+        writer.remove("many")
+
+
+def test_all_clients_of_a_domain_have_so_much_room_for_events_together(daemon: Daemon) -> None:
+    token = "t" * 3000
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(store(daemon, 1)) for _ in range(3 * DOMAIN_OUTPUT_MAX // OUTPUT_MAX)]
+        for each in deaf:
+            each.watch("many", token)
+        other = stack.enter_context(store(daemon, 2))
+        writer = stack.enter_context(store(daemon, 1))
+        for number in range((OUTPUT_MAX - (300 << 10)) // 3000):  # too few for one to have too many
+            writer.write(f"many/{number}", "x")
+        assert "its domain does not read" in daemon.log()
+        assert other.read("domid") == "2"
+        writer.remove("many")
 
 
 def test_who_does_not_read_its_answers_is_not_heard_meanwhile(daemon: Daemon) -> None:

@@ -100,7 +100,7 @@ class Forward:
         """Ends who has waited for the host too long; in how many seconds the next has."""
         now = time.monotonic()
         waiting = {number: asked.deadline for number, asked in self._asked.items() if asked.waiting is not None}
-        for number, deadline in waiting.items():
+        for number, deadline in sorted(waiting.items(), key=lambda each: each[1]):
             if deadline > now:
                 return deadline - now
             log.warning(

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a guest's main does for connections to the store while there is no link to the host."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmchand.config import SocketSettings
+from kvmchand.errors import KvmchanError
+from kvmchand.forward import Asked, Forward
+from kvmchand.ids import ClientId
+from kvmchand.loop import Loop
+from kvmchand.sockets import Sockets
+from kvmchand.wire import store
+
+
+class Alone:
+    def tell_store(self, message: object) -> bool:
+        return False
+
+    def on_failure(self, error: KvmchanError) -> None:
+        raise error
+
+
+def test_who_has_waited_longest_for_the_host_is_ended_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    loop, sockets = Loop(), Sockets(tmp_path, SocketSettings())
+    forward = Forward(loop, sockets, Alone(), "nobody", lambda: 1)
+    for number in (1, 2):
+        forward._asked[ClientId(number)] = Asked()
+    forward.on_message(store.Request(ClientId(2), b"x"))
+    now += 15
+    forward.on_message(store.Request(ClientId(1), b"x"))
+    assert forward.until_next_look() == 5
+    now += 5
+    assert forward.until_next_look() == 15
+    assert list(forward._asked) == [1]
+    now += 15
+    assert forward.until_next_look() is None
+    assert not forward._asked
+    forward.close()
+    sockets.close()
+    loop.close()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     Packet = str  # a packet inside a packet
+    Text = str  # of which bytes are made
 
 PACKET_MAX = 32 * 1024
 """Bytes of one packet: a path of xenstore's longest (3072) in JSON's longest spelling (6 for 1), and room."""
@@ -42,14 +43,18 @@ def _text_of(most: int) -> Callable[[Any], Any]:
     return check
 
 
-def _packet(value: Any) -> Any:
+def _whole(most: int) -> Callable[[Any], Any]:
     """JSON can spell half of a surrogate pair, of which no bytes can be made."""
-    packet = _text_of(PACKET_MAX)(value)
-    try:
-        packet.encode()
-    except UnicodeEncodeError:
-        raise ValueError("a string of whole characters") from None
-    return packet
+    is_text = _text_of(most)
+
+    def check(value: Any) -> Any:
+        try:
+            is_text(value).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a string of whole characters") from None
+        return value
+
+    return check
 
 
 def _data(value: Any) -> Any:
@@ -78,7 +83,8 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "DeviceId": _integer(0, 2**63 - 1),
     "str": _text_of(4096),
     "bool": _flag,
-    "Packet": _packet,
+    "Packet": _whole(PACKET_MAX),
+    "Text": _whole(4096),
     "bytes": _data,
 }
 

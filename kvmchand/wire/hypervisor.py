@@ -9,6 +9,7 @@ from kvmchand.wire.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import DeviceId, DomainId, Size
+    from kvmchand.wire.codec import Text
 
 
 class Start(Record):
@@ -45,8 +46,8 @@ class Found(Record):
     which it has."""
 
     domain: DomainId
-    name: str
-    uuid: str
+    name: Text
+    uuid: Text
 
 
 class Prepared(Record):

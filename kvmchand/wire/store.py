@@ -15,6 +15,7 @@ from kvmchand.wire.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, ClientId, DomainId
+    from kvmchand.wire.codec import Text
 
 REQUEST_BYTES = 4112
 """Bytes of a request, at the most: xenstore's header and its longest payload."""
@@ -33,8 +34,8 @@ class Domain(Record):
     """main → store: a domain is there. `uuid`: its hypervisor's, or empty."""
 
     domain: DomainId
-    name: str
-    uuid: str
+    name: Text
+    uuid: Text
 
 
 class Gone(Record):

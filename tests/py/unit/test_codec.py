@@ -49,7 +49,8 @@ TYPES: dict[str, tuple[list[Any], list[Any]]] = {
     "ClientId": ([0, 2**63 - 1], [-1, 2**63]),
     "DeviceId": ([0, 2**63 - 1], [-1, 2**63]),
     "str": (["", "x", "x" * 4096, 'ä"\\\n\0\u2028'], ["x" * 4097]),
-    "Packet": (["", '{"type":"hello"}', "x" * 20000], []),
+    "Text": (["", "x", "x" * 4096, 'ä"\\\n\0\u2028'], ["x" * 4097, "\ud800"]),
+    "Packet": (["", '{"type":"hello"}', "x" * 20000], ["\ud800"]),
     "bytes": ([b"", b"x", bytes(range(256)), bytes(24000)], ["=", "eA", "eA==\n", "e A==", "eA==eA==", "\u0430A=="]),
     "bool": ([True, False], []),
 }
@@ -63,7 +64,7 @@ def wrong_types(kind: str) -> list[Any]:
         values += [0, 1]
     if kind == "bytes":
         values += ["1", "true."]
-    elif kind not in ("str", "Packet"):
+    elif kind not in ("str", "Text", "Packet"):
         values += ["", "1", "true"]
     if kind != "bool":
         values += [True, False]

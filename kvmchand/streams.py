@@ -27,7 +27,7 @@ from kvmchand.wire.packet import Fds
 from kvmchand.worker import Worker
 
 OUTPUT_MAX = 1 << 20
-"""Bytes that wait for a client to read. Xenstore's own daemon has a limit of as many events."""
+"""Bytes that wait for a client to read: some ten thousand events of usual paths."""
 DOMAIN_OUTPUT_MAX = 16 << 20
 """Bytes of events that wait for all clients of a domain other than 0."""
 _IDLE = READABLE | HALF_CLOSED | EDGE

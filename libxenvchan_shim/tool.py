@@ -134,7 +134,7 @@ def diagnose(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kvmchan", description="Runs programs on kvmchan's vchans, and shows them.")
     commands = parser.add_subparsers(dest="command", required=True)
-    runs = commands.add_parser("exec", help="run a program, compiled against Xen's libxenvchan, on ours")
+    runs = commands.add_parser("exec", help="run a program, compiled for Xen, Qubes or libkvmchan, on our libraries and store")
     runs.add_argument("program", nargs=argparse.REMAINDER, metavar="-- PROGRAM ...")
     lists = commands.add_parser(
         "ls",

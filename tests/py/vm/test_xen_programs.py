@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import shlex
+import socket
 from pathlib import Path
 
 import pytest
 from machine import Machine, Program
 from network import HostProgram, Network
-from support import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
+from support import BUILD, DEADLINE, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
 
 PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
 FILES_BYTES = 200_000
@@ -82,6 +83,52 @@ def test_files_pass_both_ways_through_a_proxy_on_each_side(
     assert serving.wait() == 0
     connecting.end_input()
     assert connecting.wait() == 0
+
+
+TURNS = 2
+ECHO = """
+import hashlib, socket, sys
+path, turns, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+for turn in range(turns):
+    sock = socket.socket(socket.AF_UNIX)
+    while True:
+        try:
+            sock.connect(path)
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            pass
+    sock.sendall(hashlib.shake_128(f"there {turn}".encode()).digest(size))
+    back = b""
+    while len(back) < size:
+        more = sock.recv(65536)
+        assert more, f"ended at {len(back)}"
+        back += more
+    assert back == hashlib.shake_128(f"back {turn}".encode()).digest(size)
+    sock.close()
+print("all", flush=True)
+"""
+
+
+def test_clients_in_a_guest_reach_a_server_on_the_host_one_after_the_other_through_sockets(
+    network: Network, guest: Machine, tmp_path: Path
+) -> None:
+    path, size = "/local/domain/0/data/sockets", 20_000
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.settimeout(DEADLINE)
+        listening.bind(str(tmp_path / "in"))
+        listening.listen()
+        shell(network, None, shlex.join(["exec", str(PROXY), "--mode=server", str(guest.domain), path, str(tmp_path / "in")]))
+        shell(network, guest, shlex.join(["exec", str(PROXY), "--mode=client", "0", path, "/tmp/sockets"]))
+        clients = network.run_on(guest, PYTHON, "-c", ECHO, "/tmp/sockets", str(TURNS), str(size))
+        for turn in range(TURNS):
+            connection, _ = listening.accept()
+            with connection, connection.makefile("rb") as incoming:
+                connection.settimeout(DEADLINE)
+                assert incoming.read(size) == hashlib.shake_128(f"there {turn}".encode()).digest(size)
+                connection.sendall(hashlib.shake_128(f"back {turn}".encode()).digest(size))
+                assert incoming.read() == b""  # the client has gone
+        clients.wait_line("all")
+        assert clients.wait() == 0
 
 
 def test_the_store_is_one_for_the_host_and_its_guests(network: Network, guest: Machine) -> None:

@@ -68,9 +68,13 @@ class Ledger:
         if size > 0 and usage.bytes + size > self.quotas.bytes:
             raise Refused(errno.ENOMEM)
 
-    def is_over(self, domain: DomainId) -> bool:
+    def require_within(self, domain: DomainId) -> None:
+        """Refused if the domain is beyond a quota already, though what it wants is free."""
         usage = self.of(domain)
-        return domain != HOST and (usage.nodes > self.quotas.nodes or usage.bytes > self.quotas.bytes)
+        if domain != HOST and usage.nodes > self.quotas.nodes:
+            raise Refused(errno.ENOSPC)
+        if domain != HOST and usage.bytes > self.quotas.bytes:
+            raise Refused(errno.ENOMEM)
 
     def add(self, domain: DomainId, nodes: int, size: int) -> None:
         usage = self.of(domain)

@@ -114,24 +114,26 @@ class Store:
             self._release(domain)
             self._finish()
 
-    def offer(self, channel: ChannelId, path: str, server: DomainId, client: DomainId, ref: int, port: int) -> None:
+    def offer(self, channel: ChannelId, path: str, server: DomainId, client: DomainId, ref: int, port: int) -> Refused | None:
         """A vchan is offered at `path`, which is absolute; if another is there, this takes its place. The same again: nothing.
 
-        The nodes do not count, but those that have to be made above `path` do, as the server's: if it has no room for them, or
-        may not write there, the offer does not stand in the store.
+        The nodes do not count, but those that have to be made above `path` do, as the server's: if it has no room for them
+        (ENOSPC: nodes, ENOMEM: bytes), or may not write there (EACCES), the offer does not stand in the store, and this is why.
         """
         self._old_offers.discard(channel)
         offer = Offer(channel, path, server, client, ref, port)
         known = self._offers.by_channel.get(channel)
         if known == offer:
-            return
+            return None
         if known is not None:
             self._withdraw(known)
+        refused = None
         try:
             self._show(offer)
-        except Refused:
-            pass
+        except Refused as error:
+            refused = error
         self._finish(shown=offer)
+        return refused
 
     def withdraw(self, channel: ChannelId) -> None:
         """The offer is no more; its path goes, with all that is below. Unknown, or overwritten since: nothing."""
@@ -264,8 +266,7 @@ class Store:
 
     def _show(self, offer: Offer) -> None:
         # Over it already: by offers whose nodes were overwritten, and so are its own now.
-        if self._ledger.is_over(offer.server):
-            raise Refused(errno.ENOSPC)
+        self._ledger.require_within(offer.server)
         for path in (offer.path, *offer.nodes):
             if self._offers.of_node(path) is None and not self._may_write(offer.server, path):
                 raise Refused(errno.EACCES)

@@ -8,6 +8,7 @@ program that removes a vchan's nodes is answered when main has withdrawn the vch
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +25,14 @@ from kvmchand.streams import Stream, Streams, Taken
 from kvmchand.wire import internal, store, xs
 from kvmchand.wire.packet import Fds
 from kvmchand.worker import serve
+
+_QUOTAS = Quotas()
+_NOT_SHOWN = {
+    errno.ENOSPC: f"its quota of {_QUOTAS.nodes} nodes has no room: let it remove some",
+    errno.ENOMEM: f"its quota of {_QUOTAS.bytes} bytes has no room: let it remove nodes",
+    errno.EACCES: "it may not write there: offer the vchan elsewhere, or let it",
+}
+"""Why a domain's vchan does not stand in the store."""
 
 
 class RemoteStream(Stream):
@@ -80,7 +89,7 @@ class Store(Streams):
         self._tree = self._new_tree()
 
     def _new_tree(self) -> Tree:
-        return Tree(Quotas(), self._expect, self._removed.add, self._records.append)
+        return Tree(_QUOTAS, self._expect, self._removed.add, self._records.append)
 
     def _expect(self, client: ClientId, packet: bytes) -> None:
         """An event, which waits to be noted. Who has too many ends here: one change may make more than there is memory for."""
@@ -110,7 +119,7 @@ class Store(Streams):
             case store.Gone():
                 self._tree.release(message.domain)
             case store.Offered():
-                self._tree.offer(message.channel, message.path, message.server, message.client, message.ref, message.port)
+                self._offer(message)
             case store.Withdrawn():
                 self._removed.discard(message.channel)
                 self._tree.withdraw(message.channel)
@@ -125,6 +134,12 @@ class Store(Streams):
                 super()._obey(message, fds)
             case _:
                 super()._obey(message, fds)
+
+    def _offer(self, offered: store.Offered) -> None:
+        refused = self._tree.offer(offered.channel, offered.path, offered.server, offered.client, offered.ref, offered.port)
+        if refused is not None:
+            why = _NOT_SHOWN[refused.number]
+            log.warning(f"domain {offered.server}'s vchan at {offered.path} is not shown in the store, for {why}")
 
     def _with_remote(self, client: ClientId, action: Callable[[RemoteStream], None]) -> None:
         stream = self._streams.get(client)

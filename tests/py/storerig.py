@@ -90,9 +90,11 @@ class Rig:
     def end(self, client: ClientId, transaction: int, how: str = "T") -> None:
         assert self.ask(client, Kind.TRANSACTION_END, how, transaction=transaction) == "OK\0"
 
-    def offer(self, channel: int = 5, path: str = "/local/domain/1/ch", server: int = 1, client: int = 2) -> None:
-        self.store.offer(ChannelId(channel), path, DomainId(server), DomainId(client), 100 + channel, 200 + channel)
+    def offer(self, channel: int = 5, path: str = "/local/domain/1/ch", server: int = 1, client: int = 2) -> str:
+        """Why it is not shown, by the errno's name; "" if it is."""
+        refused = self.store.offer(ChannelId(channel), path, DomainId(server), DomainId(client), 100 + channel, 200 + channel)
         self.store.flush_events()
+        return str(refused or "")
 
     def withdraw(self, channel: int) -> None:
         self.store.withdraw(ChannelId(channel))

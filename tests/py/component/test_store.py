@@ -98,6 +98,36 @@ def test_other_domains_may_not_read_what_a_vchan_is_made_of(daemon: Daemon) -> N
     server.close()
 
 
+def test_a_vchan_that_the_store_can_not_show_is_logged_and_works(daemon: Daemon) -> None:
+    with store(daemon, 1) as own, store(daemon) as looking:
+        depth, folders = 500, 0
+        while depth:
+            try:
+                own.ask(Kind.MKDIR, f"{folders}" + "/d" * (depth - 1))
+                folders += 1
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+                depth //= 2
+        server = offer(daemon, "deep/er/path")
+        client = connect_to(daemon, "/local/domain/1/deep/er/path")
+        assert moves_data(server, client)
+        assert not looking.exists("/local/domain/1/deep")
+        # The store process has written this before it answered.
+        (line,) = [line for line in daemon.log().splitlines() if "not shown" in line]
+        assert "domain 1's vchan at /local/domain/1/deep/er/path is not shown" in line
+        assert "its quota of 32768 nodes" in line
+        looking.write("/local/domain/1/hosts", "")
+        looking.ask(Kind.SET_PERMS, "/local/domain/1/hosts", "n0", "r1")
+        other = offer(daemon, "hosts")
+        assert looking.children("/local/domain/1/hosts") == []
+        assert "domain 1's vchan at /local/domain/1/hosts is not shown in the store, for it may not write" in daemon.log()
+        for each in (client, server, other):
+            each.close()
+        for number in range(folders):
+            own.remove(f"{number}")
+        looking.remove("/local/domain/1/hosts")
+
+
 def test_a_vchan_is_gone_from_the_store_when_its_server_is_killed(daemon: Daemon) -> None:
     code = "import libxenvchan_shim as v; c = v.listen(2, 'x'); print('there', flush=True); input()"
     with store(daemon) as looking, Program(PYTHON, "-c", code, env=daemon.environment(1)) as server:

@@ -154,7 +154,7 @@ def test_an_offer_where_its_server_may_not_write_does_not_stand(rig: Rig, path: 
     for each in ("theirs", "theirs/ring-ref"):
         rig.permit(HOST, f"/local/domain/1/{each}", "n0", "r1")
     before = state(rig.store)
-    rig.offer(path=f"/local/domain/1/{path}")
+    assert rig.offer(path=f"/local/domain/1/{path}") == "EACCES"
     rig.withdraw(5)
     assert state(rig.store) == before
 
@@ -177,7 +177,7 @@ def test_a_withdrawn_offers_path_that_its_server_may_not_write_any_more_stays(ri
 def test_the_same_offer_again_changes_nothing(rig: Rig) -> None:
     rig.offer()
     records = len(rig.records)
-    rig.offer()
+    assert rig.offer() == ""
     assert len(rig.records) == records
 
 
@@ -199,15 +199,26 @@ def test_offers_count_in_no_quota() -> None:
 
 def test_the_nodes_above_an_offer_count_and_without_room_for_them_it_is_not_shown() -> None:
     full = Rig(Quotas(nodes=3))
-    full.offer(1, "/local/domain/1/a/b/c")
+    assert full.offer(1, "/local/domain/1/a/b/c") == ""
     assert full.usage(1).nodes == 3
-    full.offer(2, "/local/domain/1/x/y")
+    assert full.offer(2, "/local/domain/1/x/y") == "ENOSPC"
     with pytest.raises(Failed, match="ENOENT"):
         full.read(ONE, "x")
     assert full.withdrawn == []
     assert list(full.store._offers.by_channel) == [1]
     full.withdraw(2)
     assert_sound(full.store)
+
+
+def test_an_offer_that_is_not_shown_says_which_quota_has_no_room() -> None:
+    for quotas, why in ((Quotas(nodes=1), "ENOSPC"), (Quotas(bytes=20), "ENOMEM")):
+        full = Rig(quotas)
+        assert full.offer(1, "/local/domain/1/x/y") == why
+        assert full.offer(2) == ""
+        # What is left of it counts.
+        full.remove(ONE, "ch/event-channel")
+        assert full.offer(3, "/local/domain/1/next") == why
+        assert_sound(full.store)
 
 
 def test_offers_whose_nodes_were_overwritten_do_not_add_up_beyond_the_quota() -> None:

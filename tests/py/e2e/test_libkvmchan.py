@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import ROOT, Daemon, Program, compile_c, eventually, in_time, is_asleep, our_flags, pkg_config
+from support import KVMCHAN, LIBDIR, ROOT, Daemon, Program, compile_c, eventually, in_time, is_asleep, our_flags, pkg_config, run
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
@@ -298,3 +298,22 @@ def test_without_a_daemon_nothing_starts(tmp_path: Path, program: Path) -> None:
     with Program(program, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path)}) as alone:
         for command in ("start", "server 1 7 0 0", "client 1 7"):
             assert refused(alone, command) == errno.ENOENT
+
+
+def test_program_linked_without_a_search_path_runs_by_kvmchan_exec(daemon: Daemon, tmp_path: Path) -> None:
+    flags = [f"-I{ROOT / 'include'}", str(LIBDIR / "libkvmchan.so")]
+    program = compile_c(tmp_path, PROGRAMS / "kvmchan.c", *flags)
+    dynamic = run("readelf", "--dynamic", program).stdout
+    assert "Shared library: [libkvmchan.so]" in dynamic
+    assert "RPATH" not in dynamic
+    assert "RUNPATH" not in dynamic
+    way = (str(KVMCHAN), "exec", "--", program)
+    with Program(*way, env=daemon.environment(1)) as server, Program(*way, env=daemon.environment(2)) as client:
+        meet(server, client)
+        assert client.ask("send hello") == "5"
+        assert server.ask("recv 5") == "hello"
+        assert (server.ask("start"), client.ask("start")) == ("ok", "ok")
+        number = server.ask("create 2 1")
+        assert server.ask("put 0 hello") == "ok"
+        assert client.ask(f"connect 1 {number}") == "ok"
+        assert client.ask("get 0 5") == "'hello'"

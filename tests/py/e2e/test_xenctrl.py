@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, Daemon, eventually, run
+from support import LIBDIR, PYTHON, Daemon, eventually, run
 from xenprogram import LIBRARIES, Start, compile_xen, start_in
 
 SELF = 0x7FF0
@@ -35,6 +35,35 @@ def test_more_domains_than_are_told_of_at_once(tmp_path: Path, xen_program: Path
         many.stop()
     finally:
         many.kill()
+
+
+# xc_domaininfo_t of these releases: the domain in 2 bytes, 2 of nothing, the flags in 4; 112 bytes in all.
+SINGLE = r"""
+import ctypes, errno, struct, sys
+library = ctypes.CDLL(sys.argv[1], use_errno=True)
+library.xc_interface_open.restype = ctypes.c_void_p
+single = library.xc_domain_getinfo_single
+single.argtypes = ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p
+handle = library.xc_interface_open(None, None, 0)
+for domain in (0, 2, 1, 3, 65535, 2**32 - 1):
+    info = ctypes.create_string_buffer(b"\xaa" * 256, 256)
+    results = single(handle, domain, info), single(handle, domain, None)
+    if results == (0, 0):
+        is_whole = not any(info.raw[8:112]) and info.raw[112:] == b"\xaa" * 144
+        print(*struct.unpack_from("=HxxI", info), is_whole)
+    else:
+        print(*results, errno.errorcode[ctypes.get_errno()], info.raw == b"\xaa" * 256)
+assert library.xc_interface_close(ctypes.c_void_p(handle)) == 0
+"""
+
+
+@pytest.mark.parametrize("release", ["4.18", "4.22"])
+def test_one_domain_is_asked_for_as_later_releases_do(daemon: Daemon, release: str) -> None:
+    library = LIBDIR / f"xen-{release}" / f"libxenctrl.so.{release}"
+    said = run(PYTHON, "-c", SINGLE, library, env=daemon.environment(1)).stdout.splitlines()
+    running, hvm = 1 << 5, 1 << 1
+    there = [f"{domain} {running | (hvm if domain else 0)} True" for domain in (0, 2, 1)]
+    assert said == there + ["-1 -1 ESRCH True"] * 3
 
 
 def test_a_vchans_state_is_seen_as_qubes_looks_at_it(xen: Start) -> None:

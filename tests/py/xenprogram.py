@@ -11,6 +11,9 @@ from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, 
 
 LIBRARIES = f"{LIBDIR}/xen-4.17"
 """For the loader."""
+PROGRAMS = ROOT / "tests" / "c" / "programs"
+OLD_NAMES = ("-include", str(PROGRAMS / "xen_old_names.h"))
+"""For a program that calls libxenevtchn's and libxengnttab's functions by the names that libxenctrl has for them."""
 
 
 class XenProgram(Program):
@@ -39,11 +42,11 @@ Start = Callable[[int], XenProgram]
 """Starts one in a domain."""
 
 
-def compile_xen(folder: Path, source: str) -> Path:
+def compile_xen(folder: Path, source: str, *flags: str) -> Path:
     """With Xen's headers, linked with Xen's own libraries."""
     libraries = ["-lxenevtchn", "-lxengnttab", "-lxenctrl", "-lxenvchan", "-Wl,--allow-shlib-undefined", "-pthread"]
-    flags = ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", *libraries]
-    return compile_c(folder, ROOT / "tests" / "c" / "programs" / source, *flags)
+    xens = ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", *libraries]
+    return compile_c(folder, PROGRAMS / source, *flags, *xens)
 
 
 @pytest.fixture(scope="session")

@@ -407,6 +407,7 @@ int main(void)
 	xgt = xengnttab_open(NULL, 0);
 	xch = xc_interface_open(NULL, NULL, 0);
 	EXPECT(xgs && xgt && xch);
+	EXPECT(xengnttab_set_max_grants(xgt, PAGES) == 0);
 	while ((length = getline(&line, &room, stdin)) > 0) {
 		const char *command;
 

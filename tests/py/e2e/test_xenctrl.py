@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, PYTHON, Daemon, eventually, run
-from xenprogram import LIBRARIES, Start, compile_xen, start_in
+from support import LIBDIR, PYTHON, ROOT, Daemon, eventually, run
+from xenprogram import LIBRARIES, OLD_NAMES, Start, compile_xen, start_in
 
 SELF = 0x7FF0
 PATH = "/local/domain/1/data/vchan/2/7"
@@ -139,14 +139,67 @@ def test_what_only_a_hypervisor_has_fails_and_says_so_once(tmp_path: Path) -> No
     assert last == "last " + failed.removeprefix("log 8 -1 kvmchan: xc_domain_getinfo: ")
 
 
-def test_what_the_other_libraries_do_not_emulate_fails_and_is_told_once(tmp_path: Path) -> None:
-    program = compile_xen(tmp_path, "unsupported.c")
+@pytest.mark.parametrize("names", [(), OLD_NAMES], ids=["names", "old-names"])
+def test_what_the_other_libraries_do_not_emulate_fails_and_is_told_once(tmp_path: Path, names: tuple[str, ...]) -> None:
+    program = compile_xen(tmp_path, "unsupported.c", *names)
     done = run(program, "devices", env={"LD_LIBRARY_PATH": LIBRARIES})
     why = "not emulated by kvmchan: "
     functions = [[line.partition(f": {why}")[0] for line in text.splitlines()] for text in (done.stderr, done.stdout)]
     assert functions[0] == ["kvmchan: xenevtchn_bind_virq", "kvmchan: xengnttab_grant_copy"]
     logged = ("xenevtchn_restrict", "xenevtchn_fdopen", "xengntshr_fd")
     assert functions[1] == [f"log 8 -1 kvmchan: {function}" for function in logged]
+
+
+def test_event_channels_and_pages_by_the_names_that_libxenctrl_has_for_them(daemon: Daemon, tmp_path: Path) -> None:
+    program = compile_xen(tmp_path, "xen.c", *OLD_NAMES)
+    compat = (ROOT / "libxenvchan_shim" / "csrc" / "xenctrl_compat.c").read_text()
+    names = set(re.findall(r"^[a-z].*?(xc_\w+)\(", compat, re.MULTILINE)) - {"xc_evtchn_bind_virq"}
+    assert len(names) == 22
+    called = run("nm", "-D", "--undefined-only", program).stdout
+    assert names <= set(re.findall(r"\bxc_\w+", called))
+    assert not re.search(r"\bxen(evtchn|gnttab|gntshr)_", called)
+    xen = start_in(daemon, program)
+    with xen(1) as one, xen(2) as two:
+        one.number("evtchn")
+        two.number("evtchn")
+        port = one.number("bind 2")
+        joined = two.number(f"join 1 {port}")
+        assert two.number("pending") == joined
+        two.ok(f"unmask {joined}")
+        assert (one.number("ready"), two.number("ready")) == (0, 0)
+        one.ok(f"notify {port}")
+        assert (two.number("ready"), two.number("pending")) == (1, joined)
+
+        refs = one.numbers("share 2 2 1")
+        one.number("poke 4096 5")
+        two.ok(f"map 3 1:{refs[1]} 1:{refs[0]}")
+        assert two.number("peek 0") == 5
+        two.ok("unmap")
+        (own,) = two.numbers("share 2 1 1")
+        two.number("poke 0 6")
+        two.ok(f"map 1 2:{own} 1:{refs[1]}")
+        assert (two.number("peek 0"), two.number("peek 4096")) == (6, 5)
+        two.ok("unmap")
+        two.ok(f"map_notify 3 1 {refs[0]} 20 {joined}")
+        two.number("poke 20 1")
+        two.ok("unmap")
+        assert one.number("pending") == port
+        assert one.number("peek 20") == 0
+        one.ok("unshare")
+        ref = one.number(f"share_notify 2 21 {port}")
+        one.number("poke 21 1")
+        two.ok(f"map 1 1:{ref}")
+        assert two.number("peek 21") == 1
+        one.ok("unshare")
+        assert two.number("peek 21") == 0
+        two.ok(f"unmask {joined}")
+        assert two.number("pending") == joined
+
+        two.ok(f"unbind {joined}")
+        assert one.ask(f"status {SELF} {port}") == "unbound 2"
+        for each in (one, two):
+            for close in ("evtchn_close", "gntshr_close", "gnttab_close"):
+                each.ok(close)
 
 
 def test_program_that_only_opens_its_handles_starts_no_python(xen_program: Path) -> None:

@@ -20,8 +20,10 @@
  *	status DOMAIN PORT           closed, unbound DOMAIN, interdomain DOMAIN PORT
  *	domains FIRST MOST           those xc_domain_getinfo and xc_domain_getinfolist tell of
  *	server|client DOMAIN PATH    the event channel of the vchan
- *	vchan_notify|vchan_pending   by the vchan's own handle
+ *	vchan_notify|vchan_pending|vchan_unbind    by the vchan's own handle
+ *	is_open                      as libxenvchan says it
  *	open                         as Qubes' libvchan asks: waiting, connected, disconnected
+ *	lose                         ok: what that does at a client whose server it finds gone
  *	recv|send COUNT              calls, and then what the blocking call returns
  *	vchan_close                  ok
  *	fork                         a child closes what it inherited; ok
@@ -300,6 +302,9 @@ static void opened(struct libxenvchan *made)
 	printf("%u\n", vchan->event_port);
 }
 
+/* From now on libxenvchan takes the server for gone, too. */
+static void lose_server(void) { vchan->ring->srv_live = 0; }
+
 /* Where libxenvchan says that all is well, the domain's end is looked for. */
 static const char *qubes_state(void)
 {
@@ -314,7 +319,9 @@ static const char *qubes_state(void)
 	EXPECT(xc_evtchn_status(xch, &status) == 0);
 	if (status.status == EVTCHNSTAT_interdomain)
 		return "connected";
-	return vchan->is_server && status.status == EVTCHNSTAT_unbound ? "waiting" : "disconnected";
+	if (!vchan->is_server)
+		lose_server();
+	return "disconnected";
 }
 
 static void transfer(int (*call)(struct libxenvchan *vchan, void *data, size_t size))
@@ -348,6 +355,13 @@ static int vchans(const char *command)
 		domain = xenevtchn_pending(vchan->event);
 		EXPECT(domain < 0 || xenevtchn_unmask(vchan->event, domain) == 0);
 		answer(domain);
+	} else if (is(command, "vchan_unbind"))
+		answer_ok(xenevtchn_unbind(vchan->event, vchan->event_port));
+	else if (is(command, "is_open"))
+		answer(libxenvchan_is_open(vchan));
+	else if (is(command, "lose")) {
+		lose_server();
+		printf("ok\n");
 	} else if (is(command, "recv"))
 		transfer(libxenvchan_recv);
 	else if (is(command, "send"))

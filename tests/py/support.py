@@ -139,6 +139,7 @@ class Daemon:
             found = self.fds()
         for name in ("main", "main", "local", "store"):
             found[name].remove("socket")  # those connections
+        eventually(lambda: self.fds() == found, lambda: f"{self.fds()} {found}")  # and they are gone
         return found
 
     def log(self) -> str:

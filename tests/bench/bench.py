@@ -44,6 +44,10 @@ WHY = {
         "our events are bytes in a socket pair and the reference's are eventfds, which cost about 1 µs less to write and to "
         "read; docs/design.md says what that buys. Waking the other core costs ten times that."
     ),
+    "vchan-socket-proxy between two local domains": (
+        "it asks for the smallest rings, 2 KiB this way, and so for two events in each 2 KiB: what these cost more, as in the "
+        "round trip, is what is missing. Sending none while one is pending was tried, and changed nothing beyond the noise."
+    ),
     "server_init + client_init + both closes, warm": (
         "ten wake-ups between three Python processes, on cores that sleep; about half of the time is waking."
     ),

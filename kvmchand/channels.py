@@ -6,17 +6,17 @@ that die. Event channels are among them, and who waits for a vchan to be offered
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeGuard
+from typing import TypeGuard
 
 from kvmchand import listing
+from kvmchand.allocator import Allocator
 from kvmchand.core import paths, rings
-from kvmchand.core.links import Device
 from kvmchand.core.registry import Channel, End, Registry, Side
 from kvmchand.core.visitors import Place, Visitors
 from kvmchand.errors import LimitReached, NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.page import other
-from kvmchand.region import LocalRegion, Region, SharedMemory
+from kvmchand.region import Region
 from kvmchand.source import Asker
 from kvmchand.wire import client
 
@@ -24,30 +24,17 @@ _SMALLEST = rings.choose(0, 0)
 """Of an event channel, which has no use for any."""
 
 
-class Places(Protocol):
-    """Memory that guests can use: kvmchand.pool.Pool."""
-
-    def is_guest(self, domain: DomainId) -> bool: ...
-
-    def make_region(self, rings: rings.Rings, server: DomainId, peer: DomainId) -> Region: ...
-
-    def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None: ...
-
-    def is_on(self, device: Device, memory: Region | SharedMemory) -> bool: ...
-
-
 class Channels:
-    def __init__(self, registry: Registry, max_ring: int, again: Callable[[Asker, object], None]) -> None:
+    def __init__(self, registry: Registry, allocator: Allocator, max_ring: int, again: Callable[[Asker, object], None]) -> None:
         """`again`: serves a request once more that has waited."""
         self._registry = registry
+        self._allocator = allocator
         self._max_ring = max_ring
         self._again = again
         self._regions: dict[ChannelId, Region] = {}
         self._visitors: Visitors[tuple[Asker, client.Connect]] = Visitors()
         self._vacant: dict[Place, None] = {}
         """Where there may be a vchan now for those who wait for one."""
-        self.places: Places | None = None
-        """None where no guests are served."""
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -64,7 +51,7 @@ class Channels:
         chosen = rings.choose(offer.read_min, offer.write_min, self._max_ring)
         path, peer = self._registry.require_offer(asking.domain, offer.peer, offer.path, end)
         # The region first: should it fail, an offer that this one would take over still stands.
-        region = self._make_region(chosen, asking.domain, peer)
+        region = self._allocator.make_region(chosen, asking.domain, peer)
         channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end, once=offer.once)
         self._regions[channel.number] = region
         self._vacant[asking.domain, path] = None
@@ -73,15 +60,10 @@ class Channels:
     def bind(self, asking: Asker, request: client.Bind) -> None:
         end = End(asking.number, asking.pid)
         peer = self._registry.require_bind(asking.domain, request.peer, end)
-        region = self._make_region(_SMALLEST, asking.domain, peer)
+        region = self._allocator.make_region(_SMALLEST, asking.domain, peer)
         channel = self._registry.bind(asking.domain, peer, _SMALLEST, end)
         self._regions[channel.number] = region
         self._grant(asking, channel, Side.SERVER)
-
-    def _make_region(self, chosen: rings.Rings, server: DomainId, peer: DomainId) -> Region:
-        if self.places is not None and (self.places.is_guest(server) or self.places.is_guest(peer)):
-            return self.places.make_region(chosen, server, peer)
-        return LocalRegion.create(chosen)
 
     def connect(self, asking: Asker, request: client.Connect) -> None:
         end = End(asking.number, asking.pid)
@@ -111,8 +93,7 @@ class Channels:
         if not region.has_events():
             self._registry.withdraw(channel)
             raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
-        if self.places is not None:
-            self.places.require_ready(region, asking.domain)
+        self._allocator.require_ready(region, asking.domain)
         self._registry.connect(channel, end)
         self._grant(asking, channel, Side.CLIENT)
         if channel.once:
@@ -191,10 +172,6 @@ class Channels:
     def has_hung_up(self, holder: ClientId) -> bool:
         held = self._registry.held(holder)
         return held is not None and self._regions[held[0].number].has_hung_up(held[1])
-
-    def is_on(self, device: Device, holder: ClientId) -> bool:
-        region = self.region(holder)
-        return self.places is not None and region is not None and self.places.is_on(device, region)
 
     def wake(self, channel: Channel, side: Side) -> None:
         """Sends an event in the name of an end, which need not be there any more."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from kvmchand import listing, log
+from kvmchand.allocator import Allocator
 from kvmchand.channels import Channels
 from kvmchand.clients import Clients
 from kvmchand.config import Settings
@@ -32,7 +33,6 @@ from kvmchand.loop import Loop
 from kvmchand.pool import NotYet
 from kvmchand.privsep import raise_descriptor_limit, require_user
 from kvmchand.process import notify, stopped_by_signals
-from kvmchand.region import SharedMemory
 from kvmchand.sharing import Sharing
 from kvmchand.sockets import Sockets
 from kvmchand.source import Asker
@@ -73,9 +73,10 @@ class Host:
         self._settings = settings
         self._loop = Loop()
         self._registry = Registry(settings.limits.max_channels, settings.limits.guest_channels)
-        self._channels = Channels(self._registry, settings.limits.max_ring, self._serve_again)
+        self._allocator = Allocator()
+        self._channels = Channels(self._registry, self._allocator, settings.limits.max_ring, self._serve_again)
         grants = Grants(settings.limits.max_shared // PAGE, settings.limits.max_channels)
-        self._sharing = Sharing(self._registry, grants, self._make_pages, self._channels.wake)
+        self._sharing = Sharing(self._registry, grants, self._allocator, self._channels.wake)
         self._pending: dict[ClientId, Pending] = {}
         self._guests: Guests | None = None
         self._failure: KvmchanError | None = None
@@ -112,7 +113,7 @@ class Host:
         if settings.libvirt:
             self._guests = Guests(self._loop, settings, self, self._clients.next_generation)
             self._undo.callback(self._guests.close)
-            self._channels.places = self._guests.pool
+            self._allocator.pool = self._guests.pool
             self._guests.start()
         self._clients.start()
 
@@ -222,7 +223,7 @@ class Host:
 
     def _is_on(self, device: Device, holder: ClientId) -> bool:
         memory = self._channels.region(holder) or self._sharing.held(holder)
-        return self._guests is not None and memory is not None and self._guests.pool.is_on(device, memory)
+        return memory is not None and self._allocator.is_on(device, memory)
 
     def on_devices_changed(self) -> None:
         for waiting in list(self._pending.values()):
@@ -315,7 +316,6 @@ class Host:
                 self._sharing.share(asking, request)
             case client.Map():
                 self._require_share(asking.domain)
-                self._require_ready(self._sharing.find(asking, request), asking.domain)
                 self._sharing.map(asking, request)
             case client.Notify():
                 self._sharing.notify(asking, request)
@@ -327,16 +327,6 @@ class Host:
                 asking.source.answer(asking, self._list(asking, request.after))
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
-
-    def _require_ready(self, memory: SharedMemory, domain: DomainId) -> None:
-        if self._guests is not None:
-            self._guests.pool.require_ready(memory, domain)
-
-    def _make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
-        pool = self._guests.pool if self._guests is not None else None
-        if pool is not None and (pool.is_guest(owner) or pool.is_guest(peer)):
-            return pool.make_pages(size, owner, peer)
-        return SharedMemory.create(size)
 
     def _require_fds(self, wanted: int) -> int:
         """OutOfResources unless so many descriptors are free; how many would be left."""

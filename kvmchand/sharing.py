@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvmchand.allocator import Allocator
 from kvmchand.core.grants import Grants, Share
 from kvmchand.core.registry import Channel, Registry, Side
 from kvmchand.core.rings import PAGE
@@ -32,13 +33,13 @@ class Sharing:
         self,
         registry: Registry,
         grants: Grants,
-        make: Callable[[Size, DomainId, DomainId], SharedMemory],
+        allocator: Allocator,
         wake: Callable[[Channel, Side], None],
     ) -> None:
-        """`make`: memory of so many bytes for two domains, the owner first. `wake`: sends an event in the name of an end."""
+        """`wake`: sends an event in the name of an end."""
         self._registry = registry
         self._grants = grants
-        self._make = make
+        self._allocator = allocator
         self._wake = wake
         self._memory: dict[Share, SharedMemory] = {}
         self._notices: dict[ClientId, Notice] = {}
@@ -63,7 +64,7 @@ class Sharing:
     def share(self, asking: Asker, request: client.Share) -> None:
         peer = self._registry.require_domain(request.peer)
         self._grants.require_share(asking.domain, request.pages, asking.number)
-        memory = self._make(Size(request.pages * PAGE), asking.domain, peer)
+        memory = self._allocator.make_pages(Size(request.pages * PAGE), asking.domain, peer)
         try:
             share = self._grants.share(asking.domain, peer, request.pages, asking.number, writable=request.writable)
         except BaseException:
@@ -72,18 +73,12 @@ class Sharing:
         self._memory[share] = memory
         self._give(asking, share, writable=True)
 
-    def find(self, asking: Asker, request: client.Map) -> SharedMemory:
-        """The memory that a mapping would be of; an error says why there can be none."""
-        return self._memory[self._mappable(asking, request)]
-
-    def _mappable(self, asking: Asker, request: client.Map) -> Share:
-        ref, writable = request.ref, request.writable
-        return self._grants.require_map(asking.domain, request.domain, ref, asking.number, writable=writable)
-
     def map(self, asking: Asker, request: client.Map) -> None:
-        share = self._mappable(asking, request)
+        ref, writable = request.ref, request.writable
+        share = self._grants.require_map(asking.domain, request.domain, ref, asking.number, writable=writable)
+        self._allocator.require_ready(self._memory[share], asking.domain)
         self._grants.map(share, asking.number)
-        self._give(asking, share, writable=request.writable)
+        self._give(asking, share, writable=writable)
 
     def _give(self, asking: Asker, share: Share, *, writable: bool) -> None:
         try:

@@ -38,6 +38,7 @@ LAYERS = [
     {"kvmchand.connections"},
     {"kvmchand.sessions"},
     {"kvmchand.remote"},
+    {"kvmchand.allocator"},
     {"kvmchand.pool", "kvmchand.source"},
     {"kvmchand.coldplug"},
     {"kvmchand.hypervisor", "kvmchand.ivshmem", "kvmchand.link", "kvmchand.vfio"},

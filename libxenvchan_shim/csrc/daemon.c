@@ -58,24 +58,6 @@ int daemon_answer(int control_fd, struct kvmchan_opened *opened)
 	return result_of(error, sentence, opened->event_fd >= 0);
 }
 
-struct kvmchan_grant grant_of(const struct kvmchan_opened *opened, bool is_server)
-{
-	return (struct kvmchan_grant){
-	    .region_fd = opened->region_fd,
-	    .event_fd = opened->event_fd,
-	    .notify_fd = opened->notify_fd,
-	    .control_fd = opened->control_fd,
-	    .is_server = is_server,
-	    .port = opened->port,
-	    .left_order = opened->left_order,
-	    .right_order = opened->right_order,
-	    .events = opened->events,
-	    .doorbell_value = opened->doorbell_value,
-	    .region_offset = opened->region_offset,
-	    .doorbell_offset = opened->doorbell_offset,
-	};
-}
-
 static int get_pages(struct kvmchan_pages *pages,
 		     int (*get)(struct kvmchan_pages *pages, char *sentence, int room))
 {

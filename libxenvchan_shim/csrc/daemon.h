@@ -18,7 +18,23 @@ int daemon_ask(struct kvmchan_request *request, int *control_fd);
 /* Takes that answer, waiting for it, and @control_fd. */
 int daemon_answer(int control_fd, struct kvmchan_opened *opened);
 /* What was opened, for whoever takes its descriptors. */
-struct kvmchan_grant grant_of(const struct kvmchan_opened *opened, bool is_server);
+static inline struct kvmchan_grant grant_of(const struct kvmchan_opened *opened, bool is_server)
+{
+	return (struct kvmchan_grant){
+	    .region_fd = opened->region_fd,
+	    .event_fd = opened->event_fd,
+	    .notify_fd = opened->notify_fd,
+	    .control_fd = opened->control_fd,
+	    .is_server = is_server,
+	    .port = opened->port,
+	    .left_order = opened->left_order,
+	    .right_order = opened->right_order,
+	    .events = opened->events,
+	    .doorbell_value = opened->doorbell_value,
+	    .region_offset = opened->region_offset,
+	    .doorbell_offset = opened->doorbell_offset,
+	};
+}
 
 /* These fill in @pages' where; its descriptors are the caller's. */
 int daemon_share(struct kvmchan_pages *pages);

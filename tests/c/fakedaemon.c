@@ -141,19 +141,6 @@ int daemon_open(struct kvmchan_request *request, struct kvmchan_opened *opened)
 	return result;
 }
 
-struct kvmchan_grant grant_of(const struct kvmchan_opened *opened, bool is_server)
-{
-	return (struct kvmchan_grant){
-	    .region_fd = opened->region_fd,
-	    .event_fd = opened->event_fd,
-	    .notify_fd = opened->notify_fd,
-	    .control_fd = opened->control_fd,
-	    .is_server = is_server,
-	    .port = opened->port,
-	    .events = opened->events,
-	};
-}
-
 /* ---- pages ---- */
 
 static int give(struct kvmchan_pages *pages, int i)

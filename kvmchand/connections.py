@@ -40,9 +40,6 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def get(self, number: ClientId) -> Connection | None:
-        return self._connections.get(number)
-
     def greeting(self, generation: int, user: str) -> list[tuple[object, Sequence[int]]]:
         """What a new store process is told of its sockets, last of all. `generation`: of its clients' numbers."""
         self._first = generation * GENERATION

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import select
 import socket
 from pathlib import Path
 from typing import Self
@@ -121,9 +120,6 @@ class StoreClient:
         """Until this one has come: others may before, and any may come twice."""
         while self.event() != (path, token):
             pass
-
-    def has_output(self) -> bool:
-        return bool(select.select([self.sock], [], [], 0)[0])
 
     def hear_end(self) -> None:
         """Asserts that the store ends the connection; what it was sent before is dropped."""

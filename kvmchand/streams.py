@@ -14,17 +14,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmchand import log
+from kvmchand.acceptor import Acceptor
 from kvmchand.core.paths import HOST
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.ipc import Marker
-from kvmchand.listener import Listener, Spare
+from kvmchand.listener import Listener
 from kvmchand.loop import EDGE, HALF_CLOSED, HUNG_UP, READABLE, WRITABLE
-from kvmchand.privsep import drop_privileges
-from kvmchand.wire import internal, store, xs
+from kvmchand.wire import store, xs
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
-from kvmchand.worker import Worker
 
 OUTPUT_MAX = 1 << 20
 """Bytes that wait for a client to read: some ten thousand events of usual paths."""
@@ -174,7 +173,7 @@ class SocketStream(Stream):
         self.sock.close()
 
 
-class Streams(Worker):
+class Streams(Acceptor):
     """A store process: what the one with the tree and the one that forwards have in common."""
 
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
@@ -183,9 +182,6 @@ class Streams(Worker):
         self._waiting: Counter[DomainId] = Counter()
         self._busy: dict[DomainId, dict[ClientId, Stream]] = {}
         """Those that may have requests. Each turn takes one of each domain, so that none stalls another by many connections."""
-        self._listeners: dict[DomainId, Listener] = {}
-        self._next = 1
-        self._spare = Spare()
 
     def run(self) -> None:
         if self._wait_for_start():
@@ -205,40 +201,23 @@ class Streams(Worker):
 
     def _obey(self, message: object, fds: Fds) -> None:
         match message:
-            case internal.Listen():
-                (fd,) = fds.steal()
-                listener = Listener(socket.socket(fileno=fd), message, self._spare)
-                self._listeners[message.domain] = listener
-                self._loop.add(fd, lambda _events: self._on_connection(listener))
-            case internal.Restore():
-                (fd,) = fds.steal()
-                self._serve(message.client, self._listeners[message.domain], socket.socket(fileno=fd))
             case store.Ended():
                 stream = self._streams.get(message.client)
                 if stream is not None:
                     self._forget(stream)
-            case internal.Start():
-                self._next = message.first_client
-                drop_privileges(message.user)
-                self._start(internal.Started())
+            case _:
+                super()._obey(message, fds)
 
     # ---- connections ----
 
-    def _on_connection(self, listener: Listener) -> None:
-        sock = listener.accept()
-        if sock is None:
-            return
-        try:
-            listener.check(sock)
-        except KvmchanError as error:
-            log.warning(f"a connection to domain {listener.settings.domain}'s store is refused: {error.sentence}")
-            sock.close()
-            return
-        number, self._next = ClientId(self._next), self._next + 1
-        self._say(store.Connected(number), (sock.fileno(),))
-        self._serve(number, listener, sock)
+    def _on_refused(self, listener: Listener, _sock: socket.socket, error: KvmchanError) -> None:
+        log.warning(f"a connection to domain {listener.settings.domain}'s store is refused: {error.sentence}")
 
-    def _serve(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+    def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+        self._say(store.Connected(number), (sock.fileno(),))
+        self._on_restored(number, listener, sock)
+
+    def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         sock.setblocking(False)
         stream = SocketStream(number, listener.settings.domain, self._waiting, sock)
         listener.clients += 1

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from enum import Enum
 
 from kvmchand import log
+from kvmchand.acceptor import Acceptor
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError, TimedOut
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.ids import ClientId
 from kvmchand.ipc import Marker
-from kvmchand.listener import Listener, Spare
+from kvmchand.listener import Listener
 from kvmchand.loop import HALF_CLOSED, READABLE
-from kvmchand.privsep import drop_privileges
 from kvmchand.wire import client, internal
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
-from kvmchand.worker import Worker, serve
+from kvmchand.worker import serve
 
 HELLO_DEADLINE = 5.0
 """Seconds a new connection has for its hello and first request."""
@@ -50,50 +50,26 @@ class Client:
     deadline: float = 0.0
 
 
-class Local(Worker):
+class Local(Acceptor):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
         super().__init__(main, marker, internal.to_local, internal.to_main)
-        self._listeners: dict[DomainId, Listener] = {}
         self._half_open: dict[ClientId, Client] = {}  # oldest first
-        self._next = 1
-        self._spare = Spare()
 
     def run(self) -> None:
         if self._wait_for_start():
             self._loop.run(self._until_deadline)
 
-    # ---- main ----
-
-    def _obey(self, message: object, fds: Fds) -> None:
-        match message:
-            case internal.Listen():
-                (fd,) = fds.steal()
-                listener = Listener(socket.socket(fileno=fd), message, self._spare)
-                self._listeners[message.domain] = listener
-                self._loop.add(fd, lambda _events: self._on_connection(listener))
-            case internal.Restore():
-                (fd,) = fds.steal()
-                self._serve(message.client, socket.socket(fileno=fd), self._listeners[message.domain], Phase.KNOWN)
-            case internal.Start():
-                self._next = message.first_client
-                drop_privileges(message.user)
-                self._start(internal.Started())
-
     # ---- connections ----
 
-    def _on_connection(self, listener: Listener) -> None:
-        sock = listener.accept()
-        if sock is None:
-            return
-        number, self._next = ClientId(self._next), self._next + 1
-        try:
-            listener.check(sock)
-        except KvmchanError as error:
-            _say(sock, error)
-            sock.close()
-            return
+    def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+        self._serve(number, sock, listener, Phase.KNOWN)
+
+    def _on_refused(self, _listener: Listener, sock: socket.socket, error: KvmchanError) -> None:
+        _say(sock, error)
+
+    def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         new = self._serve(number, sock, listener, Phase.NEW)
         new.deadline = time.monotonic() + HELLO_DEADLINE
         self._half_open[number] = new

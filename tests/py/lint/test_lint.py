@@ -47,6 +47,7 @@ LAYERS = [
     {"kvmchand.plug"},
     {"kvmchand.startlink"},
     {"kvmchand.journal", "kvmchand.streams"},
+    {"kvmchand.acceptor"},
     {"kvmchand.worker"},
     {"kvmchand.ipc", "kvmchand.listener", "kvmchand.process", "kvmchand.region", "kvmchand.sockets"},
     {"kvmchand.page"},

@@ -8,7 +8,7 @@
  * schedule that can't deadlock; once with non-blocking calls and poll, where each end does what it
  * can, in both directions at once.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <stdlib.h>
 

@@ -4,7 +4,7 @@
  * a slice of what others have slices of too, their waits also end with the daemon, and what they
  * write to and read from must still be what it was.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <fcntl.h>
 #include <limits.h>

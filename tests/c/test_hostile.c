@@ -8,7 +8,7 @@
  * (guard pages and AddressSanitizer see it) or of the program's buffer (an allocation of exactly
  * the size), none may hang, and each answers something that its contract allows.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <fcntl.h>
 #include <poll.h>

@@ -6,7 +6,7 @@
  *
  * A wake-up that its descriptor loses shows as a thread that never ends.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <poll.h>
 #include <stdio.h>

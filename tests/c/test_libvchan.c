@@ -3,7 +3,7 @@
  * libvchan's states on channels without a daemon, whose answer to a client is the test's: what is
  * there before it, after it, and when it never comes.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <sys/socket.h>
 #include <unistd.h>

@@ -7,7 +7,7 @@
  * outside. The last test moves bytes between threads, so that ThreadSanitizer sees whether an index
  * is published after the bytes it stands for.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <sched.h>
 #include <stdlib.h>

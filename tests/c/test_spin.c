@@ -8,7 +8,7 @@
  * lets time pass. A child that never slept would use all of it; the bound is far above what a child
  * that sleeps uses, and far below that.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <poll.h>
 #include <sched.h>

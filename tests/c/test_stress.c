@@ -6,7 +6,7 @@
  *
  * A lost wake-up shows as a thread that never ends. No test here says how fast anything has to be.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <fcntl.h>
 #include <sched.h>

@@ -7,7 +7,7 @@
  * A call that has to wait is made by a thread, and what it waits for is done only once that thread
  * sleeps.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <fcntl.h>
 #include <limits.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* libxenevtchn's handles and ports, without a daemon: masks, threads, and what is left at the end.
  */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -11,7 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "fakedaemon.h"
+#include "rig/fakedaemon.h"
 #include "xen_evtchn.h"
 
 #define SELF 0x7ff0

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* libxengnttab's mappings, without a daemon: what lies where, and what is left. */
-#include "harness.h"
+#include "rig/harness.h"
 
 #include <dirent.h>
 #include <limits.h>
@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "fakedaemon.h"
+#include "rig/fakedaemon.h"
 #include "xen_gnttab.h"
 
 #define PAGE 4096

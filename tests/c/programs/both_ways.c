@@ -10,7 +10,7 @@
 #include <libxenvchan.h>
 #include <stdlib.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static unsigned char byte_at(size_t position, int from_server)
 {

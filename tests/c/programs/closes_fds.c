@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 #define HIGHEST 40
 

@@ -6,7 +6,7 @@
 #include <libxenvchan.h>
 #include <stdlib.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 #define NOBODY 65534
 

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static struct libxenvchan *vchan;
 

@@ -3,7 +3,7 @@
 #include <libxenvchan.h>
 #include <signal.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 int main(int argc, char **argv)
 {

@@ -20,7 +20,7 @@
  */
 #include <libkvmchan.h>
 
-#include "lines.h"
+#include "../rig/lines.h"
 
 static struct libkvmchan *chan;
 static struct libkvmchan_shmem *shmem;

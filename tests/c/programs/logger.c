@@ -5,7 +5,7 @@
 #include <libxenvchan.h>
 #include <xentoollog.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 struct my_logger {
 	struct xentoollog_logger vtable;

@@ -4,7 +4,7 @@
 #include <libxenvchan.h>
 #include <stdlib.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static long resident_kib(void)
 {

@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <libxenvchan.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static void expect_none(void)
 {

@@ -14,7 +14,7 @@
  */
 #include <libvchan.h>
 
-#include "lines.h"
+#include "../rig/lines.h"
 
 static libvchan_t *vchan;
 static EVTCHN watch_fd = -1;

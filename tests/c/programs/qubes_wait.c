@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <xenstore.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static struct xs_handle *xs;
 static char server[128], node[160];

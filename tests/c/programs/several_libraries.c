@@ -9,7 +9,7 @@
 #include <libxenvchan.h>
 #include <link.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 struct library {
 	struct libxenvchan *(*server_init)(struct xentoollog_logger *, int, const char *, size_t,

@@ -12,7 +12,7 @@
  */
 #include <libxenvchan.h>
 
-#include "lines.h"
+#include "../rig/lines.h"
 
 static struct libxenvchan *vchan;
 

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 #define THREADS 4
 #define TOTAL 100000

@@ -17,7 +17,7 @@
 #include <sys/stat.h>
 #include <wchar.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 extern char **environ;
 

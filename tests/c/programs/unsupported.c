@@ -7,7 +7,7 @@
 #include <xenevtchn.h>
 #include <xengnttab.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 static void print_message(xentoollog_logger *logger, xentoollog_level level, int errnoval,
 			  const char *context, const char *format, va_list arguments)

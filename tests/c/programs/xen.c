@@ -45,7 +45,7 @@
 #include <xenevtchn.h>
 #include <xengnttab.h>
 
-#include "program.h"
+#include "../rig/program.h"
 
 #define HANDLES 8
 #define PAGES 1024

@@ -13,6 +13,8 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from urllib.parse import quote
+from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "build" / "guest"
@@ -29,7 +31,7 @@ DOMAIN = """\
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{files}/vmlinuz</kernel>
     <initrd>{files}/initrd</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 intel_iommu=on kvmchan.agent={agent}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
   <on_reboot>restart</on_reboot>
@@ -57,6 +59,10 @@ _BRIDGE = """\
       <address type='pci' bus='{port}' slot='0'/>
     </controller>
 """
+
+
+def _in_xml(path: Path) -> str:
+    return escape(str(path), {"'": "&apos;"})
 
 
 class GuestError(Exception):
@@ -145,9 +151,10 @@ class Machine:
         self.xml = DOMAIN.format(
             name=name,
             memory=memory,
-            files=FILES,
-            agent=AGENT,
-            folder=folder,
+            files=_in_xml(FILES),
+            tree=quote(str(ROOT)),
+            agent=quote(str(AGENT)),
+            folder=_in_xml(folder),
             bridges="".join(_BRIDGE.format(port=each, bridge=bridges + each) for each in range(1, bridges + 1)),
         )
 

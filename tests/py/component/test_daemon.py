@@ -17,7 +17,21 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, KVMCHAND, PYTHON, Daemon, Program, RawClient, acting_as, children, eventually, in_time, socket_of
+from support import (
+    DEADLINE,
+    KVMCHAND,
+    NOBODY,
+    PYTHON,
+    Daemon,
+    Program,
+    RawClient,
+    acting_as,
+    children,
+    eventually,
+    in_time,
+    run_as,
+    socket_of,
+)
 
 from kvmchand import config
 from kvmchand.core.paths import HOST
@@ -28,16 +42,13 @@ from kvmchand.wire import internal
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, listen
 
-NOBODY = 65534
-SYSTEM_PYTHON = os.path.realpath(PYTHON)
-"""Which any user may run."""
 ASK = """
-import json, socket, sys
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 try:
     sock.connect(sys.argv[1])
 except PermissionError:
-    sys.exit("not by the file's mode")
+    print("file mode")
+    sys.exit()
 try:
     sock.send(b'{"type":"hello","version":3}')
     sock.send(b'{"type":"list","after":0}')
@@ -339,19 +350,8 @@ def test_a_socket_that_can_not_be_replaced(tmp_path: Path) -> None:
 
 
 def asks(daemon: Daemon, *, user: int, group: int = NOBODY, groups: tuple[int, ...] = ()) -> str:
-    """What the daemon says to a user's process: "welcome", or the code of an error, or nothing by the file's mode."""
-    done = subprocess.run(
-        [SYSTEM_PYTHON, "-I", "-c", ASK, daemon.socket_path()],
-        user=user,
-        group=group,
-        extra_groups=groups,
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE,
-        cwd="/",
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.stdout.strip() or "file mode"
+    """What the daemon says to a user's process: "welcome", or the code of an error, or "file mode" if that keeps it out."""
+    return run_as(user, ASK, daemon.socket_path(), group=group, groups=groups).strip()
 
 
 @pytest.mark.parametrize(

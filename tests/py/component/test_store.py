@@ -9,7 +9,6 @@ import resource
 import signal
 import socket
 import struct
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +16,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, socket_of
+from support import (
+    DEADLINE,
+    NOBODY,
+    PYTHON,
+    Daemon,
+    Program,
+    RawClient,
+    acting_as,
+    eventually,
+    in_time,
+    is_asleep,
+    run_as,
+    socket_of,
+)
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.connections import CONNECTIONS_MAX
@@ -31,8 +43,6 @@ from kvmchand.wire import store as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 from kvmchand.wire.xs import Kind
 from libxenvchan_shim import Vchan, connect, listen
-
-NOBODY = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -387,19 +397,9 @@ def test_another_user_is_refused_though_the_sockets_mode_was_loosened(daemon: Da
     daemon.store_path().chmod(0o666)
     # pytest's folder is closed to others, but a socket is found through a descriptor of its folder, too.
     folder = os.open(daemon.runtime_dir, os.O_PATH | os.O_DIRECTORY)
-    path = f"/proc/self/fd/{folder}/store.sock"
-    code = f"import socket; s = socket.socket(socket.AF_UNIX); s.connect({path!r}); print(s.recv(1))"
-    done = subprocess.run(
-        ["/usr/bin/python3", "-c", code],
-        user=NOBODY,
-        group=NOBODY,
-        extra_groups=(),
-        pass_fds=[folder],
-        capture_output=True,
-        text=True,
-    )
+    code = "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1))"
+    assert run_as(NOBODY, code, f"/proc/self/fd/{folder}/store.sock", fds=[folder]) == "b''\n"
     os.close(folder)
-    assert done.stdout == "b''\n", done.stderr
     assert f"user {NOBODY} may not use kvmchand" in daemon.log()
 
 

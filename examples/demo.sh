@@ -32,7 +32,7 @@ if [ -f "$KVMCHAN_REFERENCE/usr/include/libxenvchan.h" ]; then
         -L"$KVMCHAN_REFERENCE/usr/lib/$(gcc -print-multiarch)" -lxenvchan -Wl,--allow-shlib-undefined
 else
     say "compiling vchan-pipe.c with our own headers"
-    gcc -O2 "$here/vchan-pipe.c" -o "$program" $(pkg-config --cflags --libs xenvchan)
+    eval gcc -O2 '"$here/vchan-pipe.c"' -o '"$program"' "$(pkg-config --cflags --libs xenvchan)"
 fi
 objdump -p "$program" | grep NEEDED
 

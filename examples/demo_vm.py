@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -75,11 +76,12 @@ class Demo:
         self._sent.write_bytes(os.urandom(FILE_BYTES))
         # What a guest receives it can keep in its /tmp only: it sees this machine's files read-only.
         received = self._received if server is None else Path("/tmp/received")
-        receiving = self._run(server, f"exec {self._tool} {self._program} listen {there} {PATH} >{received}")
+        receiving = self._run(server, f"{self._command('listen', there, PATH)} >{shlex.quote(str(received))}")
         receiving.wait_line("listening")
         if server is not None:
             self.show("ls")
-        sending = self._run(client, f"exec {self._tool} {self._program} send {here} /local/domain/{here}/{PATH} <{self._sent}")
+        source = shlex.quote(str(self._sent))
+        sending = self._run(client, f"{self._command('send', here, f'/local/domain/{here}/{PATH}')} <{source}")
         for each in (sending, receiving):
             status = each.wait()
             print("\n".join(each.lines), flush=True)
@@ -98,9 +100,8 @@ class Demo:
         self._guest.virsh("undefine", self._guest.name)
         self._network.stop()
 
-    @property
-    def _tool(self) -> str:
-        return f"{PYTHON} {KVMCHAN} exec --"
+    def _command(self, *arguments: object) -> str:
+        return "exec " + shlex.join(map(str, (PYTHON, KVMCHAN, "exec", "--", self._program, *arguments)))
 
     def _run(self, where: Machine | None, command: str) -> HostProgram | Program:
         return self._network.run_on(where, "/bin/sh", "-c", command)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import time
 
@@ -18,7 +19,7 @@ _CHUNK = 1 << 20
 def rate(total: int, server: dict[str, str], client: dict[str, str]) -> float:
     """Bytes a second, from the server to the client, between the first that arrive and the last of `total`. The dictionaries
     are the two processes' environments."""
-    feed = f"{{ head -c {total} /dev/zero; cat; }} | exec {PROGRAM} --mode=server {CLIENT} {PATH} -"
+    feed = f"{{ head -c {total} /dev/zero; cat; }} | exec {shlex.quote(str(PROGRAM))} --mode=server {CLIENT} {PATH} -"
     with (
         subprocess.Popen(["sh", "-c", feed], env=server, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as feeding,
         subprocess.Popen(

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -85,7 +86,7 @@ class PrivateLibvirtd:
         self._socket = folder / "sock" / "libvirt-sock"
         self.log_folder = folder / "log"
         (folder / "etc" / "libvirtd.conf").write_text(f'unix_sock_dir = "{folder}/sock"\nauth_unix_rw = "none"\n')
-        self.uri = f"qemu+unix:///system?socket={self._socket}"
+        self.uri = f"qemu+unix:///system?socket={quote(str(self._socket))}"
 
     def start(self) -> None:
         with (self._folder / "libvirtd.log").open("ab") as log:

@@ -7,6 +7,7 @@ import ctypes
 import json
 import os
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -308,7 +309,8 @@ def compile_c(folder: Path, source: Path, *flags: str) -> Path:
 
 def pkg_config(*arguments: str) -> list[str]:
     """What pkg-config says of the build."""
-    return run("pkg-config", *arguments, env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}).stdout.split()
+    told = run("pkg-config", *arguments, env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}).stdout
+    return shlex.split(told)
 
 
 def our_flags(package: str = "xenvchan") -> list[str]:
@@ -318,6 +320,15 @@ def our_flags(package: str = "xenvchan") -> list[str]:
 def xen_flags() -> list[str]:
     """The same for Debian's own headers and library."""
     return ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", "-lxenvchan", "-Wl,--allow-shlib-undefined"]
+
+
+def alone(library: Path, folder: Path) -> str:
+    """A folder with no library but that one, for LD_LIBRARY_PATH: LD_PRELOAD can't name what has a space in its path."""
+    made = folder / f"only-{library.name}"
+    made.mkdir(exist_ok=True)
+    (made / library.name).unlink(missing_ok=True)
+    (made / library.name).symlink_to(library)
+    return str(made)
 
 
 PYTHON = sys.executable

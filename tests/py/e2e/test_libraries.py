@@ -43,8 +43,8 @@ def by_preload(environment: dict[str, str]) -> dict[str, str]:
     """Debian's own library is found and loaded, and ours comes before it."""
     return {
         **environment,
-        "LD_PRELOAD": str(LIBDIR / "libxenvchan-preload.so"),
-        "LD_LIBRARY_PATH": f"{C_BUILD}:{REFERENCE_LIBDIR}",
+        "LD_PRELOAD": "libxenvchan-preload.so",  # by its name alone: the path may have a space
+        "LD_LIBRARY_PATH": f"{C_BUILD}:{REFERENCE_LIBDIR}:{LIBDIR}",
     }
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from scripted import ALICE, Guest, ScriptedHost, offer
-from support import REFERENCE_LIBDIR, Daemon, Program, eventually, in_time, is_asleep
+from support import REFERENCE_LIBDIR, Daemon, Program, alone, eventually, in_time, is_asleep
 from xenprogram import LIBRARIES, XenProgram, compile_xen
 
 PATH = "/local/domain/1/data/vchan/2/7"
-XENS = str(REFERENCE_LIBDIR / "libxenvchan.so.4.17")
+XENS = REFERENCE_LIBDIR / "libxenvchan.so.4.17"
 
 Environment = Callable[..., dict[str, str]]
 
@@ -24,16 +24,15 @@ def _deadline() -> Iterator[None]:
 
 
 @pytest.fixture(params=["our libxenvchan", "xens libxenvchan"])
-def environment(request: pytest.FixtureRequest) -> Environment:
+def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
     """For a program in a domain: ours in place of Xen's, but for libxenstore, and perhaps libxenvchan."""
-    preloaded = {"LD_PRELOAD": XENS} if request.param == "xens libxenvchan" else {}
+    xens = [alone(XENS, tmp_path)] if request.param == "xens libxenvchan" else []
 
     def environment(daemon: Daemon, domain: int = 0) -> dict[str, str]:
         return daemon.environment(
             domain,
             XENSTORED_PATH=str(daemon.store_path(domain)),
-            LD_LIBRARY_PATH=f"{LIBRARIES}:{REFERENCE_LIBDIR}",
-            **preloaded,
+            LD_LIBRARY_PATH=":".join([*xens, LIBRARIES, str(REFERENCE_LIBDIR)]),
         )
 
     return environment
@@ -93,7 +92,7 @@ def test_client_marks_a_server_gone_whose_event_channel_is(daemon: Daemon, xen_p
             server.number(f"server 2 {PATH}")
             client.number(f"client 1 {PATH}")
             assert (server.ask("open"), client.ask("open")) == ("connected", "connected")
-            if environment(daemon).get("LD_PRELOAD") == XENS:
+            if f"only-{XENS.name}" in environment(daemon)["LD_LIBRARY_PATH"]:
                 server.ok("vchan_unbind")
                 assert client.number("is_open") == 1
             else:

@@ -100,7 +100,7 @@ def test_killed_client_is_gone_to_qubes(xen: Start) -> None:
 
 
 # Whichever libxenvchan of ours it is.
-PRELOADED = {"LD_PRELOAD": str(LIBDIR / "libxenvchan-preload.so")}
+PRELOADED = {"LD_PRELOAD": "libxenvchan-preload.so", "LD_LIBRARY_PATH": f"{LIBRARIES}:{LIBDIR}"}
 
 
 @pytest.mark.parametrize("environment", [{}, PRELOADED], ids=["linked", "preloaded"])

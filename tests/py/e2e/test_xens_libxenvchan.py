@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c, eventually, is_asleep, run, xen_flags
+from support import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, alone, compile_c, eventually, is_asleep, run, xen_flags
 from test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
 from xenprogram import LIBRARIES, XenProgram
 
@@ -21,16 +21,16 @@ Environment = Callable[[int], dict[str, str]]
 
 
 @pytest.fixture
-def environment(daemon: Daemon) -> Environment:
+def environment(daemon: Daemon, tmp_path: Path) -> Environment:
     """For a program in a domain."""
+    xens = alone(XENS, tmp_path)
 
     def environment(domain: int) -> dict[str, str]:
         return daemon.environment(
             domain,
             XENSTORED_PATH=str(daemon.store_path(domain)),
-            # Before ours of the same name.
-            LD_PRELOAD=str(XENS),
-            LD_LIBRARY_PATH=f"{LIBRARIES}:{REFERENCE_LIBDIR}",
+            # Xen's comes before ours of the same name.
+            LD_LIBRARY_PATH=f"{xens}:{LIBRARIES}:{REFERENCE_LIBDIR}",
         )
 
     return environment

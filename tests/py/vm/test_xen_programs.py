@@ -41,11 +41,14 @@ def files() -> list[Path]:
     return made
 
 
+def quoted(path: object) -> str:
+    return shlex.quote(str(path))
+
+
 def shell(network: Network, machine: Machine | None, script: str) -> HostProgram | Program:
     """A shell in which Xen's programs find our libraries and our store, whatever else of Xen's they need, and themselves."""
-    script = (
-        f"LD_LIBRARY_PATH=$LD_LIBRARY_PATH:{REFERENCE_LIBDIR} PATH=$PATH:{REFERENCE}/bin; export LD_LIBRARY_PATH PATH; {script}"
-    )
+    libraries, programs = quoted(REFERENCE_LIBDIR), quoted(REFERENCE / "bin")
+    script = f"LD_LIBRARY_PATH=$LD_LIBRARY_PATH:{libraries} PATH=$PATH:{programs}; export LD_LIBRARY_PATH PATH; {script}"
     return network.run_on(machine, PYTHON, KVMCHAN, "exec", "--", "sh", "-c", script)
 
 
@@ -54,7 +57,11 @@ def proxy(
 ) -> HostProgram | Program:
     """With a file for its input, which then stays open until the program's own ends."""
     command = shlex.join([str(PROXY), f"--mode={mode}", str(peer), path, "-"])
-    return shell(network, machine, f"{{ cat {source}; cat; }} | LD_LIBRARY_PATH={first}:$LD_LIBRARY_PATH {command} >{target}")
+    return shell(
+        network,
+        machine,
+        f"{{ cat {quoted(source)}; cat; }} | LD_LIBRARY_PATH={quoted(first)}:$LD_LIBRARY_PATH {command} >{quoted(target)}",
+    )
 
 
 def wait_digest(network: Network, machine: Machine | None, target: str) -> str:

@@ -13,7 +13,7 @@ cp "$(command -v busybox)" "$work/bin/busybox"
 cp "$here/init" "$work/init"
 for module in virtio_pci 9pnet_virtio 9p virtio_console vfio_iommu_type1 vfio-pci; do
     modprobe -d "$tree" -S "$release" --show-depends "$module"
-done | awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r path; do
+done | sed -n 's/^insmod \(.*\.ko[.a-z]*\) .*/\1/p' | awk '!seen[$0]++' | while read -r path; do
     cp "$path" "$work/modules/"
     basename "$path" >>"$work/modules/order"
 done

@@ -33,7 +33,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 
 @pytest.fixture(scope="module")
-def debians(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def debian_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with Debian's libxenvchan, which the loader finds before ours, and nothing else of Debian's."""
     folder = tmp_path_factory.mktemp("debian")
     (folder / "libxenvchan.so.4.17").symlink_to(REFERENCE_LIBDIR / "libxenvchan.so.4.17")
@@ -95,8 +95,8 @@ class Proxies:
 
 
 @pytest.fixture
-def proxies(daemon: Daemon, debians: Path, libxenvchan: str) -> Iterator[Proxies]:
-    made = Proxies(daemon, [debians] if libxenvchan == "debian's" else [])
+def proxies(daemon: Daemon, debian_first: Path, libxenvchan: str) -> Iterator[Proxies]:
+    made = Proxies(daemon, [debian_first] if libxenvchan == "debian's" else [])
     try:
         yield made
     finally:

@@ -238,6 +238,21 @@ def test_types_are_right() -> None:
     check(tool("mypy"))
 
 
+def test_words_are_spelled_right() -> None:
+    check(tool("codespell"), "--toml", str(ROOT / "pyproject.toml"), *map(str, tracked()))
+
+
+def shell_scripts() -> list[Path]:
+    shells = (b"#!/bin/sh\n", b"#!/bin/busybox sh\n")
+    return [path for path in tracked() if path.suffix != ".in" and path.read_bytes().startswith(shells)]
+
+
+def test_shellcheck_finds_nothing() -> None:
+    found = shell_scripts()
+    assert ROOT / "run" in found
+    check(tool("shellcheck"), "--shell=sh", *map(str, found))
+
+
 def c_files() -> list[Path]:
     return [path for path in tracked() if path.suffix in (".c", ".h")]
 

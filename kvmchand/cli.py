@@ -60,7 +60,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 def main() -> None:
     arguments = _parser().parse_args()
     try:
-        role: Any = import_module(f"kvmchand.{arguments.role}")  # the other one's needs are not this machine's
+        role: Any = import_module(f"kvmchand.{arguments.role}.main")  # the other one's needs are not this machine's
         role.serve(settings(arguments))
     except KvmchanError as error:
         sys.exit(f"kvmchand: {error.sentence}")

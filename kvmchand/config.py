@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kvmchand.core import rings
+from kvmchand.channels import rings
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import DomainId, Size
 

@@ -108,17 +108,18 @@ def as_json(listed: Listing) -> str:
 
 
 def prepare_domain(arguments: argparse.Namespace) -> None:
-    from kvmchand import prepare, startlink  # with libvirt, which nothing else here needs
+    from kvmchand.admin import prepare
+    from kvmchand.services.libvirt import coldplug_xml  # with libvirt, which nothing else here needs
 
     start = None
     if arguments.link_size is not None:
         folder = Path(os.environ.get("KVMCHAN_RUNTIME_DIR") or control.RUNTIME_DIR) / "ivshmem"
-        start = prepare.StartLink(startlink.parse_size(arguments.link_size), folder)
+        start = prepare.StartLink(coldplug_xml.parse_size(arguments.link_size), folder)
     print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, start, apply=arguments.apply)), flush=True)
 
 
 def diagnose(arguments: argparse.Namespace) -> None:
-    from kvmchand import doctor
+    from kvmchand.admin import doctor
 
     try:
         listed: Listing | KvmchanError = listing()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where a service process starts: NAME SOCKET-FD MARKER-FD, given by kvmchand.ipc."""
+"""Where a service process starts: NAME SOCKET-FD MARKER-FD, given by kvmchand.runtime.supervisor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+_MODULES = {"forward": "store.forwarder", "link": "control.process"}
+"""Those that are not named for their folder."""
+
 if __name__ == "__main__":
     # The interpreter is isolated: it knows the standard library, and from here on us.
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    service = import_module(f"kvmchand.services.{sys.argv[1]}")
+    service = import_module(f"kvmchand.services.{_MODULES.get(sys.argv[1], sys.argv[1] + '.process')}")
     service.main(int(sys.argv[2]), int(sys.argv[3]))

@@ -8,7 +8,7 @@ of a connection; each side knows it by one of its own as well.
 
 from __future__ import annotations
 
-from kvmchand.wire import internal
+from kvmchand.wire import local
 from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
 from kvmchand.wire.record import Record
 
@@ -71,7 +71,7 @@ class Withdraw(Record):
 
 
 class Connected(Record):
-    """store → main: a new connection, a duplicate of which is beside this: main keeps it for an internal.Restore."""
+    """store → main: a new connection, a duplicate of which is beside this: main keeps it for an local.Restore."""
 
     client: ClientId
 
@@ -114,8 +114,8 @@ class Taken(Record):
     client: ClientId
 
 
-_SOCKETS: dict[str, type] = {"listen": internal.Listen, "restore": internal.Restore, "start": internal.Start, "ended": Ended}
-_FROM_SOCKETS: dict[str, type] = {"started": internal.Started, "connected": Connected, "ended": Ended}
+_SOCKETS: dict[str, type] = {"listen": local.Listen, "restore": local.Restore, "start": local.Start, "ended": Ended}
+_FROM_SOCKETS: dict[str, type] = {"started": local.Started, "connected": Connected, "ended": Ended}
 FROM_GUEST: dict[str, type] = {"request": Request, "taken": Taken}
 TO_STORE: dict[str, type] = {
     **_SOCKETS,

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from kvmchand.core.rings import Rings
-from kvmchand.page import Page
+from kvmchand.channels.page import Page
+from kvmchand.channels.rings import Rings
 from kvmchand.wire import dataplane
 
 

@@ -24,10 +24,10 @@ from typing import Any, Self
 
 from support import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
 
-from kvmchand.core.links import CONTROL_PEER, HOST_PEER
-from kvmchand.core.rings import PAGE
-from kvmchand.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.wire import client, dataplane, hypervisor, link
+from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
+from kvmchand.channels.rings import PAGE
+from kvmchand.links.links import CONTROL_PEER, HOST_PEER
+from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.packet import receive_packet, send_packet
 
 RELAY = Path(__file__).parent / "standins" / "relay.py"
@@ -37,7 +37,7 @@ LEFT_CONS, LEFT_PROD = LEFT_INDEXES, LEFT_INDEXES + 4
 RIGHT_CONS, RIGHT_PROD = RIGHT_INDEXES, RIGHT_INDEXES + 4
 LEFT_RING = PAGE
 """Where the bytes are that the guest writes."""
-LEFT_BYTES = 1 << link.LEFT_ORDER
+LEFT_BYTES = 1 << control.LEFT_ORDER
 ALICE, BOB = 11, 12
 """The guests' numbers."""
 
@@ -158,8 +158,8 @@ class Hypervisor:
             with self.changed:
                 self._main = main
                 try:
-                    for answer in self._obey(hypervisor.to_libvirt.decode(data)):
-                        send_packet(main, hypervisor.to_main.encode(answer))
+                    for answer in self._obey(libvirt.to_libvirt.decode(data)):
+                        send_packet(main, libvirt.to_main.encode(answer))
                 except BrokenPipeError:
                     break
                 self.changed.notify_all()
@@ -168,20 +168,20 @@ class Hypervisor:
 
     def _obey(self, message: object) -> Iterator[object]:
         match message:
-            case hypervisor.Start():
-                yield hypervisor.Started()
+            case libvirt.Start():
+                yield libvirt.Started()
                 for machine in self.machines.values():
                     yield self._found(machine)
-                yield hypervisor.Listed()
-            case hypervisor.Attach():
+                yield libvirt.Listed()
+            case libvirt.Attach():
                 taker = self.machines.get(message.domain)
                 if taker is None or taker.refusal:
                     sentence = taker.refusal if taker else "it is gone"
-                    yield hypervisor.AttachFailed(message.domain, message.device, sentence)
+                    yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
                     taker.devices[message.socket] = Plugged(message.socket, message.vectors)
-                    yield hypervisor.Attached(message.domain, message.device)
-            case hypervisor.Detach():
+                    yield libvirt.Attached(message.domain, message.device)
+            case libvirt.Detach():
                 asked = self.machines.get(message.domain)
                 if asked is not None and message.socket in asked.devices:
                     asked.unplugging.append(message.socket)
@@ -190,11 +190,11 @@ class Hypervisor:
 
     @staticmethod
     def _found(machine: Machine) -> object:
-        return hypervisor.Found(machine.number, machine.name, f"uuid-{machine.number}")  # type: ignore[arg-type]
+        return libvirt.Found(machine.number, machine.name, f"uuid-{machine.number}")  # type: ignore[arg-type]
 
     def _tell(self, message: object) -> None:
         assert self._main is not None
-        send_packet(self._main, hypervisor.to_main.encode(message))
+        send_packet(self._main, libvirt.to_main.encode(message))
 
     def wait(self, holds: Callable[[], Any], what: str) -> None:
         """Until something of the machines holds."""
@@ -219,7 +219,7 @@ class Hypervisor:
         with self.changed:
             del self.machines[machine.number]
             machine.stop()
-            self._tell(hypervisor.Gone(machine.number))  # type: ignore[arg-type]
+            self._tell(libvirt.Gone(machine.number))  # type: ignore[arg-type]
 
     def let_go(self, machine: Machine) -> None:
         """Its guest does what it was asked to."""
@@ -231,7 +231,7 @@ class Hypervisor:
 
     def reboot(self, machine: Machine) -> None:
         with self.changed:
-            self._tell(hypervisor.Rebooted(machine.number))  # type: ignore[arg-type]
+            self._tell(libvirt.Rebooted(machine.number))  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._is_ending = True
@@ -302,7 +302,7 @@ class ScriptedHost(Daemon):
 class End:
     """An end of a channel, in a scripted guest. Its calls block."""
 
-    def __init__(self, device: Plugged, grant: link.Grant, *, is_server: bool) -> None:
+    def __init__(self, device: Plugged, grant: control.Grant, *, is_server: bool) -> None:
         self.grant = grant
         self.ctrl = dataplane.attach(
             dataplane.Grant(
@@ -352,7 +352,7 @@ class Guest:
         self._ends: list[End] = []
         self._serial = 0
         self.control = self.wait_device(CONTROL_PEER)
-        self.page = mmap.mmap(self.control.memory, link.DEVICE_BYTES)
+        self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
 
     # ---- devices ----
 
@@ -371,7 +371,7 @@ class Guest:
         self.host.hypervisor.wait(self.new_devices, f"domain {self.domain} gets no device: {self.host.log()}")
         device = self.new_devices()[0]
         self._ready.add(device.path)
-        self.say(link.Ready(device.peer, device.vectors if vectors is None else vectors))
+        self.say(control.Ready(device.peer, device.vectors if vectors is None else vectors))
         return device
 
     def lose(self, device: Plugged) -> None:
@@ -401,8 +401,8 @@ class Guest:
                 notify_fd=os.dup(self.control.event(HOST_PEER, 0)),
                 control_fd=-1,
                 is_server=0,
-                left_order=link.LEFT_ORDER,
-                right_order=link.RIGHT_ORDER,
+                left_order=control.LEFT_ORDER,
+                right_order=control.RIGHT_ORDER,
                 events=dataplane.EVENTFD,
             )
         )
@@ -415,19 +415,19 @@ class Guest:
     def greet(self) -> Self:
         """meet(), and hello and welcome; and it takes the device of its link to the host."""
         self.meet()
-        self.say(link.Hello(link.VERSION))
-        assert self.hear() == link.Welcome(self.domain)  # type: ignore[arg-type]
+        self.say(control.Hello(control.VERSION))
+        assert self.hear() == control.Welcome(self.domain)  # type: ignore[arg-type]
         if not any(path in self._ready for path in self.machine.devices):
             self.take_device()
         else:
             for each in self.machine.devices.values():
                 if each.path in self._ready:
-                    self.say(link.Ready(each.peer, each.vectors))
+                    self.say(control.Ready(each.peer, each.vectors))
         return self
 
     def say(self, message: Any) -> None:
-        data = link.to_host.encode(message)
-        self.put(link.LENGTH.pack(len(data)) + data)
+        data = control.to_host.encode(message)
+        self.put(control.LENGTH.pack(len(data)) + data)
 
     def put(self, data: bytes) -> None:
         """Any bytes, into the ring."""
@@ -442,9 +442,9 @@ class Guest:
         return self._heard.pop(0) if self._heard else self._hear()
 
     def _hear(self) -> Any:
-        (size,) = link.LENGTH.unpack(self._take(link.LENGTH.size))
-        assert 0 < size <= link.PACKET_MAX
-        return link.to_guest.decode(self._take(size))
+        (size,) = control.LENGTH.unpack(self._take(control.LENGTH.size))
+        assert 0 < size <= control.PACKET_MAX
+        return control.to_guest.decode(self._take(size))
 
     def _take(self, size: int) -> bytes:
         data = ctypes.create_string_buffer(size)
@@ -485,7 +485,7 @@ class Guest:
     def request(self, number: int, request: Any) -> None:
         packet = request if isinstance(request, str) else client.requests.encode(request).decode()
         self._serial += 1
-        self.say(link.Ask(number, self._serial, 1000 + number, packet))  # type: ignore[arg-type]
+        self.say(control.Ask(number, self._serial, 1000 + number, packet))  # type: ignore[arg-type]
 
     def answer(self, number: int) -> Any:
         """What the host answers a client: a Grant, a Closed, or what is in a Reply."""
@@ -495,7 +495,7 @@ class Guest:
                 self._heard.append(self._hear())
             if getattr(self._heard[at], "client", None) == number:
                 message = self._heard.pop(at)
-                return client.replies.decode(message.reply.encode()) if isinstance(message, link.Reply) else message
+                return client.replies.decode(message.reply.encode()) if isinstance(message, control.Reply) else message
             at += 1
 
     def ask(self, number: int, request: Any) -> Any:
@@ -512,7 +512,7 @@ class Guest:
         return answer.sentence
 
     def end(self, grant: Any, *, is_server: bool) -> End:
-        assert isinstance(grant, link.Grant), grant
+        assert isinstance(grant, control.Grant), grant
         made = End(self.wait_device(grant.peer), grant, is_server=is_server)
         self._ends.append(made)
         return made
@@ -532,8 +532,8 @@ class Guest:
 
     def close(self, number: int) -> None:
         """A client is gone, and the host knows."""
-        self.say(link.Close(number))  # type: ignore[arg-type]
-        assert self.answer(number) == link.Closed(number)  # type: ignore[arg-type]
+        self.say(control.Close(number))  # type: ignore[arg-type]
+        assert self.answer(number) == control.Closed(number)  # type: ignore[arg-type]
 
     def is_answered(self) -> bool:
         """A round trip to the host."""

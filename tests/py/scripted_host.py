@@ -20,11 +20,11 @@ from typing import Any, Self
 
 from support import DEADLINE, Daemon, RawClient, eventually, is_asleep, open_fds
 
-from kvmchand.core.links import CONTROL_PEER
-from kvmchand.core.rings import Rings
+from kvmchand.channels.page import Page
+from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
-from kvmchand.page import Page
-from kvmchand.wire import dataplane, link, vfio
+from kvmchand.links.links import CONTROL_PEER
+from kvmchand.wire import control, dataplane, vfio
 from kvmchand.wire.packet import receive_packet, send_packet
 
 DOMAIN = DomainId(7)
@@ -79,8 +79,8 @@ class GuestDaemon(Daemon):
                 ours = {"local", "link", "forward"}
                 eventually(lambda: ours <= self.services().keys() and all(is_asleep(each) for each in self.services().values()))
                 self.baseline = self.fds()
-                self.control = Device(CONTROL_PEER, link.DEVICE_BYTES, 1)
-                self.page = mmap.mmap(self.control.memory, link.DEVICE_BYTES)
+                self.control = Device(CONTROL_PEER, control.DEVICE_BYTES, 1)
+                self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
                 self.page[CLIENT_LIVE] = STALE
                 self.add(self.control)
             except BaseException:
@@ -141,7 +141,7 @@ class GuestDaemon(Daemon):
     def make_page(self) -> None:
         self._part()
         os.pwrite(self.control.memory, bytes(4096), 0)
-        Page(self.control.memory).initialize(Rings(link.LEFT_ORDER, link.RIGHT_ORDER))
+        Page(self.control.memory).initialize(Rings(control.LEFT_ORDER, control.RIGHT_ORDER))
         idle = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._ctrl = dataplane.attach(
             dataplane.Grant(
@@ -150,8 +150,8 @@ class GuestDaemon(Daemon):
                 notify_fd=os.dup(self.control.events[0]),
                 control_fd=-1,
                 is_server=1,
-                left_order=link.LEFT_ORDER,
-                right_order=link.RIGHT_ORDER,
+                left_order=control.LEFT_ORDER,
+                right_order=control.RIGHT_ORDER,
                 events=dataplane.EVENTFD,
             )
         )
@@ -160,13 +160,13 @@ class GuestDaemon(Daemon):
     def greet(self) -> Self:
         """meet(), hello and welcome."""
         self.meet()
-        assert self.hear() == link.Hello(link.VERSION)
-        self.say(link.Welcome(DOMAIN))
+        assert self.hear() == control.Hello(control.VERSION)
+        self.say(control.Welcome(DOMAIN))
         return self
 
     def say(self, message: Any) -> None:
-        data = link.to_guest.encode(message)
-        self.put(link.LENGTH.pack(len(data)) + data)
+        data = control.to_guest.encode(message)
+        self.put(control.LENGTH.pack(len(data)) + data)
 
     def put(self, data: bytes) -> None:
         """Any bytes, into the ring."""
@@ -178,13 +178,13 @@ class GuestDaemon(Daemon):
         return data.raw
 
     def hear(self) -> Any:
-        (size,) = link.LENGTH.unpack(self._take(link.LENGTH.size))
-        return link.to_host.decode(self._take(size))
+        (size,) = control.LENGTH.unpack(self._take(control.LENGTH.size))
+        return control.to_host.decode(self._take(size))
 
-    def hear_ask(self) -> link.Ask:
+    def hear_ask(self) -> control.Ask:
         """The next message is a client's request."""
         ask = self.hear()
-        assert isinstance(ask, link.Ask), ask
+        assert isinstance(ask, control.Ask), ask
         return ask
 
     def _part(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from kvmchand.core.quotas import Usage
-from kvmchand.core.store import Quotas, Store
 from kvmchand.ids import ChannelId, ClientId, DomainId
-from kvmchand.wire import xs
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind
+from kvmchand.xenstore.quotas import Usage
+from kvmchand.xenstore.store import Quotas, Store
 
 DOMAINS = {0: ("Domain-0", ""), 1: ("one", "aaaa-1"), 2: ("two", "")}
 HOST, ONE, TWO = ClientId(10), ClientId(11), ClientId(12)
@@ -37,9 +37,9 @@ class Rig:
             self.events.clear()
 
     def _take_event(self, client: ClientId, message: bytes) -> None:
-        kind, request_id, transaction, length = xs.HEADER.unpack_from(message)
-        assert (kind, request_id, transaction, length) == (Kind.WATCH_EVENT, 0, 0, len(message) - xs.HEADER.size)
-        path, token = xs.strings(message[xs.HEADER.size :], 2)
+        kind, request_id, transaction, length = protocol.HEADER.unpack_from(message)
+        assert (kind, request_id, transaction, length) == (Kind.WATCH_EVENT, 0, 0, len(message) - protocol.HEADER.size)
+        path, token = protocol.strings(message[protocol.HEADER.size :], 2)
         self.events.append((client, path.decode(), token.decode("latin-1")))
 
     def connect(self, client: ClientId, domain: int) -> None:
@@ -47,14 +47,14 @@ class Rig:
 
     def raw(self, client: ClientId, kind: int, payload: bytes, transaction: int = 0) -> bytes:
         """The reply's payload; Failed if it is an error. Events are handed out."""
-        message = self.store.execute(client, xs.Request(kind, 77, transaction, payload))
-        answered, request_id, in_transaction, length = xs.HEADER.unpack_from(message)
-        assert (request_id, in_transaction, length) == (77, transaction, len(message) - xs.HEADER.size)
+        message = self.store.execute(client, protocol.Request(kind, 77, transaction, payload))
+        answered, request_id, in_transaction, length = protocol.HEADER.unpack_from(message)
+        assert (request_id, in_transaction, length) == (77, transaction, len(message) - protocol.HEADER.size)
         self.store.flush_events()
         if answered == Kind.ERROR:
-            raise Failed(message[xs.HEADER.size : -1].decode())
+            raise Failed(message[protocol.HEADER.size : -1].decode())
         assert answered == kind
-        return message[xs.HEADER.size :]
+        return message[protocol.HEADER.size :]
 
     def ask(self, client: ClientId, kind: Kind, *strings: str, transaction: int = 0) -> str:
         """The same with strings, each with a NUL after it."""
@@ -62,7 +62,7 @@ class Rig:
         return self.raw(client, kind, payload, transaction).decode()
 
     def write(self, client: ClientId, path: str, value: str, transaction: int = 0) -> None:
-        assert self.raw(client, Kind.WRITE, f"{path}\0{value}".encode(), transaction) == xs.OK
+        assert self.raw(client, Kind.WRITE, f"{path}\0{value}".encode(), transaction) == protocol.OK
 
     def read(self, client: ClientId, path: str, transaction: int = 0) -> str:
         return self.ask(client, Kind.READ, path, transaction=transaction)

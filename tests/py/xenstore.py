@@ -10,19 +10,19 @@ from typing import Self
 
 from support import DEADLINE
 
-from kvmchand.wire import xs
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind
 
 
 def packet(kind: int, *strings: str | bytes, transaction: int = 0, request: int = 0) -> bytes:
     """A request, each of whose strings ends with a NUL."""
     payload = b"".join((each.encode() if isinstance(each, str) else each) + b"\0" for each in strings)
-    return xs.HEADER.pack(kind, request, transaction, len(payload)) + payload
+    return protocol.HEADER.pack(kind, request, transaction, len(payload)) + payload
 
 
 def write_packet(path: str, value: str, transaction: int = 0) -> bytes:
     payload = path.encode() + b"\0" + value.encode()
-    return xs.HEADER.pack(Kind.WRITE, 0, transaction, len(payload)) + payload
+    return protocol.HEADER.pack(Kind.WRITE, 0, transaction, len(payload)) + payload
 
 
 class StoreClient:
@@ -37,7 +37,7 @@ class StoreClient:
 
     def hear(self) -> tuple[int, bytes]:
         """The next packet's kind and payload."""
-        kind, _, _, length = xs.HEADER.unpack(self._take(xs.HEADER.size))
+        kind, _, _, length = protocol.HEADER.unpack(self._take(protocol.HEADER.size))
         return kind, self._take(length)
 
     def _take(self, size: int) -> bytes:
@@ -86,10 +86,10 @@ class StoreClient:
 
     def write(self, path: str, value: str, transaction: int = 0) -> None:
         self.say(write_packet(path, value, transaction))
-        assert self.reply() == xs.OK
+        assert self.reply() == protocol.OK
 
     def remove(self, path: str) -> None:
-        assert self.ask(Kind.RM, path) == xs.OK
+        assert self.ask(Kind.RM, path) == protocol.OK
 
     def children(self, path: str) -> list[str]:
         return self.ask(Kind.DIRECTORY, path).decode().split("\0")[:-1]
@@ -105,7 +105,7 @@ class StoreClient:
 
     def watch(self, path: str, token: str = "t") -> None:
         """Its first event is taken."""
-        assert self.ask(Kind.WATCH, path, token) == xs.OK
+        assert self.ask(Kind.WATCH, path, token) == protocol.OK
         assert self.event() == (path, token)
 
     def event(self) -> tuple[str, str]:

@@ -330,7 +330,7 @@ void pattern_check(uint64_t stream, uint64_t position, const void *data, size_t 
 
 static size_t own_pages(uint32_t order) { return order < 12 ? 0 : (size_t)1 << order; }
 
-/* What the daemon writes before anyone connects (kvmchand/page.py). */
+/* What the daemon writes before anyone connects (kvmchand/channels/page.py). */
 void page_initialize(int region, off_t offset, uint32_t left, uint32_t right)
 {
 	struct vchan_interface header = {

@@ -12,10 +12,10 @@ import pytest
 from support import DEADLINE
 from test_ivshmem import MIB, Rig, identity, rig
 
-from kvmchand.coldplug import ColdPlug
-from kvmchand.core.links import HOST_PEER, START_PEER, Device, LinkLimits, Links
 from kvmchand.ids import DomainId, Size
-from kvmchand.startlink import StartLink
+from kvmchand.links.coldplug import ColdPlug
+from kvmchand.links.links import HOST_PEER, START_PEER, Device, LinkLimits, Links
+from kvmchand.services.libvirt.coldplug_xml import StartLink
 
 __all__ = ["rig"]
 

@@ -34,12 +34,12 @@ from support import (
 )
 
 from kvmchand import config
-from kvmchand.core.paths import HOST
 from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfResources
 from kvmchand.ids import ClientId, Size
-from kvmchand.ipc import Marker, Service
-from kvmchand.wire import internal
+from kvmchand.runtime.supervisor import Marker, Service
+from kvmchand.wire import local
 from kvmchand.wire.packet import send_packet
+from kvmchand.xenstore.paths import HOST
 from libxenvchan_shim import State, Vchan, connect, listen
 
 ASK = """
@@ -450,12 +450,12 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         client.send(b"not JSON")
         service = Service("local")
         stack.callback(service.stop)
-        listen_ = internal.Listen(HOST, True, Size(0), -1, 10)
-        send_packet(service.sock, internal.to_local.encode(listen_), [listener.fileno()])
+        listen_ = local.Listen(HOST, True, Size(0), -1, 10)
+        send_packet(service.sock, local.to_local.encode(listen_), [listener.fileno()])
         # It has the message when a descriptor more is open in it, and the descriptor is its listener.
         mine = str(Path(f"/proc/self/fd/{listener.fileno()}").readlink())
         eventually(lambda: mine in links(children(os.getpid())[0]))
-        send_packet(service.sock, internal.to_local.encode(internal.Start(ClientId(1), "nobody")))
+        send_packet(service.sock, local.to_local.encode(local.Start(ClientId(1), "nobody")))
         _, beside, _, _ = client.recvmsg(4096, socket.CMSG_SPACE(12))
         pid, uid, _ = struct.unpack("=iII", next(data for _, kind, data in beside if kind == socket.SCM_CREDENTIALS))
         assert (pid, uid) == (children(os.getpid())[0], NOBODY)

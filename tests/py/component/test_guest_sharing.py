@@ -18,7 +18,7 @@ from support import DEADLINE, RawClient, acting_as, eventually, in_time
 
 from kvmchand.errors import NotFound
 from kvmchand.ids import Size
-from kvmchand.wire import client, link
+from kvmchand.wire import client, control
 from libxenvchan_shim.control import Connection
 
 PAGE = mmap.PAGESIZE
@@ -37,13 +37,13 @@ def here(host: ScriptedHost) -> Iterator[Connection]:
         yield connection
 
 
-def page_of(guest: Guest, given: link.Pages, at: int, size: int = 4) -> bytes:
+def page_of(guest: Guest, given: control.Pages, at: int, size: int = 4) -> bytes:
     """What a guest sees in pages it was given."""
-    assert isinstance(given, link.Pages), given
+    assert isinstance(given, control.Pages), given
     return os.pread(guest.wait_device(given.peer).memory, size, given.offset + at)
 
 
-def write(guest: Guest, given: link.Pages, at: int, data: bytes) -> None:
+def write(guest: Guest, given: control.Pages, at: int, data: bytes) -> None:
     os.pwrite(guest.wait_device(given.peer).memory, data, given.offset + at)
 
 
@@ -169,7 +169,7 @@ def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, 
     alice.greet()
     grant = here.offer(ALICE, "late", Size(1), Size(1))
     assert alice.is_answered()
-    assert isinstance(alice.ask(1, connect(0, "/local/domain/0/late")), link.Grant)
+    assert isinstance(alice.ask(1, connect(0, "/local/domain/0/late")), control.Grant)
     for each in (grant.region, grant.event, grant.notify):
         os.close(each)
 
@@ -177,7 +177,7 @@ def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, 
 def test_a_guest_shares_no_more_than_its_devices_may_be(alice: Guest) -> None:
     sentence = alice.refused(1, share(0, 1 << 17), "limit")
     assert "guest_bytes" in sentence
-    assert isinstance(alice.ask(2, offer(0)), link.Grant)
+    assert isinstance(alice.ask(2, offer(0)), control.Grant)
 
 
 # ---- a real guest's daemon ----
@@ -192,14 +192,14 @@ def guest(fresh: GuestDaemon) -> GuestDaemon:
     return fresh.greet()
 
 
-def asked_for_pages(guest: GuestDaemon, asking: RawClient) -> link.Ask:
+def asked_for_pages(guest: GuestDaemon, asking: RawClient) -> control.Ask:
     asking.hello().say({"type": "share", "peer": 0, "pages": 2, "writable": True})
     return guest.hear_ask()
 
 
-def pages(ask: link.Ask, **spoilt: Any) -> link.Pages:
+def pages(ask: control.Ask, **spoilt: Any) -> control.Pages:
     honest = {"ref": Size(9), "pages": 2, "peer": PEER, "offset": Size(PAGE)}
-    return link.Pages(client=ask.client, serial=ask.serial, **{**honest, **spoilt})
+    return control.Pages(client=ask.client, serial=ask.serial, **{**honest, **spoilt})
 
 
 def test_a_guests_program_gets_the_pages_within_the_device(guest: GuestDaemon) -> None:
@@ -245,7 +245,7 @@ def test_pages_end_with_the_device_they_are_on(guest: GuestDaemon) -> None:
         guest.unplug(device)
         asking.hear_end()
         asking.let_go()
-        guest.until(lambda: isinstance(guest.hear(), link.Close), "the host is not told")
+        guest.until(lambda: isinstance(guest.hear(), control.Close), "the host is not told")
 
 
 def test_who_breaks_the_protocol_goes_though_it_has_pages(guest: GuestDaemon) -> None:
@@ -257,16 +257,16 @@ def test_who_breaks_the_protocol_goes_though_it_has_pages(guest: GuestDaemon) ->
         asking.say({"type": "bind", "peer": 0})
         ask = guest.hear_ask()
         packet = client.replies.encode(client.Error("protocol", "one connection for each")).decode()
-        guest.say(link.Reply(ask.client, ask.serial, packet))
+        guest.say(control.Reply(ask.client, ask.serial, packet))
         asking.hear_error("protocol")
         asking.hear_end()
-    assert guest.hear() == link.Close(ask.client)
+    assert guest.hear() == control.Close(ask.client)
 
 
 def test_pages_in_a_reply_as_for_a_client_of_the_hosts_own_are_not_believed(guest: GuestDaemon) -> None:
     with RawClient(guest) as asking:
         ask = asked_for_pages(guest, asking)
         packet = client.replies.encode(client.Pages(Size(9), 2, Size(0))).decode()
-        guest.say(link.Reply(ask.client, ask.serial, packet))
+        guest.say(control.Reply(ask.client, ask.serial, packet))
         asking.hear_error("protocol")
-    assert guest.hear() == link.Close(ask.client)
+    assert guest.hear() == control.Close(ask.client)

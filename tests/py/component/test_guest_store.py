@@ -16,9 +16,10 @@ from support import eventually, in_time, is_asleep
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.ids import ClientId
-from kvmchand.streams import OUTPUT_MAX
-from kvmchand.wire import link, store, xs
-from kvmchand.wire.xs import Kind
+from kvmchand.services.store.streams import OUTPUT_MAX
+from kvmchand.wire import control, store
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind
 
 FIRST, SECOND = ClientId(1001), ClientId(1002)
 """Connections in a guest, by numbers that no client of the guest's has."""
@@ -37,10 +38,10 @@ def payloads(data: bytes) -> list[tuple[int, bytes]]:
     """The kinds and payloads of whole packets."""
     found = []
     while data:
-        kind, _, _, length = xs.HEADER.unpack_from(data)
-        assert len(data) >= xs.HEADER.size + length, "a packet is not whole"
-        found.append((kind, data[xs.HEADER.size : xs.HEADER.size + length]))
-        data = data[xs.HEADER.size + length :]
+        kind, _, _, length = protocol.HEADER.unpack_from(data)
+        assert len(data) >= protocol.HEADER.size + length, "a packet is not whole"
+        found.append((kind, data[protocol.HEADER.size : protocol.HEADER.size + length]))
+        data = data[protocol.HEADER.size + length :]
     return found
 
 
@@ -82,7 +83,7 @@ def test_a_program_in_a_guest_is_of_the_guests_domain(host: ScriptedHost, alice:
     assert read(alice, FIRST, "domid") == b"11"
     assert read(alice, FIRST, "name") == b"guest-11"
     assert read(alice, FIRST, "vm") == b"/vm/uuid-11"
-    assert ask(alice, FIRST, write_packet("data/x", "1")) == (Kind.WRITE, xs.OK)
+    assert ask(alice, FIRST, write_packet("data/x", "1")) == (Kind.WRITE, protocol.OK)
     assert ask(alice, FIRST, write_packet("/local/domain/0/x", "1")) == (Kind.ERROR, b"EACCES\0")
     with StoreClient(host.store_path()) as looking:
         assert looking.read(f"/local/domain/{ALICE}/data/x") == "1"
@@ -90,7 +91,7 @@ def test_a_program_in_a_guest_is_of_the_guests_domain(host: ScriptedHost, alice:
 
 
 def test_events_come_to_a_guest_and_wait_for_those_before_to_be_taken(host: ScriptedHost, alice: Guest) -> None:
-    assert ask(alice, FIRST, packet(Kind.WATCH, "data", "t")) == (Kind.WATCH, xs.OK)
+    assert ask(alice, FIRST, packet(Kind.WATCH, "data", "t")) == (Kind.WATCH, protocol.OK)
     with StoreClient(host.store_path()) as writer:
         writer.write(f"/local/domain/{ALICE}/data/0", "x")
         first = alice.answer(FIRST)
@@ -113,13 +114,13 @@ def test_a_guests_vchan_stands_in_the_store_and_goes_when_its_nodes_are_removed(
     assert read(alice, FIRST, "x/ring-ref") == str(channel).encode()
     with StoreClient(host.store_path()) as looking:
         assert looking.read(f"/local/domain/{ALICE}/x/event-channel") == str(2 * channel)
-        assert ask(alice, FIRST, packet(Kind.RM, "x")) == (Kind.RM, xs.OK)
+        assert ask(alice, FIRST, packet(Kind.RM, "x")) == (Kind.RM, protocol.OK)
         assert not looking.exists(f"/local/domain/{ALICE}/x")
     alice.close(1)
 
 
 def test_a_guest_that_is_gone_is_gone_from_the_store_and_watchers_hear_of_it(host: ScriptedHost, alice: Guest) -> None:
-    assert ask(alice, FIRST, write_packet("data/x", "1")) == (Kind.WRITE, xs.OK)
+    assert ask(alice, FIRST, write_packet("data/x", "1")) == (Kind.WRITE, protocol.OK)
     with StoreClient(host.store_path()) as looking:
         looking.watch("@releaseDomain", "gone")
         looking.watch("@introduceDomain", "new")
@@ -149,7 +150,7 @@ def test_a_guests_connections_end_with_the_link_process(host: ScriptedHost, alic
         ask(alice, FIRST, packet(Kind.WATCH, "data", "t"))
         eventually(lambda: is_asleep(host.service("link")))
         host.kill_service("link")
-        while not isinstance(alice.hear(), link.Again):
+        while not isinstance(alice.hear(), control.Again):
             pass
         writer.write(f"/local/domain/{ALICE}/data", "x")
         assert read(alice, SECOND, "domid") == b"11"
@@ -178,7 +179,7 @@ def test_a_guest_whose_request_was_under_way_as_the_store_process_died_is_told_t
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x", packet(Kind.READ, "domid")[:-1], packet(Kind.READ, "domid") + b"x", xs.HEADER.pack(2, 0, 0, 5000)]
+    "data", [b"", b"x", packet(Kind.READ, "domid")[:-1], packet(Kind.READ, "domid") + b"x", protocol.HEADER.pack(2, 0, 0, 5000)]
 )
 def test_what_is_no_whole_request_ends_the_guests_connection_and_no_other(host: ScriptedHost, alice: Guest, data: bytes) -> None:
     assert read(alice, SECOND, "domid") == b"11"
@@ -239,7 +240,7 @@ def hear_request(guest: GuestDaemon) -> store.Request:
 
 
 def reply(payload: bytes, kind: int = Kind.READ) -> bytes:
-    return xs.HEADER.pack(kind, 0, 0, len(payload)) + payload
+    return protocol.HEADER.pack(kind, 0, 0, len(payload)) + payload
 
 
 def event(path: bytes) -> bytes:
@@ -313,7 +314,7 @@ def test_connections_end_where_messages_may_be_lost(guest: GuestDaemon, by: str)
         client.say(packet(Kind.READ, "domid"))
         asked = hear_request(guest)
         if by == "host":
-            guest.say(link.Again())
+            guest.say(control.Again())
         else:
             guest.kill_service("link")
         client.hear_end()

@@ -34,11 +34,11 @@ from scripted import (
 )
 from support import acting_as, eventually, in_time, is_asleep, serving
 
-from kvmchand.core.rings import PAGE
+from kvmchand.channels.rings import PAGE
 from kvmchand.ids import ClientId, Size
-from kvmchand.services.link import QUEUE_MAX
+from kvmchand.services.control.process import QUEUE_MAX
 from kvmchand.wire import client as wire
-from kvmchand.wire import link
+from kvmchand.wire import control
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
 from libxenvchan_shim import listen as host_listen
@@ -155,7 +155,7 @@ def test_a_guest_sees_its_own_channels_and_no_guests_and_links(host: ScriptedHos
 
 
 def packet(data: bytes) -> bytes:
-    return link.LENGTH.pack(len(data)) + data
+    return control.LENGTH.pack(len(data)) + data
 
 
 def asking(request: bytes) -> bytes:
@@ -165,7 +165,10 @@ def asking(request: bytes) -> bytes:
 
 BAD = {
     "a packet of nothing": (bytes(4), "a packet of 0 bytes"),
-    "a packet of one byte more than the most": (link.LENGTH.pack(link.PACKET_MAX + 1) + bytes(link.PACKET_MAX + 1), "bytes came"),
+    "a packet of one byte more than the most": (
+        control.LENGTH.pack(control.PACKET_MAX + 1) + bytes(control.PACKET_MAX + 1),
+        "bytes came",
+    ),
     "a packet of all that 32 bits can say": (b"\xff" * 4, "a packet of 4294967295 bytes"),
     "zeroes": (bytes(LEFT_BYTES), "a packet of 0 bytes"),
     "letters that are six when spelled anew": (
@@ -174,7 +177,7 @@ BAD = {
     ),
     "no UTF-8": (packet(b"\xff\xfe{}"), "not JSON"),
     "no JSON": (packet(b'{"type":"hello"'), "not JSON"),
-    "JSON of great depth": (packet(b"[" * link.PACKET_MAX), "not JSON"),
+    "JSON of great depth": (packet(b"[" * control.PACKET_MAX), "not JSON"),
     "a number of many digits": (packet(b'{"type":"close","client":' + b"9" * 20000 + b"}"), "not JSON"),
     "no object": (packet(b"[]"), "unknown message"),
     "no type": (packet(b"{}"), "unknown message"),
@@ -223,18 +226,18 @@ def test_what_comes_before_hello_ends_the_session(host: ScriptedHost) -> None:
     alice.greet().offer(1)
 
 
-@pytest.mark.parametrize("version", [0, link.VERSION + 1, -(2**31), 2**31 - 1])
+@pytest.mark.parametrize("version", [0, control.VERSION + 1, -(2**31), 2**31 - 1])
 def test_a_daemon_of_another_version_is_told_which_is_spoken_here(host: ScriptedHost, version: int) -> None:
     alice = host.guest(ALICE).meet()
-    alice.say(link.Hello(version))
+    alice.say(control.Hello(version))
     (refused,) = alice.hear_end()
-    assert isinstance(refused, link.Refused)
-    assert f"speaks version {link.VERSION}, and the guest's {version}" in refused.sentence
+    assert isinstance(refused, control.Refused)
+    assert f"speaks version {control.VERSION}, and the guest's {version}" in refused.sentence
     alice.greet()
 
 
 def test_half_a_packet_is_waited_for_and_forgotten_with_the_session(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
-    alice.put(link.LENGTH.pack(100) + b'{"type":"ask",')
+    alice.put(control.LENGTH.pack(100) + b'{"type":"ask",')
     assert bob.is_answered()
     alice.greet()
     host.wait_log(f"the control link to domain {ALICE} is lost: the other end is gone")
@@ -242,11 +245,11 @@ def test_half_a_packet_is_waited_for_and_forgotten_with_the_session(host: Script
 
 
 def test_a_packet_that_comes_byte_by_byte_is_one(alice: Guest) -> None:
-    data = link.to_host.encode(link.Close(ClientId(7)))
+    data = control.to_host.encode(control.Close(ClientId(7)))
     for byte in packet(data):
         alice.put(bytes([byte]))
         alice.ring()
-    assert alice.hear() == link.Closed(ClientId(7))
+    assert alice.hear() == control.Closed(ClientId(7))
 
 
 @pytest.mark.parametrize("live", [1, 2, 3, 77, 255])
@@ -331,7 +334,7 @@ def test_bytes_that_change_while_they_are_read_harm_no_one_else(host: ScriptedHo
             assert bob.is_answered()
             alice.meet()
             with contextlib.suppress(OSError):
-                alice.say(link.Hello(link.VERSION))
+                alice.say(control.Hello(control.VERSION))
     finally:
         ends.set()
         flipping.join()
@@ -374,11 +377,11 @@ def test_a_guest_speaks_of_its_own_devices_alone(host: ScriptedHost, alice: Gues
     loop = bob.offer(1, BOB, grows=True)
     assert alice.machine.of_peer(loop.grant.peer) is None
     for peer in (loop.grant.peer, 0, 1, -1, 2**31 - 1, -(2**31)):
-        alice.say(link.Ready(peer, 0))
-        alice.say(link.Ready(peer, -(2**31)))
-        alice.say(link.Ready(peer, 2**31 - 1))
+        alice.say(control.Ready(peer, 0))
+        alice.say(control.Ready(peer, -(2**31)))
+        alice.say(control.Ready(peer, 2**31 - 1))
         if peer != 0:
-            alice.say(link.Unusable(peer, "it is not mine"))
+            alice.say(control.Unusable(peer, "it is not mine"))
     assert alice.is_answered()
     assert_alive(loop, bob.connect(2, BOB))
     bob.offer(3, path="y")
@@ -405,7 +408,7 @@ def test_a_request_that_waits_for_a_device_is_not_refused_for_another_ones(host:
     alice.request(1, offer(BOB))
     host.hypervisor.wait(lambda: alice.new_devices() and bob.new_devices(), "no devices")
     (shared,) = alice.new_devices()
-    alice.say(link.Unusable(shared.peer, "I say so"))
+    alice.say(control.Unusable(shared.peer, "I say so"))
     assert isinstance(alice.answer(1), wire.Error)
     bob.take_device()
     server = bob.end(bob.answer(1), is_server=True)
@@ -436,7 +439,7 @@ def test_a_flood_of_what_can_not_be_refused_ends_the_session(run: Run) -> None:
     alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
     with contextlib.suppress(OSError):
         for number in range(1000):
-            alice.say(link.Close(ClientId(number)))
+            alice.say(control.Close(ClientId(number)))
     alice.hear_end()
     host.wait_log(f"the control link to domain {ALICE} is lost: messages come many times faster than the limit")
     assert bob.is_answered()
@@ -485,7 +488,7 @@ def test_requests_that_wait_cost_others_nothing_when_a_guest_says_ready_again_an
         alice.request(number, offer(BOB, f"x/{number}"))
     host.hypervisor.wait(alice.new_devices, "no device")
     for _ in range(2000):
-        alice.say(link.Ready(77, 64))
+        alice.say(control.Ready(77, 64))
     assert bob.is_answered()
     assert alice.is_answered()
     assert bob.is_answered()
@@ -561,7 +564,7 @@ def test_a_guest_that_lets_no_device_go_gets_no_more_of_them(run: Run) -> None:
             host.hypervisor.wait(alice.new_devices, "no device")
             (device,) = alice.new_devices()
             alice._ready.add(device.path)
-            alice.say(link.Unusable(device.peer, "I can not use it"))
+            alice.say(control.Unusable(device.peer, "I can not use it"))
         last = alice.answer(number)
         assert isinstance(last, wire.Error)
         assert last.code == "limit"
@@ -593,7 +596,7 @@ def test_what_a_guest_writes_makes_no_lines_in_the_log_or_on_others_terminals(
     alice.request(1, connect(BOB, f"/local/domain/{BOB}/x"))
     host.hypervisor.wait(alice.new_devices, "no device")
     (device,) = alice.new_devices()
-    alice.say(link.Unusable(device.peer, "no\nkvmchand: all is well\x1b[2J"))
+    alice.say(control.Unusable(device.peer, "no\nkvmchand: all is well\x1b[2J"))
     answer = alice.answer(1)
     assert isinstance(answer, wire.Error)
     assert answer.sentence.isprintable()
@@ -631,7 +634,7 @@ def test_many_answers_at_once_are_no_fault_of_the_link_process(run: Run) -> None
         alice.request(number, offer(BOB, f"x/{number}"))
     host.hypervisor.wait(alice.new_devices, "no device")
     (device,) = alice.new_devices()
-    alice.say(link.Unusable(device.peer, "no"))
+    alice.say(control.Unusable(device.peer, "no"))
     for number in range(3000):
         assert isinstance(alice.answer(number), wire.Error)
     assert bob.is_answered()
@@ -688,10 +691,10 @@ def kill_link(host: ScriptedHost, *, reading: int = 0) -> None:
 
 def test_sessions_and_channels_outlive_the_link_process(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     near, far = channel(host, bob)
-    alice.put(link.LENGTH.pack(len(link.to_host.encode(link.Close(ClientId(7))))))
+    alice.put(control.LENGTH.pack(len(control.to_host.encode(control.Close(ClientId(7))))))
     kill_link(host)
-    alice.put(link.to_host.encode(link.Close(ClientId(7))))
-    assert alice.answer(7) == link.Closed(ClientId(7))
+    alice.put(control.to_host.encode(control.Close(ClientId(7))))
+    assert alice.answer(7) == control.Closed(ClientId(7))
     for _ in range(5):
         kill_link(host)
         assert alice.is_answered()

@@ -15,12 +15,12 @@ import pytest
 from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
 from support import DEADLINE, RawClient, eventually, in_time
 
-from kvmchand.core.links import CONTROL_PEER
-from kvmchand.core.paths import HOST
+from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import ClientId, Size
-from kvmchand.page import LEFT_INDEXES, RIGHT_INDEXES
+from kvmchand.links.links import CONTROL_PEER
 from kvmchand.wire import client as wire
-from kvmchand.wire import link
+from kvmchand.wire import control
+from kvmchand.xenstore.paths import HOST
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33
@@ -41,7 +41,7 @@ def guest(fresh: GuestDaemon) -> GuestDaemon:
 @pytest.fixture
 def device(guest: GuestDaemon) -> Device:
     made = guest.plug(PEER, SIZE, VECTORS)
-    assert guest.hear() == link.Ready(PEER, VECTORS)
+    assert guest.hear() == control.Ready(PEER, VECTORS)
     return made
 
 
@@ -58,9 +58,9 @@ class Grant:
     vector: int = 2
     ring: int = 3 << 16 | 2
 
-    def to(self, client: Client, *, number: int = 0, serial: int = 0) -> link.Grant:
+    def to(self, client: Client, *, number: int = 0, serial: int = 0) -> control.Grant:
         parts: dict[str, Any] = vars(self)
-        return link.Grant(client=ClientId(number or client.number), serial=serial or client.ask.serial, **parts)
+        return control.Grant(client=ClientId(number or client.number), serial=serial or client.ask.serial, **parts)
 
 
 def assert_granted(client: Client, guest: GuestDaemon, device: Device) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def assert_granted(client: Client, guest: GuestDaemon, device: Device) -> dict[s
 
 def close(client: Client, guest: GuestDaemon) -> None:
     client.sock.shutdown(1)
-    assert guest.hear() == link.Close(client.number)
-    guest.say(link.Closed(client.number))
+    assert guest.hear() == control.Close(client.number)
+    guest.say(control.Closed(client.number))
     client.hear_end()
     client.close()
 
@@ -91,9 +91,9 @@ def test_a_request_and_its_grant_pass_and_a_close_waits_for_the_host(guest: Gues
     with Client(guest) as client:
         assert_granted(client, guest, device)
         client.sock.shutdown(1)
-        assert guest.hear() == link.Close(client.number)
+        assert guest.hear() == control.Close(client.number)
         assert not select.select([client.sock], [], [], 0)[0]
-        guest.say(link.Closed(client.number))
+        guest.say(control.Closed(client.number))
         client.hear_end()
 
 
@@ -104,11 +104,11 @@ def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
         asked = fresh.hear_ask()
         assert isinstance(wire.requests.decode(asked.request.encode()), wire.List)
         listing = wire.Listing((wire.DomainInfo(HOST, "host"),), (), (), (), (), following=Size(0))
-        fresh.say(link.Reply(asked.client, asked.serial, wire.replies.encode(listing).decode()))
+        fresh.say(control.Reply(asked.client, asked.serial, wire.replies.encode(listing).decode()))
         reply = client.hear()
         # What only the guest knows is added.
         assert [each["address"] for each in reply["devices"]] == [fresh.control.address]
-    assert fresh.hear() == link.Close(asked.client)
+    assert fresh.hear() == control.Close(asked.client)
 
 
 # ---- grants that can't be ----
@@ -138,7 +138,7 @@ def test_a_grant_outside_a_device_is_refused_and_the_next_client_is_served(guest
         guest.say(replace(Grant(), **SPOILT[case]).to(client))
         client.hear_error("protocol")
         guest.wait_log(f"the host granted client {client.number} what can't be: ")
-    assert guest.hear() == link.Close(client.number)
+    assert guest.hear() == control.Close(client.number)
     with Client(guest) as another:
         assert_granted(another, guest, device)
     assert "is lost" not in guest.log()
@@ -146,7 +146,7 @@ def test_a_grant_outside_a_device_is_refused_and_the_next_client_is_served(guest
 
 def test_a_ring_that_no_end_can_have_is_refused_though_the_device_has_room(guest: GuestDaemon) -> None:
     guest.plug(HUGE_PEER, HUGE, 1)
-    assert guest.hear() == link.Ready(HUGE_PEER, 1)
+    assert guest.hear() == control.Ready(HUGE_PEER, 1)
     with Client(guest) as client:
         guest.say(replace(Grant(), peer=HUGE_PEER, vector=0, right_order=31).to(client))
         client.hear_error("protocol")
@@ -174,10 +174,10 @@ def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, dev
 )
 def test_an_answer_that_can_not_be_understood_is_an_error_to_that_client(guest: GuestDaemon, device: Device, reply: str) -> None:
     with Client(guest) as client, Client(guest) as another:
-        guest.say(link.Reply(client.number, client.ask.serial, reply))
+        guest.say(control.Reply(client.number, client.ask.serial, reply))
         assert "the host" in client.hear_error("protocol")
         client.hear_end()
-        assert guest.hear() == link.Close(client.number)
+        assert guest.hear() == control.Close(client.number)
         assert_granted(another, guest, device)
 
 
@@ -187,19 +187,19 @@ def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) ->
         idle.hello()
         for number in (1, client.number + 1, 2**63 - 1):
             guest.say(Grant().to(client, number=number))
-            guest.say(link.Reply(ClientId(number), client.ask.serial, error))
-            guest.say(link.Closed(ClientId(number)))
-        guest.say(link.Closed(client.number))
+            guest.say(control.Reply(ClientId(number), client.ask.serial, error))
+            guest.say(control.Closed(ClientId(number)))
+        guest.say(control.Closed(client.number))
         for serial in (client.ask.serial + 1, client.ask.serial - 1, -1, 2**31 - 1):
             guest.say(Grant().to(client, serial=serial or -2))
-            guest.say(link.Reply(client.number, serial, error))
+            guest.say(control.Reply(client.number, serial, error))
         assert_granted(client, guest, device)
         # Answered once, it is not answered again.
         guest.say(Grant().to(client))
-        guest.say(link.Reply(client.number, client.ask.serial, error))
+        guest.say(control.Reply(client.number, client.ask.serial, error))
         idle.say({"type": "list", "after": 0})
         asked = guest.hear_ask()
-        guest.say(link.Reply(asked.client, asked.serial, error))
+        guest.say(control.Reply(asked.client, asked.serial, error))
         idle.hear_error("busy")
         assert not select.select([idle.sock, client.sock], [], [], 0)[0]
 
@@ -208,13 +208,13 @@ def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) ->
 
 BAD = {
     "a packet of nothing": bytes(4),
-    "a packet of one byte more than the most": link.LENGTH.pack(link.PACKET_MAX + 1),
+    "a packet of one byte more than the most": control.LENGTH.pack(control.PACKET_MAX + 1),
     "a packet of all that 32 bits can say": b"\xff" * 4,
-    "no JSON": link.LENGTH.pack(1) + b"{",
-    "an unknown message": link.LENGTH.pack(15) + b'{"type":"shell"}'[:15],
-    "what only a guest says": link.LENGTH.pack(28) + b'{"type":"hello","version":1}',
-    "an ill-typed message": link.LENGTH.pack(32) + b'{"type":"welcome","domain":null}',
-    "half a surrogate pair": link.LENGTH.pack(44) + rb'{"type":"reply","client":1,"reply":"\ud800"}',
+    "no JSON": control.LENGTH.pack(1) + b"{",
+    "an unknown message": control.LENGTH.pack(15) + b'{"type":"shell"}'[:15],
+    "what only a guest says": control.LENGTH.pack(28) + b'{"type":"hello","version":1}',
+    "an ill-typed message": control.LENGTH.pack(32) + b'{"type":"welcome","domain":null}',
+    "half a surrogate pair": control.LENGTH.pack(44) + rb'{"type":"reply","client":1,"reply":"\ud800"}',
 }
 
 
@@ -229,18 +229,18 @@ def test_a_host_whose_bytes_can_not_be_loses_the_link_and_is_met_anew(guest: Gue
     client.hear_end()
     client.close()
     guest.greet()
-    assert guest.hear() == link.Ready(PEER, VECTORS)
+    assert guest.hear() == control.Ready(PEER, VECTORS)
     with Client(guest) as another:
         assert_granted(another, guest, device)
 
 
 def test_an_index_that_can_not_be_true_loses_the_link(guest: GuestDaemon, device: Device) -> None:
     (cons,) = struct.unpack_from("=I", guest.page, RIGHT_INDEXES)
-    struct.pack_into("=I", guest.page, RIGHT_INDEXES + 4, (cons + (1 << link.RIGHT_ORDER) + 1) % 2**32)
+    struct.pack_into("=I", guest.page, RIGHT_INDEXES + 4, (cons + (1 << control.RIGHT_ORDER) + 1) % 2**32)
     guest.wake()
     guest.wait_log("the link to the host is lost: the peer broke the ring's rules")
     guest.greet()
-    assert guest.hear() == link.Ready(PEER, VECTORS)
+    assert guest.hear() == control.Ready(PEER, VECTORS)
 
 
 def test_a_page_that_can_not_be_is_not_attached_to(fresh: GuestDaemon) -> None:
@@ -268,19 +268,19 @@ def test_a_host_that_hangs_up_ends_the_channels_and_is_met_anew(guest: GuestDaem
     client.hear_end()
     client.close()
     guest.greet()
-    assert guest.hear() == link.Ready(PEER, VECTORS)
+    assert guest.hear() == control.Ready(PEER, VECTORS)
 
 
 def test_a_host_that_refuses_is_quoted_in_one_line(fresh: GuestDaemon) -> None:
     fresh.meet()
-    assert fresh.hear() == link.Hello(link.VERSION)
-    fresh.say(link.Refused("use the\nkvmchand: same release\x1b[2J"))
+    assert fresh.hear() == control.Hello(control.VERSION)
+    fresh.say(control.Refused("use the\nkvmchand: same release\x1b[2J"))
     fresh.wait_log("the host's kvmchand refuses this one: use the?kvmchand: same release?[2J")
 
 
 def test_a_flood_of_the_hosts_is_read_to_its_end(guest: GuestDaemon, device: Device) -> None:
     for _ in range(5000):
-        guest.say(link.Closed(ClientId(1)))
+        guest.say(control.Closed(ClientId(1)))
     with Client(guest) as client:
         assert_granted(client, guest, device)
 
@@ -290,7 +290,7 @@ def test_a_flood_of_the_hosts_is_read_to_its_end(guest: GuestDaemon, device: Dev
 
 def test_a_device_that_goes_ends_the_channels_on_it_alone(guest: GuestDaemon, device: Device) -> None:
     other = guest.plug(PEER + 1, SIZE, VECTORS)
-    assert guest.hear() == link.Ready(PEER + 1, VECTORS)
+    assert guest.hear() == control.Ready(PEER + 1, VECTORS)
     with Client(guest) as client, Client(guest) as staying:
         reply = assert_granted(client, guest, device)
         guest.say(replace(Grant(), peer=PEER + 1).to(staying))
@@ -299,18 +299,18 @@ def test_a_device_that_goes_ends_the_channels_on_it_alone(guest: GuestDaemon, de
         guest.unplug(device)
         assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
         client.hear_end()
-        assert guest.hear() == link.Close(client.number)
+        assert guest.hear() == control.Close(client.number)
         gone = guest.hear()
-        assert isinstance(gone, link.Unusable)
+        assert isinstance(gone, control.Unusable)
         assert gone.peer == PEER
         assert not select.select([staying.sock], [], [], 0)[0]
-    assert guest.hear() == link.Close(staying.number)
+    assert guest.hear() == control.Close(staying.number)
 
 
 def test_the_newest_device_of_an_id_counts(guest: GuestDaemon, device: Device) -> None:
     again = Device(PEER, SIZE, VECTORS)
     again.address = "0000:07:01.0"
     guest.add(again)
-    assert guest.hear() == link.Ready(PEER, VECTORS)
+    assert guest.hear() == control.Ready(PEER, VECTORS)
     with Client(guest) as client:
         assert_granted(client, guest, again)

@@ -20,14 +20,14 @@ import pytest
 from libvirtd import PrivateLibvirtd
 from support import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
 
-from kvmchand import ipc
-from kvmchand.core.links import Device
 from kvmchand.errors import KvmchanError
-from kvmchand.hypervisor import Hypervisor
 from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.ivshmem import Devices
-from kvmchand.loop import Loop
-from kvmchand.wire.hypervisor import Prepared
+from kvmchand.links.links import Device
+from kvmchand.runtime import supervisor
+from kvmchand.runtime.loop import Loop
+from kvmchand.services.ivshmem.devices import Devices
+from kvmchand.services.libvirt.hypervisor import Hypervisor
+from kvmchand.wire.libvirt import Prepared
 
 AT_ONCE = 3.0
 """Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose timer would wake a loop that
@@ -651,9 +651,9 @@ def test_a_libvirt_process_that_says_what_can_not_be_is_ended_and_another_starte
     host: Host, rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packet: bytes
 ) -> None:
     stand_in = tmp_path / "stand-in.py"
-    stand_in.write_text(STAND_IN.format(said=str(tmp_path / "said"), entry=str(ipc._ENTRY), packet=packet))
+    stand_in.write_text(STAND_IN.format(said=str(tmp_path / "said"), entry=str(supervisor._ENTRY), packet=packet))
     one = host.create("one")
-    monkeypatch.setattr(ipc, "_ENTRY", stand_in)
+    monkeypatch.setattr(supervisor, "_ENTRY", stand_in)
     rig.hypervisor.start()
     rig.until_told(("found", one, "one"))
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
 
+from kvmchand.channels.lifelines import Lifelines
 from kvmchand.errors import AccessDenied, Busy, ChannelClosed, NotFound
 from kvmchand.ids import ClientId
-from kvmchand.lifeline import Lifelines
-from kvmchand.loop import Loop
+from kvmchand.runtime.loop import Loop
 from libxenvchan_shim import State, Vchan, connect, listen
 
 PEER = """

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from kvmchand.core.rings import PAGE, Rings
+from kvmchand.channels.page import LEFT_INDEXES, Page
+from kvmchand.channels.rings import PAGE, Rings
 from kvmchand.errors import ProtocolError
 from kvmchand.ids import ClientId, DomainId, Size
-from kvmchand.page import LEFT_INDEXES, Page
-from kvmchand.services.link import Bucket, Session
-from kvmchand.wire import dataplane, link
+from kvmchand.services.control.process import Bucket, Session
+from kvmchand.wire import control, dataplane
 
 CONS, PROD = LEFT_INDEXES, LEFT_INDEXES + 4
 INDEX = struct.Struct("=I")
@@ -29,10 +29,10 @@ class Ring:
 
     def __init__(self) -> None:
         self.fds = [os.memfd_create("control"), *(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))]
-        os.ftruncate(self.fds[0], link.DEVICE_BYTES)
-        Page(self.fds[0]).initialize(Rings(link.LEFT_ORDER, link.RIGHT_ORDER))
-        self.page = mmap.mmap(self.fds[0], link.DEVICE_BYTES)
-        settings = link.Attach(Size(1), DomainId(1), True, "eventfd", Size(0), Size(0), Size(0), RATE)
+        os.ftruncate(self.fds[0], control.DEVICE_BYTES)
+        Page(self.fds[0]).initialize(Rings(control.LEFT_ORDER, control.RIGHT_ORDER))
+        self.page = mmap.mmap(self.fds[0], control.DEVICE_BYTES)
+        settings = control.Attach(Size(1), DomainId(1), True, "eventfd", Size(0), Size(0), Size(0), RATE)
         self.session = Session(settings, [os.dup(fd) for fd in self.fds], Bucket(RATE), Bucket(RATE))
 
     def set(self, where: int, value: int) -> None:
@@ -44,7 +44,7 @@ class Ring:
 
     def put(self, data: bytes) -> None:
         at = self.get(PROD)
-        assert at + len(data) <= 1 << link.LEFT_ORDER, "the ring's end comes"
+        assert at + len(data) <= 1 << control.LEFT_ORDER, "the ring's end comes"
         self.page[PAGE + at : PAGE + at + len(data)] = data
         self.set(PROD, at + len(data))
 
@@ -63,8 +63,8 @@ def ring() -> Iterator[Ring]:
 
 
 def packet(message: object) -> bytes:
-    data = link.to_host.encode(message)
-    return link.LENGTH.pack(len(data)) + data
+    data = control.to_host.encode(message)
+    return control.LENGTH.pack(len(data)) + data
 
 
 @pytest.fixture
@@ -82,17 +82,17 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
     return arrange
 
 
-CLOSE = packet(link.Close(ClientId(12345)))
+CLOSE = packet(control.Close(ClientId(12345)))
 
 
-@pytest.mark.parametrize("length", [0, 1, link.PACKET_MAX, link.PACKET_MAX + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [0, 1, control.PACKET_MAX, control.PACKET_MAX + 1, 2**32 - 1])
 def test_a_length_that_changes_after_the_look_counts_as_it_was(
     ring: Ring, between: Callable[[Callable[[], None]], None], length: int
 ) -> None:
     ring.put(CLOSE)
     ring.put(CLOSE)
     at = PAGE + ring.get(CONS)
-    between(lambda: ring.page.__setitem__(slice(at, at + 4), link.LENGTH.pack(length)))
+    between(lambda: ring.page.__setitem__(slice(at, at + 4), control.LENGTH.pack(length)))
     for _ in range(2):
         assert ring.session.take() == CLOSE[4:]
     assert ring.get(CONS) == 2 * len(CLOSE)
@@ -176,7 +176,7 @@ def test_a_flood_is_over_when_a_second_has_passed_without_one(clock: list[float]
 
 
 def test_a_flood_is_two_lines_in_the_log(clock: list[float], ring: Ring, capfd: pytest.CaptureFixture[str]) -> None:
-    asking = link.to_host.encode(link.Ask(ClientId(1), 1, 1, "{}"))
+    asking = control.to_host.encode(control.Ask(ClientId(1), 1, 1, "{}"))
     passed = 0
     for _ in range(500):
         clock[0] += 0.5 / RATE

@@ -16,7 +16,7 @@ from libvirtd import PrivateLibvirtd
 from network import Host
 from support import DEADLINE, KVMCHAN, PYTHON, SITE, eventually, in_time
 
-from kvmchand import prepare
+from kvmchand.admin import prepare
 from kvmchand.errors import AccessDenied
 
 NOBODY = 65534

@@ -32,16 +32,17 @@ from support import (
 )
 from xenstore import StoreClient, packet, write_packet
 
-from kvmchand.connections import CONNECTIONS_MAX
-from kvmchand.core.paths import HOST
 from kvmchand.errors import NotFound
 from kvmchand.ids import ChannelId, ClientId, Size
-from kvmchand.ipc import Service
-from kvmchand.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
-from kvmchand.wire import internal, xs
+from kvmchand.runtime.supervisor import Service
+from kvmchand.services.store.connections import CONNECTIONS_MAX
+from kvmchand.services.store.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
+from kvmchand.wire import local
 from kvmchand.wire import store as wire
 from kvmchand.wire.packet import receive_packet, send_packet
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.paths import HOST
+from kvmchand.xenstore.protocol import Kind
 from libxenvchan_shim import Vchan, connect, listen
 
 
@@ -257,11 +258,11 @@ def test_a_request_may_come_in_pieces_and_many_at_once(daemon: Daemon) -> None:
             client.say(bytes([byte]))
         assert client.reply() == b"0"
         client.say(b"".join(write_packet(f"/many/{number}", "x") for number in range(1000)))
-        assert [client.reply() for _ in range(1000)] == [xs.OK] * 1000
+        assert [client.reply() for _ in range(1000)] == [protocol.OK] * 1000
         client.remove("/many")
 
 
-@pytest.mark.parametrize("data", [xs.HEADER.pack(Kind.READ, 0, 0, 4097), b"\xff" * 16, b"\xff" * 5000])
+@pytest.mark.parametrize("data", [protocol.HEADER.pack(Kind.READ, 0, 0, 4097), b"\xff" * 16, b"\xff" * 5000])
 def test_a_request_that_is_too_long_ends_its_connection_and_no_other(daemon: Daemon, data: bytes) -> None:
     with store(daemon) as rogue, store(daemon) as other:
         rogue.say(data)
@@ -601,9 +602,9 @@ def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_
         outer, inner, removed = ChannelId(1), ChannelId(2), ChannelId(3)
         for number, where in ((outer, "/tool/a"), (inner, "/tool/a/b"), (removed, "/tool/c")):
             say(wire.Offered(number, where, HOST, HOST, number, number))
-        say(internal.Listen(HOST, True, Size(0), -1, 10), listener.fileno())
-        say(internal.Start(ClientId(1), "nobody"))
-        assert isinstance(hear(), internal.Started)
+        say(local.Listen(HOST, True, Size(0), -1, 10), listener.fileno())
+        say(local.Start(ClientId(1), "nobody"))
+        assert isinstance(hear(), local.Started)
         with StoreClient(path) as program:
             assert isinstance(hear(), wire.Connected)
             program.say(packet(Kind.RM, "/tool/c/ring-ref"))
@@ -612,7 +613,7 @@ def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_
             say(wire.Withdrawn(removed))
             assert hear() == wire.Withdraw(inner)
             say(wire.Withdrawn(inner))
-            assert program.reply() == xs.OK
+            assert program.reply() == protocol.OK
             assert program.children("/tool") == ["xenstored", "c"]
 
 

@@ -21,15 +21,15 @@ from typing import Any
 import pytest
 from support import DEADLINE, in_time, next_fd
 
-from kvmchand import vfio as mains
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import Size
-from kvmchand.ipc import Marker
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.pci import Bar, Function, SysfsError
 from kvmchand.linux.vfio import Region
-from kvmchand.loop import Loop
-from kvmchand.services import vfio as service
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Marker
+from kvmchand.services.vfio import functions as mains
+from kvmchand.services.vfio import process as service
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 

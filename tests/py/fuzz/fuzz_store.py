@@ -14,13 +14,13 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-with atheris.instrument_imports(include=["kvmchand.core", "kvmchand.wire"]):
+with atheris.instrument_imports(include=["kvmchand.xenstore", "kvmchand.wire"]):
     from storerig import HOST, ONE, TWO, Rig, assert_sound, state
 
-    from kvmchand.core.store import Quotas, Store
     from kvmchand.errors import ProtocolError
     from kvmchand.ids import ChannelId, ClientId, DomainId
-    from kvmchand.wire import xs
+    from kvmchand.xenstore import protocol
+    from kvmchand.xenstore.store import Quotas, Store
 
 CLIENTS = (HOST, ONE, TWO)
 QUOTAS = Quotas(nodes=24, bytes=6000, watches=4, transactions=3, permissions=3)
@@ -51,33 +51,40 @@ PATHS = [
 OFFERED = ["ch", "a", "a/b", "x/y/z"]
 WORDS = [*PATHS, b"n0", b"n1", b"b2", b"r1", b"w2", b"0", b"1", b"2", b"token", b"check", b"help", b"v" * 900, b"-1"]
 STRINGS = {
-    xs.Kind.WATCH: 2,
-    xs.Kind.UNWATCH: 2,
-    xs.Kind.WRITE: 2,
-    xs.Kind.DIRECTORY_PART: 2,
-    xs.Kind.SET_PERMS: 3,
+    protocol.Kind.WATCH: 2,
+    protocol.Kind.UNWATCH: 2,
+    protocol.Kind.WRITE: 2,
+    protocol.Kind.DIRECTORY_PART: 2,
+    protocol.Kind.SET_PERMS: 3,
 }
 """How many strings a request has: one, unless it is here."""
-OFTEN = [xs.Kind.WRITE, xs.Kind.RM, xs.Kind.READ, xs.Kind.SET_PERMS, xs.Kind.TRANSACTION_START, xs.Kind.TRANSACTION_END]
+OFTEN = [
+    protocol.Kind.WRITE,
+    protocol.Kind.RM,
+    protocol.Kind.READ,
+    protocol.Kind.SET_PERMS,
+    protocol.Kind.TRANSACTION_START,
+    protocol.Kind.TRANSACTION_END,
+]
 
 
-def execute(rig: Rig, client: ClientId, request: xs.Request) -> bytes:
+def execute(rig: Rig, client: ClientId, request: protocol.Request) -> bytes:
     reply = rig.store.execute(client, request)
-    kind, request_id, transaction, length = xs.HEADER.unpack_from(reply)
+    kind, request_id, transaction, length = protocol.HEADER.unpack_from(reply)
     assert (request_id, transaction) == request[1:3]
-    assert kind in (request.kind, xs.Kind.ERROR)
-    assert length == len(reply) - xs.HEADER.size <= xs.PAYLOAD_MAX
+    assert kind in (request.kind, protocol.Kind.ERROR)
+    assert length == len(reply) - protocol.HEADER.size <= protocol.PAYLOAD_MAX
     rig.store.flush_events()
-    return reply[xs.HEADER.size :]
+    return reply[protocol.HEADER.size :]
 
 
 def stream(rig: Rig, data: atheris.FuzzedDataProvider) -> None:
     client = CLIENTS[data.ConsumeIntInRange(0, 2)]
     buffer = bytearray(data.ConsumeBytes(data.remaining_bytes()))
     try:
-        while (taken := xs.take(buffer)) is not None:
+        while (taken := protocol.take(buffer)) is not None:
             request, size = taken
-            assert xs.HEADER.size <= size <= len(buffer)
+            assert protocol.HEADER.size <= size <= len(buffer)
             del buffer[:size]
             execute(rig, client, request)
     except ProtocolError:
@@ -85,7 +92,7 @@ def stream(rig: Rig, data: atheris.FuzzedDataProvider) -> None:
 
 
 def payload_for(kind: int, data: atheris.FuzzedDataProvider) -> bytes:
-    if kind == xs.Kind.TRANSACTION_END and data.ConsumeBool():
+    if kind == protocol.Kind.TRANSACTION_END and data.ConsumeBool():
         return b"T\0"
     payload: bytes = PATHS[data.ConsumeIntInRange(0, len(PATHS) - 1)] + b"\0"
     # Most are as they should be.
@@ -105,8 +112,8 @@ def steps(rig: Rig, data: atheris.FuzzedDataProvider) -> None:
             kind = step if step < 24 else OFTEN[step % len(OFTEN)]
             mine = transactions[client]
             transaction = mine[data.ConsumeIntInRange(0, len(mine) - 1)]
-            reply = execute(rig, client, xs.Request(kind, 5, transaction, payload_for(kind, data)))
-            if kind == xs.Kind.TRANSACTION_START and reply[:-1].isdigit():
+            reply = execute(rig, client, protocol.Request(kind, 5, transaction, payload_for(kind, data)))
+            if kind == protocol.Kind.TRANSACTION_START and reply[:-1].isdigit():
                 mine.append(int(reply[:-1]))
         elif step < 35:
             path = OFFERED[data.ConsumeIntInRange(0, len(OFFERED) - 1)]

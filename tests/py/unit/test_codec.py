@@ -12,28 +12,28 @@ import pytest
 
 from kvmchand.errors import ProtocolError
 from kvmchand.ids import Size
-from kvmchand.wire import client, hypervisor, internal, ivshmem, link, store, vfio
+from kvmchand.wire import client, control, ivshmem, libvirt, local, store, vfio
 from kvmchand.wire.codec import PACKET_MAX, Codec
 
 PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
     (client.requests, client.REQUESTS),
     (client.replies, client.REPLIES),
-    (internal.to_local, internal.TO_LOCAL),
-    (internal.to_main, internal.TO_MAIN),
+    (local.to_local, local.TO_LOCAL),
+    (local.to_main, local.TO_MAIN),
     (ivshmem.to_ivshmem, ivshmem.TO_IVSHMEM),
     (ivshmem.to_main, ivshmem.TO_MAIN),
-    (hypervisor.to_libvirt, hypervisor.TO_LIBVIRT),
-    (hypervisor.to_main, hypervisor.TO_MAIN),
+    (libvirt.to_libvirt, libvirt.TO_LIBVIRT),
+    (libvirt.to_main, libvirt.TO_MAIN),
     (vfio.to_vfio, vfio.TO_VFIO),
     (vfio.to_main, vfio.TO_MAIN),
     (store.to_store, store.TO_STORE),
     (store.from_store, store.FROM_STORE),
     (store.to_forwarder, store.TO_FORWARDER),
     (store.from_forwarder, store.FROM_FORWARDER),
-    (link.to_host, link.TO_HOST),
-    (link.to_guest, link.TO_GUEST),
-    (link.to_link, link.TO_LINK),
-    (link.to_main, link.TO_MAIN),
+    (control.to_host, control.TO_HOST),
+    (control.to_guest, control.TO_GUEST),
+    (control.to_link, control.TO_LINK),
+    (control.to_main, control.TO_MAIN),
 ]
 KINDS = [(codec, kind, cls) for codec, kinds in PROTOCOLS for kind, cls in kinds.items()]
 RECORDS = {
@@ -256,8 +256,8 @@ def test_a_packet_has_packet_max_bytes_at_most() -> None:
 def test_the_longest_path_fits_into_a_packet_in_its_longest_spelling() -> None:
     offer = client.Offer(0, "\u00e4" * 3072, 0, 0, False)  # type: ignore[arg-type]
     assert len(client.requests.encode(offer)) <= PACKET_MAX
-    asked = internal.Ask(1, client.requests.encode(offer).decode())  # type: ignore[arg-type]
-    assert len(internal.to_main.encode(asked)) <= PACKET_MAX
+    asked = local.Ask(1, client.requests.encode(offer).decode())  # type: ignore[arg-type]
+    assert len(local.to_main.encode(asked)) <= PACKET_MAX
 
 
 def test_random_bytes_are_a_message_or_a_protocol_error() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from kvmchand import config
+from kvmchand.channels import rings
 from kvmchand.config import Limits, LinkSettings, Settings, SocketSettings
-from kvmchand.core import rings
 from kvmchand.errors import InvalidArgument
 
 EVERYTHING = """

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from kvmchand.ids import DeviceId, DomainId
-from kvmchand.plug import Refused, device_xml, stale_devices
-from kvmchand.wire.hypervisor import Attach
+from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, stale_devices
+from kvmchand.wire.libvirt import Attach
 
 ATTACH = Attach(DomainId(3), DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
 ROOT = "<controller type='pci' index='0' model='pcie-root'/>"

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from test_prepare import Q35, READY, direct
 
-from kvmchand import doctor, prepare
-from kvmchand.doctor import Finding, Grade, Role
+from kvmchand.admin import doctor, prepare
+from kvmchand.admin.doctor import Finding, Grade, Role
 from kvmchand.errors import KvmchanError, Unreachable
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from support import in_time
 
-from kvmchand.event import drain_event, signal_event
+from kvmchand.linux.eventfd import drain_event, signal_event
 
 FULL = 2**64 - 2
 

@@ -10,10 +10,10 @@ import pytest
 
 from kvmchand.config import SocketSettings
 from kvmchand.errors import KvmchanError
-from kvmchand.forward import Asked, Forward
 from kvmchand.ids import ClientId
-from kvmchand.loop import Loop
-from kvmchand.sockets import Sockets
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.sockets import Sockets
+from kvmchand.services.store.forwarding import Asked, Forward
 from kvmchand.wire import store
 
 

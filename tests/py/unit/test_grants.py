@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvmchand.core.grants import Grants, Share
+from kvmchand.channels.grants import Grants, Share
 from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import ClientId, DomainId
 

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from kvmchand.core.links import Device
 from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.ivshmem import Devices
-from kvmchand.services.ivshmem import handshake
+from kvmchand.links.links import Device
+from kvmchand.services.ivshmem.devices import Devices
+from kvmchand.services.ivshmem.process import handshake
 
 MEMORY = 100
 EVENTS = {0: [10, 11], 2: [20, 21], 3: [30, 31]}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from kvmchand.ids import ClientId
-from kvmchand.journal import Found, Journal
+from kvmchand.services.store.journal import Found, Journal
 
 ONE, TWO = ClientId(1), ClientId(2**40)
 

@@ -10,8 +10,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from kvmchand.channels.lifelines import Lifelines
 from kvmchand.ids import ClientId
-from kvmchand.lifeline import Lifelines
 from kvmchand.linux import ofd
 
 MANY = 200

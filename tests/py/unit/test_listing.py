@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from kvmchand import listing
+from kvmchand.host import listing
 from kvmchand.ids import ChannelId, DomainId, Size
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX

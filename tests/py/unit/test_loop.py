@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvmchand.loop import HALF_CLOSED, HUNG_UP, READABLE, WRITABLE, Loop
+from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, READABLE, WRITABLE, Loop
 
 
 @pytest.fixture

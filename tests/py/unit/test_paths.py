@@ -7,9 +7,9 @@ import string
 
 import pytest
 
-from kvmchand.core import paths
 from kvmchand.errors import AccessDenied, InvalidArgument, TooLong
 from kvmchand.ids import DomainId
+from kvmchand.xenstore import paths
 
 ALLOWED = string.ascii_letters + string.digits + "-/_@"
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmchand import prepare
+from kvmchand.admin import prepare
+from kvmchand.admin.prepare import Prepared
 from kvmchand.errors import InvalidArgument
-from kvmchand.prepare import Prepared
 
 Q35 = """\
 <domain type='kvm'>

@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from kvmchand.core.registry import Channel, DomainKind, End, Registry, Side, State
-from kvmchand.core.rings import Rings
+from kvmchand.channels.registry import Channel, DomainKind, End, Registry, Side, State
+from kvmchand.channels.rings import Rings
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, KvmchanError, LimitReached, NotFound, TooLong
 from kvmchand.ids import ChannelId, ClientId, DomainId
 

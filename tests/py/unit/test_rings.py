@@ -7,8 +7,8 @@ import itertools
 
 import pytest
 
-from kvmchand.core import rings
-from kvmchand.core.rings import Rings
+from kvmchand.channels import rings
+from kvmchand.channels.rings import Rings
 from kvmchand.errors import InvalidArgument
 
 # Sizes at each boundary of the table and of the powers of two above it; with each the order of a ring with pages of its own.

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmchand import startlink
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import Size
+from kvmchand.services.libvirt import coldplug_xml
 
 FOLDER = Path("/run/kvmchand/ivshmem")
 MIB = 1 << 20
@@ -36,20 +36,20 @@ def slot(root: ElementTree.Element) -> int:
     [("64M", 64 * MIB), ("1G", 1 << 30), ("1048576", MIB), ("2048k", 2 * MIB), ("64MiB", 64 * MIB), ("16G", 1 << 34), ("0", 0)],
 )
 def test_sizes_are_said_as_one_says_them(text: str, size: int) -> None:
-    assert startlink.parse_size(text) == size
+    assert coldplug_xml.parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "M", "-1M", "3M", "512K", "32G", "1.5G", "64 M", "64T", "0x100000", "9" * 30])
 def test_a_size_that_no_device_has_is_refused(text: str) -> None:
     with pytest.raises(InvalidArgument, match="power of two"):
-        startlink.parse_size(text)
+        coldplug_xml.parse_size(text)
 
 
 def test_what_was_put_is_found() -> None:
     root = domain()
-    (change,) = startlink.put(root, Size(64 * MIB), FOLDER, startlink.new_socket())
+    (change,) = coldplug_xml.put(root, Size(64 * MIB), FOLDER, coldplug_xml.new_socket())
     assert str(64 * MIB) in change
-    found = startlink.find(root, FOLDER)
+    found = coldplug_xml.find(root, FOLDER)
     assert found is not None
     assert (found.size, found.vectors) == (64 * MIB, 64)
     assert ElementTree.tostring(root).count(found.socket.encode()) == 1
@@ -59,8 +59,8 @@ def test_each_has_a_socket_of_its_own() -> None:
     found = set()
     for _ in range(3):
         root = domain()
-        startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
-        made = startlink.find(root, FOLDER)
+        coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
+        made = coldplug_xml.find(root, FOLDER)
         assert made is not None
         found.add(made.socket)
     assert len(found) == 3
@@ -68,20 +68,20 @@ def test_each_has_a_socket_of_its_own() -> None:
 
 def test_what_is_there_already_is_no_change() -> None:
     root = domain()
-    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
+    coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
     before = ElementTree.tostring(root)
-    assert startlink.put(root, Size(MIB), FOLDER, startlink.new_socket()) == []
+    assert coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket()) == []
     assert ElementTree.tostring(root) == before
-    assert startlink.put(domain(), Size(0), FOLDER, startlink.new_socket()) == []
+    assert coldplug_xml.put(domain(), Size(0), FOLDER, coldplug_xml.new_socket()) == []
 
 
 @pytest.mark.parametrize(("size", "folder"), [(2 * MIB, FOLDER), (MIB, Path("/elsewhere"))])
 def test_another_size_or_place_takes_the_place_of_the_one_before(size: int, folder: Path) -> None:
     root = domain()
-    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
+    coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
     before = slot(root)
-    assert len(startlink.put(root, Size(size), folder, startlink.new_socket())) == 1
-    found = startlink.find(root, folder)
+    assert len(coldplug_xml.put(root, Size(size), folder, coldplug_xml.new_socket())) == 1
+    found = coldplug_xml.find(root, folder)
     assert found is not None
     assert found.size == size
     assert len(root.findall("devices/shmem")) == 1
@@ -90,23 +90,23 @@ def test_another_size_or_place_takes_the_place_of_the_one_before(size: int, fold
 
 def test_it_goes_when_none_is_wanted() -> None:
     root = domain(at(5))
-    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
-    assert len(startlink.put(root, Size(0), FOLDER, startlink.new_socket())) == 1
-    assert startlink.find(root, FOLDER) is None
+    coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
+    assert len(coldplug_xml.put(root, Size(0), FOLDER, coldplug_xml.new_socket())) == 1
+    assert coldplug_xml.find(root, FOLDER) is None
     assert root.find("devices/shmem") is None
     assert root.find("devices/interface") is not None
 
 
 def test_it_takes_a_slot_of_the_root_complex_that_is_free() -> None:
     root = domain(at(0x10), at(0x11), at(0x12, bus=1), "<disk><address type='drive' bus='0' slot='0x12'/></disk>")
-    startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
+    coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
     assert slot(root) == 0x12
 
 
 def test_a_full_root_complex_is_said() -> None:
     root = domain(*(at(slot) for slot in range(32)))
     with pytest.raises(InvalidArgument, match="no slot left"):
-        startlink.put(root, Size(MIB), FOLDER, startlink.new_socket())
+        coldplug_xml.put(root, Size(MIB), FOLDER, coldplug_xml.new_socket())
 
 
 SERVER = "<server path='/run/kvmchand/ivshmem/start-0123456789abcdef0123456789'/>"
@@ -129,4 +129,4 @@ SERVER = "<server path='/run/kvmchand/ivshmem/start-0123456789abcdef0123456789'/
     ],
 )
 def test_what_is_not_ours_is_not_found(shmem: str) -> None:
-    assert startlink.find(domain(shmem), FOLDER) is None
+    assert coldplug_xml.find(domain(shmem), FOLDER) is None

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
-from kvmchand.core.store import Quotas
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.protocol import Kind
+from kvmchand.xenstore.store import Quotas
 
 PATH = "/local/domain/1/ch"
 RING, PORT = f"{PATH}/ring-ref", f"{PATH}/event-channel"

@@ -10,7 +10,7 @@ import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import ClientId
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.protocol import Kind
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
-from kvmchand.core.store import Quotas
 from kvmchand.ids import ClientId
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.protocol import Kind
+from kvmchand.xenstore.store import Quotas
 
 
 def fill(rig: Rig, name: str = "n", value: str = "", transaction: int = 0) -> tuple[int, str]:

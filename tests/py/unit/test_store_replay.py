@@ -9,9 +9,9 @@ from collections.abc import Callable
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
-from kvmchand.core.store import Quotas, Store
 from kvmchand.ids import ChannelId, ClientId, DomainId
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.protocol import Kind
+from kvmchand.xenstore.store import Quotas, Store
 
 
 def replayed(records: list[bytes]) -> Store:

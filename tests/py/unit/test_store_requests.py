@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
-from kvmchand.core.nodes import Node
-from kvmchand.core.store import Quotas
 from kvmchand.ids import DomainId
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.nodes import Node
+from kvmchand.xenstore.protocol import Kind
+from kvmchand.xenstore.store import Quotas
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore.protocol import Kind
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import ClientId, DomainId
-from kvmchand.wire import xs
-from kvmchand.wire.xs import Kind
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind
 
 HOME = "/local/domain/1"
 
@@ -23,8 +23,8 @@ def rig() -> Iterator[Rig]:
 
 
 def test_the_reply_comes_before_the_events_that_the_request_causes(rig: Rig) -> None:
-    for request in (xs.Request(Kind.WATCH, 1, 0, b"a\0t\0"), xs.Request(Kind.WRITE, 1, 0, b"a\0x")):
-        assert xs.HEADER.unpack_from(rig.store.execute(ONE, request))[0] == request.kind
+    for request in (protocol.Request(Kind.WATCH, 1, 0, b"a\0t\0"), protocol.Request(Kind.WRITE, 1, 0, b"a\0x")):
+        assert protocol.HEADER.unpack_from(rig.store.execute(ONE, request))[0] == request.kind
         assert rig.events == []
         rig.store.flush_events()
         assert rig.events.pop() == (ONE, "a", "t")
@@ -123,9 +123,9 @@ def test_a_client_may_go_while_its_events_are_handed_out(rig: Rig) -> None:
         rig.store.disconnect(client)
 
     rig.store._on_event = take
-    rig.store.execute(TWO, xs.Request(Kind.WRITE, 1, 0, b"a\0x"))
-    rig.store.execute(ONE, xs.Request(Kind.WRITE, 1, 0, b"a\0x"))
-    rig.store.execute(ONE, xs.Request(Kind.WRITE, 1, 0, b"a\0x"))
+    rig.store.execute(TWO, protocol.Request(Kind.WRITE, 1, 0, b"a\0x"))
+    rig.store.execute(ONE, protocol.Request(Kind.WRITE, 1, 0, b"a\0x"))
+    rig.store.execute(ONE, protocol.Request(Kind.WRITE, 1, 0, b"a\0x"))
     rig.store.flush_events()
     assert sorted(taken) == [HOST, ONE]
 

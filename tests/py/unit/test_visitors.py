@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from kvmchand.core.visitors import Visitors
+from kvmchand.channels.waiters import Visitors
 from kvmchand.ids import ClientId, DomainId
 
 ONE, TWO = DomainId(1), DomainId(2)

@@ -11,66 +11,66 @@ import pytest
 from support import REFERENCE
 
 from kvmchand.errors import InvalidArgument, ProtocolError
-from kvmchand.wire import xs
-from kvmchand.wire.xs import Kind, Request
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind, Request
 
 READ = struct.pack("=IIII", Kind.READ, 7, 9, 4) + b"abc\0"
 
 
 def test_a_request_is_taken_when_it_is_whole() -> None:
     for cut in range(len(READ)):
-        assert xs.take(READ[:cut]) is None
-    assert xs.take(READ) == (Request(Kind.READ, 7, 9, b"abc\0"), len(READ))
-    assert xs.take(bytearray(READ + b"next")) == (Request(Kind.READ, 7, 9, b"abc\0"), len(READ))
+        assert protocol.take(READ[:cut]) is None
+    assert protocol.take(READ) == (Request(Kind.READ, 7, 9, b"abc\0"), len(READ))
+    assert protocol.take(bytearray(READ + b"next")) == (Request(Kind.READ, 7, 9, b"abc\0"), len(READ))
 
 
 def test_a_request_may_be_of_any_kind_and_without_payload() -> None:
-    assert xs.take(struct.pack("=IIII", 0xFFFF, 1, 2, 0)) == (Request(0xFFFF, 1, 2, b""), 16)
+    assert protocol.take(struct.pack("=IIII", 0xFFFF, 1, 2, 0)) == (Request(0xFFFF, 1, 2, b""), 16)
 
 
 def test_the_longest_request_is_taken_and_a_longer_one_refused_by_its_header() -> None:
-    payload = b"x" * xs.PAYLOAD_MAX
-    assert xs.take(struct.pack("=IIII", 2, 0, 0, 4096) + payload) == (Request(2, 0, 0, payload), 16 + 4096)
+    payload = b"x" * protocol.PAYLOAD_MAX
+    assert protocol.take(struct.pack("=IIII", 2, 0, 0, 4096) + payload) == (Request(2, 0, 0, payload), 16 + 4096)
     for length in (4097, 0xFFFFFFFF):
         with pytest.raises(ProtocolError, match=str(length)):
-            xs.take(struct.pack("=IIII", 2, 0, 0, length))
+            protocol.take(struct.pack("=IIII", 2, 0, 0, length))
 
 
 def test_a_reply_repeats_what_was_asked() -> None:
     request = Request(Kind.WRITE, 3, 4, b"")
-    assert xs.reply(request, b"OK\0") == struct.pack("=IIII", Kind.WRITE, 3, 4, 3) + b"OK\0"
-    assert xs.reply(request, b"", Kind.READ) == struct.pack("=IIII", Kind.READ, 3, 4, 0)
+    assert protocol.reply(request, b"OK\0") == struct.pack("=IIII", Kind.WRITE, 3, 4, 3) + b"OK\0"
+    assert protocol.reply(request, b"", Kind.READ) == struct.pack("=IIII", Kind.READ, 3, 4, 0)
 
 
 def test_an_error_has_its_name_and_one_without_a_name_is_einval() -> None:
     request = Request(Kind.READ, 3, 4, b"")
     for number, name in ((errno.ENOENT, b"ENOENT\0"), (errno.EPERM, b"EPERM\0"), (errno.EPROTO, b"EINVAL\0"), (-1, b"EINVAL\0")):
-        assert xs.error_reply(request, number) == struct.pack("=IIII", Kind.ERROR, 3, 4, len(name)) + name
+        assert protocol.error_reply(request, number) == struct.pack("=IIII", Kind.ERROR, 3, 4, len(name)) + name
 
 
 def test_a_reply_that_is_too_long_is_e2big() -> None:
     request = Request(Kind.DIRECTORY, 1, 0, b"")
-    assert len(xs.reply(request, b"x" * 4096)) == 16 + 4096
-    assert xs.reply(request, b"x" * 4097) == xs.error_reply(request, errno.E2BIG)
+    assert len(protocol.reply(request, b"x" * 4096)) == 16 + 4096
+    assert protocol.reply(request, b"x" * 4097) == protocol.error_reply(request, errno.E2BIG)
 
 
 def test_an_event_has_path_and_token_and_is_not_sent_where_it_is_too_long() -> None:
-    assert xs.event("/a", b"t") == struct.pack("=IIII", Kind.WATCH_EVENT, 0, 0, 5) + b"/a\0t\0"
-    assert xs.event("/" + "a" * 3071, b"t" * 1022) is not None
-    assert xs.event("/" + "a" * 3071, b"t" * 1023) is None
+    assert protocol.event("/a", b"t") == struct.pack("=IIII", Kind.WATCH_EVENT, 0, 0, 5) + b"/a\0t\0"
+    assert protocol.event("/" + "a" * 3071, b"t" * 1022) is not None
+    assert protocol.event("/" + "a" * 3071, b"t" * 1023) is None
 
 
 @pytest.mark.parametrize("payload", [b"", b"a", b"a\0b", b"a\0b\0c\0", b"\0", b"a\0b\0c"])
 def test_two_strings_are_two_with_a_nul_each(payload: bytes) -> None:
-    assert xs.strings(b"a\0b\0", 2) == [b"a", b"b"]
+    assert protocol.strings(b"a\0b\0", 2) == [b"a", b"b"]
     with pytest.raises(InvalidArgument):
-        xs.strings(payload, 2)
+        protocol.strings(payload, 2)
 
 
 def test_names_are_ascii() -> None:
-    assert xs.text(b"abc") == "abc"
+    assert protocol.text(b"abc") == "abc"
     with pytest.raises(InvalidArgument):
-        xs.text(b"\xff")
+        protocol.text(b"\xff")
 
 
 def test_numbers_and_names_are_those_of_xens_header() -> None:
@@ -87,5 +87,5 @@ def test_numbers_and_names_are_those_of_xens_header() -> None:
         expected[name] = number
     assert {kind.name: kind.value for kind in Kind} == expected
     errors = re.findall(r"XSD_ERROR\((\w+)\)", text)[1:]
-    assert [errno.errorcode[number] for number in xs._ERRORS] == errors
-    assert f"XENSTORE_PAYLOAD_MAX {xs.PAYLOAD_MAX}\n" in text
+    assert [errno.errorcode[number] for number in protocol._ERRORS] == errors
+    assert f"XENSTORE_PAYLOAD_MAX {protocol.PAYLOAD_MAX}\n" in text

@@ -14,7 +14,7 @@ from machine import Machine
 from network import GUEST_ENVIRONMENT, Network
 from support import DEADLINE, KVMCHAN, PYTHON, acting_as, eventually
 
-from kvmchand.doctor import WRITE_BACK
+from kvmchand.admin.doctor import WRITE_BACK
 from libxenvchan_shim import listen
 
 MIB = 1 << 20

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a virtual machine needs for vchans, put into its libvirt XML: a place to plug ivshmem devices into, and a vIOMMU, behind
+which its guest may use them by VFIO.
+
+What can't be put there is said instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import re
+from dataclasses import dataclass, field
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from kvmchand.errors import AccessDenied, InvalidArgument, KvmchanError, NotFound, Unreachable
+from kvmchand.ids import Size
+from kvmchand.services.libvirt import coldplug_xml
+
+try:
+    import libvirt as libvirt
+except ImportError:
+    libvirt = None  # said when it is needed
+
+_COMMAND_LINE = "intel_iommu=on"
+_IOMMUS = {"intel", "virtio"}
+"""Models that VFIO's type 1 works behind in a guest."""
+_BRIDGES = {"pcie-to-pci-bridge", "pci-bridge"}
+_BRIDGES_WANTED = 2
+"""Firmware leaves each a window for the control device and two of a link's."""
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A domain's XML as it was and as it should be, in the same layout."""
+
+    before: str
+    after: str
+    changes: list[str] = field(default_factory=list)
+    """What is different in `after`, each a sentence."""
+    hints: list[str] = field(default_factory=list)
+    """What is to be seen to in the guest, if it has not been."""
+    obstacles: list[str] = field(default_factory=list)
+    """Why it can't be prepared; `after` is `before` then."""
+
+    def diff(self) -> str:
+        lines = difflib.unified_diff(
+            self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), "as it is", "prepared"
+        )
+        return "".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class StartLink:
+    """A device of the link to the host that shall be there from the start. `folder`: of the daemon's sockets; `socket`: its own
+    there, if it gets a new one."""
+
+    size: Size
+    folder: Path
+    socket: str = field(default_factory=coldplug_xml.new_socket)
+
+
+def prepare(xml: str, start: StartLink | None = None) -> Prepared:
+    """`xml`: a domain's inactive configuration, from libvirt. A prepared domain gets no changes."""
+    root = _parse(xml)
+    before = _show(root)
+    made = Prepared(before, before)
+    _look_for_obstacles(root, made)
+    if not made.obstacles:
+        _add_iommu(root, made)
+        _add_bridge(root, made)
+        _see_to_command_line(root, made)
+        if start is not None:
+            made.changes += coldplug_xml.put(root, start.size, start.folder, start.socket)
+        made.after = _show(root)
+    return made
+
+
+def _parse(xml: str) -> ElementTree.Element:
+    """With its comments, and such prefixes that the serializer keeps: it would put a namespace without one at the root, and so
+    everything into it."""
+    keeping = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True, insert_pis=True))
+    try:
+        for _, (prefix, address) in ElementTree.iterparse(StringIO(xml), ["start-ns"]):
+            if prefix and not re.fullmatch(r"ns\d+", prefix):  # those it makes itself
+                ElementTree.register_namespace(prefix, address)
+        return ElementTree.fromstring(xml, keeping)
+    except ElementTree.ParseError as error:
+        raise InvalidArgument(f"what libvirt says of the domain is no XML: {error}") from error
+
+
+def _show(root: ElementTree.Element) -> str:
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _look_for_obstacles(root: ElementTree.Element, made: Prepared) -> None:
+    kind = root.find("os/type")
+    machine = "" if kind is None else kind.get("machine", "")
+    architecture = "" if kind is None else kind.get("arch", "")
+    if architecture != "x86_64":
+        made.obstacles.append(f"it is a {architecture or 'nameless'} machine, and kvmchan's guests are x86_64")
+    elif "q35" not in machine:
+        made.obstacles.append(
+            f"its machine type is {machine or 'not known'}, which has no vIOMMU, and can't be changed under an installed guest: "
+            "install the guest anew in a domain with machine type q35"
+        )
+    for each in root.iterfind("devices/iommu"):
+        if each.get("model") not in _IOMMUS:
+            made.obstacles.append(f"it has a vIOMMU of model {each.get('model')}: make that intel, or remove it, and try again")
+
+
+def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
+    iommu = root.find("devices/iommu")
+    if iommu is not None and iommu.get("model") != "intel":
+        return
+    ioapic = _within(_within(root, "features"), "ioapic")
+    if ioapic.get("driver") != "qemu":
+        ioapic.set("driver", "qemu")
+        made.changes.append("an I/O APIC of QEMU's, as interrupt remapping needs")
+    if iommu is None:
+        iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model="intel")
+        made.changes.append("a vIOMMU, without which the guest can't use devices by VFIO")
+    driver = _within(iommu, "driver")
+    for name in ("intremap", "caching_mode"):
+        if driver.get(name) != "on":
+            driver.set(name, "on")
+            made.changes.append(f"{name} of the vIOMMU")
+
+
+def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
+    devices = _within(root, "devices")
+    have = sum(each.get("model") in _BRIDGES for each in devices.iterfind("controller"))
+    for _ in range(_BRIDGES_WANTED - have):
+        for model in ("pcie-root-port", "pcie-to-pci-bridge"):
+            ElementTree.SubElement(devices, "controller", type="pci", model=model)
+        made.changes.append("a root port with a bridge to conventional PCI in it, behind which ivshmem devices are plugged")
+
+
+def _see_to_command_line(root: ElementTree.Element, made: Prepared) -> None:
+    if root.find("devices/iommu[@model='intel']") is None:
+        return
+    command_line = root.find("os/cmdline")
+    if root.find("os/kernel") is None:
+        made.hints.append(
+            f"the guest's kernel needs {_COMMAND_LINE} on its command line: in Debian, put it into GRUB_CMDLINE_LINUX in "
+            "/etc/default/grub and run update-grub"
+        )
+    elif command_line is None or not uses_iommu(command_line.text or ""):
+        command_line = _within(_within(root, "os"), "cmdline")
+        command_line.text = f"{command_line.text or ''} {_COMMAND_LINE}".strip()
+        made.changes.append(f"{_COMMAND_LINE} on the kernel's command line")
+
+
+def uses_iommu(command_line: str) -> bool:
+    """Whether a kernel with this command line is told to use an Intel vIOMMU; of several words to it the last one counts."""
+    words = [word.removeprefix("intel_iommu=").split(",") for word in command_line.split() if word.startswith("intel_iommu=")]
+    said = [each for word in words for each in word if each in ("on", "off")]
+    return said[-1:] == ["on"]
+
+
+def _within(parent: ElementTree.Element, tag: str) -> ElementTree.Element:
+    found = parent.find(tag)
+    return ElementTree.SubElement(parent, tag) if found is None else found
+
+
+# ---- with libvirt ----
+
+
+def connect(uri: str, *, to_write: bool = False) -> Any:
+    """A connection to libvirt. KvmchanError: there is none."""
+    if libvirt is None:
+        raise NotFound("its Python module is not there: install python3-libvirt, or libvirt-python from PyPI")
+    libvirt.registerErrorHandler(lambda *_error: None, None)  # it would print what we get as exceptions
+    try:
+        return libvirt.open(uri) if to_write else libvirt.openReadOnly(uri)
+    except libvirt.libvirtError as error:
+        if _is_denied(error):
+            raise AccessDenied(f"{uri} may not be used: {error}: do it as root, or as a member of the group libvirt") from error
+        raise Unreachable(f"{uri} can't be reached: {error}: start libvirtd, or say with --uri where it is") from error
+
+
+def prepare_domain(name: str, uri: str, start: StartLink | None, *, apply: bool) -> list[str]:
+    """Prepares the domain with this name, or says how it would be; the lines to print. KvmchanError where it can't be."""
+    try:
+        connection = connect(uri, to_write=apply)
+    except KvmchanError as error:
+        raise type(error)(f"libvirt: {error.sentence}") from error
+    try:
+        return _prepare_by(connection, name, start, apply=apply)
+    except libvirt.libvirtError as error:
+        raise _translated(error, name) from error
+    finally:
+        connection.close()
+
+
+def _prepare_by(connection: Any, name: str, start: StartLink | None, *, apply: bool) -> list[str]:
+    domain = connection.lookupByName(name)
+    if not domain.isPersistent():
+        raise InvalidArgument(
+            f"domain {name} is transient, so nothing can be kept: put what is needed into the XML it is made from"
+        )
+    made = prepare(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), start)
+    if made.obstacles:
+        raise InvalidArgument(f"domain {name} can't be prepared: {'; '.join(made.obstacles)}")
+    hints = [f"in the guest: {each}" for each in made.hints]
+    if not made.changes:
+        return [f"domain {name} is prepared: nothing to do", *hints]
+    if domain.hasManagedSaveImage():
+        hints.append(f"it has a saved state, which would go on as it was: virsh managedsave-remove {name}")
+    if start is not None and start.size:
+        hints.append(
+            "from now on it starts only where kvmchand host runs, which serves it: kvmchan prepare-domain --link-size 0 undoes it"
+        )
+    lines = [made.diff(), *(f"change: {each}" for each in made.changes), *hints]
+    if not apply:
+        return [*lines, f"nothing is changed yet: kvmchan prepare-domain {name} --apply"]
+    # With what libvirt does not show by default, or it would be lost: passwords.
+    secret = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    connection.defineXML(prepare(secret, start).after)
+    return [*lines, f"domain {name} is prepared: it takes effect when the domain is started next; a reboot inside it is no start"]
+
+
+def _is_denied(error: Any) -> bool:
+    code = error.get_error_code()
+    # The socket may refuse us by itself, too.
+    return code in (
+        libvirt.VIR_ERR_AUTH_FAILED,
+        libvirt.VIR_ERR_AUTH_CANCELLED,
+        libvirt.VIR_ERR_AUTH_UNAVAILABLE,
+        libvirt.VIR_ERR_ACCESS_DENIED,
+        libvirt.VIR_ERR_OPERATION_DENIED,
+    ) or (code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in (errno.EACCES, errno.EPERM))
+
+
+def _translated(error: Any, name: str) -> KvmchanError:
+    if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+        return NotFound(f"libvirt has no domain {name}: virsh list --all shows those it has")
+    if _is_denied(error):
+        return AccessDenied(f"domain {name} may not be changed: {error}: do it as root, or as a member of the group libvirt")
+    return InvalidArgument(f"libvirt refuses the change of domain {name}: {error}")

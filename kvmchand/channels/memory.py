@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Memory for two domains: on this machine, or, with a guest among them, on a device of their link."""
+
+from __future__ import annotations
+
+from kvmchand.channels.region import LocalRegion, Region, SharedMemory
+from kvmchand.channels.rings import Rings
+from kvmchand.ids import DomainId, Size
+from kvmchand.links.links import Device
+from kvmchand.links.pool import Pool
+
+
+class Allocator:
+    def __init__(self) -> None:
+        self.pool: Pool | None = None
+        """None where no guests are served."""
+
+    def _pool_of(self, one: DomainId, other: DomainId) -> Pool | None:
+        is_local = self.pool is None or not (self.pool.is_guest(one) or self.pool.is_guest(other))
+        return None if is_local else self.pool
+
+    def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> Region:
+        """For a channel. NotYet, LimitReached or OutOfResources."""
+        pool = self._pool_of(server, peer)
+        return LocalRegion.create(rings) if pool is None else pool.make_region(rings, server, peer)
+
+    def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
+        """For pages that are shared; as make_region()."""
+        pool = self._pool_of(owner, peer)
+        return SharedMemory.create(size) if pool is None else pool.make_pages(size, owner, peer)
+
+    def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
+        """NotYet unless the caller can use the memory."""
+        if self.pool is not None:
+            self.pool.require_ready(memory, caller)
+
+    def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
+        return self.pool is not None and self.pool.is_on(device, memory)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The shared page at a region's start, as the daemon reads and writes it: through the descriptor, never mapped.
+
+libxenvchan_shim/csrc/attach.c has the same layout.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import Rings
+
+_HEADER = struct.Struct("=HHBBBB")  # left_order, right_order, cli_live, srv_live, cli_notify, srv_notify
+_HEADER_OFFSET = 16
+_CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE = 2, 1, 1
+_INDEXES = struct.Struct("=II")  # cons, prod
+LEFT_INDEXES, RIGHT_INDEXES = 252, 508
+_LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Bytes waiting to be read at each end; 0 where the indexes can't be true."""
+
+    server: int
+    client: int
+
+
+def other(side: Side) -> Side:
+    return Side.SERVER if side is Side.CLIENT else Side.CLIENT
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """At `offset` of what `fd` is, which stays the caller's."""
+
+    fd: int
+    offset: int = 0
+
+    def initialize(self, rings: Rings) -> None:
+        """What a server's arrival leaves, on zeroed memory. Before anyone can connect."""
+        header = _HEADER.pack(rings.left, rings.right, _CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE, 0)
+        os.pwrite(self.fd, header, self.offset + _HEADER_OFFSET)
+
+    def live(self, side: Side) -> int:
+        return os.pread(self.fd, 1, self.offset + _LIVE_OFFSET[side])[0]
+
+    def set_live(self, side: Side, value: int) -> None:
+        os.pwrite(self.fd, bytes([value]), self.offset + _LIVE_OFFSET[side])
+
+    def ready(self, rings: Rings) -> Ready:
+        left_cons, left_prod = _INDEXES.unpack(os.pread(self.fd, _INDEXES.size, self.offset + LEFT_INDEXES))
+        right_cons, right_prod = _INDEXES.unpack(os.pread(self.fd, _INDEXES.size, self.offset + RIGHT_INDEXES))
+        left, right = (left_prod - left_cons) % 2**32, (right_prod - right_cons) % 2**32
+        return Ready(
+            server=left if left <= 1 << rings.left else 0,
+            client=right if right <= 1 << rings.right else 0,
+        )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A channel's shared memory, and its event channel, as the daemon holds them; and the memory of shared pages.
+
+The daemon never maps the memory. Each holder of an end on this machine gets an open file description of its own, with a lock on
+one byte that is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import socket
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvmchand.channels.page import Page, Ready, other
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import Rings
+from kvmchand.errors import AccessDenied, OutOfResources
+from kvmchand.ids import ClientId, Size
+from kvmchand.links.links import Slice
+from kvmchand.linux import ofd
+from kvmchand.linux.eventfd import drain_event, signal_event
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What an end on this machine is given, as kvmchand.wire.client.Granted has it. `memory`: the caller's to close; `events`:
+    stay the region's."""
+
+    kind: str
+    memory: int
+    events: tuple[int, ...]
+    offset: Size
+
+
+class Region(ABC):
+    """One channel's memory and event channel."""
+
+    __slots__ = ("_page", "rings")
+
+    def __init__(self, rings: Rings, page: Page) -> None:
+        self.rings = rings
+        self._page = page
+
+    @abstractmethod
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        """For an end on this machine: the memory, locked as the holder's."""
+
+    @abstractmethod
+    def signal(self, side: Side) -> None:
+        """Sends an end an event."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+    def has_events(self) -> bool:
+        """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
+        return True
+
+    @property
+    def memory(self) -> int:
+        """The descriptor of the memory; stays ours."""
+        return self._page.fd
+
+    def is_mapped(self, holder: ClientId) -> bool:
+        """Whether any process still has what grant() gave this holder, mapped or open. A peer that breaks the rules can lock
+        the byte too, and so keep the dead end of its own channel."""
+        return ofd.byte_is_locked(self.memory, holder)
+
+    def has_hung_up(self, side: Side) -> bool:
+        """Whether an end says itself that it is gone."""
+        return self._page.live(side) == 0
+
+    def bury(self, side: Side) -> None:
+        """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
+        self._page.set_live(side, 0)
+        self.signal(other(side))
+
+    def ready(self) -> Ready:
+        return self._page.ready(self.rings)
+
+
+def make_memory(size: int) -> int:
+    """A memfd of zeroes, sealed against shrinking and growing, so that no end can take the memory away under the other."""
+    with ExitStack() as undo:
+        try:
+            memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            undo.callback(os.close, memory)
+            os.fchmod(memory, 0o600)  # else whoever is given it for reading opens it once more, for writing
+            os.ftruncate(memory, size)
+            fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        except OSError as error:
+            raise OutOfResources(f"the daemon can't make {size} bytes of memory: {error.strerror}") from error
+        undo.pop_all()
+    return memory
+
+
+def open_memory(memory: int, holder: ClientId, *, writable: bool = True) -> int:
+    """A new description of the memory, locked as the holder's; the caller closes it."""
+    try:
+        opened = os.open(f"/proc/self/fd/{memory}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    except OSError as error:
+        raise OutOfResources(f"the daemon can't share memory: {error.strerror}") from error
+    try:
+        ofd.lock_byte(opened, holder, exclusive=writable)
+    except OSError as error:
+        os.close(opened)
+        raise AccessDenied("the other end has locked this end's place in the memory: it breaks the rules") from error
+    return opened
+
+
+class LocalRegion(Region):
+    """Of two ends on this machine: a memfd, and a socket pair."""
+
+    __slots__ = ("_events", "_had_client")
+
+    def __init__(self, rings: Rings, memory: int, events: dict[Side, socket.socket]) -> None:
+        """Takes the descriptors."""
+        super().__init__(rings, Page(memory))
+        self._events = events
+        self._had_client = False
+
+    @classmethod
+    def create(cls, rings: Rings) -> LocalRegion:
+        memory = make_memory(rings.size)
+        try:
+            Page(memory).initialize(rings)
+            server, client = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            os.close(memory)
+            raise OutOfResources(f"the daemon can't make a channel of {rings.size} bytes: {error.strerror}") from error
+        return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
+
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        memory = open_memory(self.memory, holder)
+        self._had_client |= side is Side.CLIENT
+        return Given("socket", memory, (self._events[side].fileno(),), Size(0))
+
+    def has_events(self) -> bool:
+        if not self._had_client:
+            return True
+        poll = select.poll()
+        for event in self._events.values():
+            poll.register(event, select.POLLRDHUP)
+        return not poll.poll(0)
+
+    def signal(self, side: Side) -> None:
+        # Into the other end of the socket pair.
+        entrance = self._events[other(side)]
+        try:
+            entrance.send(b"\0", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
+            pass  # full: events are pending; or shut down, by an end that harms itself
+
+    def close(self) -> None:
+        for event in self._events.values():
+            event.close()
+        os.close(self.memory)
+
+
+class SliceRegion(Region):
+    """Of channels with an end in a guest: a slice of a link's device, whose memory and eventfds are the device's."""
+
+    __slots__ = ("_bells", "_events", "_free", "slice")
+
+    def __init__(
+        self,
+        rings: Rings,
+        page: Page,
+        events: dict[Side, int],
+        bells: dict[Side, int],
+        taken: Slice,
+        free: Callable[[Slice], None],
+    ) -> None:
+        """On memory that is zero. `events`: what wakes each side; `bells`: what a guest writes to the doorbell to do so."""
+        super().__init__(rings, page)
+        self._events = events
+        self._bells = bells
+        self._free = free
+        self.slice = taken
+        page.initialize(rings)
+        for event in events.values():
+            drain_event(event)
+
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        events = (self._events[side], self._events[other(side)])
+        return Given("eventfd", open_memory(self.memory, holder), events, Size(self._page.offset))
+
+    def bell(self, side: Side) -> int:
+        """What a guest at that side writes to the doorbell to wake the other."""
+        return self._bells[other(side)]
+
+    def signal(self, side: Side) -> None:
+        signal_event(self._events[side])
+
+    def close(self) -> None:
+        self._free(self.slice)
+
+
+class SharedMemory:
+    """Of pages that one domain shares with another, from `offset` of what `memory` is on. `slice`: where that is, with a
+    guest."""
+
+    __slots__ = ("_close", "memory", "offset", "slice")
+
+    def __init__(self, memory: int, offset: Size, close: Callable[[], None], taken: Slice | None = None) -> None:
+        """On memory that is zero; close() calls `close`."""
+        self.memory = memory
+        self.offset = offset
+        self.slice = taken
+        self._close = close
+
+    @classmethod
+    def create(cls, size: int) -> SharedMemory:
+        """Of two domains on this machine."""
+        memory = make_memory(size)
+        return cls(memory, Size(0), lambda: os.close(memory))
+
+    def open(self, holder: ClientId, *, writable: bool) -> int:
+        """For a holder on this machine, locked as its; the caller closes it."""
+        return open_memory(self.memory, holder, writable=writable)
+
+    def is_mapped(self, holder: ClientId) -> bool:
+        """As Region.is_mapped()."""
+        return ofd.byte_is_locked(self.memory, holder)
+
+    def clear(self, offset: int) -> None:
+        """One byte of the pages."""
+        os.pwrite(self.memory, b"\0", self.offset + offset)
+
+    def close(self) -> None:
+        self._close()

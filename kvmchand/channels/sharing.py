@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pages that domains share beside vchans, as the host's main process has them: the memory of each share, and what is to be
+done when a holder of it goes, as a program that carries its own vchan asks Xen's kernel to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmchand.channels.grants import Grants, Share
+from kvmchand.channels.memory import Allocator
+from kvmchand.channels.region import SharedMemory
+from kvmchand.channels.registry import Channel, Registry, Side
+from kvmchand.channels.requester import Asker
+from kvmchand.channels.rings import PAGE
+from kvmchand.errors import InvalidArgument, NotFound, ProtocolError
+from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+from kvmchand.wire import client
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """`offset`: the byte to clear; None for none. `event`: the end of an event channel in whose name the other is woken."""
+
+    offset: int | None
+    event: tuple[Channel, Side] | None
+
+
+class Sharing:
+    def __init__(
+        self,
+        registry: Registry,
+        grants: Grants,
+        allocator: Allocator,
+        wake: Callable[[Channel, Side], None],
+    ) -> None:
+        """`wake`: sends an event in the name of an end."""
+        self._registry = registry
+        self._grants = grants
+        self._allocator = allocator
+        self._wake = wake
+        self._memory: dict[Share, SharedMemory] = {}
+        self._notices: dict[ClientId, Notice] = {}
+        self._events: Counter[tuple[ChannelId, Side]] = Counter()
+        """How many of them send an event in the name of an end."""
+
+    def __len__(self) -> int:
+        return len(self._memory)
+
+    def held(self, holder: ClientId) -> SharedMemory | None:
+        """The memory that a connection shares or maps."""
+        share = self._grants.held(holder)
+        return self._memory[share] if share is not None else None
+
+    def count(self, domain: DomainId) -> int:
+        """How many shares and mappings a domain has."""
+        return self._grants.count(domain)
+
+    def holders(self, domain: DomainId) -> list[ClientId]:
+        return self._grants.holders(domain)
+
+    def share(self, asking: Asker, request: client.Share) -> None:
+        peer = self._registry.require_domain(request.peer)
+        self._grants.require_share(asking.domain, request.pages, asking.number)
+        memory = self._allocator.make_pages(Size(request.pages * PAGE), asking.domain, peer)
+        try:
+            share = self._grants.share(asking.domain, peer, request.pages, asking.number, writable=request.writable)
+        except BaseException:
+            memory.close()
+            raise
+        self._memory[share] = memory
+        self._give(asking, share, writable=True)
+
+    def map(self, asking: Asker, request: client.Map) -> None:
+        ref, writable = request.ref, request.writable
+        share = self._grants.require_map(asking.domain, request.domain, ref, asking.number, writable=writable)
+        self._allocator.require_ready(self._memory[share], asking.domain)
+        self._grants.map(share, asking.number)
+        self._give(asking, share, writable=writable)
+
+    def _give(self, asking: Asker, share: Share, *, writable: bool) -> None:
+        try:
+            asking.source.give(asking, share, self._memory[share], writable=writable)
+        except BaseException:
+            self.end(asking.number)
+            raise
+
+    def notify(self, asking: Asker, request: client.Notify) -> None:
+        """Notes what is to be done at the end of what the connection holds."""
+        share = self._grants.held(asking.number)
+        if share is None:
+            raise ProtocolError("this connection neither shares nor maps pages")
+        if request.clears and request.offset >= share.pages * PAGE:
+            raise InvalidArgument(f"byte {request.offset} is not in {share.pages} pages")
+        if request.clears and asking.number != share.holder and not share.writable:
+            raise InvalidArgument("a byte of pages that may only be read can't be cleared")
+        event = self._registry.port(asking.domain, asking.domain, request.port) if request.port else None
+        if request.port and event is None:
+            raise NotFound(f"domain {asking.domain} has no event channel {request.port}")
+        self._forget_notice(asking.number)
+        self._notices[asking.number] = Notice(request.offset if request.clears else None, event)
+        if event is not None:
+            self._events[event[0].number, event[1]] += 1
+        asking.source.answer(asking, client.Done())
+
+    def _forget_notice(self, holder: ClientId) -> Notice | None:
+        notice = self._notices.pop(holder, None)
+        if notice is not None and notice.event is not None:
+            end = notice.event[0].number, notice.event[1]
+            self._events[end] -= 1
+            if not self._events[end]:
+                del self._events[end]
+        return notice
+
+    def will_wake(self, channel: Channel, side: Side) -> bool:
+        """Whether pages that are held send an event in the name of this end, when they are let go."""
+        return (channel.number, side) in self._events
+
+    def end(self, holder: ClientId) -> None:
+        """A connection lets go of what it shares or maps, or is gone."""
+        share = self._grants.release(holder)
+        if share is None:
+            return
+        memory, notice = self._memory[share], self._forget_notice(holder)
+        if notice is not None:
+            if notice.offset is not None:
+                memory.clear(notice.offset)
+            if notice.event is not None:
+                self._wake(*notice.event)
+        if share.is_over:
+            del self._memory[share]
+            memory.close()
+
+    def close(self) -> None:
+        for memory in self._memory.values():
+            memory.close()
+        self._memory.clear()

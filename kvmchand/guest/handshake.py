@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How a guest's daemon and the host's meet on the control device: the guest sets its live byte to 0, and the host makes the page
+anew, which is when a session can begin. From the device's coming, or a session's end, until the next session.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+from collections.abc import Callable
+
+from kvmchand.channels.page import Page
+from kvmchand.channels.registry import Side
+from kvmchand.ids import Size
+from kvmchand.links.links import HOST_PEER
+from kvmchand.linux.eventfd import drain_event
+from kvmchand.runtime.loop import Loop
+from kvmchand.services.control.sessions import Control
+from kvmchand.services.vfio.functions import Function
+
+_LOOK_AGAIN = 1.0
+"""Seconds after which we look again whether the host has made the control page anew, though no event said so."""
+_DOORBELL = 12
+"""Offset in BAR 0 (QEMU's ivshmem-spec)."""
+_NONE_YET = 2
+"""The client's live byte where the host waits for one."""
+
+
+class Meeting:
+    def __init__(self, loop: Loop, on_met: Callable[[Control], None]) -> None:
+        """`on_met`: with what a session is made of, whose descriptors stay the device's."""
+        self._loop = loop
+        self._on_met = on_met
+        self._control: Function | None = None
+        self._look_at: float | None = None
+
+    def start(self, control: Function) -> None:
+        """Tells the host that all before is over, and waits for it. May call `on_met` at once."""
+        self._begin(control)
+        self._look()
+
+    def start_anew(self, control: Function) -> None:
+        """After a session that did not last: not at once, for a page that could not be attached to is still there, and would be
+        tried for ever."""
+        self._begin(control)
+
+    def _begin(self, control: Function) -> None:
+        self.stop()
+        self._control = control
+        self._loop.add(control.events[0], lambda _events: self._look())
+        page = Page(control.fd, control.memory)
+        if page.live(Side.CLIENT) != _NONE_YET:
+            page.set_live(Side.CLIENT, 0)
+            os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
+        self._look_at = time.monotonic() + _LOOK_AGAIN
+
+    def stop(self) -> None:
+        """Waits no more; the device may go."""
+        if self._control is not None:
+            self._loop.remove(self._control.events[0])
+            self._control, self._look_at = None, None
+
+    def until_next_look(self) -> float | None:
+        """Looks, if it is time to. Seconds until it is again, or None."""
+        now = time.monotonic()
+        if self._look_at is not None and self._look_at <= now:
+            self._look_at = now + _LOOK_AGAIN
+            self._look()
+        return max(0.0, self._look_at - now) if self._look_at is not None else None
+
+    def _look(self) -> None:
+        control = self._control
+        if control is None:
+            return
+        drain_event(control.events[0])
+        if Page(control.fd, control.memory).live(Side.CLIENT) != _NONE_YET:
+            return
+        self.stop()
+        fds = (control.fd, control.events[0])
+        self._on_met(Control("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16)))

@@ -1,0 +1,412 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The daemon's main process in a guest: forwards what local clients ask to the host's daemon, and hands them their ends.
+
+It knows no channels, only which client waits for what. It believes neither the host nor its own services: a slice that the host
+names must lie within a device that is here.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from kvmchand.channels.requester import Asker
+from kvmchand.channels.rings import PAGE
+from kvmchand.config import Settings
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
+from kvmchand.guest.handshake import Meeting
+from kvmchand.ids import ClientId, Size
+from kvmchand.links.links import CONTROL_PEER
+from kvmchand.linux import libc
+from kvmchand.linux.eventfd import signal_event
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
+from kvmchand.runtime.signals import notify, stopped_by_signals
+from kvmchand.runtime.sockets import Sockets
+from kvmchand.services.control.sessions import Control, Link, SessionId
+from kvmchand.services.local.clients import Clients
+from kvmchand.services.store.forwarding import Forward
+from kvmchand.services.vfio.functions import Function, Functions
+from kvmchand.wire import client, control, store
+from kvmchand.xenstore.paths import HOST
+
+_HOST_DEADLINE = 20.0
+"""Seconds a request waits for the link to the host to come up."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that came before the link to the host."""
+
+    asking: Asker
+    request: object
+    deadline: float
+
+
+class Guest:
+    """The process's whole state."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop = Loop()
+        self._devices: dict[str, Function] = {}
+        """By PCI address."""
+        self._control: Function | None = None
+        self._had_control = False
+        self._session: SessionId | None = None
+        self._refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
+        self._is_welcome = False
+        self._waiting: dict[ClientId, Waiting] = {}
+        self._asked: set[ClientId] = set()
+        """Clients that the host knows of."""
+        self._unanswered: dict[ClientId, control.Ask] = {}
+        self._serial = 0
+        """Of the last of them."""
+        self._closing: set[ClientId] = set()
+        """Clients whose end the host is asked to release."""
+        self._ends: dict[ClientId, tuple[Function, int]] = {}
+        """The device that a client's channel is on, and what wakes it."""
+        self._meeting = Meeting(self._loop, self._on_met)
+        self._failure: KvmchanError | None = None
+        self._undo = ExitStack()
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        settings = self._settings
+        raise_descriptor_limit()
+        require_user(settings.service_user)
+        self._sockets = Sockets(settings.runtime_dir, settings.socket)
+        self._undo.callback(self._sockets.close)
+        self._undo.enter_context(stopped_by_signals(self._loop))
+        self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)  # the number that this guest has, the host knows
+        self._clients = Clients(self._loop, self._sockets, self, settings.service_user, settings.limits.max_channels)
+        self._undo.callback(self._clients.close)
+        self._forward = Forward(self._loop, self._sockets, self, settings.service_user, self._clients.next_generation)
+        self._undo.callback(self._forward.close)
+        self._link = Link(self._loop, self, settings.service_user, is_host=False, rate=settings.limits.guest_requests)
+        self._undo.callback(self._link.close)
+        self._functions = Functions(self._loop, self, noiommu=settings.noiommu)
+        self._undo.callback(self._functions.close)
+        self._link.start()
+        self._functions.start()
+        self._forward.start()
+        self._clients.start()
+
+    def run(self) -> None:
+        self._loop.run(self._until_next_look)
+        if self._failure is not None:
+            raise self._failure
+
+    def close(self) -> None:
+        self._undo.close()
+        for function in self._devices.values():
+            function.close()
+        self._loop.close()
+
+    def _until_next_look(self) -> float | None:
+        now = time.monotonic()
+        for waiting in [each for each in self._waiting.values() if each.deadline <= now]:
+            del self._waiting[waiting.asking.number]
+            self._refuse(waiting.asking, Unreachable(self._refusal))
+        waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
+        looks = (self._meeting.until_next_look(), self._forward.until_next_look())
+        return min([*waits, *(each for each in looks if each is not None)], default=None)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._failure = error
+        self._loop.stop()
+
+    # ---- devices: vfio.Owner ----
+
+    def on_device(self, function: Function) -> None:
+        self._forget_device(function.address)
+        if function.peer == CONTROL_PEER and self._had_control:
+            for address in list(self._devices):
+                self._forget_device(address)  # of the host's daemon before: it is another one now
+        self._devices[function.address] = function
+        if function.peer == CONTROL_PEER:
+            self._had_control = True
+            self._control = function
+            self._meeting.start(function)
+        elif self._is_welcome:
+            self._tell(control.Ready(function.peer, len(function.events)))
+
+    def on_removed(self, address: str) -> None:
+        log.info(f"device {address} is unplugged")
+        gone = self._devices.get(address)
+        self._forget_device(address)
+        if gone is not None and self._is_welcome:
+            self._tell(control.Unusable(gone.peer, "it is not in the guest any more"))
+
+    def on_unusable(self, address: str, sentence: str) -> None:
+        log.warning(f"device {address}: {sentence}" if address else sentence)
+        self._refusal = sentence
+        if self._is_welcome:
+            self._tell(control.Unusable(0, sentence[:1000]))
+
+    def _forget_device(self, address: str) -> None:
+        """Lets go of a device, and ends the channels on it: an unplug waits for all."""
+        gone = self._devices.pop(address, None)
+        if gone is None:
+            return
+        if gone is self._control:
+            self._part_from_host()
+            self._meeting.stop()
+            self._control = None
+        for number in [number for number, (function, _) in self._ends.items() if function is gone]:
+            self._cut(number)
+        gone.close()
+
+    def _device(self, peer: int) -> Function | None:
+        """The newest that has this ivshmem id: one that a daemon before made may still be on its way out."""
+        return next((each for each in reversed(self._devices.values()) if each.peer == peer), None)
+
+    # ---- the control vchan ----
+
+    def _on_met(self, end: Control) -> None:
+        self._session = self._link.open(end)
+        self._tell(control.Hello(control.VERSION))
+
+    def _tell(self, message: object) -> None:
+        if self._session is not None:
+            self._link.send(self._session, message)
+
+    def _part_from_host(self) -> None:
+        """Whatever stood on the session is over."""
+        if self._session is not None:
+            self._link.close_session(self._session)
+        self._session = None
+        self._is_welcome = False
+        for number in list(self._asked):
+            self._cut(number)
+        self._asked.clear()
+        self._closing.clear()
+        self._forward.on_parted()
+
+    # ---- the session: control.Owner ----
+
+    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+        if session != self._session:
+            return
+        log.warning(f"the link to the host is lost: {sentence}")
+        self._part_from_host()
+        if self._control is not None:
+            self._meeting.start_anew(self._control)
+
+    def on_link_message(self, session: SessionId, message: object) -> None:
+        if session != self._session:
+            return
+        match message:
+            case control.Welcome():
+                self._on_welcome(message)
+            case control.Refused():
+                self._refusal = message.sentence
+                log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
+            case control.Reply():
+                self._on_reply(message)
+            case control.Grant():
+                self._on_grant(message)
+            case control.Pages():
+                self._on_pages(message)
+            case control.Closed():
+                if message.client in self._closing:
+                    self._forget(message.client)
+            case control.Again():
+                self.on_link_restarted()
+            case store.Output() | store.Ended():
+                self._forward.on_host_message(message)
+
+    def on_link_restarted(self) -> None:
+        """Says all again that is not answered: the host does nothing twice, but answers twice."""
+        self._forward.on_parted()
+        if self._is_welcome:
+            self._tell_devices()
+            for message in (*self._unanswered.values(), *(control.Close(number) for number in self._closing)):
+                self._tell(message)
+        else:
+            self._tell(control.Hello(control.VERSION))
+
+    def _tell_devices(self) -> None:
+        for function in self._devices.values():
+            if function is not self._control:
+                self._tell(control.Ready(function.peer, len(function.events)))
+
+    def _on_welcome(self, welcome: control.Welcome) -> None:
+        if self._is_welcome:
+            return
+        log.info(f"linked to the host: this is domain {welcome.domain}")
+        self._is_welcome = True
+        self._tell_devices()
+        waiting, self._waiting = self._waiting, {}
+        for each in waiting.values():
+            self._ask(each.asking, each.request)
+        self._forward.on_welcome()
+
+    def tell_store(self, message: object) -> bool:
+        """forward.Owner."""
+        if self._is_welcome:
+            self._tell(message)
+        return self._is_welcome
+
+    def _answered(self, answer: control.Reply | control.Grant | control.Pages) -> Asker | None:
+        """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
+        ask = self._unanswered.get(answer.client)
+        if ask is None or ask.serial != answer.serial:
+            return None
+        del self._unanswered[answer.client]
+        return self._clients.get(answer.client)
+
+    def _on_reply(self, reply: control.Reply) -> None:
+        asking = self._answered(reply)
+        if asking is None:
+            return
+        try:
+            content: object = client.replies.decode(reply.reply.encode())
+            if isinstance(content, client.Granted | client.Pages):
+                raise ProtocolError("the host granted memory as to a client of its own")
+        except ProtocolError as error:
+            content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
+        if isinstance(content, client.Listing) and any(each.domain == HOST for each in content.domains):
+            content = self._with_devices(content)
+        code = content.code if isinstance(content, client.Error) else ""
+        ends = code == ProtocolError.code or (code == OutOfResources.code and reply.client not in self._ends)
+        if self._clients.answer(asking, content) and ends:
+            self._clients.drop(asking)
+
+    def _with_devices(self, listing: client.Listing) -> client.Listing:
+        """What the host lists on the first page, and what only we know."""
+        devices = tuple(each.info for each in self._devices.values())
+        return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.following)
+
+    def _on_grant(self, grant: control.Grant) -> None:
+        asking = self._answered(grant)
+        if asking is None:
+            return
+        try:
+            function = self._channel_device(grant.peer)
+            function.require(grant)
+        except ProtocolError as error:
+            self._distrust(asking, error)
+            return
+        event = function.events[grant.vector]
+        self._ends[grant.client] = (function, event)
+        self._clients.settle(asking)
+        granted = client.Granted(
+            grant.channel,
+            grant.path,
+            grant.left_order,
+            grant.right_order,
+            "doorbell",
+            Size(function.memory + grant.offset),
+            Size(function.doorbell),
+            grant.ring,
+        )
+        self._clients.answer(asking, granted, (function.fd, event))
+
+    def _on_pages(self, given: control.Pages) -> None:
+        asking = self._answered(given)
+        if asking is None:
+            return
+        try:
+            function = self._channel_device(given.peer)
+            function.require_within(given.offset, given.pages * PAGE)
+        except ProtocolError as error:
+            self._distrust(asking, error)
+            return
+        self._ends[given.client] = (function, -1)
+        self._clients.settle(asking)
+        pages = client.Pages(given.ref, given.pages, Size(function.memory + given.offset))
+        self._clients.answer(asking, pages, (function.fd,))
+
+    def _distrust(self, asking: Asker, error: ProtocolError) -> None:
+        log.warning(f"the host granted client {asking.number} what can't be: {error.sentence}")
+        self._refuse(asking, error)
+
+    def _channel_device(self, peer: int) -> Function:
+        """The device that a grant is of; ProtocolError where there is none."""
+        function = self._device(peer)
+        if function is None or function is self._control:
+            raise ProtocolError(f"there is no device {peer} here")
+        return function
+
+    # ---- clients: source.Owner ----
+
+    def on_ready(self) -> None:
+        log.info(f"ready: {self._sockets}")
+        notify("READY=1")
+
+    def on_request(self, asking: Asker, request: object) -> None:
+        if self._is_welcome:
+            self._ask(asking, request)
+        else:
+            self._waiting[asking.number] = Waiting(asking, request, time.monotonic() + _HOST_DEADLINE)
+
+    def _ask(self, asking: Asker, request: object) -> None:
+        self._asked.add(asking.number)
+        self._serial += 1
+        ask = control.Ask(asking.number, self._serial, asking.pid, client.requests.encode(request).decode())
+        try:
+            self._tell(ask)
+            self._unanswered[asking.number] = ask
+        except ProtocolError:
+            self._refuse(asking, TooLong("the request is too long for the link to the host: give a shorter path"))
+
+    def _refuse(self, asking: Asker, error: KvmchanError) -> None:
+        self._clients.answer(asking, client.Error(error.code, error.sentence))
+
+    def on_close(self, closing: Asker) -> None:
+        if closing.number not in self._asked:
+            self._forget(closing.number)
+        elif closing.number not in self._closing:
+            self._closing.add(closing.number)
+            self._clients.hold(closing)
+            self._tell(control.Close(closing.number))
+
+    def _forget(self, number: ClientId) -> None:
+        asking = self._clients.get(number)
+        if asking is not None:
+            self._clients.forget(asking)
+        self._drop_state(number)
+
+    def _drop_state(self, number: ClientId) -> None:
+        self._waiting.pop(number, None)
+        self._unanswered.pop(number, None)
+        self._asked.discard(number)
+        self._closing.discard(number)
+        self._ends.pop(number, None)
+
+    def on_loss(self, number: ClientId) -> None:
+        must_close = number in self._asked
+        self._drop_state(number)
+        if must_close:
+            self._closing.add(number)
+            self._tell(control.Close(number))
+
+    on_drop = on_loss
+
+    def _cut(self, number: ClientId) -> None:
+        """Ends a client whose channel's other end can't be reached any more: its waits end with its connection."""
+        asking = self._clients.get(number)
+        _, event = self._ends.get(number, (None, -1))
+        if asking is not None:
+            self._clients.drop(asking)  # of which the host hears by on_drop(), if it is there
+        else:
+            self._drop_state(number)
+        if event >= 0:
+            signal_event(event)
+
+
+def serve(settings: Settings) -> None:
+    """Runs a guest's daemon until it is told to stop."""
+    libc.set_process_name("kvmchand")
+    guest = Guest(settings)
+    try:
+        guest.run()
+    finally:
+        guest.close()

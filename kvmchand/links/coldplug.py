@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Devices that domains have from their start, on their links to the host: larger than what firmware leaves room for to hot-plug.
+
+A domain's XML names the socket, and its QEMU gets the device while it starts, before the domain has a number. So the device is
+made when the XML is seen, and taken over by the domain when that is found to run. A QEMU that goes leaves it to its successor
+to get a new one: memory that programs may still have mapped is nobody's to use again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.ids import DomainId
+from kvmchand.links.links import START_PEER, Device, Links
+from kvmchand.runtime import log
+from kvmchand.services.ivshmem.devices import Devices, Listener
+from kvmchand.services.libvirt.coldplug_xml import SIZE_MAX, StartLink
+
+_UNBORN = DomainId(-1)
+"""Stands for the domain's number while it has none."""
+
+
+@dataclass(slots=True)
+class _Prepared:
+    uuid: str
+    plan: StartLink
+    listener: Listener
+    device: Device | None = None
+    """The one that the next QEMU gets, or the one that starts now has."""
+    taken: Device | None = None
+    """The one that the running domain has."""
+
+
+class ColdPlug:
+    def __init__(self, links: Links, devices: Devices) -> None:
+        self._links = links
+        self._devices = devices
+        self._prepared: dict[str, _Prepared] = {}
+        """By the domain's uuid."""
+
+    def prepare(self, uuid: str, plan: StartLink) -> None:
+        """Serves the domain's next start. One that can't be served is complained of: the domain will not start."""
+        known = self._prepared.get(uuid)
+        if known is not None and known.plan == plan:
+            return
+        self.withdraw(uuid)
+        try:
+            if plan.size > SIZE_MAX or any(each.plan.socket == plan.socket for each in self._prepared.values()):
+                raise InvalidArgument("its device is too large, or another domain's: kvmchan prepare-domain makes it right")
+            made = _Prepared(uuid, plan, self._listen(plan.socket))
+        except KvmchanError as error:
+            log.warning(f"domain {uuid} can't be served when it starts: {error.sentence}")
+            return
+        self._prepared[uuid] = made
+        self._renew(made)
+
+    def _listen(self, name: str) -> Listener:
+        try:
+            return self._devices.listen(name)
+        except OSError as error:
+            raise OutOfResources(f"there can be no socket {name}: {error.strerror}") from error
+
+    def _renew(self, made: _Prepared) -> None:
+        plan = made.plan
+        made.device = self._links.make((_UNBORN, _UNBORN), {_UNBORN: START_PEER}, plan.size, plan.vectors)
+        try:
+            self._devices.create(made.device, made.listener)
+        except KvmchanError as error:
+            log.warning(f"domain {made.uuid} can't be served when it starts: {error.sentence}")
+            made.device = None
+            self.withdraw(made.uuid)  # its QEMU shall be refused, and not wait
+
+    def withdraw(self, uuid: str) -> None:
+        """The domain's XML has no such device any more. A domain that runs keeps its own."""
+        made = self._prepared.pop(uuid, None)
+        if made is not None:
+            if made.device is not None:
+                self._devices.remove(made.device)
+            made.listener.close()
+
+    def take(self, uuid: str, domain: DomainId) -> Device | None:
+        """The device that a domain has which has just been found, if its QEMU was served."""
+        self._devices.hear()  # of a QEMU that started we have been told before libvirt could say so
+        made = self._prepared.get(uuid)
+        if made is None or made.device is None or not self._devices.is_connected(made.device, _UNBORN):
+            return None
+        taken, made.device = made.device, None
+        self._links.take_over(taken, domain)
+        made.taken = taken
+        return taken
+
+    def on_lost(self, device: Device) -> None:
+        """A QEMU has gone, and with it, for all but the owner of a device that was taken, the device."""
+        for made in list(self._prepared.values()):
+            if device is made.taken:
+                made.taken = None
+                self._renew(made)
+            elif device is made.device:
+                self._devices.remove(device)
+                self._renew(made)
+
+    @property
+    def fds(self) -> int:
+        """Descriptors that all of this costs, beside the devices that were taken."""
+        return sum(1 + (self._devices.fds(each.device) if each.device else 0) for each in self._prepared.values())
+
+    def close(self) -> None:
+        for uuid in list(self._prepared):
+            self.withdraw(uuid)

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A guest and its clients, as the host's main process has them. The guest is there from when it is found until it is gone, a
+client from its first request until its end is released.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvmchand.channels.requester import Asker
+from kvmchand.ids import ClientId, DomainId
+from kvmchand.links.links import Device
+from kvmchand.services.control.sessions import SessionId
+from kvmchand.wire import client, control
+
+
+@dataclass(slots=True, eq=False)
+class Remote(Asker):
+    """A client in a guest. `remote`: what the guest's daemon calls it. `answer`: to the request numbered `serial`, once it is
+    there; it may have to be said again."""
+
+    guest: Guest
+    remote: ClientId
+    serial: int = 0
+    answer: object = None
+
+    def is_new(self, serial: int) -> bool:
+        """Notes a request, unless it has come before."""
+        if serial <= self.serial:
+            return False
+        self.serial, self.answer = serial, None
+        return True
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    domain: DomainId
+    name: str
+    control: Device
+    session: SessionId | None = None
+    is_greeted: bool = False
+    remotes: dict[ClientId, Remote] = field(default_factory=dict)
+    numbers: int = 0
+    """Where its clients' numbers start, in this session."""
+    opened: float = 0.0
+    """When its last session was, and when the next may be looked for: at the earliest a while after."""
+    renew_at: float | None = None
+    attach_at: float | None = None
+    patience: float = 1.0
+    """Seconds until its control device is tried to be plugged again, and those of the next time but one."""
+
+
+def reply_to(remote: ClientId, serial: int, content: object) -> control.Reply:
+    """An answer that is no grant, for the guest's daemon to pass on."""
+    return control.Reply(remote, serial, client.replies.encode(content).decode())

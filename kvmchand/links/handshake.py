@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Control sessions with guests, as the host's main process has them. A guest has one from when it is found, whether a daemon of
+its own answers or not; one that ends is followed by another when a daemon there asks for it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from kvmchand.channels.page import Page
+from kvmchand.channels.registry import Side
+from kvmchand.channels.requester import GENERATION
+from kvmchand.channels.rings import PAGE, Rings
+from kvmchand.errors import OutOfResources
+from kvmchand.ids import Size
+from kvmchand.links.guest import Guest
+from kvmchand.links.links import CONTROL_PEER, HOST_PEER
+from kvmchand.linux.eventfd import drain_event, signal_event
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.services.control.sessions import Control, Link, SessionId
+from kvmchand.services.ivshmem.devices import Devices
+from kvmchand.wire import control
+
+_RINGS = Rings(control.LEFT_ORDER, control.RIGHT_ORDER)
+_VECTOR = 0
+_INTERVAL = 0.2
+"""Seconds between two sessions of a guest at the least: each costs the host more than the guest."""
+_REFUSED_INTERVAL = 5.0
+"""The same after one that was refused, for a reason that will be the same again."""
+_TRY_AGAIN = 1.0
+
+
+class Sessions:
+    def __init__(self, loop: Loop, devices: Devices, link: Link, next_generation: Callable[[], int]) -> None:
+        self._loop = loop
+        self._devices = devices
+        self._link = link
+        self._next_generation = next_generation
+        self._guests: dict[SessionId, Guest] = {}
+
+    def __iter__(self) -> Iterator[SessionId]:
+        return iter(self._guests)
+
+    def get(self, session: SessionId) -> Guest | None:
+        return self._guests.get(session)
+
+    # ---- the control device ----
+
+    def _page(self, guest: Guest) -> Page:
+        return Page(self._devices.memory(guest.control))
+
+    def _event(self, guest: Guest) -> int:
+        return self._devices.event(guest.control, HOST_PEER, _VECTOR)
+
+    def _bell(self, guest: Guest) -> int:
+        return self._devices.event(guest.control, CONTROL_PEER, _VECTOR)
+
+    # ---- sessions ----
+
+    def add(self, guest: Guest) -> None:
+        """Its first."""
+        self._watch(guest)
+        self.renew(guest)
+
+    def remove(self, guest: Guest) -> None:
+        """After end()."""
+        self._loop.remove(self._event(guest))
+
+    def end(self, guest: Guest, *, hangs_up: bool) -> None:
+        """`hangs_up`: it may not know; not where the page is made anew at once."""
+        if guest.session is not None:
+            self._link.close_session(guest.session, hangs_up=hangs_up)
+            del self._guests[guest.session]
+            guest.session = None
+            self._watch(guest)
+
+    def is_there(self, guest: Guest) -> bool:
+        """Whether its end has not said that it is gone."""
+        return self._page(guest).live(Side.CLIENT) != 0
+
+    def hang_up(self, guest: Guest) -> None:
+        """Where the link process could not."""
+        self._page(guest).set_live(Side.SERVER, 0)
+        signal_event(self._bell(guest))
+
+    def delay(self, guest: Guest) -> None:
+        """The next one would be refused as this one was."""
+        guest.opened += _REFUSED_INTERVAL
+
+    def renew(self, guest: Guest) -> None:
+        """Waits for a new daemon in the guest."""
+        guest.opened, guest.renew_at = time.monotonic(), None
+        try:
+            self._open(guest)
+        except OutOfResources as error:
+            log.warning(error.sentence)
+            guest.renew_at = guest.opened + _TRY_AGAIN
+            return
+        self._loop.remove(self._event(guest))
+
+    def renew_if_asked(self, guest: Guest) -> None:
+        """A guest's daemon that starts sets its live byte to 0, and waits for us to make the page anew."""
+        if guest.session is not None or self.is_there(guest):
+            return
+        due = guest.opened + _INTERVAL
+        if time.monotonic() < due:
+            guest.renew_at = due
+        else:
+            self.renew(guest)
+
+    def _open(self, guest: Guest) -> None:
+        """On a page that no guest's daemon has come to yet."""
+        self._devices.zero(guest.control, Size(0), Size(PAGE))
+        self._page(guest).initialize(_RINGS)
+        event = self._event(guest)
+        fds = (self._devices.memory(guest.control), event, self._bell(guest))
+        drain_event(event)
+        guest.session = self._link.open(Control("eventfd", fds, Size(0), Size(0), Size(0)), guest.domain)
+        guest.numbers = self._next_generation() * GENERATION
+        guest.is_greeted = False
+        self._guests[guest.session] = guest
+        signal_event(self._bell(guest))
+
+    def _watch(self, guest: Guest) -> None:
+        """Hears the guest ring, while the link process does not."""
+        self._loop.add(self._event(guest), lambda _events: self._on_event(guest))
+
+    def _on_event(self, guest: Guest) -> None:
+        drain_event(self._event(guest))
+        self.renew_if_asked(guest)

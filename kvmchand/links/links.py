@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Links: the devices that a pair of domains shares, and which channel has which part of them. Pure state.
+
+A link is one or more ivshmem devices over one memory each. A channel of the pair gets a slice: whole pages, and an interrupt
+vector at each end. A link grows by another device when no slice is left, and loses a device when the owner removes it. An
+ivshmem id names a device within its guest, so it is unique among a guest's devices, and small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import PAGE
+from kvmchand.errors import LimitReached
+from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.xenstore.paths import HOST
+
+HOST_PEER = 0
+"""The host's ivshmem id on every device."""
+CONTROL_PEER = 1
+"""The guest's on its control device: it knows by that which device it is."""
+START_PEER = 2
+"""The guest's on the device that it has from its start."""
+
+Pair = tuple[DomainId, DomainId]
+"""The smaller number first; twice the same for a guest that talks to itself."""
+
+
+def pair_of(one: DomainId, other: DomainId) -> Pair:
+    return (one, other) if one <= other else (other, one)
+
+
+@dataclass(slots=True, eq=False)
+class Slice:
+    """A channel's part of a device, or that of shared pages. `vectors`: the one that wakes each end of a channel. `given`: to
+    programs in a guest, which may keep it mapped."""
+
+    device: Device
+    offset: Size
+    size: Size
+    vectors: dict[Side, int]
+    given: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Device:
+    """`vectors`: that it is made with. `peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`:
+    the guests that it is in. `free`: runs of free pages, first page to count."""
+
+    number: DeviceId
+    pair: Pair
+    size: Size
+    vectors: int
+    peers: dict[DomainId, int]
+    is_control: bool = False
+    attached: set[DomainId] = field(default_factory=set)
+    ready: set[DomainId] = field(default_factory=set)
+    """The guests that say they can use it."""
+    plugged: set[DomainId] = field(default_factory=set)
+    """The guests whose QEMU has it, though they may have been asked to let it go."""
+    free: dict[int, int] = field(default_factory=dict)
+    free_vectors: set[int] = field(default_factory=set)
+    usable: int = 0
+    """Vectors that each of its guests can use."""
+    slices: int = 0
+    parked: list[Slice] = field(default_factory=list)
+    """Free, but perhaps still mapped in a guest whose daemon is gone: until the guest says again that it can use the device,
+    which it can't while anybody there has it from before."""
+    is_closing: bool = False
+    """No channel gets a slice any more; the device goes when the last one is free."""
+
+    def is_ready(self, domain: DomainId) -> bool:
+        """Whether a domain can use it now; the host always can."""
+        return domain not in self.peers or domain in self.ready
+
+    def limit_vectors(self, usable: int) -> None:
+        """A guest has fewer interrupt vectors than the device."""
+        self.usable = min(self.usable, usable)
+        self.free_vectors = {vector for vector in self.free_vectors if vector < self.usable}
+
+    def peer_of(self, domain: DomainId) -> int:
+        return self.peers.get(domain, HOST_PEER)
+
+    def take(self, size: int, *, vectors: int) -> tuple[Size, list[int]] | None:
+        """An offset and as many vectors, or None where there is no room."""
+        pages = -(-size // PAGE)
+        if len(self.free_vectors) < vectors:
+            return None
+        # The smallest run that will do, so that large ones stay whole.
+        fitting = [(count, first) for first, count in self.free.items() if count >= pages]
+        if not fitting:
+            return None
+        count, first = min(fitting)
+        del self.free[first]
+        if count > pages:
+            self.free[first + pages] = count - pages
+        taken = sorted(self.free_vectors)[:vectors]
+        self.free_vectors.difference_update(taken)
+        self.slices += 1
+        return Size(first * PAGE), taken
+
+    def give_back(self, offset: int, size: int, vectors: set[int]) -> None:
+        first, count = offset // PAGE, -(-size // PAGE)
+        after = self.free.pop(first + count, None)
+        if after is not None:
+            count += after
+        before = next((start for start, length in self.free.items() if start + length == first), None)
+        if before is None:
+            self.free[first] = count
+        else:
+            self.free[before] += count
+        self.free_vectors |= {vector for vector in vectors if vector < self.usable}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """What one guest may have."""
+
+    max_devices: int
+    max_bytes: int
+    """Of its devices' memory."""
+
+
+@dataclass(slots=True)
+class Links:
+    limits: LinkLimits
+    dedicated: bool = False
+    """A device for each channel, so that processes of one domain can't reach each other's."""
+    devices: dict[DeviceId, Device] = field(default_factory=dict)
+    _last: int = 0
+
+    def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A new device of the pair, for those of its domains that are guests. It is in none of them yet."""
+        peers: dict[DomainId, int] = {}
+        for guest in sorted(guests):
+            peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
+        device = self.make(pair, peers, size, vectors, control=control)
+        self.devices[device.number] = device
+        return device
+
+    def make(self, pair: Pair, peers: dict[DomainId, int], size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A device that is no link's yet."""
+        self._last += 1
+        return Device(
+            DeviceId(self._last),
+            pair,
+            size,
+            vectors,
+            peers,
+            is_control=control,
+            free={0: size // PAGE},
+            free_vectors=set(range(vectors)),
+            usable=vectors,
+        )
+
+    def take_over(self, device: Device, guest: DomainId) -> None:
+        """A device that was made for a guest before that had a number becomes part of its link to the host. It is in the guest,
+        and its owner's wish: no limit is asked."""
+        device.pair = pair_of(HOST, guest)
+        device.peers = {guest: START_PEER}
+        device.attached = {guest}
+        device.plugged = {guest}
+        self.devices[device.number] = device
+
+    def of(self, guest: DomainId) -> list[Device]:
+        """Those that a guest has a peer's id on."""
+        return [device for device in self.devices.values() if guest in device.peers]
+
+    def attach(self, device: Device, guest: DomainId) -> None:
+        """The device goes into the guest. LimitReached: the guest has enough."""
+        have = [each for each in self.of(guest) if guest in each.attached | each.plugged and each.peers[guest] != START_PEER]
+        if device.is_control:
+            have.clear()  # without it the guest has nothing at all
+        if len(have) >= self.limits.max_devices:
+            raise LimitReached(f"domain {guest} has {len(have)} devices: guest_devices in the host's settings")
+        if sum(each.size for each in have) + device.size > self.limits.max_bytes:
+            most = self.limits.max_bytes
+            raise LimitReached(f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings")
+        device.attached.add(guest)
+
+    def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
+        """Unused among the guest's devices, and different from the device's other guest's."""
+        used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER, START_PEER}
+        return next(number for number in range(CONTROL_PEER + 1, CONTROL_PEER + 2 + len(used)) if number not in used)
+
+    def remove(self, device: Device) -> None:
+        del self.devices[device.number]
+
+    def devices_for(self, pair: Pair) -> list[Device]:
+        """Those of which a channel of the pair may get a slice."""
+        return [
+            device for device in self.devices.values() if device.pair == pair and not (device.is_control or device.is_closing)
+        ]
+
+    def allocate(self, device: Device, size: Size, *, wakes: bool = True) -> Slice | None:
+        """A slice of the device, or None where it has no room. `wakes`: with vectors."""
+        if self.dedicated and device.slices:
+            return None
+        ends = 2 if device.pair[0] == device.pair[1] else 1
+        taken = device.take(size, vectors=ends if wakes else 0)
+        if taken is None:
+            return None
+        offset, vectors = taken
+        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {})
+
+    def free(self, freed: Slice) -> None:
+        device = freed.device
+        device.slices -= 1
+        if freed.given and not device.attached <= device.ready:
+            device.parked.append(freed)
+        else:
+            device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
+        device.is_closing |= self.dedicated  # a process may still have it mapped
+
+    def set_ready(self, device: Device, guest: DomainId) -> list[Slice]:
+        """The guest can use the device. What was parked and is free now, for the caller to zero."""
+        device.ready.add(guest)
+        if not device.attached <= device.ready:
+            return []
+        freed, device.parked = device.parked, []
+        for each in freed:
+            device.give_back(each.offset, each.size, set(each.vectors.values()))
+        return freed
+
+    def summary(self) -> list[tuple[Pair, int, int, int]]:
+        """Of each link: the pair, its devices, their bytes, and the channels on them."""
+        devices: Counter[Pair] = Counter()
+        sizes: Counter[Pair] = Counter()
+        channels: Counter[Pair] = Counter()
+        for device in self.devices.values():
+            if not device.is_control:
+                devices[device.pair] += 1
+                sizes[device.pair] += device.size
+                channels[device.pair] += device.slices
+        return [(pair, devices[pair], sizes[pair], channels[pair]) for pair in sorted(devices)]

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The devices that links are made of: made, plugged into guests, shared out in slices, and done away with.
+
+A device goes into a guest only when that guest itself, or the host, needs it: so no guest can fill another's slots.
+"""
+
+from __future__ import annotations
+
+from kvmchand.channels.page import Page
+from kvmchand.channels.region import Region, SharedMemory, SliceRegion
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import Rings
+from kvmchand.config import LinkSettings
+from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
+from kvmchand.ids import DomainId, Size
+from kvmchand.links.coldplug import ColdPlug
+from kvmchand.links.links import Device, Links, Slice, pair_of
+from kvmchand.runtime import log
+from kvmchand.services.ivshmem.devices import Devices
+from kvmchand.services.libvirt.hypervisor import Hypervisor
+
+_SESSION_FDS = 3
+"""Of a guest's control session, beside its device's."""
+
+
+class NotYet(Exception):
+    """A request that has to wait for one of `devices`. `sentence`: what for."""
+
+    def __init__(self, domain: DomainId, devices: list[Device]) -> None:
+        self.devices = devices
+        self.sentence = f"domain {domain} has not taken the device that this channel needs: is kvmchand guest running in it?"
+        super().__init__(self.sentence)
+
+
+def _device_of(memory: Region | SharedMemory) -> Device | None:
+    """None: it is on this machine only."""
+    if isinstance(memory, SharedMemory):
+        return memory.slice.device if memory.slice is not None else None
+    return memory.slice.device if isinstance(memory, SliceRegion) else None
+
+
+class Pool:
+    def __init__(self, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
+        self._links = links
+        self._devices = devices
+        self._hypervisor = hypervisor
+        self._settings = settings
+        self._guests: set[DomainId] = set()
+        self.cold = ColdPlug(links, devices)
+
+    # ---- guests ----
+
+    def add_guest(self, guest: DomainId, uuid: str) -> None:
+        self._guests.add(guest)
+        present = self.cold.take(uuid, guest)
+        if present is not None:
+            log.info(f"domain {guest} has {present.size} bytes from its start")
+
+    def remove_guest(self, guest: DomainId) -> None:
+        """It is gone, and its devices with it."""
+        self._guests.discard(guest)
+        for device in self._links.of(guest):
+            self.cold.on_lost(device)
+            device.attached.discard(guest)
+            device.plugged.discard(guest)
+            device.is_closing = True
+            self.reap(device)
+
+    def is_guest(self, domain: DomainId) -> bool:
+        return domain in self._guests
+
+    # ---- devices ----
+
+    def add(self, one: DomainId, other: DomainId, size: Size, vectors: int, *, control: bool = False) -> Device:
+        """A new device for two domains, in neither yet. OutOfResources."""
+        device = self._links.add(pair_of(one, other), {one, other} & self._guests, size, vectors, control=control)
+        try:
+            self._devices.create(device)
+        except BaseException:
+            self._links.remove(device)
+            raise
+        return device
+
+    def attach(self, device: Device, domain: DomainId) -> None:
+        """Puts a device into a guest, if it is not in it. LimitReached."""
+        if domain in device.peers and domain not in device.attached:
+            self._links.attach(device, domain)
+            self._hypervisor.attach(domain, device.number, self._devices.socket_path(device, domain), device.vectors)
+
+    def prepare(self, one: DomainId, other: DomainId) -> None:
+        """A link between two domains ahead of its first channel."""
+        try:
+            devices = self._links.devices_for(pair_of(one, other))
+            device = devices[0] if devices else self.add(one, other, self._settings.size, self._settings.vectors)
+            for domain in device.peers:
+                self.attach(device, domain)
+        except KvmchanError as error:
+            log.warning(f"domains {one} and {other} get no link yet: {error.sentence}")
+
+    def detach(self, device: Device, domain: DomainId) -> None:
+        """A guest can't have, or use, a device: it goes, and no channel gets a slice of it."""
+        device.is_closing = True
+        self._ask_back(device, domain)
+        self.reap(device)
+
+    def _ask_back(self, device: Device, domain: DomainId) -> None:
+        if domain in device.attached:
+            self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
+            device.attached.discard(domain)
+            device.ready.discard(domain)
+
+    def reap(self, device: Device) -> None:
+        """Does away with a device that no channel is on and none will be. It counts until every guest has let it go: else one
+        that lets none go could have any number."""
+        if not device.is_closing or device.slices or device.number not in self._links.devices:
+            return
+        for domain in device.attached & self._guests:
+            self._ask_back(device, domain)
+        if device.plugged:
+            return
+        self._links.remove(device)
+        self._devices.remove(device)
+
+    # ---- channels ----
+
+    def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
+        """For a channel of which an end is in a guest. NotYet, LimitReached or OutOfResources."""
+        return self._region(self._take(rings.size, server, peer), rings, server, peer)
+
+    def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
+        """For pages that a guest shares, or maps; as make_region()."""
+        taken = self._take(size, owner, peer, wakes=False)
+        return SharedMemory(self._devices.memory(taken.device), taken.offset, lambda: self._free(taken), taken)
+
+    def _take(self, size: Size, owner: DomainId, peer: DomainId, *, wakes: bool = True) -> Slice:
+        """A slice that `owner` can use."""
+        devices = self._links.devices_for(pair_of(owner, peer))
+        for device in devices:
+            taken = self._links.allocate(device, size, wakes=wakes) if device.is_ready(owner) else None
+            if taken is not None:
+                return taken
+        coming = [device for device in devices if not device.is_ready(owner)]
+        if not coming:
+            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())), self._settings.vectors)
+            if device.is_ready(owner):
+                taken = self._links.allocate(device, size, wakes=wakes)
+                if taken is None:
+                    raise InternalError(f"a new device of {device.size} bytes has no room for {size}")
+                return taken
+            coming = [device]
+        for device in coming:
+            self._attach_or_reap(device, owner)
+        raise NotYet(owner, coming)
+
+    def _attach_or_reap(self, device: Device, domain: DomainId) -> None:
+        try:
+            self.attach(device, domain)
+        except LimitReached:
+            device.is_closing = True
+            self.reap(device)
+            raise
+
+    def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
+        """NotYet unless the caller can use the device of a channel it connects to, or of pages it maps."""
+        device = _device_of(memory)
+        if device is not None and not device.is_ready(caller):
+            if device.is_closing:
+                raise NotFound("the device with this memory is being taken away: its server must offer it anew")
+            self.attach(device, caller)
+            raise NotYet(caller, [device])
+
+    def set_ready(self, device: Device, domain: DomainId, vectors: int) -> None:
+        """A guest says that it can use a device, and so many of its vectors."""
+        device.limit_vectors(vectors)
+        for freed in self._links.set_ready(device, domain):
+            self._devices.zero(device, freed.offset, freed.size)
+
+    def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
+        return _device_of(memory) is device
+
+    def _region(self, taken: Slice, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
+        device = taken.device
+        peers = {Side.SERVER: device.peer_of(server), Side.CLIENT: device.peer_of(peer)}
+        events = {side: self._devices.event(device, each, taken.vectors[side]) for side, each in peers.items()}
+        bells = {side: each << 16 | taken.vectors[side] for side, each in peers.items()}
+        page = Page(self._devices.memory(device), taken.offset)
+        return SliceRegion(rings, page, events, bells, taken, self._free)
+
+    def _free(self, freed: Slice) -> None:
+        self._devices.zero(freed.device, freed.offset, freed.size)
+        self._links.free(freed)
+        self.reap(freed.device)
+
+    @property
+    def fds(self) -> int:
+        """Descriptors that the devices cost."""
+        sessions = _SESSION_FDS * len(self._guests)
+        return sessions + self.cold.fds + sum(self._devices.fds(device) for device in self._links.devices.values())

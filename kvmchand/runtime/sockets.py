@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The runtime directory, and the local sockets in it: two a domain, for clients and for the store.
+
+They are main's, so that they outlive the processes that accept on them. The directory is locked, and the sockets stand
+in it, until close().
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
+from kvmchand.config import SocketSettings
+from kvmchand.errors import Busy, InvalidArgument
+from kvmchand.ids import DomainId, Size
+from kvmchand.runtime.privileges import group_number
+from kvmchand.wire import local
+
+_BACKLOG = 512
+_GROUP_MAY = 0o020
+_OTHERS_MAY = 0o002
+
+
+class Sockets:
+    def __init__(self, directory: Path, settings: SocketSettings) -> None:
+        """Takes the directory, making it where it is not there. InvalidArgument, or Busy where another daemon has it."""
+        self._directory = directory
+        self._settings = settings
+        self._group = group_number(settings.group) if settings.group else os.getegid()
+        self._sockets: dict[str, tuple[DomainId, socket.socket, bool]] = {}
+        """By path; whether each is the store's."""
+        self._undo = ExitStack()
+        try:
+            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise InvalidArgument(f"the runtime directory {directory} can't be used: {error.strerror}") from error
+        self._undo.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise Busy(f"another kvmchand serves {directory}: stop it, or give this one another --runtime-dir") from None
+
+    def listen(self, domain: DomainId, name: str, store_name: str) -> None:
+        """Makes a domain's sockets, in place of what a daemon that was killed left."""
+        self._listen(domain, name, socket.SOCK_SEQPACKET, is_store=False)
+        self._listen(domain, store_name, socket.SOCK_STREAM, is_store=True)
+
+    def _listen(self, domain: DomainId, name: str, kind: int, *, is_store: bool) -> None:
+        path = self._directory / name
+        sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        self._undo.callback(sock.close)
+        try:
+            path.unlink(missing_ok=True)
+            before = os.umask(0o777)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(before)
+            self._undo.callback(path.unlink, missing_ok=True)
+            if self._settings.group:
+                os.chown(path, -1, self._group)
+            path.chmod(self._settings.mode)
+            sock.listen(_BACKLOG)
+        except OSError as error:
+            # A path that is too long has no errno.
+            raise InvalidArgument(f"the socket {path} can't be made: {error.strerror or error}") from error
+        self._sockets[str(path)] = (domain, sock, is_store)
+
+    def to_listen(self, max_clients: int, *, is_store: bool = False) -> list[tuple[local.Listen, socket.socket]]:
+        """What the process that accepts is told of each, and the socket to send beside that. It asks of each process that
+        connects what the file's mode asks, since anyone who may change the mode could let others in."""
+        public = bool(self._settings.mode & _OTHERS_MAY)
+        group = self._group if self._settings.mode & _GROUP_MAY else -1
+        return [
+            (local.Listen(domain, public, Size(os.geteuid()), group, max_clients), sock)
+            for domain, sock, is_stores in self._sockets.values()
+            if is_stores is is_store
+        ]
+
+    def domain_of(self, connection: socket.socket, *, is_store: bool = False) -> DomainId:
+        """Whose socket a connection came in by, as the kernel knows it. KeyError: it is none of ours."""
+        domain, _, is_stores = self._sockets[connection.getsockname()]
+        if is_stores is not is_store:
+            raise KeyError(connection.getsockname())
+        return domain
+
+    def __str__(self) -> str:
+        return ", ".join(f"{path} (domain {domain})" for path, (domain, _, is_store) in self._sockets.items() if not is_store)
+
+    def close(self) -> None:
+        self._undo.close()

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A service process as main sees it: how it is started, and how it ended.
+
+A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with main. There it notes whose
+bytes it is reading, so that main knows whose they were should it crash; and main, how many packets it has sent. One that ends
+is started again, and told anew what there is.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import select
+import socket
+import struct
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kvmchand.errors import InternalError, KvmchanError
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
+from kvmchand.wire.codec import SERVICE_PACKET_MAX
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+_NOBODY = 0
+_END_DEADLINE = 0.5
+"""Seconds a service has to end after its socket has. Main stands still meanwhile."""
+_SEND_DEADLINE = 10
+"""Seconds a new service has to read what it is told first. Main stands still meanwhile."""
+_WAITING_MAX = 64 << 20
+"""Bytes that may wait for a service to read. Its peers make main say many things at once, and it is not to blame for that."""
+_RESTARTS_MAX = 5
+"""Restarts of a service in a row that got nowhere, after which it is given up."""
+HOPELESS = 3
+"""Exit status of a service that would fail again: it has said why."""
+_ENTRY = Path(__file__).parents[1] / "services" / "__main__.py"
+
+
+class Marker:
+    """The page that main and a service share."""
+
+    def __init__(self, fd: int) -> None:
+        self._page = mmap.mmap(fd, mmap.PAGESIZE)
+        self._words = memoryview(self._page).cast("Q")  # each written in one piece
+
+    def set(self, number: int) -> None:
+        """The service reads the bytes of `number`, which is not 0."""
+        self._words[0] = number
+
+    def clear(self) -> None:
+        self._words[0] = _NOBODY
+
+    def get(self) -> int | None:
+        number = self._words[0]
+        return number if number != _NOBODY else None
+
+    def count_sent(self) -> None:
+        """Main has another packet for the service, sent or waiting to be."""
+        self._words[1] += 1
+
+    def sent(self) -> int:
+        return self._words[1]
+
+    def close(self) -> None:
+        self._words.release()
+        self._page.close()
+
+
+class Service:
+    """A running service, as main sees it. Its end is the end of `sock`."""
+
+    def __init__(self, name: str, *, site: bool = False) -> None:
+        """`site`: it needs what is installed beside the standard library."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        page = os.memfd_create(f"kvmchand-{name}", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(page, mmap.PAGESIZE)
+            self.marker = Marker(page)
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", *([] if site else ["-S"]), str(_ENTRY), name, str(theirs.fileno()), str(page)],
+                pass_fds=(theirs.fileno(), page),
+                stdin=subprocess.DEVNULL,
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(page)
+        self.sock = ours
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_DEADLINE, 0))
+
+    def kill(self) -> None:
+        """Ends the service for certain; stop() tidies up."""
+        self._process.kill()
+
+    def stop(self) -> int:
+        """Ends the service, if it has not ended by itself. Its exit status; negative, by that signal."""
+        self.sock.close()
+        self.marker.close()
+        try:
+            status = self._process.wait(timeout=_END_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        return status
+
+
+class Owner(Protocol):
+    """Whom a kept service works for."""
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        """What each new process of the service is told first, and the descriptors beside that, which stay the owner's."""
+
+    def understand(self, data: bytes, fds: Fds) -> object:
+        """What a packet of the service's says; None where nothing follows. Descriptors that are not stolen are closed. OSError,
+        KeyError or ValueError end the service: it is not what we started any more, somebody's bytes have taken it over."""
+
+    def on_message(self, message: object) -> None:
+        """What was understood."""
+
+    def on_death(self, culprit: int | None) -> None:
+        """It ended, reading the bytes of `culprit`; a new one comes."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """It ended for good."""
+
+
+class Kept:
+    """A service that is started again when it ends."""
+
+    def __init__(self, loop: Loop, name: str, owner: Owner, *, site: bool = False) -> None:
+        self._loop = loop
+        self._name = name
+        self._owner = owner
+        self._site = site
+        self._service: Service | None = None
+        self._failures = 0
+        self._waiting: deque[tuple[bytes, Fds]] = deque()
+        self._waiting_bytes = 0
+        self._is_full = False
+        """Something waits for room in its socket."""
+
+    def start(self) -> None:
+        service = self._service = Service(self._name, site=self._site)
+        self._is_full = False
+        try:
+            for data, fds in self._owner.greeting():
+                service.marker.count_sent()
+                send_packet(service.sock, data, fds)
+        except OSError:
+            pass  # it has ended already, as its socket will say; or never read, and is killed then
+        # After all others: whoever has died is found dead before anyone's request is looked at.
+        self._loop.add(service.sock.fileno(), self._on_ready, last=True)
+
+    def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
+        """Tells the service; one that is not there is told by the next greeting. The descriptors stay the caller's."""
+        if self._service is None:
+            return
+        self._service.marker.count_sent()
+        self.flush()
+        if self._waiting or not self._send_now(self._service, data, fds):
+            try:
+                self._wait(self._service, data, Fds.duplicates(fds))
+            except OSError:
+                self._give_up(self._service)
+            self._watch(self._service)
+
+    def defer(self, data: bytes) -> None:
+        """As send(), but it goes with the next send() or flush(), though it counts as sent: no client waits for that."""
+        if self._service is not None:
+            self._service.marker.count_sent()
+            self._wait(self._service, data, Fds())
+
+    def flush(self) -> None:
+        """By who defers, before it waits for what comes next."""
+        if self._service is not None and self._waiting and not self._is_full:
+            self._send_waiting(self._service)
+
+    def _wait(self, service: Service, data: bytes, fds: Fds) -> None:
+        self._waiting.append((data, fds))
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _WAITING_MAX:
+            self._give_up(service)
+
+    def _give_up(self, service: Service) -> None:
+        log.warning(f"the {self._name} process is killed, for it does not read")
+        service.kill()
+        self._forget_waiting()
+
+    def _watch(self, service: Service) -> None:
+        """Hears when there is room again, while something waits for it."""
+        if self._is_full != bool(self._waiting):
+            self._is_full = not self._is_full
+            self._loop.modify(service.sock.fileno(), READABLE | WRITABLE if self._is_full else READABLE)
+
+    @staticmethod
+    def _send_now(service: Service, data: bytes, fds: Sequence[int]) -> bool:
+        """False: there is no room."""
+        try:
+            send_packet(service.sock, data, fds, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # it has ended, as its socket will say
+        return True
+
+    def _send_waiting(self, service: Service) -> None:
+        while self._waiting:
+            data, fds = self._waiting[0]
+            if not self._send_now(service, data, fds.borrow()):
+                break
+            self._waiting.popleft()
+            self._waiting_bytes -= len(data)
+            fds.close()
+        self._watch(service)
+
+    def _forget_waiting(self) -> None:
+        for _, fds in self._waiting:
+            fds.close()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def hear(self) -> None:
+        """Takes what the service has said so far, before anything else that is to be heard."""
+        while self._service is not None:
+            poll = select.poll()
+            poll.register(self._service.sock, select.POLLIN)
+            if not poll.poll(0):
+                return
+            self._on_ready(READABLE)
+
+    def worked(self) -> None:
+        """It does what it is for: ends from now on are no failures in a row."""
+        self._failures = 0
+
+    def _on_ready(self, events: int) -> None:
+        service = self._service
+        if service is None:
+            return
+        if events & WRITABLE:
+            self._send_waiting(service)
+        if not events & ~WRITABLE:
+            return
+        try:
+            try:
+                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)
+            except ConnectionResetError:
+                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)  # it ended, and left what we said unread
+            if not data:
+                self._on_end(service)
+                return
+            with fds:
+                message = self._owner.understand(data, fds)
+        except (OSError, KeyError, ValueError) as error:
+            log.warning(f"the {self._name} process is killed, for what it says can't be: {error}")
+            service.kill()
+            self._on_end(service)
+            return
+        if message is not None:
+            self._owner.on_message(message)
+
+    def _on_end(self, service: Service) -> None:
+        self._loop.remove(service.sock.fileno())
+        self._service = None
+        self._forget_waiting()
+        culprit = service.marker.get()
+        status = service.stop()
+        self._failures += 1
+        how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        log.warning(f"the {self._name} process ended ({how})")
+        self._owner.on_death(culprit)
+        if self._failures > _RESTARTS_MAX or status == HOPELESS:
+            sentence = f"the {self._name} process ended {self._failures} times in a row: see the log above"
+            self._owner.on_failure(InternalError(sentence))
+            return
+        self.start()
+
+    def stop(self) -> None:
+        if self._service is not None:
+            self._service.stop()
+            self._service = None
+        self._forget_waiting()

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The link process: reads the control rings. On a host those of all guests, in a guest the one to its host.
+
+Everything in a ring is the other machine's to write, so nothing here believes it. A packet is taken only whole, so that a process
+that is started again goes on where this one was. When main ends, every session is hung up: the other side then knows at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import time
+from collections import deque
+from typing import Any
+
+from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
+from kvmchand.linux.eventfd import drain_event
+from kvmchand.runtime import log
+from kvmchand.runtime.privileges import drop_privileges
+from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.worker import Worker, serve
+from kvmchand.wire import client, control, dataplane, store
+from kvmchand.wire.packet import Fds
+
+_BUCKETS_MAX = 1024
+"""Of guests that were here, after which those of guests that are gone are forgotten."""
+QUEUE_MAX = 4096
+"""Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
+_BURST = 2
+"""Seconds' worth of requests that may come at once."""
+_PER_STORE_REQUEST = 2
+"""Messages that each of the store's requests takes: it, and that its answer is taken. They can wait, where others are refused."""
+_FLOOD = 10
+"""Times the rate at which messages that can't be refused, as closing, end the session."""
+
+
+class Bucket:
+    """How many more requests a guest may make just now."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._tokens = float(rate * _BURST)
+        self._then = time.monotonic()
+
+    def take(self) -> bool:
+        """Takes one, if there is one. Who is refused pays nothing, so that waiting helps."""
+        now = time.monotonic()
+        self._tokens = min(self._tokens + (now - self._then) * self._rate, self._rate * _BURST)
+        self._then = now
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+    def wait(self) -> float:
+        """Seconds until there is one."""
+        return max(0.0, 1 - self._tokens) / max(self._rate, 1)
+
+    def is_calm(self) -> bool:
+        """Whether fewer come than may."""
+        return self._tokens >= self._rate
+
+    def overdraw(self) -> bool:
+        """Takes one that is not there; False where that has gone too far."""
+        if self._tokens <= -self._rate * _FLOOD:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class Session:
+    """An end of a control vchan."""
+
+    def __init__(self, settings: control.Attach, fds: list[int], bucket: Bucket, store_bucket: Bucket) -> None:
+        """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
+        region, event, *rest = fds
+        notify = rest[0] if rest else -1
+        kind = {"socket": 0, "eventfd": 1, "doorbell": 2}[settings.events]
+        self.number = settings.session
+        self.domain = settings.domain
+        self._incoming = control.to_host if settings.is_server else control.to_guest
+        grant = dataplane.Grant(
+            region_fd=region,
+            event_fd=event,
+            notify_fd=notify,
+            control_fd=-1,
+            is_server=int(settings.is_server),
+            left_order=control.LEFT_ORDER,
+            right_order=control.RIGHT_ORDER,
+            events=kind,
+            region_offset=settings.offset,
+            doorbell_offset=settings.doorbell,
+            doorbell_value=settings.ring,
+        )
+        self._ctrl = dataplane.attach(grant)
+        ring = self._ctrl.contents.read
+        self._mask = (1 << ring.order) - 1
+        self._buffer = (ctypes.c_ubyte * (1 << ring.order)).from_address(ring.buffer)
+        # Our own index: in the page once, to go on from, and from then on only ours.
+        self._cons = ctypes.c_uint32.from_address(ring.shr).value
+        self._bucket = bucket
+        self._store_bucket = store_bucket
+        self.held: str | None = None
+        """A message of the store's that came too fast."""
+        self.due = 0.0
+        """When it may go on."""
+        self._refused = 0
+        self.to_send: deque[bytes] = deque()
+        self.fd = int(dataplane.fd_for_select(self._ctrl))
+
+    def take_events(self) -> None:
+        drain_event(self.fd)  # and not wait(): main may have taken what the loop saw
+
+    def is_open(self) -> bool:
+        return bool(dataplane.is_open(self._ctrl))
+
+    def flush(self) -> None:
+        """Puts what there is room for. OSError: the other end is gone or broke the rules."""
+        while self.to_send:
+            data = self.to_send[0]
+            if not dataplane.send(self._ctrl, data, len(data)):
+                return  # an event comes when there is room
+            self.to_send.popleft()
+
+    def put(self, packet: str) -> None:
+        """Queues a packet. ProtocolError: the other end does not read."""
+        if len(self.to_send) >= QUEUE_MAX:
+            raise ProtocolError(f"{QUEUE_MAX} packets wait to be read by the other end: it does not")
+        data = packet.encode()
+        self.to_send.append(control.LENGTH.pack(len(data)) + data)
+        self.flush()
+
+    def take(self) -> bytes | None:
+        """The next packet, if it is there whole. OSError, ProtocolError among them: the ring can't be."""
+        ready = int(dataplane.data_ready(self._ctrl))
+        if ready < control.LENGTH.size:
+            self._require_true()
+            return None
+        (size,) = control.LENGTH.unpack(bytes(self._buffer[(self._cons + at) & self._mask] for at in range(control.LENGTH.size)))
+        if not 0 < size <= control.PACKET_MAX:
+            raise ProtocolError(f"a packet of {size} bytes came, and {control.PACKET_MAX} are the most")
+        whole = control.LENGTH.size + size
+        if ready < whole:
+            return None
+        data = ctypes.create_string_buffer(whole)
+        if dataplane.recv(self._ctrl, data, whole) != whole:
+            raise ProtocolError("the ring's indexes went back")
+        self._cons = (self._cons + whole) & 0xFFFFFFFF
+        return data.raw[control.LENGTH.size :]
+
+    def _require_true(self) -> None:
+        """OSError where the indexes can't be true: for data_ready() that is only 0 bytes."""
+        try:
+            dataplane.recv(self._ctrl, None, self._mask + 2)  # more than the ring ever has: none are taken
+        except ChannelClosed:
+            pass  # since the caller's look; an event says so too
+
+    def hold(self, packet: str) -> None:
+        """Nothing more is taken until release() gives `packet`."""
+        self.held = packet
+        self.due = time.monotonic() + self._store_bucket.wait()
+
+    def release(self) -> str | None:
+        """The packet for main that had to wait, if it has for long enough."""
+        held = self.held
+        if held is not None and self._store_bucket.take():
+            self.held, self.due = None, 0.0
+            return held
+        return None
+
+    def understand(self, data: bytes) -> str | None:
+        """A packet for main, encoded anew; None for one that is refused here, or has to wait."""
+        message = self._incoming.decode(data)
+        anew = self._incoming.encode(message).decode()
+        if len(anew) > control.PACKET_MAX:
+            raise ProtocolError(
+                f"a packet came of {len(anew)} bytes when it is spelled as we do: {control.PACKET_MAX} are the most"
+            )
+        if isinstance(message, store.Request | store.Output | store.Taken | store.Ended):
+            if self._store_bucket.take():
+                return anew
+            self.hold(anew)
+            return None
+        if self._bucket.take():
+            if self._refused and self._bucket.is_calm():
+                log.warning(f"session {self.number}: {self._refused} requests were refused, for they came too fast")
+                self._refused = 0
+            return anew
+        if not isinstance(message, control.Ask):
+            if not self._bucket.overdraw():
+                raise ProtocolError("messages come many times faster than the limit (guest_requests in the settings)")
+            return anew
+        self._refused += 1
+        if self._refused == 1:
+            log.warning(f"session {self.number}: requests come faster than guest_requests in the settings, and are refused")
+        error = LimitReached("this domain asks too often (guest_requests in the host's settings): wait, and ask again")
+        reply = client.replies.encode(client.Error(error.code, error.sentence)).decode()
+        self.put(control.to_guest.encode(control.Reply(message.client, message.serial, reply)).decode())
+        return None
+
+    def hang_up(self) -> None:
+        dataplane.hang_up(self._ctrl)
+
+    def close(self) -> None:
+        dataplane.detach(self._ctrl)
+
+
+class Link(Worker):
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        super().__init__(main, marker, control.to_link, control.to_main)
+        self._sessions: dict[int, Session] = {}
+        self._buckets: dict[int, tuple[Bucket, Bucket]] = {}
+        """By the guest's domain."""
+        self._busy: dict[int, Session] = {}
+        """Those that may have packets. Each turn takes one of each, so that none stalls another."""
+
+    def run(self) -> None:
+        try:
+            if self._wait_for_start():
+                self._loop.run(self._take_turns)
+        finally:
+            for session in self._sessions.values():
+                session.hang_up()
+
+    # ---- main ----
+
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case control.Attach():
+                self._attach(message, fds)
+            case control.Send():
+                session = self._sessions.get(message.session)
+                if session is not None:
+                    self._try(session, lambda: session.put(message.packet))
+            case control.Detach():
+                session = self._sessions.get(message.session)
+                if session is not None:
+                    if message.hangs_up:
+                        session.hang_up()
+                    self._forget(session)
+            case control.Start():
+                drop_privileges(message.user)
+                self._start(control.Started())
+
+    def _attach(self, settings: control.Attach, fds: Fds) -> None:
+        try:
+            session = Session(settings, fds.steal(), *self._buckets_of(settings))
+        except OSError as error:
+            self._say(control.Lost(settings.session, str(error.strerror)[:400]))
+            return
+        self._sessions[session.number] = session
+        self._loop.add(session.fd, lambda _events: self._on_event(session))
+        self._busy[session.number] = session
+
+    def _buckets_of(self, settings: control.Attach) -> tuple[Bucket, Bucket]:
+        """A guest's, for all and for the store's, which a session after another does not fill again."""
+        if len(self._buckets) > _BUCKETS_MAX:
+            self._buckets = {session.domain: self._buckets[session.domain] for session in self._sessions.values()}
+        made = Bucket(settings.rate), Bucket(_PER_STORE_REQUEST * settings.rate)
+        return self._buckets.setdefault(settings.domain, made)
+
+    # ---- rings ----
+
+    def _try(self, session: Session, action: Any) -> bool:
+        """Whether the session still is after `action`."""
+        self._marker.set(session.number)
+        try:
+            action()
+        except OSError as error:
+            sentence = error.sentence if isinstance(error, KvmchanError) else str(error.strerror)
+            self._lose(session, sentence)
+            return False
+        finally:
+            self._marker.clear()
+        return True
+
+    def _lose(self, session: Session, sentence: str) -> None:
+        session.hang_up()
+        self._forget(session)
+        self._say(control.Lost(session.number, sentence[:400]))
+
+    def _forget(self, session: Session) -> None:
+        del self._sessions[session.number]
+        self._busy.pop(session.number, None)
+        self._loop.remove(session.fd)
+        session.close()
+
+    def _on_event(self, session: Session) -> None:
+        if self._try(session, session.take_events):
+            self._busy[session.number] = session
+
+    def _take_turns(self) -> float | None:
+        for session in list(self._busy.values()):
+            self._try(session, lambda session=session: self._take_turn(session))
+        now = time.monotonic()
+        return min((max(0.0, each.due - now) for each in self._busy.values()), default=None)
+
+    def _take_turn(self, session: Session) -> None:
+        is_open = session.is_open()  # before the look: what was written before a hang-up is still to be read
+        session.flush()
+        data = None
+        if session.held is not None:
+            packet = session.release()
+        else:
+            data = session.take()
+            packet = session.understand(data) if data is not None else None
+        if packet is not None:
+            self._marker.clear()
+            self._say(control.Received(session.number, packet))
+        if packet is not None or data is not None or session.held is not None:
+            return
+        del self._busy[session.number]
+        if not is_open:
+            self._lose(session, "the other end is gone")
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    serve("kvmchand-link", Link, socket_fd, marker_fd)

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Control sessions, as main has them: the link process that reads their rings, and what each is made of.
+
+A link process that dies is started again and given the sessions back, except the one whose bytes it was reading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
+from kvmchand.ids import DomainId, Size
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.wire import control
+from kvmchand.wire.codec import Codec
+from kvmchand.wire.packet import Fds
+from kvmchand.xenstore.paths import HOST
+
+SessionId = int
+"""Counts up from 1; a guest whose daemon starts again gets another."""
+
+
+class Owner(Protocol):
+    def on_link_restarted(self) -> None:
+        """A link process has died: what was under way on any session may be lost."""
+
+    def on_link_message(self, session: SessionId, message: object) -> None: ...
+
+    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+        """The other end is gone, or broke the rules. The session is closed."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """No session can be served any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """What an end of a control vchan is made of. The descriptors stay the caller's until open() has dup'ed them."""
+
+    events: str
+    fds: tuple[int, ...]
+    offset: Size
+    doorbell: Size
+    ring: Size
+
+
+class Link:
+    def __init__(self, loop: Loop, owner: Owner, user: str, *, is_host: bool, rate: int) -> None:
+        self._owner = owner
+        self._user = user
+        self._is_host = is_host
+        self._rate = rate
+        self._incoming: Codec = control.to_host if is_host else control.to_guest
+        self._outgoing: Codec = control.to_guest if is_host else control.to_host
+        self._sessions: dict[SessionId, tuple[Control, DomainId, Fds]] = {}
+        self._last: SessionId = 0
+        self._is_restarted = False
+        """Whether the link process that starts is not the first."""
+        self._service = Kept(loop, "link", self)
+
+    def start(self) -> None:
+        self._service.start()
+
+    def open(self, end: Control, domain: DomainId = HOST) -> SessionId:
+        """A new session, with a guest, or in one with the host. OutOfResources: no descriptors are left."""
+        try:
+            fds = Fds.duplicates(end.fds)
+        except OSError as error:
+            raise OutOfResources(f"there can be no control session with domain {domain}: {error.strerror}") from error
+        self._last += 1
+        self._sessions[self._last] = (end, domain, fds)
+        self._service.send(*self._attach(self._last))
+        return self._last
+
+    def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
+        end, domain, fds = self._sessions[session]
+        message = control.Attach(Size(session), domain, self._is_host, end.events, end.offset, end.doorbell, end.ring, self._rate)
+        return control.to_link.encode(message), fds.borrow()
+
+    def send(self, session: SessionId, message: object) -> None:
+        """To the other end; nothing where the session is over. ProtocolError: the message is too long."""
+        packet = self._outgoing.encode(message)
+        if len(packet) > control.PACKET_MAX:
+            raise ProtocolError(f"a message of {len(packet)} bytes is more than a control ring's packet may have")
+        if session in self._sessions:
+            self._service.send(control.to_link.encode(control.Send(Size(session), packet.decode())))
+
+    def close_session(self, session: SessionId, *, hangs_up: bool = True) -> None:
+        """`hangs_up`: the other end is told, after what it was sent before. Without that nothing more is written to its page."""
+        if session in self._sessions:
+            self._service.send(control.to_link.encode(control.Detach(Size(session), hangs_up)))
+            self._forget(session)
+
+    def _forget(self, session: SessionId) -> None:
+        self._sessions.pop(session)[2].close()
+
+    # ---- the link process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        start: tuple[bytes, Sequence[int]] = (control.to_link.encode(control.Start(self._user)), ())
+        return [*(self._attach(session) for session in self._sessions), start]
+
+    def understand(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | control.Started:
+        message = control.to_main.decode(data)
+        if isinstance(message, control.Started):
+            return message
+        if message.session > self._last:
+            raise ProtocolError(f"there is no session {message.session}")
+        if isinstance(message, control.Received):
+            return message.session, self._incoming.decode(message.packet.encode())
+        return message.session, message
+
+    def on_message(self, message: object) -> None:
+        if not isinstance(message, tuple):
+            if self._is_restarted:
+                self._owner.on_link_restarted()
+            self._is_restarted = True
+            return
+        session, content = message
+        if session not in self._sessions:
+            return  # closed meanwhile
+        if isinstance(content, control.Lost):
+            self._forget(session)
+            self._owner.on_link_lost(session, content.sentence)
+            return
+        self._service.worked()
+        self._owner.on_link_message(session, content)
+
+    def on_death(self, culprit: int | None) -> None:
+        if culprit is not None and culprit in self._sessions:
+            log.warning(f"control session {culprit} is ended, for its bytes ended the link process")
+            self._forget(culprit)
+            self._owner.on_link_lost(culprit, "its bytes ended the link process")
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+    def close(self) -> None:
+        self._service.stop()
+        for session in list(self._sessions):
+            self._forget(session)

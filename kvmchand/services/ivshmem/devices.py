@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ivshmem devices as main has them: their memory and events, the sockets by which QEMU gets them, and the ivshmem process,
+which speaks to QEMU.
+
+A device lives from create() to remove(). An ivshmem process that dies is started again and gets everything back, the
+connections of QEMUs that have been told all included. Those in the midst of their handshake are ended, for nobody knows how far
+that was: their QEMU does not connect again, and the device has to be plugged anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources, ProtocolError
+from kvmchand.ids import DeviceId, DomainId
+from kvmchand.links.links import HOST_PEER, Device
+from kvmchand.linux import libc
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.wire import ivshmem
+from kvmchand.wire.packet import Fds
+
+_SECRET_BYTES = 16
+_PATH_MAX = 107
+"""Bytes of a socket's path (sun_path, with its NUL 108)."""
+_BACKLOG = 4
+"""One QEMU connects, and waits here while the ivshmem process is started again."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    """Our duplicate of a QEMU's. `served`: it has been told all, and the owner knows."""
+
+    sock: socket.socket
+    served: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Where a QEMU connects. `path`: a secret; who knows it gets the device. `bound`: the path by which the kernel knows the
+    socket."""
+
+    path: Path
+    bound: str
+    sock: socket.socket
+
+    def close(self) -> None:
+        self.sock.close()
+        self.path.unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class _Port:
+    """One guest's way to a device. `once`: the listener serves another device after this one."""
+
+    device: Device
+    peer: int
+    listener: Listener
+    once: bool
+    connection: _Connection | None = None
+
+    @property
+    def domain(self) -> DomainId:
+        return next(domain for domain, peer in self.device.peers.items() if peer == self.peer)
+
+    def adopt(self, fds: Fds) -> None:
+        """Takes over a connection, the one descriptor in `fds`. OSError: it is not one to this port."""
+        if len(fds) != 1 or self.connection is not None:
+            raise ProtocolError(
+                f"domain {self.domain}'s QEMU can't have connected: it is connected, or its connection is missing"
+            )
+        sock = socket.socket(fileno=fds.borrow()[0])
+        fds.steal()
+        if sock.getsockname() != self.listener.bound:
+            sock.close()
+            raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected by another's socket")
+        self.connection = _Connection(sock)
+
+    def let_go(self) -> _Connection | None:
+        """Closes the connection; what it was."""
+        was, self.connection = self.connection, None
+        if was is not None:
+            was.sock.close()
+        return was
+
+
+@dataclass(slots=True)
+class _Made:
+    """A device that exists. `events`: each peer's, one a vector. `ports`: each guest's, by its ivshmem id."""
+
+    device: Device
+    memory: int
+    events: dict[int, list[int]]
+    ports: dict[int, _Port]
+    undo: ExitStack
+
+    def close(self) -> None:
+        for port in self.ports.values():
+            port.let_go()
+        self.undo.close()
+
+
+class Owner(Protocol):
+    """May create and remove devices in what it is called for."""
+
+    def on_served(self, device: Device, domain: DomainId) -> None:
+        """That guest's QEMU has been sent the whole device. It may take a moment to read that."""
+
+    def on_unplugged(self, device: Device, domain: DomainId) -> None:
+        """After on_served: that guest's QEMU has let go of the device, or is not served any more. It may connect again."""
+
+    def on_cut_off(self, device: Device, domain: DomainId) -> None:
+        """Instead of on_served: that guest's QEMU may have the device, but without all that makes it work."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """Devices can't be served any more."""
+
+
+class Devices:
+    def __init__(self, loop: Loop, directory: Path, owner: Owner, user: str) -> None:
+        """`directory`: for the sockets, which is made; and one beside it. `user`: whom the ivshmem process runs as.
+        InvalidArgument where the directory can't be used."""
+        self._owner = owner
+        self._user = user
+        self._made: dict[DeviceId, _Made] = {}
+        self._last = 0
+        """The highest number of a device so far."""
+        self._numbers = itertools.count(1)
+        self._directory = directory
+        self._private = directory.with_name(f"{directory.name}.new")
+        self._service = Kept(loop, "ivshmem", self)
+        longest = len(os.fsencode(directory)) + 1 + 2 * _SECRET_BYTES
+        if longest > _PATH_MAX:
+            excess = longest - _PATH_MAX
+            raise InvalidArgument(f"{directory} is too long a path for sockets: give a runtime_dir {excess} bytes shorter")
+        self._undo = ExitStack()
+        try:
+            # QEMU runs as a user of its own, and must get by; only the secret name lets it in.
+            self._prepare(self._directory, 0o711)
+            self._prepare(self._private, 0o700)
+        except OSError as error:
+            self._undo.close()
+            raise InvalidArgument(f"the directory {directory} can't be used for sockets: {error.strerror}") from error
+
+    def _prepare(self, directory: Path, mode: int) -> None:
+        directory.mkdir(exist_ok=True)
+        self._undo.callback(_remove_directory, directory)
+        directory.chmod(mode)
+        for left in directory.iterdir():
+            if left.is_socket():
+                left.unlink()  # a daemon's that was killed
+
+    def start(self) -> None:
+        self._service.start()
+
+    # ---- devices ----
+
+    def create(self, device: Device, listener: Listener | None = None) -> None:
+        """Makes all of a device: its guests' QEMUs may connect. OutOfResources where that fails, and nothing is left then.
+        `listener`: of a device that one QEMU gets, once; it stays the caller's."""
+        if device.size & (device.size - 1):
+            raise InvalidArgument(f"a device of {device.size} bytes can't be: QEMU ends unless it is a power of two")
+        with ExitStack() as undo:
+            try:
+                memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+                undo.callback(os.close, memory)
+                os.ftruncate(memory, device.size)
+                fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+                peers = [HOST_PEER, *device.peers.values()]
+                events = {peer: [_event(undo) for _ in range(device.vectors)] for peer in peers}
+                ports: dict[int, _Port] = {}
+                for peer in device.peers.values():
+                    at = listener
+                    if at is None:
+                        at = self.listen(secrets.token_hex(_SECRET_BYTES))
+                        undo.callback(at.close)
+                    ports[peer] = _Port(device, peer, at, once=listener is not None)
+            except OSError as error:
+                raise OutOfResources(
+                    f"the daemon can't make a device of {device.size} bytes and {device.vectors} vectors: {error.strerror}"
+                ) from error
+            made = _Made(device, memory, events, ports, undo.pop_all())
+        self._made[device.number] = made
+        self._last = max(self._last, device.number)
+        for message, beside in _introduction(made):
+            self._service.send(ivshmem.to_ivshmem.encode(message), beside)
+
+    def listen(self, name: str) -> Listener:
+        """A socket in the directory, to which nobody is connected yet. OSError."""
+        with ExitStack() as undo:
+            sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one comes after that.
+            bound = self._private / str(next(self._numbers))
+            path = self._directory / name
+            sock.bind(str(bound))
+            undo.callback(bound.unlink, missing_ok=True)
+            bound.chmod(0o666)
+            sock.listen(_BACKLOG)
+            bound.rename(path)
+            undo.pop_all()
+        return Listener(path, str(bound), sock)
+
+    def memory(self, device: Device) -> int:
+        """The memory's descriptor; stays ours."""
+        return self._made[device.number].memory
+
+    def event(self, device: Device, peer: int, vector: int) -> int:
+        """The eventfd by which `peer` is woken; stays ours."""
+        return self._made[device.number].events[peer][vector]
+
+    def socket_path(self, device: Device, domain: DomainId) -> Path:
+        """What that guest's QEMU connects to. A secret: who knows it gets the device."""
+        return self._made[device.number].ports[device.peers[domain]].listener.path
+
+    def is_connected(self, device: Device, domain: DomainId) -> bool:
+        """Whether that guest's QEMU has the device, or is about to."""
+        return self._made[device.number].ports[device.peers[domain]].connection is not None
+
+    def zero(self, device: Device, offset: int, size: int) -> None:
+        """A part of the memory reads as zero, and costs nothing until it is written again."""
+        libc.punch_hole(self._made[device.number].memory, offset, size)
+
+    @staticmethod
+    def fds(device: Device) -> int:
+        """Descriptors that we have of a device at the most: the memory, an event for each vector of each peer (the host is one),
+        and for each guest a socket and its QEMU's connection. The ivshmem process has as many."""
+        return 1 + (1 + len(device.peers)) * device.vectors + 2 * len(device.peers)
+
+    def hear(self) -> None:
+        """Takes what the ivshmem process has said so far."""
+        self._service.hear()
+
+    def remove(self, device: Device) -> None:
+        """Closes everything of it. A QEMU that still has it keeps what it has."""
+        made = self._made.pop(device.number)
+        self._service.send(ivshmem.to_ivshmem.encode(ivshmem.Remove(device.number)))
+        made.close()
+
+    def close(self) -> None:
+        """Of all. The ivshmem process, once it is alone, sends everyone an event."""
+        self._service.stop()
+        for made in self._made.values():
+            made.close()
+        self._made.clear()
+        self._undo.close()
+
+    # ---- the ivshmem process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        told: list[tuple[object, Sequence[int]]] = []
+        for made in self._made.values():
+            told += _introduction(made)
+        for made in self._made.values():
+            for peer, port in made.ports.items():
+                if port.connection is not None and port.connection.served:
+                    told.append((ivshmem.Restore(made.device.number, peer), [port.connection.sock.fileno()]))
+        told.append((ivshmem.Start(self._user), []))
+        return [(ivshmem.to_ivshmem.encode(message), beside) for message, beside in told]
+
+    def understand(self, data: bytes, fds: Fds) -> tuple[_Made, _Port, object] | None:
+        message = ivshmem.to_main.decode(data)
+        if isinstance(message, ivshmem.Started):
+            return None
+        made = self._made.get(message.device)
+        if made is None:
+            if message.device > self._last:
+                raise ProtocolError(f"there has been no device {message.device}")
+            return None  # it was removed meanwhile
+        port = made.ports[message.peer]
+        if isinstance(message, ivshmem.Connected):
+            port.adopt(fds)
+        elif port.connection is None:
+            raise ProtocolError(f"nobody is connected as peer {message.peer} of device {message.device}")
+        return made, port, message
+
+    def on_message(self, message: object) -> None:
+        if not isinstance(message, tuple):
+            return
+        made, port, said = message
+        self._service.worked()
+        match said:
+            case ivshmem.Served():
+                self._on_served(made, port)
+            case ivshmem.Gone():
+                self._on_gone(made, port)
+
+    def _on_served(self, made: _Made, port: _Port) -> None:
+        connection = port.connection
+        if connection is None:
+            return
+        if not connection.served:
+            connection.served = True
+            self._owner.on_served(made.device, port.domain)
+
+    def _on_gone(self, made: _Made, port: _Port) -> None:
+        was = port.let_go()
+        if was is not None and was.served:
+            self._owner.on_unplugged(made.device, port.domain)
+        elif was is not None:
+            self._owner.on_cut_off(made.device, port.domain)
+
+    def on_death(self, culprit: int | None) -> None:
+        for made in list(self._made.values()):
+            for port in made.ports.values():
+                if port.connection is None:
+                    continue
+                if made.device.number == culprit:
+                    why = "its device's bytes ended the ivshmem process"
+                elif not port.connection.served:
+                    why = "it was being told of the device"
+                else:
+                    continue
+                log.warning(f"domain {port.domain}'s connection for device {made.device.number} is ended, for {why}")
+                _hang_up(port.connection.sock)
+                self._on_gone(made, port)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+
+def _introduction(made: _Made) -> Iterator[tuple[object, Sequence[int]]]:
+    """What the ivshmem process is told of a device, and the descriptors beside that."""
+    number = made.device.number
+    yield ivshmem.Device(number), [made.memory]
+    for peer, events in made.events.items():
+        for first in range(0, len(events), ivshmem.EVENTS_PER_PACKET):
+            yield ivshmem.Peer(number, peer), events[first : first + ivshmem.EVENTS_PER_PACKET]
+    for peer, port in made.ports.items():
+        if not port.once or port.connection is None:
+            yield ivshmem.Slot(number, peer, port.once), [port.listener.sock.fileno()]
+
+
+def _event(undo: ExitStack) -> int:
+    event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    undo.callback(os.close, event)
+    return event
+
+
+def _hang_up(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # gone already
+
+
+def _remove_directory(directory: Path) -> None:
+    try:
+        directory.rmdir()
+    except OSError:
+        pass  # something of someone else's is in it

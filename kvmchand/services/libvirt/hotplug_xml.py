@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Our devices in a domain's libvirt XML: which it has, where one more goes, and why it can't have any. Pure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from kvmchand.services.libvirt import coldplug_xml
+from kvmchand.wire.libvirt import Attach
+
+_SLOTS = range(1, 32)
+"""Of a conventional PCI bridge."""
+_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
+
+
+class Refused(Exception):
+    """A sentence that says why a domain can't have a device."""
+
+
+def shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
+    """The device whose ivshmem server is at `path`."""
+    return next(
+        (
+            each
+            for each in tree.findall("devices/shmem")
+            if (server := each.find("server")) is not None and server.get("path") == path
+        ),
+        None,
+    )
+
+
+def stale_devices(tree: ElementTree.Element, folder: Path) -> list[str]:
+    """Of a domain's devices with sockets in `folder`, the paths of those that are not there: an earlier daemon's. One that a
+    domain has from its start can't be unplugged, and stays."""
+    paths = [
+        Path(server.get("path", ""))
+        for each in tree.findall("devices/shmem")
+        if not coldplug_xml.is_start(each) and (server := each.find("server")) is not None
+    ]
+    return [str(each) for each in paths if each.parent == folder and not _is_there(each)]
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False  # no path that can be
+
+
+def _bus(address: ElementTree.Element) -> int:
+    return int(address.get("bus", "0"), 0)
+
+
+def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
+    """Bus and slot for one more device: on the bridge that has the fewest of ours, since each bridge has a window of its own.
+    None where libvirt had better choose. Refused where there is no place."""
+    controllers = [each for each in tree.findall("devices/controller") if each.get("type") == "pci"]
+    if any(each.get("model") == "pci-root" for each in controllers):
+        return None  # a machine of conventional PCI
+    buses = [int(each.get("index", "0")) for each in controllers if each.get("model") in _BRIDGES]
+    if not buses:
+        raise Refused(
+            "its XML has no bridge for conventional PCI devices, as ivshmem is one: add "
+            "<controller type='pci' model='pcie-root-port'/> and "
+            "<controller type='pci' model='pcie-to-pci-bridge'/> (kvmchan prepare-domain does)"
+        )
+    taken: dict[int, set[int]] = {bus: set() for bus in buses}
+    ours: dict[int, int] = dict.fromkeys(buses, 0)
+    for device in tree.findall("devices/*"):
+        address = device.find("address")
+        if address is not None and address.get("type") == "pci" and _bus(address) in taken:
+            taken[_bus(address)].add(int(address.get("slot", "0"), 0))
+            ours[_bus(address)] += device.tag == "shmem"
+    free = [(ours[bus], bus, min(set(_SLOTS) - taken[bus])) for bus in buses if set(_SLOTS) - taken[bus]]
+    if not free:
+        raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
+    _, bus, slot = min(free)
+    return bus, slot
+
+
+def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
+    """The <shmem> to attach to a domain. Refused: it has no place for one."""
+    try:
+        place = _place(tree)
+    except ValueError as error:
+        raise Refused(f"its XML has an address that can't be: {error}") from error
+    shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
+    ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
+    ElementTree.SubElement(shmem, "server", path=attach.socket)
+    ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")
+    if place is not None:
+        ElementTree.SubElement(shmem, "address", type="pci", domain="0", bus=str(place[0]), slot=str(place[1]), function="0")
+    return ElementTree.tostring(shmem, encoding="unicode")

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The hypervisor, as main has it: the libvirt process, which domains run, and what is on its way into them.
+
+A libvirt process that dies is started again; what it had not done is asked of it again, and what ended meanwhile is found out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.ids import DeviceId, DomainId
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.wire import libvirt
+from kvmchand.wire.packet import Fds
+from kvmchand.xenstore.paths import HOST
+
+
+class Owner(Protocol):
+    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
+        """A domain runs. Told once."""
+
+    def on_gone(self, domain: DomainId) -> None: ...
+
+    def on_prepared(self, prepared: libvirt.Prepared) -> None:
+        """A domain, running or not, has a device of ours from its start. Also told again, and of changes."""
+
+    def on_unprepared(self, uuid: str) -> None: ...
+
+    def on_rebooted(self, domain: DomainId) -> None: ...
+
+    def on_paused(self, domain: DomainId, paused: bool) -> None: ...
+
+    def on_attached(self, domain: DomainId, device: DeviceId) -> None:
+        """QEMU has the device; the guest may not have noticed yet."""
+
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None: ...
+
+    def on_hypervisor_failure(self, error: KvmchanError) -> None:
+        """Domains come and go unnoticed from now on, and get no devices."""
+
+
+class Hypervisor:
+    def __init__(self, loop: Loop, uri: str, folder: Path, owner: Owner) -> None:
+        self._uri = uri
+        self._folder = folder
+        self._owner = owner
+        self._domains: dict[DomainId, str] = {}
+        self._paused: set[DomainId] = set()
+        self._prepared: set[str] = set()
+        """By uuid: those whose owner knows."""
+        self._found: set[DomainId] = set()
+        self._found_prepared: set[str] = set()
+        """Since the last connect."""
+        self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
+        self._detaching: dict[tuple[DomainId, DeviceId], libvirt.Detach] = {}
+        """Until on_unplugged()."""
+        self._service = Kept(loop, "libvirt", self, site=True)
+
+    def start(self) -> None:
+        self._service.start()
+
+    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
+        """on_attached or on_attach_failed follows, or on_gone."""
+        self._detaching.pop((domain, device), None)
+        message = self._attaching[domain, device] = libvirt.Attach(domain, device, str(socket), vectors)
+        self._service.send(libvirt.to_libvirt.encode(message))
+
+    def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
+        """Asks the guest to let the device go: the ivshmem server sees when it has."""
+        self._attaching.pop((domain, device), None)
+        message = libvirt.Detach(domain, device, str(socket))
+        if domain in self._domains:
+            self._detaching[domain, device] = message
+        self._service.send(libvirt.to_libvirt.encode(message))
+
+    def on_unplugged(self, domain: DomainId, device: DeviceId) -> None:
+        """The ivshmem server has seen the device go."""
+        self._detaching.pop((domain, device), None)
+
+    def close(self) -> None:
+        self._service.stop()
+
+    # ---- the libvirt process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        told: list[object] = [libvirt.Start(self._uri, str(self._folder))]
+        told += [*self._attaching.values(), *self._detaching.values()]
+        return [(libvirt.to_libvirt.encode(message), ()) for message in told]
+
+    def understand(self, data: bytes, _fds: Fds) -> object:
+        message = libvirt.to_main.decode(data)
+        if isinstance(message, libvirt.Found) and message.domain == HOST:
+            raise ProtocolError("the host is no guest")
+        return message
+
+    def on_message(self, message: object) -> None:
+        match message:
+            case libvirt.Started():
+                self._found.clear()
+                self._found_prepared.clear()
+            case libvirt.Found():
+                self._service.worked()
+                self._found.add(message.domain)
+                if self._domains.get(message.domain) != message.uuid:
+                    self._lose(message.domain)
+                    self._domains[message.domain] = message.uuid
+                    self._owner.on_found(message.domain, message.name, message.uuid)
+            case libvirt.Listed():
+                self._service.worked()
+                for domain in self._domains.keys() - self._found:
+                    self._lose(domain)
+                for uuid in self._prepared - self._found_prepared:
+                    self._unprepare(uuid)
+                self._found.clear()
+                self._found_prepared.clear()
+            case libvirt.Prepared():
+                self._prepared.add(message.uuid)
+                self._found_prepared.add(message.uuid)
+                self._owner.on_prepared(message)
+            case libvirt.Unprepared():
+                self._unprepare(message.uuid)
+            case libvirt.Gone():
+                self._lose(message.domain)
+            case libvirt.Rebooted():
+                if message.domain in self._domains:
+                    self._owner.on_rebooted(message.domain)
+            case libvirt.Paused():
+                if message.domain in self._domains and message.paused != (message.domain in self._paused):
+                    self._paused ^= {message.domain}
+                    self._owner.on_paused(message.domain, message.paused)
+            case libvirt.Attached():
+                if self._attaching.pop((message.domain, message.device), None) is not None:
+                    self._owner.on_attached(message.domain, message.device)
+            case libvirt.AttachFailed():
+                if self._attaching.pop((message.domain, message.device), None) is not None:
+                    self._owner.on_attach_failed(message.domain, message.device, message.sentence)
+                    self._detaching.pop((message.domain, message.device), None)  # it has none to give back
+
+    def _unprepare(self, uuid: str) -> None:
+        if uuid in self._prepared:
+            self._prepared.discard(uuid)
+            self._owner.on_unprepared(uuid)
+
+    def _lose(self, domain: DomainId) -> None:
+        if self._domains.pop(domain, None) is not None:
+            self._paused.discard(domain)
+            for waiting in (self._attaching, self._detaching):
+                for key in [key for key in waiting if key[0] == domain]:
+                    del waiting[key]
+            self._owner.on_gone(domain)
+
+    def on_death(self, culprit: int | None) -> None:
+        pass  # the next one finds out what has changed
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_hypervisor_failure(error)

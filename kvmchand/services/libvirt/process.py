@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The libvirt process: tells main of the hypervisor's domains, and plugs devices in and out of them.
+
+By libvirt's typed interface only, so that no domain is tainted. It reconnects when libvirtd comes back; what one domain does, or
+fails to do, does not keep another waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from kvmchand.ids import DomainId
+from kvmchand.linux import libc
+from kvmchand.runtime import log
+from kvmchand.runtime.supervisor import HOPELESS
+from kvmchand.services.libvirt import coldplug_xml, hotplug_xml
+from kvmchand.wire import libvirt as wire
+from kvmchand.wire.codec import SERVICE_PACKET_MAX
+from kvmchand.wire.packet import receive_packet, send_packet
+
+try:
+    import libvirt
+    import libvirtaio
+except ImportError:
+    libvirt = None
+
+_BACK_OFF = (0.5, 30.0)
+"""Seconds between two attempts to connect: the first ones, and the most."""
+_KEEP_ALIVE = (5, 3)
+"""Seconds between two probes of libvirtd, and how many may go unanswered."""
+
+
+def _register_events(loop: asyncio.AbstractEventLoop) -> None:
+    """Lets libvirt use the loop, from any thread: a call may have been given what an event is made of, or its connection's end,
+    and a loop that sleeps would not look."""
+    ours = threading.get_ident()
+    events = libvirtaio.virEventAsyncIOImpl(loop)
+
+    def waking(do: Callable[..., Any]) -> Callable[..., Any]:
+        def wake(*arguments: Any) -> Any:
+            result = do(*arguments)
+            if threading.get_ident() != ours:
+                loop.call_soon_threadsafe(lambda: None)
+            return result
+
+        return wake
+
+    handles = (events._add_handle, events._update_handle, events._remove_handle)
+    timeouts = (events._add_timeout, events._update_timeout, events._remove_timeout)
+    libvirt.virEventRegisterImpl(*map(waking, handles + timeouts))
+
+
+class Domains:
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket) -> None:
+        self._main = main
+        self._start: wire.Start | None = None
+        self._connection: Any = None
+        self._ids: dict[str, DomainId] = {}
+        """Of domains that run, by uuid: one that has ended has no number any more."""
+        self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._connected = asyncio.Event()
+        self._early: list[Callable[[], None]] | None = None
+        """What happened while we were asking which domains run, to be looked at after that."""
+
+    async def run(self) -> None:
+        _register_events(asyncio.get_running_loop())
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        self._main.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._main.fileno(), self._hear_main)
+        await self._ended.wait()
+        for task in self._tasks:
+            task.cancel()
+        # A thread may be within a call of libvirt's that does not end: nothing is ours to tidy up.
+        os._exit(0)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- main ----
+
+    def _hear_main(self) -> None:
+        try:
+            data, fds = receive_packet(self._main, SERVICE_PACKET_MAX)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._ended.set()
+            return
+        fds.close()
+        message = wire.to_libvirt.decode(data)
+        match message:
+            case wire.Start():
+                self._start = message
+                self._say(wire.Started())
+                self._spawn(self._stay_connected(message))
+            case wire.Attach():
+                self._spawn(self._attach(message))
+            case wire.Detach():
+                self._spawn(self._detach(message.domain, message.socket))
+
+    def _say(self, message: object) -> None:
+        self._main.setblocking(True)
+        try:
+            send_packet(self._main, wire.to_main.encode(message))
+        except OSError:
+            self._ended.set()
+        finally:
+            self._main.setblocking(False)
+
+    # ---- the hypervisor ----
+
+    async def _stay_connected(self, start: wire.Start) -> None:
+        wait, complained = _BACK_OFF[0], False
+        while True:
+            try:
+                self._connection = await asyncio.to_thread(libvirt.open, start.uri)
+                await self._serve(complained)
+                wait, complained = _BACK_OFF[0], True
+                log.warning(f"the connection to libvirt ({start.uri}) is lost")
+            except libvirt.libvirtError as error:
+                if not complained:
+                    log.warning(f"libvirt ({start.uri}) can't be reached, and is tried again: {error.get_error_message()}")
+                    complained = True
+            self._connection = None
+            await asyncio.sleep(wait)
+            wait = min(2 * wait, _BACK_OFF[1])
+
+    async def _serve(self, again: bool) -> None:
+        """Until the connection is lost."""
+        connection, loop = self._connection, asyncio.get_running_loop()
+        lost = self._lost = asyncio.Event()
+        connection.registerCloseCallback(lambda *_arguments: loop.call_soon_threadsafe(lost.set), None)
+        connection.setKeepAlive(*_KEEP_ALIVE)
+        callbacks: list[int] = []
+        self._early = []
+        try:
+            for event, callback in (
+                (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
+                (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+            ):
+                callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
+            running = await asyncio.to_thread(_running, connection)
+            self._list(running, await asyncio.to_thread(self._persistent, connection))
+            self._connected.set()
+            log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
+            await lost.wait()
+        finally:
+            self._connected.clear()
+            await asyncio.to_thread(_deregister, connection, callbacks)
+
+    def _list(self, running: list[tuple[Any, bool]], persistent: list[object]) -> None:
+        """At once, for main takes it for whole. `running`: of each, whether it is paused. `persistent`: what main is told."""
+        early, self._early = self._early or [], None
+        self._ids.clear()
+        for domain, paused in running:
+            self._find(domain)
+            self._say(wire.Paused(DomainId(domain.ID()), paused))
+        for message in persistent:
+            self._say(message)
+        self._say(wire.Listed())
+        for happened in early:
+            happened()
+
+    def _find(self, domain: Any) -> None:
+        number = domain.ID()
+        if number <= 0:
+            return  # it has ended already
+        self._ids[domain.UUIDString()] = DomainId(number)
+        self._say(wire.Found(DomainId(number), domain.name(), domain.UUIDString()))
+        self._spawn(self._detach_stale(DomainId(number)))
+
+    def _persistent(self, connection: Any) -> list[object]:
+        """What main is told of each domain that has a configuration."""
+        domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+        return [message for each in domains if (message := self._prepared(each)) is not None]
+
+    def _prepared(self, domain: Any) -> wire.Prepared | wire.Unprepared | None:
+        start, uuid = self._start, domain.UUIDString()
+        try:
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            found = None if start is None else coldplug_xml.find(ElementTree.fromstring(xml), Path(start.folder))
+        except libvirt.libvirtError:
+            return None  # it is no more, as an event says
+        except ElementTree.ParseError as error:
+            log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
+            found = None
+        return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
+
+    async def _tell_if_prepared(self, domain: Any) -> None:
+        message = await asyncio.to_thread(self._prepared, domain)
+        if message is not None:
+            self._say(message)
+
+    def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if self._early is None:
+            self._note(domain, event)
+        else:
+            self._early.append(lambda: self._note(domain, event))
+
+    def _note(self, domain: Any, event: int) -> None:
+        uuid = domain.UUIDString()
+        match event:
+            case libvirt.VIR_DOMAIN_EVENT_STARTED:
+                self._find(domain)
+            case libvirt.VIR_DOMAIN_EVENT_DEFINED:
+                self._spawn(self._tell_if_prepared(domain))
+            case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+                self._say(wire.Unprepared(uuid))
+            case libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                if uuid in self._ids:
+                    self._say(wire.Gone(self._ids.pop(uuid)))
+            case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_RESUMED:
+                if uuid in self._ids:
+                    self._say(wire.Paused(self._ids[uuid], event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED))
+
+    def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
+        if domain.UUIDString() in self._ids:
+            self._say(wire.Rebooted(self._ids[domain.UUIDString()]))
+
+    # ---- devices ----
+
+    async def _do(self, number: DomainId, work: Callable[..., None], *arguments: object) -> None:
+        """Calls `work` with the connection, when it is the domain's turn; again, should the connection end meanwhile."""
+        async with self._locks[number]:
+            while True:
+                await self._connected.wait()
+                connection = self._connection
+                try:
+                    await asyncio.to_thread(work, connection, *arguments)
+                    return
+                except libvirt.libvirtError:
+                    if connection.isAlive():
+                        raise
+                    if connection is self._connection:
+                        self._connected.clear()
+                        self._lost.set()
+
+    async def _attach(self, attach: wire.Attach) -> None:
+        try:
+            await self._do(attach.domain, _attach_now, attach)
+        except libvirt.libvirtError as error:
+            self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
+        except hotplug_xml.Refused as error:
+            self._fail(attach, str(error))
+        else:
+            self._say(wire.Attached(attach.domain, attach.device))
+
+    def _fail(self, attach: wire.Attach, sentence: str) -> None:
+        self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:2000]))
+
+    async def _detach(self, number: DomainId, path: str) -> None:
+        try:
+            await self._do(number, _detach_now, number, path)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
+
+    async def _detach_stale(self, number: DomainId) -> None:
+        """Devices that an earlier daemon left: their sockets are no more. Before any is attached, which may have their ids."""
+        start = self._start
+        if start is None:
+            return
+        try:
+            await self._do(number, _detach_stale_now, number, start.folder)
+        except libvirt.libvirtError:
+            pass  # it has ended
+
+
+def _attach_now(connection: Any, attach: wire.Attach) -> None:
+    domain = connection.lookupByID(attach.domain)
+    tree = ElementTree.fromstring(domain.XMLDesc())
+    if hotplug_xml.shmem(tree, attach.socket) is None:
+        domain.attachDeviceFlags(hotplug_xml.device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _detach_now(connection: Any, number: DomainId, path: str) -> None:
+    domain = connection.lookupByID(number)
+    found = hotplug_xml.shmem(ElementTree.fromstring(domain.XMLDesc()), path)
+    if found is not None:
+        domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
+    tree = ElementTree.fromstring(connection.lookupByID(number).XMLDesc())
+    stale = hotplug_xml.stale_devices(tree, Path(folder))
+    if not stale:
+        return
+    if tree.get("type") == "qemu":
+        # Without KVM QEMU goes on watching an unplugged device's eventfds by their numbers, and ends when the next devices'
+        # descriptors get these in another order (watch_vector_notifier, QEMU 7.2).
+        log.info(f"domain {number}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends")
+        return
+    log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
+    for path in stale:
+        try:
+            _detach_now(connection, number, path)
+        except libvirt.libvirtError as error:
+            if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
+
+
+def _running(connection: Any) -> list[tuple[Any, bool]]:
+    """The domains that run, and of each whether it is paused."""
+    found = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            state, reason = domain.state()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it has ended meanwhile
+        found.append((domain, state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP))
+    return found
+
+
+def _deregister(connection: Any, callbacks: list[int]) -> None:
+    """Lets go of a connection: libvirt has a reference for each callback, and they one to it."""
+    for callback in callbacks:
+        try:
+            connection.domainEventDeregisterAny(callback)
+        except libvirt.libvirtError:
+            pass  # libvirtd can't be told, as it is gone
+    gc.collect()
+
+
+def main(socket_fd: int, _marker_fd: int) -> None:
+    libc.set_process_name("kvmchand-virt")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # main's, which ends us
+    if libvirt is None:
+        log.warning(
+            "virtual machines can't be served without libvirt's Python module: install python3-libvirt (libvirt-python), "
+            "or start kvmchand host with --no-libvirt"
+        )
+        sys.exit(HOPELESS)
+    asyncio.run(_serve(socket.socket(fileno=socket_fd)))
+
+
+async def _serve(main_socket: socket.socket) -> None:
+    await Domains(main_socket).run()

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The clients of the local sockets, as main has them: the local process that reads what they say, and a duplicate of each
+connection, on which main answers.
+
+A local process that dies is started again and gets the connections back. What a client asks, and its end, go to the owner.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvmchand.channels.grants import Share
+from kvmchand.channels.region import Region, SharedMemory
+from kvmchand.channels.registry import Channel, Side
+from kvmchand.channels.requester import GENERATION, Asker, Owner
+from kvmchand.errors import InternalError, KvmchanError, ProtocolError
+from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.linux import libc
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
+from kvmchand.runtime.sockets import Sockets
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.wire import client, local
+from kvmchand.wire.packet import Fds, send_packet
+
+_IDLE_CLIENTS = 1024
+"""Connections a domain may have beside those of its channels."""
+
+
+@dataclass(slots=True, eq=False)
+class Client(Asker):
+    """Main's side of a client."""
+
+    sock: socket.socket
+
+
+class LocalOwner(Owner, Protocol):
+    def on_ready(self) -> None:
+        """The local process serves."""
+
+
+class Clients:
+    def __init__(self, loop: Loop, sockets: Sockets, owner: LocalOwner, user: str, max_channels: int) -> None:
+        self._loop = loop
+        self._sockets = sockets
+        self._owner = owner
+        self._user = user
+        self._max_clients = 2 * max_channels + 2 * _IDLE_CLIENTS
+        self._clients: dict[ClientId, Client] = {}
+        self._idle: dict[DomainId, dict[ClientId, Asker]] = {}
+        """Those without a channel, the oldest first."""
+        self._generation = 0
+        """Of the local process. It numbers its clients, from GENERATION times this on."""
+        self._service = Kept(loop, "local", self)
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def get(self, number: ClientId) -> Client | None:
+        return self._clients.get(number)
+
+    def next_generation(self) -> int:
+        """Numbers that no other source of clients uses."""
+        self._generation += 1
+        return self._generation
+
+    # ---- the local process: ipc.Owner ----
+
+    def start(self) -> None:
+        self._service.start()
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        self._first = self.next_generation() * GENERATION
+        told: list[tuple[object, list[int]]] = []
+        told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(self._max_clients)]
+        told += [(local.Restore(each.number, each.domain), [each.sock.fileno()]) for each in self._clients.values()]
+        told += [(local.Start(ClientId(self._first), self._user), [])]
+        return [(local.to_local.encode(message), fds) for message, fds in told]
+
+    def understand(self, data: bytes, fds: Fds) -> tuple[Client, object] | local.Started | None:
+        message = local.to_main.decode(data)
+        if isinstance(message, local.Started):
+            return message
+        request: object = client.requests.decode(message.request.encode())
+        asking = self._clients.get(message.client)
+        if asking is None:
+            if len(fds) != 1:
+                return None  # it hung up meanwhile
+            if not self._first <= message.client < self._first + GENERATION:
+                raise ProtocolError(f"{message.client} is no number for a new client")
+            asking = self._adopt(message.client, fds)
+        return asking, request
+
+    def on_message(self, message: object) -> None:
+        if not isinstance(message, tuple):
+            self._owner.on_ready()
+            return
+        self._service.worked()
+        self._owner.on_request(*message)
+
+    def on_death(self, culprit: int | None) -> None:
+        dropped = self._clients.get(ClientId(culprit or 0))
+        if dropped is not None:
+            log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
+            self.drop(dropped)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+    # ---- connections ----
+
+    def _adopt(self, number: ClientId, fds: Fds) -> Client:
+        """Takes over a connection, the one descriptor in `fds`. OSError or KeyError: it is none of a client of ours."""
+        sock = socket.socket(fileno=fds.borrow()[0])
+        fds.steal()
+        try:
+            # Both from the socket itself and not from what the local process says.
+            domain = self._sockets.domain_of(sock)
+            pid, _, _ = libc.peer_credentials(sock)
+            adopted = Client(self, number, domain, pid, sock)
+            self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
+        except BaseException:
+            sock.close()
+            raise
+        self._clients[number] = adopted
+        idle = self._idle.setdefault(domain, {})
+        idle[number] = adopted
+        while len(idle) > _IDLE_CLIENTS:
+            self.drop(next(iter(idle.values())))
+        return adopted
+
+    def _on_hang_up(self, gone: Client, events: int) -> None:
+        if not events & HUNG_UP:
+            # It closes its channel, has told its peer so, or should have, and waits for us to end the connection.
+            self._owner.on_close(gone)
+            return
+        self.forget(gone)
+        self._owner.on_loss(gone.number)
+
+    def hold(self, closing: Asker) -> None:
+        """It shall wait for forget(): says nothing more of its closing."""
+        self._loop.modify(_sock(closing).fileno(), 0)
+
+    def settle(self, settled: Asker) -> None:
+        self._idle[settled.domain].pop(settled.number, None)
+
+    def unsettle(self, idle: Asker) -> None:
+        self._idle[idle.domain][idle.number] = idle
+
+    def answer(self, asking: Asker, reply: object, fds: Sequence[int] = ()) -> bool:
+        try:
+            send_packet(_sock(asking), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+        except OSError:
+            self.drop(asking)
+            return False
+        return True
+
+    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
+        given = region.grant(side, asking.number)
+        try:
+            self.settle(asking)
+            if side is Side.CLIENT:
+                region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
+            rings = channel.rings
+            granted = client.Granted(
+                channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
+            )
+            return self.answer(asking, granted, (given.memory, *given.events))
+        finally:
+            os.close(given.memory)
+
+    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        opened = memory.open(asking.number, writable=writable)
+        try:
+            self.settle(asking)
+            return self.answer(asking, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
+        finally:
+            os.close(opened)
+
+    def forget(self, gone: Asker) -> None:
+        del self._clients[gone.number]
+        self._idle[gone.domain].pop(gone.number, None)
+        sock = _sock(gone)
+        self._loop.remove(sock.fileno())
+        sock.close()
+
+    def drop(self, dropped: Asker) -> None:
+        try:
+            _sock(dropped).shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        self.forget(dropped)
+        self._owner.on_drop(dropped.number)
+
+    def close(self) -> None:
+        self._service.stop()
+        for each in self._clients.values():
+            each.sock.close()
+        self._clients.clear()
+
+
+def _sock(asking: Asker) -> socket.socket:
+    if not isinstance(asking, Client):
+        raise InternalError(f"client {asking.number} has no connection here")
+    return asking.sock

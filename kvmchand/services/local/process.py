@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The local process: reads what the clients of the local sockets say, and passes on to main what makes sense.
+
+It holds no region and decides nothing but who may connect. A client's answer comes from main, on the client's own connection.
+A client lives until its connection ends or its bytes break the protocol.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from enum import Enum
+
+from kvmchand.errors import KvmchanError, LimitReached, ProtocolError, TimedOut
+from kvmchand.ids import ClientId
+from kvmchand.runtime import log
+from kvmchand.runtime.acceptor import Acceptor
+from kvmchand.runtime.listener import Listener
+from kvmchand.runtime.loop import HALF_CLOSED, READABLE
+from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.worker import serve
+from kvmchand.wire import client, local
+from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.packet import Fds, receive_packet, send_packet
+
+HELLO_DEADLINE = 5.0
+"""Seconds a new connection has for its hello and first request."""
+HALF_OPEN_MAX = 256
+"""Connections that may be without a request at once. Ours make it at once, so the oldest is the one to drop."""
+
+
+class Phase(Enum):
+    """How far a client has come."""
+
+    NEW = "new"
+    """Hello is due."""
+    GREETED = "greeted"
+    """Main does not know of it yet."""
+    KNOWN = "known"
+    """Main has a duplicate of its connection."""
+
+
+@dataclass(slots=True)
+class Client:
+    number: ClientId
+    sock: socket.socket
+    listener: Listener
+    phase: Phase
+    deadline: float = 0.0
+
+
+class Local(Acceptor):
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        super().__init__(main, marker, local.to_local, local.to_main)
+        self._half_open: dict[ClientId, Client] = {}  # oldest first
+
+    def run(self) -> None:
+        if self._wait_for_start():
+            self._loop.run(self._until_deadline)
+
+    # ---- connections ----
+
+    def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+        self._serve(number, sock, listener, Phase.KNOWN)
+
+    def _on_refused(self, _listener: Listener, sock: socket.socket, error: KvmchanError) -> None:
+        _say(sock, error)
+
+    def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
+        new = self._serve(number, sock, listener, Phase.NEW)
+        new.deadline = time.monotonic() + HELLO_DEADLINE
+        self._half_open[number] = new
+        if len(self._half_open) > HALF_OPEN_MAX:
+            oldest = next(iter(self._half_open.values()))
+            self._drop(oldest, LimitReached(f"over {HALF_OPEN_MAX} connections have asked nothing: this is the oldest"))
+
+    def _serve(self, number: ClientId, sock: socket.socket, listener: Listener, phase: Phase) -> Client:
+        sock.setblocking(False)
+        served = Client(number, sock, listener, phase)
+        listener.clients += 1
+        self._loop.add(sock.fileno(), lambda events: self._on_client(served, events), READABLE | HALF_CLOSED)
+        return served
+
+    def _drop(self, dropped: Client, error: KvmchanError) -> None:
+        """Ends a connection for what it did, also for main, whose duplicate then hangs up."""
+        log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
+        _say(dropped.sock, error)
+        try:
+            dropped.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        self._forget(dropped)
+
+    def _forget(self, gone: Client) -> None:
+        """Closes our side of a connection; where main knows of it, it is main's to end."""
+        self._half_open.pop(gone.number, None)
+        gone.listener.clients -= 1
+        self._loop.remove(gone.sock.fileno())
+        gone.sock.close()
+
+    def _until_deadline(self) -> float | None:
+        """Drops who is overdue; seconds until the next one is."""
+        now = time.monotonic()
+        while self._half_open:
+            oldest = next(iter(self._half_open.values()))
+            if oldest.deadline > now:
+                return oldest.deadline - now
+            self._drop(oldest, TimedOut(f"no request came within {HELLO_DEADLINE:.0f} s"))
+        return None
+
+    # ---- clients ----
+
+    def _on_client(self, sender: Client, events: int) -> None:
+        self._marker.set(sender.number)
+        try:
+            # Behind a hello its request is there already, mostly.
+            while self._take_packet(sender, events) is Phase.GREETED:
+                pass
+        except BlockingIOError:
+            pass
+        except KvmchanError as error:
+            self._drop(sender, error)
+        except OSError:
+            self._forget(sender)  # it went in the midst
+        self._marker.clear()
+
+    def _take_packet(self, sender: Client, events: int) -> Phase | None:
+        """How far the client is after its next packet; None if that was its end."""
+        data, fds = receive_packet(sender.sock)
+        with fds:
+            if data or not events & HALF_CLOSED:
+                self._on_request(sender, data, fds)
+                return sender.phase
+        self._forget(sender)
+        return None
+
+    def _on_request(self, sender: Client, data: bytes, fds: Fds) -> None:
+        request = client.requests.decode(data)
+        if len(fds):
+            raise ProtocolError(f"{len(fds)} descriptors came with a request: none belongs there")
+        if sender.phase is Phase.NEW:
+            self._greet(sender, request)
+        elif isinstance(request, client.Hello):
+            raise ProtocolError("a second hello came")
+        else:
+            encoded = client.requests.encode(request).decode()
+            ask = local.to_main.encode(local.Ask(sender.number, encoded))
+            if len(ask) > PACKET_MAX:
+                raise ProtocolError("a request is too long to be passed on")
+            self._marker.clear()  # main may answer, and the client go on, before we get any further
+            send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
+            sender.phase = Phase.KNOWN
+            self._half_open.pop(sender.number, None)
+
+    def _greet(self, sender: Client, request: object) -> None:
+        if not isinstance(request, client.Hello):
+            raise ProtocolError("a request came before the hello")
+        if request.version != client.VERSION:
+            versions = f"the client speaks version {request.version}, and kvmchand version {client.VERSION}"
+            raise ProtocolError(f"{versions}: use the same release")
+        sender.phase = Phase.GREETED
+
+
+def _say(sock: socket.socket, error: KvmchanError) -> None:
+    try:
+        send_packet(sock, client.replies.encode(client.Error(error.code, error.sentence)), flags=socket.MSG_DONTWAIT)
+    except OSError:
+        pass  # it does not listen
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    serve("kvmchand-local", Local, socket_fd, marker_fd)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The store, as a guest's main process has it: the process that its programs are connected to, which forwards what they ask; and
+what of that is under way to the store on the host.
+
+The host hears of a connection with its first request. Where messages may be lost, the connections that they are of end, as the
+programs then see; those that are idle outlive a forwarding process that dies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.ids import ClientId
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.sockets import Sockets
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.services.store.connections import Connections
+from kvmchand.wire import local, store
+from kvmchand.wire.packet import Fds
+
+_HOST_DEADLINE = 20.0
+"""Seconds a request waits for the link to the host to come up."""
+
+
+@dataclass(slots=True, eq=False)
+class Asked:
+    """What is under way of a connection."""
+
+    waiting: store.Request | None = None
+    """The link to the host is not there yet."""
+    deadline: float = 0.0
+    is_known: bool = False
+    """To the host."""
+    is_asking: bool = False
+    """A request has no answer yet."""
+    is_told: bool = False
+    """It was told something, and may not have taken it all."""
+
+
+class Owner(Protocol):
+    def tell_store(self, message: object) -> bool:
+        """Passes on to the host's store; False where there is no link to it yet."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """The daemon can't go on."""
+
+
+class Forward:
+    def __init__(self, loop: Loop, sockets: Sockets, owner: Owner, user: str, next_generation: Callable[[], int]) -> None:
+        self._owner = owner
+        self._user = user
+        self._next_generation = next_generation
+        self._connections = Connections(sockets)
+        self._asked: dict[ClientId, Asked] = {}
+        self._service = Kept(loop, "forward", self)
+
+    def start(self) -> None:
+        self._service.start()
+
+    def close(self) -> None:
+        self._service.stop()
+        self._connections.close()
+
+    def _tell(self, message: object) -> None:
+        self._service.send(store.to_forwarder.encode(message))
+
+    # ---- the host ----
+
+    def on_welcome(self) -> None:
+        """The link to the host is there."""
+        for asked in self._asked.values():
+            if asked.waiting is not None:
+                self._pass_on(asked, asked.waiting)
+
+    def on_parted(self) -> None:
+        """It is gone, or may have lost messages: with it what stood on it."""
+        for number, asked in list(self._asked.items()):
+            if asked.is_known:
+                self._end(number)
+
+    def on_host_message(self, message: object) -> None:
+        match message:
+            case store.Output():
+                asked = self._asked.get(message.client)
+                if asked is not None:
+                    asked.is_told = True
+                    asked.is_asking = asked.is_asking and not message.answers
+                    self._tell(message)
+            case store.Ended():
+                if message.client in self._asked:
+                    log.warning(f"the host has ended connection {message.client} to the store")
+                    self._end(message.client)
+
+    def until_next_look(self) -> float | None:
+        """Ends who has waited for the host too long; in how many seconds the next has."""
+        now = time.monotonic()
+        waiting = {number: asked.deadline for number, asked in self._asked.items() if asked.waiting is not None}
+        for number, deadline in sorted(waiting.items(), key=lambda each: each[1]):
+            if deadline > now:
+                return deadline - now
+            log.warning(
+                f"connection {number} to the store is ended: there is no link to the host's within {_HOST_DEADLINE:.0f} s"
+            )
+            self._end(number)
+        return None
+
+    def _end(self, number: ClientId) -> None:
+        """Ends a connection, whoever knows of it yet."""
+        self._connections.drop(number)
+        self._tell(store.Ended(number))
+        self._forget(number)
+
+    def _forget(self, number: ClientId) -> None:
+        self._connections.forget(number)
+        gone = self._asked.pop(number, None)
+        if gone is not None and gone.is_known:
+            self._owner.tell_store(store.Ended(number))
+
+    # ---- the forwarding process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        told = self._connections.greeting(self._next_generation(), self._user)
+        return [(store.to_forwarder.encode(message), fds) for message, fds in told]
+
+    def understand(self, data: bytes, fds: Fds) -> object:
+        message: object = store.from_forwarder.decode(data)
+        match message:
+            case store.Connected():
+                self._connections.adopt(message.client, fds)
+                self._asked[message.client] = Asked()
+            case store.Request():
+                asked = self._asked.get(message.client)
+                if asked is not None and asked.is_asking:
+                    raise ProtocolError("two requests are under way of one connection")
+                if len(message.data) > store.REQUEST_BYTES:
+                    raise ProtocolError(f"a request of {len(message.data)} bytes, and {store.REQUEST_BYTES} are the most")
+        return message
+
+    def on_message(self, message: object) -> None:
+        match message:
+            case local.Started():
+                return
+            case store.Request():
+                asked = self._asked.get(message.client)
+                if asked is not None:
+                    self._pass_on(asked, message)
+            case store.Taken():
+                asked = self._asked.get(message.client)
+                if asked is not None:
+                    asked.is_told = False
+                    self._owner.tell_store(message)
+            case store.Ended():
+                self._forget(message.client)
+        self._service.worked()
+
+    def _pass_on(self, asked: Asked, request: store.Request) -> None:
+        asked.is_asking = True
+        asked.is_known = self._owner.tell_store(request)
+        if not asked.is_known and asked.waiting is None:
+            asked.waiting, asked.deadline = request, time.monotonic() + _HOST_DEADLINE
+        elif asked.is_known:
+            asked.waiting = None
+
+    def on_death(self, culprit: int | None) -> None:
+        for number, asked in list(self._asked.items()):
+            if asked.is_asking or asked.is_told or number == culprit:
+                self._end(number)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The store process of a host: xenstore's protocol, for the programs of this machine and, by their daemons, of guests.
+
+It has the tree (kvmchand.core.store), and notes each change where main keeps it before anyone hears of it, so that programs and
+their watches outlive the process. What it is told of vchans it has done before it looks at what a program asked later; and a
+program that removes a vchan's nodes is answered when main has withdrawn the vchan.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+
+from kvmchand.errors import LimitReached, ProtocolError
+from kvmchand.ids import ChannelId, ClientId, DomainId
+from kvmchand.runtime import log
+from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.worker import serve
+from kvmchand.services.store.journal import Found, Journal
+from kvmchand.services.store.streams import Stream, Streams, Taken
+from kvmchand.wire import local, store
+from kvmchand.wire.packet import Fds
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.store import Quotas
+from kvmchand.xenstore.store import Store as Tree
+
+_QUOTAS = Quotas()
+_NOT_SHOWN = {
+    errno.ENOSPC: f"its quota of {_QUOTAS.nodes} nodes has no room: let it remove some",
+    errno.ENOMEM: f"its quota of {_QUOTAS.bytes} bytes has no room: let it remove nodes",
+    errno.EACCES: "it may not write there: offer the vchan elsewhere, or let it",
+}
+"""Why a domain's vchan does not stand in the store."""
+
+
+class RemoteStream(Stream):
+    """A connection to the store of a guest's daemon. One Output is on its way at a time."""
+
+    def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], say: Callable[[object], None]) -> None:
+        super().__init__(number, domain, waiting)
+        self._say = say
+        self._request: bytes | None = None
+        self._is_sent = False
+
+    def feed(self, data: bytes) -> None:
+        if self._request is not None:
+            raise ProtocolError("its daemon passed on a request before the answer to the one before")
+        self._request = data
+
+    def on_taken(self) -> None:
+        self._is_sent = False
+        self.flush()
+
+    def flush(self) -> None:
+        if self._queue and not self._is_sent:
+            self._is_sent = True
+            self._say(store.Output(self.number, *self._next(store.OUTPUT_BYTES)))
+
+    def take(self) -> Taken | None:
+        data, self._request = self._request, None
+        if data is None:
+            return None
+        found = protocol.take(data)
+        if found is None or found[1] != len(data):
+            raise ProtocolError("its daemon passed on what is no whole request")
+        return Taken(found[0], data, is_last=True)
+
+    def close(self) -> None:
+        pass
+
+
+class Store(Streams):
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        super().__init__(main, marker, store.to_store, store.from_store)
+        self._journal: Journal
+        self._found = Found()
+        self._records: list[bytes] = []
+        """Not noted yet."""
+        self._events: list[tuple[ClientId, bytes]] = []
+        """Not told yet."""
+        self._removed: set[ChannelId] = set()
+        """Vchans whose nodes a program has removed, as main has not confirmed yet."""
+        self._is_lost = False
+        """The journal could not be read."""
+        self._tree = self._new_tree()
+
+    def _new_tree(self) -> Tree:
+        return Tree(_QUOTAS, self._expect, self._removed.add, self._records.append)
+
+    def _expect(self, client: ClientId, packet: bytes) -> None:
+        """An event, which waits to be noted. Who has too many ends here: one change may make more than there is memory for."""
+        stream = self._streams.get(client)
+        if stream is None:
+            return
+        try:
+            if stream.expect_event(packet):
+                self._events.append((client, packet))
+        except LimitReached as error:
+            self._fail(stream, error)
+
+    # ---- main ----
+
+    def _on_main(self, events: int) -> None:
+        super()._on_main(events)
+        self._commit()
+
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case store.Journal():
+                (fd,) = fds.steal()
+                self._journal = Journal(fd)
+                self._replay()
+            case store.Domain():
+                self._tree.introduce(message.domain, message.name, message.uuid)
+            case store.Gone():
+                self._tree.release(message.domain)
+            case store.Offered():
+                self._offer(message)
+            case store.Withdrawn():
+                self._removed.discard(message.channel)
+                self._tree.withdraw(message.channel)
+            case store.Remote():
+                self._add(RemoteStream(message.client, message.domain, self._waiting, self._say))
+            case store.Request():
+                self._with_remote(message.client, lambda remote: remote.feed(message.data))
+            case store.Taken():
+                self._with_remote(message.client, RemoteStream.on_taken)
+            case local.Start():
+                self._settle()
+                super()._obey(message, fds)
+            case _:
+                super()._obey(message, fds)
+
+    def _offer(self, offered: store.Offered) -> None:
+        refused = self._tree.offer(offered.channel, offered.path, offered.server, offered.client, offered.ref, offered.port)
+        if refused is not None:
+            why = _NOT_SHOWN[refused.number]
+            log.warning(f"domain {offered.server}'s vchan at {offered.path} is not shown in the store, for {why}")
+
+    def _with_remote(self, client: ClientId, action: Callable[[RemoteStream], None]) -> None:
+        stream = self._streams.get(client)
+        if isinstance(stream, RemoteStream):  # else it has ended
+            self._wake(stream)
+            self._guard(stream, lambda _stream: action(stream))
+
+    def _replay(self) -> None:
+        found = self._journal.read()
+        try:
+            if found is None:
+                raise ValueError("reading it has ended this process")
+            self._tree.replay(found.records)
+            self._found = found
+        except Exception as error:
+            log.warning(f"what programs wrote into the store is lost, and so are its connections: {error!r}")
+            self._journal.clear()
+            self._tree = self._new_tree()
+            self._is_lost = True
+
+    def _settle(self) -> None:
+        """All is told that there is: what else the journal has of it is over."""
+        for stream in list(self._streams.values()):
+            if self._is_lost or stream.number in self._found.owed:
+                self._end(stream)
+        for client, packet in self._found.events:
+            self._expect(client, packet)  # some for the second time, as a watch may
+        self._tree.settle()
+        self._journal.start()
+        self._commit()
+
+    # ---- connections ----
+
+    def _add(self, stream: Stream) -> None:
+        super()._add(stream)
+        self._tree.connect(stream.number, stream.domain)
+
+    def _on_gone(self, gone: Stream) -> None:
+        self._tree.disconnect(gone.number)
+
+    def _on_output(self, stream: Stream) -> None:
+        self._journal.owe(stream.number, stream.is_waiting)
+
+    def _on_request(self, sender: Stream, taken: Taken) -> None:
+        before = self._heard
+        self._require_main(self._catch_up())
+        if self._heard != before:
+            self._commit()  # it is told of to those who watch by now
+        if sender.number not in self._streams:
+            return
+        self._commit(sender, self._tree.execute(sender.number, taken.request))
+
+    def _require_main(self, is_there: bool) -> None:
+        if not is_there:
+            raise SystemExit
+
+    def _commit(self, asked: Stream | None = None, reply: bytes = b"") -> None:
+        """What was done is noted, and main knows of it, before anyone is told: first of all who asked for it."""
+        told: set[ChannelId] = set()
+        while self._removed:
+            # What main says meanwhile may remove nodes of other vchans.
+            for channel in self._removed - told:
+                self._say(store.Withdraw(channel))
+            told |= self._removed
+            self._require_main(self._hear_main())
+        self._tree.flush_events()
+        records, events = self._records.copy(), self._events.copy()
+        self._records.clear()
+        self._events.clear()
+        if records or events:
+            self._journal.append(records, events)
+        if asked is not None:
+            if asked.number in self._streams:
+                self._guard(asked, lambda stream: stream.put(reply))
+            self._marker.clear()  # it has its answer, and may outlive us
+        for client, packet in events:
+            stream = self._streams.get(client)
+            if stream is not None:
+                self._guard(stream, partial(Stream.put_event, packet=packet))
+        if events:
+            self._journal.told()
+        if self._journal.is_large():
+            self._journal.compact(self._tree.dump(), [each.number for each in self._streams.values() if each.is_waiting])
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    serve("kvmchand-store", Store, socket_fd, marker_fd)

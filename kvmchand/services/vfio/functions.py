@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ivshmem functions of a guest, as main has them: the vfio process that drives them, and what each is made of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kvmchand.channels.rings import RING_MAX, Rings
+from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.ids import Size
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Kept
+from kvmchand.wire import client, control, vfio
+from kvmchand.wire.packet import Fds
+
+_ORDER_MIN = 10
+
+
+@dataclass(slots=True, eq=False)
+class Function:
+    """A device that works. Its descriptors are ours until close(). `memory` and `doorbell`: where BAR 2 and BAR 0 are in `fd`."""
+
+    settings: vfio.Device
+    fd: int
+    events: list[int] = field(default_factory=list)
+    """By vector."""
+
+    @property
+    def address(self) -> str:
+        return self.settings.address
+
+    @property
+    def peer(self) -> int:
+        return self.settings.peer
+
+    @property
+    def size(self) -> int:
+        return self.settings.size
+
+    @property
+    def memory(self) -> int:
+        return self.settings.memory
+
+    @property
+    def doorbell(self) -> int:
+        return self.settings.doorbell
+
+    @property
+    def info(self) -> client.DeviceInfo:
+        """What `kvmchan ls` shows of it."""
+        return client.DeviceInfo(self.address, Size(self.size), len(self.events), self.settings.speed)
+
+    def require(self, grant: control.Grant) -> None:
+        """ProtocolError unless there can be such rings, and they and the vector lie within the device."""
+        orders = (grant.left_order, grant.right_order)
+        if not all(_ORDER_MIN <= order < RING_MAX.bit_length() for order in orders):
+            raise ProtocolError(f"no rings have the orders {orders}")
+        self.require_within(grant.offset, Rings(*orders).size)
+        if not 0 <= grant.vector < len(self.events):
+            raise ProtocolError(f"the device has no vector {grant.vector}")
+
+    def require_within(self, offset: int, size: int) -> None:
+        """ProtocolError unless the device has so many bytes there."""
+        if size <= 0 or offset + size > self.size:
+            raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
+
+    def close(self) -> None:
+        for event in self.events:
+            os.close(event)
+        self.events.clear()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Owner(Protocol):
+    def on_device(self, function: Function) -> None:
+        """One that works has come; it is the owner's to close."""
+
+    def on_removed(self, address: str) -> None:
+        """One is being unplugged, and waits for all to let go of it; or is gone."""
+
+    def on_unusable(self, address: str, sentence: str) -> None:
+        """One, or all if `address` is empty, can't be used."""
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """No device can be driven any more."""
+
+
+class Functions:
+    def __init__(self, loop: Loop, owner: Owner, *, noiommu: bool) -> None:
+        self._owner = owner
+        self._noiommu = noiommu
+        self._groups: dict[str, Fds] = {}
+        self._functions: dict[str, Function] = {}
+        """Those the owner has; the ones it has closed, too, until they are removed."""
+        self._service = Kept(loop, "vfio", self)
+
+    def start(self) -> None:
+        self._service.start()
+
+    # ---- the vfio process: ipc.Owner ----
+
+    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+        told: list[tuple[object, Sequence[int]]] = [(vfio.Group(name), fds.borrow()) for name, fds in self._groups.items()]
+        for function in self._functions.values():
+            if function.fd < 0:
+                told.append((vfio.LetGo(function.address), ()))
+                continue
+            told.append((function.settings, (function.fd,)))
+            most = vfio.EVENTS_PER_PACKET
+            for first in range(0, len(function.events), most):
+                told.append((vfio.Events(function.address), function.events[first : first + most]))
+        told.append((vfio.Start(self._noiommu), ()))
+        return [(vfio.to_vfio.encode(message), fds) for message, fds in told]
+
+    def understand(self, data: bytes, fds: Fds) -> object:
+        message = vfio.to_main.decode(data)
+        match message:
+            case vfio.Group():
+                if len(fds) != 2 or message.name in self._groups:
+                    raise ProtocolError(f"group {message.name} came without its descriptors, or twice")
+                self._groups[message.name] = Fds(fds.steal())
+                return None
+            case vfio.GroupClosed():
+                self._groups.pop(message.name).close()
+                return None
+            case vfio.Device():
+                if len(fds) != 1 or message.vectors < 1:
+                    raise ProtocolError(f"device {message.address} came without its descriptor or vectors")
+                return Function(message, fds.steal()[0])
+            case vfio.Events():
+                function = self._functions.get(message.address)
+                if function is None or len(function.events) + len(fds) > function.settings.vectors:
+                    raise ProtocolError(f"device {message.address} has more vectors than it said")
+                function.events += fds.steal()
+                return function if len(function.events) == function.settings.vectors else None
+        return message
+
+    def on_message(self, message: object) -> None:
+        self._service.worked()
+        match message:
+            case Function():
+                if message.events:
+                    self._owner.on_device(message)
+                else:
+                    self._functions[message.address] = message
+            case vfio.Removed():
+                self._functions.pop(message.address, None)
+                self._owner.on_removed(message.address)
+            case vfio.Unusable():
+                self._owner.on_unusable(message.address, message.sentence)
+
+    def on_death(self, culprit: int | None) -> None:
+        for function in [each for each in self._functions.values() if each.fd >= 0 and len(each.events) != each.settings.vectors]:
+            self._functions.pop(function.address).close()  # it had not come whole
+
+    def on_failure(self, error: KvmchanError) -> None:
+        self._owner.on_failure(error)
+
+    def close(self) -> None:
+        self._service.stop()
+        for fds in self._groups.values():
+            fds.close()
+        self._groups.clear()

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""IOMMU groups that a guest's daemon has open, each in a VFIO container of its own, for nothing of ours needs DMA.
+
+A group lives from the first device that is opened by way of it to the last: a kernel that sees the last one unplugged makes
+another group of the same name for the next, and the descriptor of the one before is good for nothing then.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmchand.linux import pci, vfio
+from kvmchand.runtime import log
+
+DRIVER = "vfio-pci"
+
+
+class Unusable(Exception):
+    """A sentence that says why a device can't be used, and what to do."""
+
+
+class Later(Exception):
+    """It can't be used yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """`fd` and `container`: descriptors, closed when Groups closes it."""
+
+    name: str
+    fd: int
+    container: int
+
+
+class Groups:
+    def __init__(self, on_open: Callable[[Group], None]) -> None:
+        self._on_open = on_open
+        self._groups: dict[str, Group] = {}
+        self._busy: set[str] = set()
+        """Groups that are open elsewhere, and were complained of."""
+
+    def restore(self, group: Group) -> None:
+        """Takes over what a process before this one opened."""
+        self._groups[group.name] = group
+
+    def open(self, name: str) -> Group:
+        """Unusable, or Later where it is open elsewhere."""
+        known = self._groups.get(name)
+        if known is not None:
+            return known
+        fd = self._open(name)
+        try:
+            if not vfio.is_viable(fd):
+                raise Unusable(f"its IOMMU group {name} has others in it that a driver has: {self._strangers(name)}")
+            container = self._contain(fd, is_noiommu=name.startswith(vfio.NOIOMMU_PREFIX))
+        except BaseException:
+            os.close(fd)
+            raise
+        group = self._groups[name] = Group(name, fd, container)
+        self._busy.discard(name)
+        self._on_open(group)
+        return group
+
+    def names(self) -> list[str]:
+        """Of those that are open."""
+        return list(self._groups)
+
+    def close(self, name: str) -> None:
+        """When no device of it is open any more."""
+        group = self._groups.pop(name)
+        os.close(group.fd)
+        os.close(group.container)
+
+    def _open(self, name: str) -> int:
+        try:
+            return vfio.open_group(name)
+        except OSError as error:
+            if error.errno == errno.EPERM and name.startswith(vfio.NOIOMMU_PREFIX):
+                raise Unusable("without a vIOMMU only root may use it (CAP_SYS_RAWIO): start kvmchand guest as root") from error
+            if error.errno != errno.EBUSY:
+                raise Unusable(
+                    f"its IOMMU group {name} can't be opened: {error.strerror}: is the module {DRIVER} there?"
+                ) from error
+            if name not in self._busy:
+                self._busy.add(name)
+                log.warning(f"IOMMU group {name} is still open elsewhere: programs with channels of a daemon before this one?")
+            raise Later from error
+
+    def _strangers(self, name: str) -> str:
+        members = [pci.function(address) for address in pci.group_members(name)]
+        return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", DRIVER, "pcieport"))
+
+    def _contain(self, group: int, *, is_noiommu: bool) -> int:
+        """A container that the group is in."""
+        container = vfio.open_container()
+        try:
+            vfio.join(group, container)
+            kinds = (vfio.NOIOMMU_IOMMU,) if is_noiommu else (vfio.TYPE1V2_IOMMU, vfio.TYPE1_IOMMU)
+            vfio.set_iommu(container, next((each for each in kinds if vfio.has_iommu(container, each)), kinds[-1]))
+        except BaseException:
+            os.close(container)
+            raise
+        return container

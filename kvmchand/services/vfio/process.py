@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The vfio process of a guest: finds ivshmem functions, as they come and go, and drives them by VFIO.
+
+Of each it checks what can be checked, lets its MSI-X vectors signal eventfds, and gives all of it to main. It keeps root's
+rights, for it binds what comes. When main ends, every eventfd is signalled once, so that who waits for one looks up.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import socket
+import struct
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from kvmchand.ids import Size
+from kvmchand.linux import pci, vfio
+from kvmchand.linux.eventfd import signal_event
+from kvmchand.runtime import log
+from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.worker import Worker, serve
+from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
+from kvmchand.wire import vfio as wire
+from kvmchand.wire.packet import Fds
+
+IVSHMEM = (0x1AF4, 0x1110)
+REVISION = 1
+"""Of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
+_MODULES = (DRIVER, "vfio_iommu_type1")
+_MODPROBE_DEADLINE = 20
+_IVPOSITION = 8
+_PEER_MAX = 0xFFFF
+_COMMAND = 4
+_COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
+_TIMED_BYTES = 64 * 1024
+_TRY_AGAIN = 1.0
+"""Seconds after which a group that is open elsewhere is tried again: no event says that it is not any more."""
+_NO_IOMMU = (
+    "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
+    "to the guest's kernel command line"
+)
+_TRIES_MAX = 10
+"""Of opening a device that its driver has not taken yet."""
+
+
+@dataclass(slots=True)
+class Device:
+    """`fd`: -1 for one that is not used: it can't be, or it is being unplugged."""
+
+    address: str
+    group: str
+    fd: int
+    events: list[int] = field(default_factory=list)
+    unplug: int = -1
+    """Signalled when the device shall be let go."""
+    is_let_go: bool = False
+    """Main has closed it, and waits to hear that it is gone."""
+
+
+class Driver(Worker):
+    """The process's whole state."""
+
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
+        super().__init__(main, marker, wire.to_vfio, wire.to_main)
+        self._uevents = pci.Events()
+        self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
+        self._devices: dict[str, Device] = {}
+        self._moved: set[str] = set()
+        """Functions that were given another address, so that no page has two doorbells."""
+        self._foreign: set[str] = set()
+        """Functions that another driver has, and were complained of."""
+        self._tries: dict[str, int] = {}
+        self._try_at: float | None = None
+        self._noiommu = False
+
+    def run(self) -> None:
+        try:
+            if not self._wait_for_start():
+                return
+            self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
+            self._load_modules()
+            self._scan()
+            for name in self._groups.names():
+                self._close_group_if_unused(name)  # main may have let go of all that was in it
+            self._loop.run(self._until_next_try)
+        finally:
+            for device in self._devices.values():
+                for event in device.events:
+                    signal_event(event)
+
+    # ---- main ----
+
+    def _obey(self, message: object, fds: Fds) -> None:
+        match message:
+            case wire.Group():
+                group, container = fds.steal()
+                self._groups.restore(Group(message.name, group, container))
+            case wire.Device():
+                (fd,) = fds.steal()
+                device = Device(message.address, message.group, fd)
+                self._devices[device.address] = device
+                self._watch_unplug(device)
+            case wire.Events():
+                self._devices[message.address].events += fds.steal()
+            case wire.LetGo():
+                self._devices[message.address] = Device(message.address, "", -1, is_let_go=True)
+            case wire.Start():
+                self._noiommu = message.noiommu
+                self._start(wire.Started())
+
+    # ---- functions ----
+
+    def _load_modules(self) -> None:
+        """Best effort: they may be loaded, or part of the kernel; if not, opening says so."""
+        for module in _MODULES:
+            try:
+                subprocess.run(
+                    ["modprobe", module],
+                    stdin=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    timeout=_MODPROBE_DEADLINE,
+                    check=False,
+                )
+            except (OSError, subprocess.TimeoutExpired):
+                return
+
+    def _on_uevent(self) -> None:
+        try:
+            event = self._uevents.take()
+        except OSError:
+            self._scan()  # some were lost
+            return
+        if event is None:
+            return
+        if event.action == "remove":
+            self._forget(event.address)
+        else:
+            self._scan()
+
+    def _until_next_try(self) -> float | None:
+        if self._try_at is None:
+            return None
+        left = self._try_at - time.monotonic()
+        if left > 0:
+            return left
+        self._try_at = None
+        self._scan()
+        return 0
+
+    def _scan(self) -> None:
+        """Takes every ivshmem function that is there and not ours yet."""
+        try:
+            addresses = pci.addresses()
+        except pci.SysfsError as error:
+            self._say(wire.Unusable("", str(error)))
+            return
+        for address in self._devices.keys() - addresses:
+            self._forget(address)
+        found = [each for each in map(self._look_at, addresses) if each is not None]
+        new = [each for each in found if each.address not in self._devices]
+        crowded = self._crowded(new)
+        for each in new:
+            if each.address not in crowded:
+                self._take(each)
+        self._move(crowded)
+
+    def _look_at(self, address: str) -> pci.Function | None:
+        try:
+            seen = pci.function(address)
+        except pci.SysfsError:
+            return None  # it went again, or is none that we could judge
+        if (seen.vendor, seen.device) != IVSHMEM or not seen.has_msix:
+            return None  # an ivshmem device without a doorbell has the same numbers, and is somebody else's
+        if seen.driver not in ("", DRIVER):
+            if address not in self._foreign:
+                self._foreign.add(address)
+                log.warning(f"device {address} has the driver {seen.driver}, and is left to it: unbind it if it is kvmchand's")
+            return None
+        return seen
+
+    def _crowded(self, new: list[pci.Function]) -> set[str]:
+        """Those of which the doorbell is in the page of another's. VFIO lets no page be mapped that two functions share: so one
+        keeps the page, and the others are given addresses anew once it is taken."""
+        pages: dict[int, str] = {}
+        crowded: set[str] = set()
+        for each in sorted(new, key=lambda each: each.bars[0].start if each.bars else 0):
+            start = each.bars[0].start if each.bars else 0
+            if not start or each.address in self._moved:
+                continue
+            if start % pci.PAGE or start // pci.PAGE in pages:
+                crowded.add(each.address)
+            pages.setdefault(start // pci.PAGE, each.address)
+        return crowded
+
+    def _move(self, crowded: set[str]) -> None:
+        if not crowded:
+            return
+        for address in crowded:
+            self._moved.add(address)
+            try:
+                pci.remove(address)
+            except pci.SysfsError as error:
+                log.warning(f"device {address} can't be given another address: {error}")  # it may be gone
+        try:
+            pci.rescan()
+        except pci.SysfsError as error:
+            self._say(wire.Unusable("", str(error)))
+
+    def _take(self, found: pci.Function) -> None:
+        try:
+            self._drive(found)
+        except Later:
+            self._try_at = time.monotonic() + _TRY_AGAIN
+        except (Unusable, pci.SysfsError) as error:
+            self._say(wire.Unusable(found.address, str(error)))
+            self._devices[found.address] = Device(found.address, found.group, -1)
+        except OSError as error:
+            self._say(wire.Unusable(found.address, f"it can't be driven by VFIO: {error.strerror}"))
+            self._devices[found.address] = Device(found.address, found.group, -1)
+
+    def _drive(self, found: pci.Function) -> None:
+        if found.revision != REVISION:
+            raise Unusable(f"it is revision {found.revision} of ivshmem, and only {REVISION} has interrupts: QEMU is too old")
+        if len(found.bars) < 3 or not found.bars[2].size:
+            raise Unusable(
+                "its memory (BAR 2) got no address: the bridge above it has too small a window. Ask for smaller rings, or have "
+                "a larger link to the host from the start (kvmchan prepare-domain --link-size)"
+            )
+        if not found.group:
+            self._allow_noiommu()
+        pci.bind(found.address, DRIVER)
+        name = self._group_name(found.address)
+        group = self._groups.open(name)
+        device = Device(found.address, name, -1)
+        try:
+            device.fd = self._open_device(group, found.address)
+            self._set_up(device)
+            self._moved.discard(found.address)  # the next there may have to be moved again
+        except BaseException:
+            for each in (device.fd, *device.events):
+                if each >= 0:
+                    os.close(each)
+            self._close_group_if_unused(name)
+            raise
+
+    def _open_device(self, group: Group, address: str) -> int:
+        try:
+            return vfio.open_device(group.fd, address)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                self._wait_for_driver(address)
+            raise
+
+    def _wait_for_driver(self, address: str) -> None:
+        """Later, a few times: the kernel shows the driver before that has taken the device, and says "bind" when it has."""
+        tries = self._tries[address] = self._tries.get(address, 0) + 1
+        if tries <= _TRIES_MAX:
+            raise Later
+
+    def _allow_noiommu(self) -> None:
+        """Unusable unless the settings and the kernel let a device without an IOMMU be driven."""
+        if not self._noiommu:
+            raise Unusable(_NO_IOMMU)
+        try:
+            if vfio.allow_noiommu():
+                log.warning("VFIO's no-IOMMU mode is turned on, as the settings allow: the kernel will count as tainted")
+        except FileNotFoundError as error:
+            raise Unusable(
+                "there is no vIOMMU, and no VFIO in this kernel that does without (CONFIG_VFIO_NOIOMMU): add "
+                "<iommu model='intel'> to the domain (kvmchan prepare-domain does)"
+            ) from error
+
+    def _group_name(self, address: str) -> str:
+        """Of the group that a function which the driver has is in, as it stands in /dev/vfio."""
+        group = pci.function(address).group
+        if not group:
+            self._wait_for_driver(address)
+            raise Unusable(f"{DRIVER} has it, and made no IOMMU group for it: the kernel's log says why")
+        if not pci.is_noiommu(group):
+            return group
+        if not self._noiommu:
+            raise Unusable(_NO_IOMMU)
+        return vfio.NOIOMMU_PREFIX + group
+
+    def _set_up(self, device: Device) -> None:
+        doorbell, memory = vfio.region(device.fd, vfio.BAR0), vfio.region(device.fd, vfio.BAR2)
+        if not doorbell.can_mmap or not memory.can_mmap or doorbell.size < 16:
+            raise Unusable("its BARs can't be mapped: another function's registers are in the same page")
+        if memory.size < pci.PAGE or memory.size & (memory.size - 1):
+            raise Unusable(f"its memory has {memory.size} bytes, which can't be")
+        config = vfio.region(device.fd, vfio.CONFIG)
+        (command,) = struct.unpack("<H", os.pread(device.fd, 2, config.offset + _COMMAND))
+        os.pwrite(device.fd, struct.pack("<H", command | _COMMAND_MEMORY | _COMMAND_MASTER), config.offset + _COMMAND)
+        (peer,) = struct.unpack("<i", os.pread(device.fd, 4, doorbell.offset + _IVPOSITION))
+        if not 0 < peer <= _PEER_MAX:
+            raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
+        speed = _time_reads(device.fd, memory)
+        self._wire_vectors(device)
+        self._watch_unplug(device)  # from here on nothing fails
+        self._devices[device.address] = device
+        vectors = len(device.events)
+        self._say(
+            wire.Device(
+                device.address,
+                device.group,
+                peer,
+                Size(memory.size),
+                vectors,
+                Size(memory.offset),
+                Size(doorbell.offset),
+                Size(speed),
+            ),
+            (device.fd,),
+        )
+        for first in range(0, vectors, wire.EVENTS_PER_PACKET):
+            self._say(wire.Events(device.address), tuple(device.events[first : first + wire.EVENTS_PER_PACKET]))
+        log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
+
+    def _wire_vectors(self, device: Device) -> None:
+        """As many as the device has, or as the machine still has room for."""
+        count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
+        if count < 1:
+            raise Unusable("it has no interrupts (MSI-X)")
+        device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        while True:
+            try:
+                most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
+            except OSError as error:
+                if len(device.events) == 1:
+                    raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
+                most = len(device.events) // 2
+            if most == 0:
+                return
+            for event in device.events[most:]:
+                os.close(event)
+            del device.events[most:]
+
+    # ---- unplug ----
+
+    def _watch_unplug(self, device: Device) -> None:
+        event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            vfio.set_irqs(device.fd, vfio.REQ_IRQ, [event])
+        except OSError:
+            os.close(event)
+            return  # a kernel that does not tell: the unplug waits until the daemon ends
+        device.unplug = event
+        self._loop.add(event, lambda _events: self._let_go(device.address))
+
+    def _let_go(self, address: str) -> None:
+        """Its unplug waits for that. The function is there a while longer, and not to be taken again."""
+        device = self._devices[address]
+        self._devices[address] = Device(address, device.group, -1)
+        if device.unplug >= 0:
+            self._loop.remove(device.unplug)
+            os.close(device.unplug)
+        for event in device.events:
+            os.close(event)
+        if device.fd >= 0:
+            os.close(device.fd)
+            self._say(wire.Removed(address))
+            self._close_group_if_unused(device.group)
+
+    def _forget(self, address: str) -> None:
+        """It is gone."""
+        if address in self._devices:
+            if self._devices[address].is_let_go:
+                self._say(wire.Removed(address))
+            self._let_go(address)
+            del self._devices[address]
+        self._tries.pop(address, None)
+
+    def _close_group_if_unused(self, name: str) -> None:
+        if not any(each.group == name and each.fd >= 0 for each in self._devices.values()):
+            self._groups.close(name)
+            self._say(wire.GroupClosed(name))
+
+
+def _time_reads(fd: int, memory: vfio.Region) -> int:
+    """MB/s of reading the memory as a program would."""
+    size = min(memory.size, _TIMED_BYTES)
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=memory.offset) as mapped:
+        best = 0.0
+        for _ in range(3):
+            start = time.perf_counter()
+            mapped[:size]
+            best = max(best, size / (time.perf_counter() - start))
+    return int(best / 1e6)
+
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    serve("kvmchand-vfio", Driver, socket_fd, marker_fd)

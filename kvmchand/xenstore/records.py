@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The store's records: what there is or is no more, in a form that outlives the process.
+
+A record is one change that is whole, and has as many items as that takes: 4 bytes of length, then a letter and fields with NULs
+between them, of which the last may have NULs in it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from kvmchand.ids import ChannelId, ClientId, DomainId
+from kvmchand.xenstore.nodes import Node, format_permissions, parse_permissions
+from kvmchand.xenstore.offers import Offer
+from kvmchand.xenstore.watches import Watch
+
+_LENGTH = struct.Struct("<I")
+
+NODE, NO_NODE, DOMAIN, NO_DOMAIN, OFFER, NO_OFFER, WATCH, NO_WATCH, NO_CLIENT, START = "NnDdOoWwcS"
+"""START: how many times there was a start, of which transaction ids and generations are made."""
+
+_FIELDS = {NODE: 4, NO_NODE: 1, DOMAIN: 3, NO_DOMAIN: 1, OFFER: 6, NO_OFFER: 1, WATCH: 5, NO_WATCH: 3, NO_CLIENT: 1, START: 1}
+
+
+def item(letter: str, *fields: bytes | str | int) -> bytes:
+    parts = [each if isinstance(each, bytes) else str(each).encode() for each in fields]
+    body = letter.encode() + b"\0".join(parts)
+    return _LENGTH.pack(len(body)) + body
+
+
+def items(record: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """The letters and fields of a record; ValueError if it is none."""
+    at = 0
+    while at < len(record):
+        if len(record) - at < _LENGTH.size:
+            raise ValueError("a record of the store ends within an item")
+        (length,) = _LENGTH.unpack_from(record, at)
+        at += _LENGTH.size
+        body = record[at : at + length]
+        at += length
+        letter = body[:1].decode("latin-1")
+        fields = body[1:].split(b"\0", _FIELDS.get(letter, 0) - 1)
+        if len(body) != length or len(fields) != _FIELDS.get(letter):
+            raise ValueError("a record of the store has an item that is none")
+        yield letter, fields
+
+
+def node_item(path: str, node: Node) -> bytes:
+    permissions = ",".join(format_permissions(node.permissions))
+    return item(NODE, path, permissions, int(node.counted), node.value)
+
+
+def to_node(fields: list[bytes]) -> tuple[str, Node]:
+    path, permissions, counted, value = fields
+    return path.decode(), Node(value, parse_permissions(permissions.decode().split(",")), counted == b"1")
+
+
+def offer_item(offer: Offer) -> bytes:
+    return item(OFFER, offer.channel, offer.path, offer.server, offer.client, offer.ref, offer.port)
+
+
+def to_offer(fields: list[bytes]) -> Offer:
+    channel, path, server, client, ref, port = fields
+    return Offer(ChannelId(int(channel)), path.decode(), DomainId(int(server)), DomainId(int(client)), int(ref), int(port))
+
+
+def watch_item(watch: Watch) -> bytes:
+    return item(WATCH, watch.client, watch.domain, int(watch.relative), watch.path, watch.token)
+
+
+def to_watch(fields: list[bytes]) -> Watch:
+    client, domain, relative, path, token = fields
+    return Watch(ClientId(int(client)), DomainId(int(domain)), path.decode(), token, relative == b"1")

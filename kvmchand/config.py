@@ -8,9 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from kvmchand.channels import rings
 from kvmchand.errors import InvalidArgument
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import PAGE, DomainId, Size
 
 RUNTIME_DIR = Path("/run/kvmchand")
 DOMAIN_MAX = 0x7FEF
@@ -19,6 +18,10 @@ LOCAL_DOMAINS_MAX = 512
 """As many as a listing has room for, beside a channel."""
 LINK_BYTES = Size(1 << 20)
 """Of a link's device. Two fit into the window that firmware leaves to a bridge, beside the control device."""
+XEN_RING_MAX = 1 << 20
+"""Bytes of a ring, as Xen limits them."""
+RING_MAX = 1 << 30
+"""What the settings may allow at the most: indexes are 32 bits, and a call answers with an int."""
 VECTORS_MAX = 2048
 """What MSI-X has at the most."""
 CHANNELS_MAX = 1 << 20
@@ -39,7 +42,7 @@ class SocketSettings:
 class Limits:
     """What one domain may use, so that none starves another."""
 
-    max_ring: int = rings.XEN_RING_MAX
+    max_ring: int = XEN_RING_MAX
     """Bytes, for each direction of a channel."""
     max_channels: int = 65536
     """Channels a domain offers at once."""
@@ -96,7 +99,7 @@ def domain_number(value: object, setting: str) -> DomainId:
 # The largest number that each setting may be.
 _MOST = {
     "mode": 0o777,
-    "max_ring": rings.RING_MAX,
+    "max_ring": RING_MAX,
     "max_channels": CHANNELS_MAX,
     "max_shared": 1 << 40,
     "guest_channels": CHANNELS_MAX,
@@ -148,8 +151,8 @@ def _value(value: object, name: str, where: str) -> Any:
 
 def _links(table: object, where: str) -> LinkSettings:
     made: LinkSettings = _section(LinkSettings, table, where)
-    if made.size < rings.PAGE or made.size & (made.size - 1):
-        raise InvalidArgument(f"{where}.size is {made.size}, and must be a power of two from {rings.PAGE} on")
+    if made.size < PAGE or made.size & (made.size - 1):
+        raise InvalidArgument(f"{where}.size is {made.size}, and must be a power of two from {PAGE} on")
     if made.vectors < 2:
         raise InvalidArgument(f"{where}.vectors is {made.vectors}, and must be 2 at the least")
     return made

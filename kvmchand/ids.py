@@ -19,3 +19,13 @@ Size = NewType("Size", int)
 
 DeviceId = NewType("DeviceId", int)
 """One ivshmem device of a link, in one guest or in two. Counts up from 1 for as long as the daemon runs."""
+
+HOST = DomainId(0)
+"""The host's domain number."""
+
+PAGE = Size(4096)
+"""Bytes of a page: the unit of memory that domains share."""
+
+GENERATION = 1 << 36
+"""Clients that one generation of a source may number: a year's, of two thousand a second. There may be 2**27 generations: most of
+a year's, of one guest that starts a session as often as it may."""

@@ -16,7 +16,6 @@ from kvmchand.channels.registry import Channel, End, Registry, Side
 from kvmchand.channels.requester import Asker
 from kvmchand.channels.waiters import Place, Visitors
 from kvmchand.errors import LimitReached, NotFound
-from kvmchand.host import listing
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.wire import client
 from kvmchand.xenstore import paths
@@ -200,10 +199,9 @@ class Channels:
 
     # ---- listing ----
 
-    def listed(self, domain: DomainId, first: int) -> Iterator[listing.Placed]:
+    def listed(self, domain: DomainId, first: int) -> Iterator[client.ChannelInfo]:
         """What a domain may see, from a channel's number on."""
-        for channel in self._registry.visible(domain, ChannelId(first - 1)):
-            yield channel.number, self._describe(channel), listing.CHANNEL_BYTES + listing.text_bytes(channel.path)
+        return map(self._describe, self._registry.visible(domain, ChannelId(first - 1)))
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:
         ready = self._regions[channel.number].ready()

@@ -3,19 +3,39 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+from kvmchand.channels.device import Device
 from kvmchand.channels.region import LocalRegion, Region, SharedMemory
 from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
-from kvmchand.links.links import Device
-from kvmchand.links.pool import Pool
+
+
+class GuestMemory(Protocol):
+    """Memory that a guest can reach, too."""
+
+    def is_guest(self, domain: DomainId) -> bool:
+        """Return whether the domain is a guest."""
+
+    def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> Region:
+        """Make a channel's region. Raises NotYet, LimitReached or OutOfResources."""
+
+    def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
+        """Make the memory of shared pages. Raises as make_region()."""
+
+    def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
+        """Raise NotYet unless the caller can use the memory."""
+
+    def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
+        """Return whether the memory is a slice of the device."""
 
 
 class Allocator:
     def __init__(self) -> None:
-        self.pool: Pool | None = None
+        self.pool: GuestMemory | None = None
         """None where no guests are served."""
 
-    def _pool_of(self, one: DomainId, other: DomainId) -> Pool | None:
+    def _pool_of(self, one: DomainId, other: DomainId) -> GuestMemory | None:
         is_local = self.pool is None or not (self.pool.is_guest(one) or self.pool.is_guest(other))
         return None if is_local else self.pool
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
-from kvmchand.ids import ChannelId, ClientId, DomainId
+from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import paths
 
 _EVENT_CHANNEL = "event-channel:"
@@ -144,7 +144,7 @@ class Registry:
         paths.require_writable(absolute, caller)
         client_domain = self.require_domain(peer)
         standing = self._offers.get(absolute)
-        if standing is not None and caller not in (standing.server_domain, paths.HOST):
+        if standing is not None and caller not in (standing.server_domain, HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
         self._require_room(caller, Side.SERVER)
         return absolute, client_domain
@@ -226,7 +226,7 @@ class Registry:
     def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:
         """The end of a channel that is `port` in `domain`; None where there is none. AccessDenied: it is not the caller's to
         know."""
-        if caller not in (paths.HOST, domain):
+        if caller not in (HOST, domain):
             raise AccessDenied(f"domain {caller} may not ask about the event channels of domain {domain}")
         channel = self.channels.get(ChannelId(port // 2))
         side = Side.CLIENT if port % 2 else Side.SERVER
@@ -283,5 +283,5 @@ class Registry:
         return [
             channel
             for number, channel in self.channels.items()
-            if number > after and caller in (paths.HOST, channel.server_domain, channel.client_domain)
+            if number > after and caller in (HOST, channel.server_domain, channel.client_domain)
         ]

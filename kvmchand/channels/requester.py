@@ -12,10 +12,6 @@ from kvmchand.channels.registry import Channel, Side
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import ClientId, DomainId
 
-GENERATION = 1 << 36
-"""Clients that one generation of a source may number: a year's, of two thousand a second. There may be 2**27 generations: most of
-a year's, of one guest that starts a session as often as it may."""
-
 
 @dataclass(slots=True, eq=False)
 class Asker:

@@ -5,13 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmchand.config import XEN_RING_MAX
 from kvmchand.errors import InvalidArgument
-from kvmchand.ids import Size
-
-PAGE = 4096
-XEN_RING_MAX = 1 << 20
-RING_MAX = 1 << 30
-"""What the settings may allow at the most: indexes are 32 bits, and a call answers with an int."""
+from kvmchand.ids import PAGE, Size
 
 _SMALL, _LARGE = 10, 11  # the two orders that fit into the shared page, each once
 _OWN_PAGES = 12

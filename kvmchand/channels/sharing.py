@@ -14,9 +14,8 @@ from kvmchand.channels.memory import Allocator
 from kvmchand.channels.region import SharedMemory
 from kvmchand.channels.registry import Channel, Registry, Side
 from kvmchand.channels.requester import Asker
-from kvmchand.channels.rings import PAGE
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError
-from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+from kvmchand.ids import PAGE, ChannelId, ClientId, DomainId, Size
 from kvmchand.wire import client
 
 

@@ -11,13 +11,12 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.requester import Asker
-from kvmchand.channels.rings import PAGE
 from kvmchand.config import Settings
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
 from kvmchand.guest.handshake import Meeting
-from kvmchand.ids import ClientId, Size
-from kvmchand.links.links import CONTROL_PEER
+from kvmchand.ids import HOST, PAGE, ClientId, Size
 from kvmchand.linux import libc
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
@@ -30,7 +29,6 @@ from kvmchand.services.local.clients import Clients
 from kvmchand.services.store.forwarding import Forward
 from kvmchand.services.vfio.functions import Function, Functions
 from kvmchand.wire import client, control, store
-from kvmchand.xenstore.paths import HOST
 
 _HOST_DEADLINE = 20.0
 """Seconds a request waits for the link to the host to come up."""

@@ -20,13 +20,13 @@ _SECTION = 1 << 48
 _DOMAIN_BYTES = 60
 _RECORD_BYTES = 120
 """Of a guest without its name, or a link: numbers, and the names of fields."""
-CHANNEL_BYTES = 400
+_CHANNEL_BYTES = 400
 """Of a channel without its path."""
 _CHARACTER_BYTES = 6
 """Of one in JSON's longest spelling."""
 
 
-def text_bytes(text: str) -> int:
+def _text_bytes(text: str) -> int:
     return _CHARACTER_BYTES * len(text)
 
 
@@ -35,8 +35,18 @@ def placed(records: Sequence[Any]) -> Callable[[int], Iterator[Placed]]:
 
     def from_place(first: int) -> Iterator[Placed]:
         for place, record in enumerate(records[first:], first):
-            name = text_bytes(getattr(record, "name", ""))
+            name = _text_bytes(getattr(record, "name", ""))
             yield place, record, name + (_DOMAIN_BYTES if isinstance(record, client.DomainInfo) else _RECORD_BYTES)
+
+    return from_place
+
+
+def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Callable[[int], Iterator[Placed]]:
+    """A section of channels, whose places are their numbers. `listed`: those from a number on."""
+
+    def from_place(first: int) -> Iterator[Placed]:
+        for each in listed(first):
+            yield each.channel, each, _CHANNEL_BYTES + _text_bytes(each.path)
 
     return from_place
 

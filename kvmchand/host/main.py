@@ -9,25 +9,24 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from kvmchand.channels.channels import Channels
+from kvmchand.channels.device import Device
 from kvmchand.channels.grants import Grants
 from kvmchand.channels.lifelines import Lifelines
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.registry import DomainKind, Registry, Side
 from kvmchand.channels.requester import Asker
-from kvmchand.channels.rings import PAGE
 from kvmchand.channels.sharing import Sharing
 from kvmchand.config import Settings
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
 from kvmchand.host import listing
-from kvmchand.ids import ChannelId, ClientId, DomainId, Size
+from kvmchand.ids import HOST, PAGE, ChannelId, ClientId, DomainId, Size
 from kvmchand.links.guests import Guests
-from kvmchand.links.links import Device
 from kvmchand.links.pool import NotYet
 from kvmchand.linux import libc
 from kvmchand.runtime import log
@@ -39,7 +38,6 @@ from kvmchand.services.local.clients import Clients
 from kvmchand.services.store.store import Store
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
-from kvmchand.xenstore.paths import HOST
 
 _LISTING_MAX = PACKET_MAX - 1024
 """Bytes of what a listing lists: the packet's own names stand around it."""
@@ -357,9 +355,7 @@ class Host:
         domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
         guests, links = self._guests.listing() if self._guests is not None and asking.domain == HOST else ((), ())
 
-        def channels(first: int) -> Iterator[listing.Placed]:
-            return self._channels.listed(asking.domain, first)
-
+        channels = listing.placed_channels(partial(self._channels.listed, asking.domain))
         most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else _LISTING_MAX
         return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, most)
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvmchand.channels.device import START_PEER, Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
 from kvmchand.ids import DomainId
-from kvmchand.links.links import START_PEER, Device, Links
+from kvmchand.links.links import Links
 from kvmchand.runtime import log
 from kvmchand.services.ivshmem.devices import Devices, Listener
 from kvmchand.services.libvirt.coldplug_xml import SIZE_MAX, StartLink

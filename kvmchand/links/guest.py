@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from kvmchand.channels.device import Device
 from kvmchand.channels.requester import Asker
 from kvmchand.ids import ClientId, DomainId
-from kvmchand.links.links import Device
 from kvmchand.services.control.sessions import SessionId
 from kvmchand.wire import client, control
 

@@ -12,17 +12,19 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvmchand.channels import requester
+from kvmchand.channels.device import Device
 from kvmchand.channels.grants import Share
-from kvmchand.channels.region import Region, SharedMemory, SliceRegion
+from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Asker
 from kvmchand.config import Settings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
-from kvmchand.ids import ClientId, DeviceId, DomainId, Size
+from kvmchand.ids import HOST, ClientId, DeviceId, DomainId, Size
 from kvmchand.links.guest import Guest, Remote, reply_to
 from kvmchand.links.handshake import Sessions
-from kvmchand.links.links import Device, LinkLimits, Links
+from kvmchand.links.links import LinkLimits, Links
 from kvmchand.links.pool import Pool
+from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.control.sessions import Link, SessionId
@@ -30,7 +32,6 @@ from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.coldplug_xml import StartLink
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire import client, control, libvirt, store
-from kvmchand.xenstore.paths import HOST
 
 _PATIENCE_MAX = 60.0
 _IDLE_CLIENTS = 1024

@@ -8,14 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.registry import Side
-from kvmchand.channels.requester import GENERATION
-from kvmchand.channels.rings import PAGE, Rings
+from kvmchand.channels.rings import Rings
 from kvmchand.errors import OutOfResources
-from kvmchand.ids import Size
+from kvmchand.ids import GENERATION, PAGE, Size
 from kvmchand.links.guest import Guest
-from kvmchand.links.links import CONTROL_PEER, HOST_PEER
 from kvmchand.linux.eventfd import drain_event, signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop

@@ -11,107 +11,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
+from kvmchand.channels.device import CONTROL_PEER, HOST_PEER, START_PEER, Device, Pair, Slice, pair_of
 from kvmchand.channels.registry import Side
-from kvmchand.channels.rings import PAGE
 from kvmchand.errors import LimitReached
-from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.xenstore.paths import HOST
-
-HOST_PEER = 0
-"""The host's ivshmem id on every device."""
-CONTROL_PEER = 1
-"""The guest's on its control device: it knows by that which device it is."""
-START_PEER = 2
-"""The guest's on the device that it has from its start."""
-
-Pair = tuple[DomainId, DomainId]
-"""The smaller number first; twice the same for a guest that talks to itself."""
-
-
-def pair_of(one: DomainId, other: DomainId) -> Pair:
-    return (one, other) if one <= other else (other, one)
-
-
-@dataclass(slots=True, eq=False)
-class Slice:
-    """A channel's part of a device, or that of shared pages. `vectors`: the one that wakes each end of a channel. `given`: to
-    programs in a guest, which may keep it mapped."""
-
-    device: Device
-    offset: Size
-    size: Size
-    vectors: dict[Side, int]
-    given: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class Device:
-    """`vectors`: that it is made with. `peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`:
-    the guests that it is in. `free`: runs of free pages, first page to count."""
-
-    number: DeviceId
-    pair: Pair
-    size: Size
-    vectors: int
-    peers: dict[DomainId, int]
-    is_control: bool = False
-    attached: set[DomainId] = field(default_factory=set)
-    ready: set[DomainId] = field(default_factory=set)
-    """The guests that say they can use it."""
-    plugged: set[DomainId] = field(default_factory=set)
-    """The guests whose QEMU has it, though they may have been asked to let it go."""
-    free: dict[int, int] = field(default_factory=dict)
-    free_vectors: set[int] = field(default_factory=set)
-    usable: int = 0
-    """Vectors that each of its guests can use."""
-    slices: int = 0
-    parked: list[Slice] = field(default_factory=list)
-    """Free, but perhaps still mapped in a guest whose daemon is gone: until the guest says again that it can use the device,
-    which it can't while anybody there has it from before."""
-    is_closing: bool = False
-    """No channel gets a slice any more; the device goes when the last one is free."""
-
-    def is_ready(self, domain: DomainId) -> bool:
-        """Whether a domain can use it now; the host always can."""
-        return domain not in self.peers or domain in self.ready
-
-    def limit_vectors(self, usable: int) -> None:
-        """A guest has fewer interrupt vectors than the device."""
-        self.usable = min(self.usable, usable)
-        self.free_vectors = {vector for vector in self.free_vectors if vector < self.usable}
-
-    def peer_of(self, domain: DomainId) -> int:
-        return self.peers.get(domain, HOST_PEER)
-
-    def take(self, size: int, *, vectors: int) -> tuple[Size, list[int]] | None:
-        """An offset and as many vectors, or None where there is no room."""
-        pages = -(-size // PAGE)
-        if len(self.free_vectors) < vectors:
-            return None
-        # The smallest run that will do, so that large ones stay whole.
-        fitting = [(count, first) for first, count in self.free.items() if count >= pages]
-        if not fitting:
-            return None
-        count, first = min(fitting)
-        del self.free[first]
-        if count > pages:
-            self.free[first + pages] = count - pages
-        taken = sorted(self.free_vectors)[:vectors]
-        self.free_vectors.difference_update(taken)
-        self.slices += 1
-        return Size(first * PAGE), taken
-
-    def give_back(self, offset: int, size: int, vectors: set[int]) -> None:
-        first, count = offset // PAGE, -(-size // PAGE)
-        after = self.free.pop(first + count, None)
-        if after is not None:
-            count += after
-        before = next((start for start, length in self.free.items() if start + length == first), None)
-        if before is None:
-            self.free[first] = count
-        else:
-            self.free[before] += count
-        self.free_vectors |= {vector for vector in vectors if vector < self.usable}
+from kvmchand.ids import HOST, PAGE, DeviceId, DomainId, Size
 
 
 @dataclass(frozen=True, slots=True)

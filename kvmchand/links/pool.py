@@ -6,15 +6,17 @@ A device goes into a guest only when that guest itself, or the host, needs it: s
 
 from __future__ import annotations
 
+from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.page import Page
-from kvmchand.channels.region import Region, SharedMemory, SliceRegion
+from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import Rings
 from kvmchand.config import LinkSettings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
 from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
-from kvmchand.links.links import Device, Links, Slice, pair_of
+from kvmchand.links.links import Links
+from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor

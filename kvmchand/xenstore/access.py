@@ -7,7 +7,7 @@ import errno
 from collections.abc import Container
 from typing import Protocol
 
-from kvmchand.ids import DomainId
+from kvmchand.ids import HOST, DomainId
 from kvmchand.xenstore import paths
 from kvmchand.xenstore.nodes import EXACT, FIRES, OWNER, QUIET, READ, WRITE, WRITTEN, Node, Permissions, rights
 from kvmchand.xenstore.quotas import Refused
@@ -52,10 +52,10 @@ def make(view: View, caller: DomainId, path: str, value: bytes, free: Container[
         missing.append(at)
         at = paths.parent(at)
     permissions = above.permissions
-    if caller != paths.HOST:
+    if caller != HOST:
         permissions = ((permissions[0][0], caller), *permissions[1:])
     owner, made = permissions[0][1], above
-    if caller != paths.HOST:
+    if caller != HOST:
         counted = [each for each in missing if each not in free]
         view.require(owner, len(counted), sum(map(len, counted)) + (0 if path in free else len(value)))
     for each in reversed(missing):
@@ -82,7 +82,7 @@ def write(view: View, caller: DomainId, path: str, value: bytes) -> None:
 
 def replace_value(view: View, caller: DomainId, path: str, node: Node, value: bytes) -> None:
     more = len(value) - len(node.value)
-    if node.counted and caller != paths.HOST:
+    if node.counted and caller != HOST:
         view.require(node.owner, 0, more)
     view.note(path, FIRES | WRITTEN)
     view.edit(path, more).value = value
@@ -109,7 +109,7 @@ def remove(view: View, caller: DomainId, path: str) -> None:
         raise
     if path == "/":
         raise Refused(errno.EINVAL)
-    if paths.parent(path) == paths.DOMAINS and caller != paths.HOST:
+    if paths.parent(path) == paths.DOMAINS and caller != HOST:
         # A domain's own node, which the domain could not make again.
         raise Refused(errno.EACCES)
     remove_tree(view, path)
@@ -138,7 +138,7 @@ def remove_tree(view: View, path: str) -> None:
 
 def set_permissions(view: View, caller: DomainId, path: str, permissions: Permissions) -> None:
     node = find(view, caller, path, WRITE | OWNER)
-    if caller != paths.HOST and permissions[0][1] != node.owner:
+    if caller != HOST and permissions[0][1] != node.owner:
         raise Refused(errno.EPERM)
     replace_permissions(view, path, node, permissions)
 

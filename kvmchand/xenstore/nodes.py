@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from kvmchand.errors import InvalidArgument
-from kvmchand.ids import DomainId
+from kvmchand.ids import HOST, DomainId
 from kvmchand.xenstore import paths
 from kvmchand.xenstore.quotas import Ledger
 
@@ -42,7 +42,7 @@ def format_permissions(permissions: Permissions) -> list[str]:
 
 
 def rights(permissions: Permissions, domain: DomainId) -> int:
-    if domain == paths.HOST or permissions[0][1] == domain:
+    if domain == HOST or permissions[0][1] == domain:
         return READ | WRITE | OWNER
     for each, named in permissions[1:]:
         if named == domain:
@@ -94,11 +94,11 @@ class Tree:
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
-        self.nodes: dict[str, Node] = {"/": Node(b"", ((0, paths.HOST),))}
+        self.nodes: dict[str, Node] = {"/": Node(b"", ((0, HOST),))}
         self.generation = 0
         self.notes: dict[str, tuple[int, tuple[Permissions, ...]]] = {}
         """By path: what is to be told, and the permissions by which it was seen before the change."""
-        self.charge(paths.HOST, 1, 1)
+        self.charge(HOST, 1, 1)
 
     def look(self, path: str) -> Node | None:
         return self.nodes.get(path)

@@ -10,14 +10,13 @@ import re
 import string
 
 from kvmchand.errors import AccessDenied, InvalidArgument, TooLong
-from kvmchand.ids import DomainId
+from kvmchand.ids import HOST, DomainId
 
 ABSOLUTE_MAX = 3072
 RELATIVE_MAX = 2048
 _ALLOWED = frozenset(string.ascii_letters + string.digits + "-/_@")
 _NODE = re.compile(r"(?:/[a-zA-Z0-9_@-]+)+")
 
-HOST = DomainId(0)
 DOMAINS = "/local/domain"
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
-from kvmchand.ids import DomainId
-from kvmchand.xenstore.paths import HOST
+from kvmchand.ids import HOST, DomainId
 
 
 class Refused(Exception):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from kvmchand.errors import InvalidArgument
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.ids import HOST, ClientId, DomainId
 from kvmchand.xenstore import access, paths, protocol, records
 from kvmchand.xenstore.access import View
 from kvmchand.xenstore.nodes import Permissions, Tree, format_permissions, parse_permissions
@@ -85,7 +85,7 @@ class Requests:
             handler = self._handlers.get(request.kind)
             if handler is None:
                 raise Refused(errno.ENOSYS)
-            if client.domain != paths.HOST and request.kind in _PRIVILEGED:
+            if client.domain != HOST and request.kind in _PRIVILEGED:
                 raise Refused(errno.EACCES)
             view: View = self._tree
             if request.transaction and request.kind not in _WITHOUT_TRANSACTION:
@@ -154,7 +154,7 @@ class Requests:
 
     def _set_perms(self, client: Client, view: View, request: protocol.Request) -> bytes:
         name, *strings = protocol.strings(request.payload, 2, protocol.PAYLOAD_MAX)
-        if client.domain != paths.HOST and len(strings) > self._ledger.quotas.permissions:
+        if client.domain != HOST and len(strings) > self._ledger.quotas.permissions:
             raise Refused(errno.ENOSPC)
         permissions = self._of_domains(parse_permissions([protocol.text(each) for each in strings]))
         access.set_permissions(view, client.domain, paths.node(protocol.text(name), client.domain), permissions)

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from kvmchand.ids import ChannelId, ClientId, DomainId
+from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import access, paths, protocol, records
 from kvmchand.xenstore.nodes import EXACT, FIRES, QUIET, READ, WRITE, WRITTEN, Node, Permissions, Tree, rights
 from kvmchand.xenstore.offers import Offer, Offers
@@ -20,7 +20,7 @@ from kvmchand.xenstore.watches import Watch, Watches
 
 __all__ = ["Quotas", "Store"]
 
-_HOST_ONLY: Permissions = ((0, paths.HOST),)
+_HOST_ONLY: Permissions = ((0, HOST),)
 _FIRST = ("/local", "/local/domain", "/vm", "/tool", "/tool/xenstored")
 _GENERATIONS = 1 << 40
 """Of one start of the store."""
@@ -78,7 +78,7 @@ class Store:
         self._old_offers: set[ChannelId] = set()
         self._old_clients: set[ClientId] = set()
         for path in _FIRST:
-            access.make(self._tree, paths.HOST, path, b"")
+            access.make(self._tree, HOST, path, b"")
         self._tree.notes.clear()
 
     # ---- what the daemon tells ----
@@ -93,7 +93,7 @@ class Store:
             self._release(domain)
         self._domains[domain] = told
         home = paths.home(domain)
-        theirs: Permissions = ((0, paths.HOST), (READ, domain)) if domain != paths.HOST else _HOST_ONLY
+        theirs: Permissions = ((0, HOST), (READ, domain)) if domain != HOST else _HOST_ONLY
         self._put(home, b"", ((0, domain),))
         self._put(f"{home}/domid", b"%d" % domain, theirs)
         self._put(f"{home}/name", name.encode(), theirs)
@@ -250,9 +250,9 @@ class Store:
         """The node there with this value, whatever was there."""
         node = self._tree.look(path)
         if node is None:
-            access.make(self._tree, paths.HOST, path, value)
+            access.make(self._tree, HOST, path, value)
         elif node.value != value:
-            access.replace_value(self._tree, paths.HOST, path, node, value)
+            access.replace_value(self._tree, HOST, path, node, value)
         access.replace_permissions(self._tree, path, self._tree.nodes[path], permissions)
 
     def _count(self, path: str, counted: bool) -> None:
@@ -306,12 +306,12 @@ class Store:
         told = self._domains.pop(domain)
         nodes = self._tree.nodes
         going = [paths.home(domain), f"/vm/{told.uuid}" if told.uuid else ""]
-        going += [path for path, node in nodes.items() if node.owner == domain != paths.HOST]
+        going += [path for path, node in nodes.items() if node.owner == domain != HOST]
         for path in going:
             if path in nodes:
                 access.remove_tree(self._tree, path)
         for path, node in list(nodes.items()):
-            if domain != paths.HOST and any(named == domain for _, named in node.permissions):
+            if domain != HOST and any(named == domain for _, named in node.permissions):
                 # Nobody is told: another domain may have let it do something with any number of nodes.
                 self._tree.note(path, QUIET)
                 self._tree.edit(path).permissions = tuple(each for each in node.permissions if each[1] != domain)

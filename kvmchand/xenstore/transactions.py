@@ -8,8 +8,7 @@ fit together: a node without the one above it, or that is not among its children
 
 from __future__ import annotations
 
-from kvmchand.ids import DomainId
-from kvmchand.xenstore import paths
+from kvmchand.ids import HOST, DomainId
 from kvmchand.xenstore.nodes import QUIET, Node, Tree
 from kvmchand.xenstore.quotas import Usage
 
@@ -82,7 +81,7 @@ class Transaction:
     def commit(self) -> None:
         """Make its changes everybody's. It must be current; Refused if a quota has no room, and then nothing is changed."""
         ledger = self.tree.ledger
-        if self.domain != paths.HOST:
+        if self.domain != HOST:
             for domain, usage in self._charges.items():
                 held = self.held if domain == self.domain else 0
                 ledger.require(domain, usage.nodes, usage.bytes - held if usage.bytes > 0 else 0)

@@ -24,9 +24,9 @@ from typing import Any, Self
 
 from support import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
 
+from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.channels.rings import PAGE
-from kvmchand.links.links import CONTROL_PEER, HOST_PEER
+from kvmchand.ids import PAGE
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.packet import receive_packet, send_packet
 

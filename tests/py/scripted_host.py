@@ -20,10 +20,10 @@ from typing import Any, Self
 
 from support import DEADLINE, Daemon, RawClient, eventually, is_asleep, open_fds
 
+from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
-from kvmchand.links.links import CONTROL_PEER
 from kvmchand.wire import control, dataplane, vfio
 from kvmchand.wire.packet import receive_packet, send_packet
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import Kept
 from kvmchand.wire import control
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
-from kvmchand.xenstore.paths import HOST
 
 SessionId = int
 """Counts up from 1; a guest whose daemon starts again gets another."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from kvmchand.errors import KvmchanError, ProtocolError
-from kvmchand.ids import DeviceId, DomainId
+from kvmchand.ids import HOST, DeviceId, DomainId
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import Kept
 from kvmchand.wire import libvirt
 from kvmchand.wire.packet import Fds
-from kvmchand.xenstore.paths import HOST
 
 
 class Owner(Protocol):

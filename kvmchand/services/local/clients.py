@@ -16,9 +16,9 @@ from typing import Protocol
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import GENERATION, Asker, Owner
+from kvmchand.channels.requester import Asker, Owner
 from kvmchand.errors import InternalError, KvmchanError, ProtocolError
-from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.ids import GENERATION, ClientId, DomainId, Size
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop

@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kvmchand.channels.requester import GENERATION
 from kvmchand.errors import ProtocolError
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.ids import GENERATION, ClientId, DomainId
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.wire import local
 from kvmchand.wire.packet import Fds

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand.channels.registry import Channel
-from kvmchand.channels.requester import GENERATION
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
-from kvmchand.ids import ChannelId, ClientId, DomainId
+from kvmchand.ids import GENERATION, ChannelId, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.ids import HOST, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
@@ -24,7 +24,6 @@ from kvmchand.wire import store
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
 from kvmchand.xenstore import protocol
-from kvmchand.xenstore.paths import HOST
 
 OUTPUT_MAX = 1 << 20
 """Bytes that wait for a client to read: some ten thousand events of usual paths."""

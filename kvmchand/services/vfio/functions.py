@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from kvmchand.channels.rings import RING_MAX, Rings
+from kvmchand.channels.rings import Rings
+from kvmchand.config import RING_MAX
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.runtime.loop import Loop

@@ -12,9 +12,10 @@ import pytest
 from support import DEADLINE
 from test_ivshmem import MIB, Rig, identity, rig
 
+from kvmchand.channels.device import HOST_PEER, START_PEER, Device
 from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
-from kvmchand.links.links import HOST_PEER, START_PEER, Device, LinkLimits, Links
+from kvmchand.links.links import LinkLimits, Links
 from kvmchand.services.libvirt.coldplug_xml import StartLink
 
 __all__ = ["rig"]

@@ -35,11 +35,10 @@ from support import (
 
 from kvmchand import config
 from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfResources
-from kvmchand.ids import ClientId, Size
+from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.runtime.supervisor import Marker, Service
 from kvmchand.wire import local
 from kvmchand.wire.packet import send_packet
-from kvmchand.xenstore.paths import HOST
 from libxenvchan_shim import State, Vchan, connect, listen
 
 ASK = """

@@ -34,8 +34,7 @@ from scripted import (
 )
 from support import acting_as, eventually, in_time, is_asleep, serving
 
-from kvmchand.channels.rings import PAGE
-from kvmchand.ids import ClientId, Size
+from kvmchand.ids import PAGE, ClientId, Size
 from kvmchand.services.control.process import QUEUE_MAX
 from kvmchand.wire import client as wire
 from kvmchand.wire import control

@@ -15,12 +15,11 @@ import pytest
 from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
 from support import DEADLINE, RawClient, eventually, in_time
 
+from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.ids import ClientId, Size
-from kvmchand.links.links import CONTROL_PEER
+from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
-from kvmchand.xenstore.paths import HOST
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33

@@ -20,9 +20,9 @@ import pytest
 from libvirtd import PrivateLibvirtd
 from support import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
 
+from kvmchand.channels.device import Device
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.links.links import Device
 from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices

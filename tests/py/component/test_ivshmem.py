@@ -23,9 +23,9 @@ from typing import Any, Self
 import pytest
 from support import DEADLINE, children, in_time, open_fds
 
+from kvmchand.channels.device import HOST_PEER, Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
 from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.links.links import HOST_PEER, Device
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.wire.packet import receive_packet

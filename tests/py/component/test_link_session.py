@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from kvmchand.channels.page import LEFT_INDEXES, Page
-from kvmchand.channels.rings import PAGE, Rings
+from kvmchand.channels.rings import Rings
 from kvmchand.errors import ProtocolError
-from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.ids import PAGE, ClientId, DomainId, Size
 from kvmchand.services.control.process import Bucket, Session
 from kvmchand.wire import control, dataplane
 

@@ -33,7 +33,7 @@ from support import (
 from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.errors import NotFound
-from kvmchand.ids import ChannelId, ClientId, Size
+from kvmchand.ids import HOST, ChannelId, ClientId, Size
 from kvmchand.runtime.supervisor import Service
 from kvmchand.services.store.connections import CONNECTIONS_MAX
 from kvmchand.services.store.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
@@ -41,7 +41,6 @@ from kvmchand.wire import local
 from kvmchand.wire import store as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 from kvmchand.xenstore import protocol
-from kvmchand.xenstore.paths import HOST
 from kvmchand.xenstore.protocol import Kind
 from libxenvchan_shim import Vchan, connect, listen
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from kvmchand import config
-from kvmchand.channels import rings
-from kvmchand.config import Limits, LinkSettings, Settings, SocketSettings
+from kvmchand.config import RING_MAX, Limits, LinkSettings, Settings, SocketSettings
 from kvmchand.errors import InvalidArgument
 
 EVERYTHING = """
@@ -130,7 +129,7 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("[socket]\nmode = 0o1000", "socket.mode"),
         (f"[socket]\nmode = {10**30}", "socket.mode"),
         ("[limits]\nmax_ring = -1", "limits.max_ring"),
-        (f"[limits]\nmax_ring = {rings.RING_MAX + 1}", "limits.max_ring"),
+        (f"[limits]\nmax_ring = {RING_MAX + 1}", "limits.max_ring"),
         ("[limits]\nmax_channels = -1", "limits.max_channels"),
         (f"[limits]\nmax_channels = {config.CHANNELS_MAX + 1}", "limits.max_channels"),
         (f"[limits]\nmax_channels = {10**30}", "limits.max_channels"),
@@ -160,7 +159,7 @@ def test_a_mistake_is_one_sentence_that_names_the_file_and_the_setting(tmp_path:
         "[socket]\nmode = 0",
         "[socket]\nmode = 0o777",
         "[limits]\nmax_ring = 0",
-        f"[limits]\nmax_ring = {rings.RING_MAX}",
+        f"[limits]\nmax_ring = {RING_MAX}",
         "[limits]\nmax_channels = 0",
         f"[limits]\nmax_channels = {config.CHANNELS_MAX}",
         "local_domains = []",

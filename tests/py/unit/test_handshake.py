@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from kvmchand.channels.device import Device
 from kvmchand.ids import DeviceId, DomainId, Size
-from kvmchand.links.links import Device
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.ivshmem.process import handshake
 

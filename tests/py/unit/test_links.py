@@ -7,11 +7,11 @@ import random
 
 import pytest
 
+from kvmchand.channels.device import CONTROL_PEER, HOST_PEER, START_PEER, Device, Slice, pair_of
 from kvmchand.channels.registry import Side
-from kvmchand.channels.rings import PAGE
 from kvmchand.errors import LimitReached
-from kvmchand.ids import DomainId, Size
-from kvmchand.links.links import CONTROL_PEER, HOST_PEER, START_PEER, Device, LinkLimits, Links, Slice, pair_of
+from kvmchand.ids import PAGE, DomainId, Size
+from kvmchand.links.links import LinkLimits, Links
 
 HOST, ONE, TWO, THREE = (DomainId(each) for each in range(4))
 PAGES = 16

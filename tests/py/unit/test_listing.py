@@ -28,13 +28,7 @@ def channel(number: int) -> client.ChannelInfo:
 
 
 def channels(numbers: list[int]) -> Callable[[int], Iterator[listing.Placed]]:
-    def from_number(first: int) -> Iterator[listing.Placed]:
-        for number in numbers:
-            if number >= first:
-                made = channel(number)
-                yield number, made, listing.CHANNEL_BYTES + listing.text_bytes(made.path)
-
-    return from_number
+    return listing.placed_channels(lambda first: (channel(number) for number in numbers if number >= first))
 
 
 Section = Callable[[int], Iterator[listing.Placed]]

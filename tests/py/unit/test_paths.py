@@ -8,7 +8,7 @@ import string
 import pytest
 
 from kvmchand.errors import AccessDenied, InvalidArgument, TooLong
-from kvmchand.ids import DomainId
+from kvmchand.ids import HOST, DomainId
 from kvmchand.xenstore import paths
 
 ALLOWED = string.ascii_letters + string.digits + "-/_@"
@@ -32,17 +32,17 @@ def test_a_path_resolves(path: str, caller: int, absolute: str) -> None:
 @pytest.mark.parametrize("path", ["", "/", "a/", "/a/", "a//b", "//a", "//"])
 def test_a_path_has_no_empty_part(path: str) -> None:
     with pytest.raises(InvalidArgument):
-        paths.resolve(path, paths.HOST)
+        paths.resolve(path, HOST)
 
 
 @pytest.mark.parametrize("code", [each for each in range(128) if chr(each) not in ALLOWED] + [0x80, 0xE9, 0x2F, 0xD800, 0x1F600])
 def test_only_xenstores_characters_may_be_in_a_path(code: int) -> None:
     path = f"a{chr(code)}b"
     if chr(code) in ALLOWED:
-        paths.resolve(path, paths.HOST)
+        paths.resolve(path, HOST)
         return
     with pytest.raises(InvalidArgument) as caught:
-        paths.resolve(path, paths.HOST)
+        paths.resolve(path, HOST)
     assert repr(chr(code)) in caught.value.sentence
 
 
@@ -57,10 +57,10 @@ def test_only_xenstores_characters_may_be_in_a_path(code: int) -> None:
 )
 def test_a_path_has_xenstores_length_at_most(path: str, fits: bool) -> None:
     if fits:
-        assert paths.resolve(path, paths.HOST).endswith(path)
+        assert paths.resolve(path, HOST).endswith(path)
         return
     with pytest.raises(TooLong) as caught:
-        paths.resolve(path, paths.HOST)
+        paths.resolve(path, HOST)
     assert str(len(path)) in caught.value.sentence
 
 

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A channel's region that is a slice of a device. It lives until both ends are gone; the device outlives it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvmchand.channels.device import Slice
+from kvmchand.channels.page import Page, other
+from kvmchand.channels.region import Given, Region, open_memory
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import Rings
+from kvmchand.ids import ClientId, Size
+from kvmchand.linux.eventfd import drain_event, signal_event
+
+
+class SliceRegion(Region):
+    """Of channels with an end in a guest: a slice of a link's device, whose memory and eventfds are the device's."""
+
+    __slots__ = ("_bells", "_events", "_free", "slice")
+
+    def __init__(
+        self,
+        rings: Rings,
+        page: Page,
+        events: dict[Side, int],
+        bells: dict[Side, int],
+        taken: Slice,
+        free: Callable[[Slice], None],
+    ) -> None:
+        """On memory that is zero. `events`: what wakes each side; `bells`: what a guest writes to the doorbell to do so."""
+        super().__init__(rings, page)
+        self._events = events
+        self._bells = bells
+        self._free = free
+        self.slice = taken
+        page.initialize(rings)
+        for event in events.values():
+            drain_event(event)
+
+    def grant(self, side: Side, holder: ClientId) -> Given:
+        events = (self._events[side], self._events[other(side)])
+        return Given("eventfd", open_memory(self.memory, holder), events, Size(self._page.offset))
+
+    def bell(self, side: Side) -> int:
+        """What a guest at that side writes to the doorbell to wake the other."""
+        return self._bells[other(side)]
+
+    def signal(self, side: Side) -> None:
+        signal_event(self._events[side])
+
+    def close(self) -> None:
+        self._free(self.slice)

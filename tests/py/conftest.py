@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,15 @@ __all__ = [
     "xen",
     "xen_program",
 ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Leaves a line for each skipped test, with the reason, to ./run, which sums them up."""
+    if path := os.environ.get("KVMCHAN_SKIPPED"):
+        with Path(path).open("a") as file:
+            for report in terminalreporter.stats.get("skipped", []):
+                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+                print(" ".join(reason.removeprefix("Skipped: ").split()), file=file)
 
 
 @pytest.fixture

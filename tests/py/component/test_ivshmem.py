@@ -669,7 +669,7 @@ class RealQemu:
         if program is None:
             if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
                 raise AssertionError("qemu-system-x86_64 is missing")
-            pytest.skip("qemu-system-x86_64 is not installed; KVMCHAN_TEST_FORCE=1 makes this a failure")
+            pytest.skip("qemu-system-x86_64 is not installed (KVMCHAN_TEST_FORCE=1 makes this a failure)")
         self._folder = folder
         self._sockets = {name: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for name in ("qmp", "qtest")}
         for name, sock in self._sockets.items():

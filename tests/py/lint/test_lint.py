@@ -219,7 +219,7 @@ def tool(name: str) -> str:
     if found is None:
         if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
             raise AssertionError(f"{name} is missing")
-        pytest.skip(f"{name} is not installed; KVMCHAN_TEST_FORCE=1 makes this a failure")
+        pytest.skip(f"{name} is not installed (KVMCHAN_TEST_FORCE=1 makes this a failure)")
     return found
 
 

@@ -17,12 +17,11 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py" / "vm"))
 
-from libvirtd import PrivateLibvirtd, lacking
-from machine import Machine, Program
-from network import GUEST_ENVIRONMENT, HostProgram, Network
-from support import BUILD, KVMCHAN, PYTHON, ROOT, compile_c, xen_flags
+from rig.daemon import BUILD, KVMCHAN, PYTHON, ROOT, compile_c, xen_flags
+from rig.libvirtd import PrivateLibvirtd, lacking
+from rig.machine import Machine, Program
+from rig.network import GUEST_ENVIRONMENT, HostProgram, Network
 
 FILE_BYTES = 64 << 20
 PATH = "data/demo"

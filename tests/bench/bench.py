@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 import proxy
 import store
 from report import KIB, Report, pss, ratio, size, spread
-from support import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
+from rig.daemon import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
 
 RING = 1 << 20
 PEER = C_BUILD / "benchpeer"

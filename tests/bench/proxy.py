@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import time
 
-from support import REFERENCE
+from rig.daemon import REFERENCE
 
 PROGRAM = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
 SERVER, CLIENT = 1, 2

@@ -12,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from report import Report, ratio, spread
-from support import REFERENCE_LIBDIR, Daemon
+from rig.daemon import REFERENCE_LIBDIR, Daemon
 
 READS = 10_000
 EVENTS = 2_000

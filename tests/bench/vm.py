@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py" / "vm"))
 
-from libvirtd import PrivateLibvirtd, lacking
-from machine import Machine, Program
-from network import HostProgram, Network
 from report import KIB, Report, private, pss, ratio, spread
-from support import C_BUILD, ROOT, children, eventually
+from rig.daemon import C_BUILD, ROOT, children, eventually
+from rig.libvirtd import PrivateLibvirtd, lacking
+from rig.machine import Machine, Program
+from rig.network import HostProgram, Network
 
 PROGRAM = C_BUILD / "benchvm"
 RING = 1 << 19

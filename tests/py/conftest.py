@@ -2,19 +2,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parent / "vm"))
-
-from fixtures import guest, libvirtd, network, other, stream, watch
-from scripted_fixtures import alice, bob, folder, fresh, guest_program, host, host_program
-from support import Daemon, serving
-from xenprogram import xen, xen_program
+from rig.daemon import Daemon, serving
+from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd
+from rig.xen_program import xen, xen_program
 
 __all__ = [
     "alice",
@@ -22,15 +17,10 @@ __all__ = [
     "daemon",
     "folder",
     "fresh",
-    "guest",
     "guest_program",
     "host",
     "host_program",
     "libvirtd",
-    "network",
-    "other",
-    "stream",
-    "watch",
     "xen",
     "xen_program",
 ]

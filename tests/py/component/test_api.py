@@ -19,19 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from device import end_on_device, slice_of_device
-from support import (
-    DEADLINE,
-    LIBDIR,
-    PYTHON,
-    Daemon,
-    Program,
-    acting_as,
-    compile_c,
-    in_time,
-    next_fd,
-    our_flags,
-)
 
 import libxenvchan_shim
 from kvmchand.errors import (
@@ -48,6 +35,19 @@ from kvmchand.errors import (
 from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, control, listen
+from rig.daemon import (
+    DEADLINE,
+    LIBDIR,
+    PYTHON,
+    Daemon,
+    Program,
+    acting_as,
+    compile_c,
+    in_time,
+    next_fd,
+    our_flags,
+)
+from rig.device import end_on_device, slice_of_device
 
 
 @pytest.fixture(autouse=True)

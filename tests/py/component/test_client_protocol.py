@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, serving
 
 from kvmchand.wire import dataplane
 from libxenvchan_shim import State, connect, listen
+from rig.daemon import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, serving
 
 HELLO = {"type": "hello", "version": 3}
 OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1, "once": False}

@@ -9,14 +9,14 @@ import struct
 from pathlib import Path
 
 import pytest
-from support import DEADLINE
-from test_ivshmem import MIB, Rig, identity, rig
 
+from component.test_ivshmem import MIB, Rig, identity, rig
 from kvmchand.channels.device import HOST_PEER, START_PEER, Device
 from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.services.libvirt.coldplug_xml import StartLink
+from rig.daemon import DEADLINE
 
 __all__ = ["rig"]
 

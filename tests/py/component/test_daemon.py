@@ -17,7 +17,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from support import (
+
+from kvmchand import config
+from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfResources
+from kvmchand.ids import HOST, ClientId, Size
+from kvmchand.runtime.supervisor import Marker, Service
+from kvmchand.wire import local
+from kvmchand.wire.packet import send_packet
+from libxenvchan_shim import State, Vchan, connect, listen
+from rig.daemon import (
     DEADLINE,
     KVMCHAND,
     NOBODY,
@@ -32,14 +40,6 @@ from support import (
     run_as,
     socket_of,
 )
-
-from kvmchand import config
-from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfResources
-from kvmchand.ids import HOST, ClientId, Size
-from kvmchand.runtime.supervisor import Marker, Service
-from kvmchand.wire import local
-from kvmchand.wire.packet import send_packet
-from libxenvchan_shim import State, Vchan, connect, listen
 
 ASK = """
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from scripted import ALICE, BOB, Guest, ScriptedHost, connect, offer
-from scripted_host import GuestDaemon
-from support import DEADLINE, RawClient, acting_as, eventually, in_time
 
 from kvmchand.errors import NotFound
 from kvmchand.ids import Size
 from kvmchand.wire import client, control
 from libxenvchan_shim.control import Connection
+from rig.daemon import DEADLINE, RawClient, acting_as, eventually, in_time
+from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
+from rig.host import GuestDaemon
 
 PAGE = mmap.PAGESIZE
 

@@ -10,16 +10,16 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from scripted import ALICE, BOB, Guest, ScriptedHost, offer
-from scripted_host import GuestDaemon
-from support import eventually, in_time, is_asleep
-from xenstore import StoreClient, packet, write_packet
 
 from kvmchand.ids import ClientId
 from kvmchand.services.store.streams import OUTPUT_MAX
 from kvmchand.wire import control, store
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
+from rig.clients import StoreClient, packet, write_packet
+from rig.daemon import eventually, in_time, is_asleep
+from rig.guest import ALICE, BOB, Guest, ScriptedHost, offer
+from rig.host import GuestDaemon
 
 FIRST, SECOND = ClientId(1001), ClientId(1002)
 """Connections in a guest, by numbers that no client of the guest's has."""

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
-from scripted import (
+
+from kvmchand.ids import PAGE, ClientId, Size
+from kvmchand.services.control.process import QUEUE_MAX
+from kvmchand.wire import client as wire
+from kvmchand.wire import control
+from libxenvchan_shim import State, Vchan
+from libxenvchan_shim import connect as host_connect
+from libxenvchan_shim import listen as host_listen
+from rig.daemon import acting_as, eventually, in_time, is_asleep, serving
+from rig.guest import (
     ALICE,
     BOB,
     CLIENT_LIVE,
@@ -32,15 +41,6 @@ from scripted import (
     offer,
     stopped,
 )
-from support import acting_as, eventually, in_time, is_asleep, serving
-
-from kvmchand.ids import PAGE, ClientId, Size
-from kvmchand.services.control.process import QUEUE_MAX
-from kvmchand.wire import client as wire
-from kvmchand.wire import control
-from libxenvchan_shim import State, Vchan
-from libxenvchan_shim import connect as host_connect
-from libxenvchan_shim import listen as host_listen
 
 
 @pytest.fixture(autouse=True)

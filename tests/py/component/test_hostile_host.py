@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from scripted_host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
-from support import DEADLINE, RawClient, eventually, in_time
 
 from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
+from rig.daemon import DEADLINE, RawClient, eventually, in_time
+from rig.host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33

@@ -15,10 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
-import libvirtd as private
 import pytest
-from libvirtd import PrivateLibvirtd
-from support import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
 
 from kvmchand.channels.device import Device
 from kvmchand.errors import KvmchanError
@@ -28,6 +25,9 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire.libvirt import Prepared
+from rig import libvirtd as private
+from rig.daemon import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
+from rig.libvirtd import PrivateLibvirtd
 
 AT_ONCE = 3.0
 """Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose timer would wake a loop that

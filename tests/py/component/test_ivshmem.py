@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from support import DEADLINE, children, in_time, open_fds
 
 from kvmchand.channels.device import HOST_PEER, Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
@@ -29,6 +28,7 @@ from kvmchand.ids import DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.wire.packet import receive_packet
+from rig.daemon import DEADLINE, children, in_time, open_fds
 
 MIB = 1 << 20
 ALICE, BOB = DomainId(11), DomainId(12)

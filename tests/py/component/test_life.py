@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
 
 from kvmchand.channels.lifelines import Lifelines
 from kvmchand.errors import AccessDenied, Busy, ChannelClosed, NotFound
 from kvmchand.ids import ClientId
 from kvmchand.runtime.loop import Loop
 from libxenvchan_shim import State, Vchan, connect, listen
+from rig.daemon import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
 
 PEER = """
 import os, sys, libxenvchan_shim as v

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
-import libvirtd as private
 import pytest
-from libvirtd import PrivateLibvirtd
-from network import Host
-from support import DEADLINE, KVMCHAN, PYTHON, SITE, eventually, in_time
 
 from kvmchand.admin import prepare
 from kvmchand.errors import AccessDenied
+from rig import libvirtd as private
+from rig.daemon import DEADLINE, KVMCHAN, PYTHON, SITE, eventually, in_time
+from rig.libvirtd import PrivateLibvirtd
+from rig.network import Host
 
 NOBODY = 65534
 SECRET = "aSecret7"

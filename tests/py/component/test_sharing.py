@@ -12,13 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from scripted import stopped
-from support import DEADLINE, NOBODY, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, next_fd, run_as, serving
 
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.wire import client
 from libxenvchan_shim.control import Connection, Grant
+from rig.daemon import (
+    DEADLINE,
+    NOBODY,
+    PYTHON,
+    Daemon,
+    Program,
+    RawClient,
+    acting_as,
+    eventually,
+    in_time,
+    next_fd,
+    run_as,
+    serving,
+)
+from rig.guest import stopped
 
 PAGE = mmap.PAGESIZE
 IDLE_MAX = 1024

@@ -16,7 +16,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from support import (
+
+from kvmchand.errors import NotFound
+from kvmchand.ids import HOST, ChannelId, ClientId, Size
+from kvmchand.runtime.supervisor import Service
+from kvmchand.services.store.connections import CONNECTIONS_MAX
+from kvmchand.services.store.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
+from kvmchand.wire import local
+from kvmchand.wire import store as wire
+from kvmchand.wire.packet import receive_packet, send_packet
+from kvmchand.xenstore import protocol
+from kvmchand.xenstore.protocol import Kind
+from libxenvchan_shim import Vchan, connect, listen
+from rig.clients import StoreClient, packet, write_packet
+from rig.daemon import (
     DEADLINE,
     NOBODY,
     PYTHON,
@@ -30,19 +43,6 @@ from support import (
     run_as,
     socket_of,
 )
-from xenstore import StoreClient, packet, write_packet
-
-from kvmchand.errors import NotFound
-from kvmchand.ids import HOST, ChannelId, ClientId, Size
-from kvmchand.runtime.supervisor import Service
-from kvmchand.services.store.connections import CONNECTIONS_MAX
-from kvmchand.services.store.streams import DOMAIN_OUTPUT_MAX, OUTPUT_MAX
-from kvmchand.wire import local
-from kvmchand.wire import store as wire
-from kvmchand.wire.packet import receive_packet, send_packet
-from kvmchand.xenstore import protocol
-from kvmchand.xenstore.protocol import Kind
-from libxenvchan_shim import Vchan, connect, listen
 
 
 @pytest.fixture(autouse=True)

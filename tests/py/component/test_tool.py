@@ -10,9 +10,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, KVMCHAN, LIBDIR, PYTHON, Daemon, Program, RawClient, acting_as, in_time
 
 from libxenvchan_shim import Vchan, connect, listen
+from rig.daemon import DEADLINE, KVMCHAN, LIBDIR, PYTHON, Daemon, Program, RawClient, acting_as, in_time
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, run, xen_flags
+
+from rig.daemon import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, run, xen_flags
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 OUR_INCLUDE = ROOT / "include"

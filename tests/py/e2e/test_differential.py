@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support import C_BUILD, KVMCHAN, REFERENCE_LIBDIR, Daemon, run
+
+from rig.daemon import C_BUILD, KVMCHAN, REFERENCE_LIBDIR, Daemon, run
 
 PROGRAM = C_BUILD / "differential"
 STEPS = 1500

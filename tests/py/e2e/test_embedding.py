@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from device import end_on_device, slice_of_device
-from support import (
+
+from kvmchand.wire import dataplane
+from rig.daemon import (
     DEADLINE,
     LIBDIR,
     PYTHON,
@@ -30,8 +31,7 @@ from support import (
     our_flags,
     run,
 )
-
-from kvmchand.wire import dataplane
+from rig.device import end_on_device, slice_of_device
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 SHIM_DEADLINE = 10.0

@@ -10,7 +10,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support import KVMCHAN, LIBDIR, ROOT, Daemon, Program, compile_c, eventually, in_time, is_asleep, our_flags, pkg_config, run
+
+from rig.daemon import (
+    KVMCHAN,
+    LIBDIR,
+    ROOT,
+    Daemon,
+    Program,
+    compile_c,
+    eventually,
+    in_time,
+    is_asleep,
+    our_flags,
+    pkg_config,
+    run,
+)
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from support import (
+
+from rig.daemon import (
     C_BUILD,
     KVMCHAN,
     LIBDIR,

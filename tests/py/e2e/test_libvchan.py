@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scripted import ALICE, Guest, ScriptedHost, connect, offer
-from support import (
+
+from rig.daemon import (
     KVMCHAN,
     LIBDIR,
     PYTHON,
@@ -27,6 +27,7 @@ from support import (
     pkg_config,
     run,
 )
+from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"

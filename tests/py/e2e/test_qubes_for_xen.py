@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from scripted import ALICE, Guest, ScriptedHost, offer
-from support import REFERENCE_LIBDIR, Daemon, Program, alone, eventually, in_time, is_asleep
-from xenprogram import LIBRARIES, XenProgram, compile_xen
+
+from rig.daemon import REFERENCE_LIBDIR, Daemon, Program, alone, eventually, in_time, is_asleep
+from rig.guest import ALICE, Guest, ScriptedHost, offer
+from rig.xen_program import LIBRARIES, XenProgram, compile_xen
 
 PATH = "/local/domain/1/data/vchan/2/7"
 XENS = REFERENCE_LIBDIR / "libxenvchan.so.4.17"

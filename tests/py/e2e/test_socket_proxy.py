@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, KVMCHAN, LIBDIR, REFERENCE, REFERENCE_LIBDIR, Daemon, eventually, in_time, run, serving
+
+from rig.daemon import DEADLINE, KVMCHAN, LIBDIR, REFERENCE, REFERENCE_LIBDIR, Daemon, eventually, in_time, run, serving
 
 PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
 PATH = "/local/domain/1/data/proxy"

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE_LIBDIR, ROOT, compile_c, run
-from test_abi import COMMON, CONTROL, OUR_INCLUDE, PROGRAMS, VERSION_NODES, XEN_INCLUDE, dynamic, exported
+
+from e2e.test_abi import COMMON, CONTROL, OUR_INCLUDE, PROGRAMS, VERSION_NODES, XEN_INCLUDE, dynamic, exported
+from rig.daemon import LIBDIR, REFERENCE_LIBDIR, ROOT, compile_c, run
 
 CSRC = ROOT / "libxenvchan_shim" / "csrc"
 LIBRARIES = sorted(COMMON | set(CONTROL))

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, PYTHON, ROOT, Daemon, eventually, run
-from xenprogram import LIBRARIES, OLD_NAMES, Start, compile_xen, start_in
+
+from rig.daemon import LIBDIR, PYTHON, ROOT, Daemon, eventually, run
+from rig.xen_program import LIBRARIES, OLD_NAMES, Start, compile_xen, start_in
 
 SELF = 0x7FF0
 PATH = "/local/domain/1/data/vchan/2/7"

@@ -6,8 +6,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import Daemon, eventually
-from xenprogram import LIBRARIES, Start, XenProgram, start_in
+
+from rig.daemon import Daemon, eventually
+from rig.xen_program import LIBRARIES, Start, XenProgram, start_in
 
 SELF = 0x7FF0
 """DOMID_SELF."""

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import pytest
-from support import DEADLINE, Daemon, eventually
-from xenprogram import Start, XenProgram
+
+from rig.daemon import DEADLINE, Daemon, eventually
+from rig.xen_program import Start, XenProgram
 
 PAGE = 4096
 READ, WRITE = 1, 2

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, alone, compile_c, eventually, is_asleep, run, xen_flags
-from test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
-from xenprogram import LIBRARIES, XenProgram
+
+from e2e.test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
+from rig.daemon import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, alone, compile_c, eventually, is_asleep, run, xen_flags
+from rig.xen_program import LIBRARIES, XenProgram
 
 XENS = REFERENCE_LIBDIR / "libxenvchan.so.4.17"
 PATH = "/local/domain/1/data/vchan/2/7"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import pyxs
-from support import DEADLINE, KVMCHAN, PYTHON, REFERENCE, REFERENCE_LIBDIR, Daemon, Program, acting_as, in_time, run
 
 from libxenvchan_shim import listen
+from rig.daemon import DEADLINE, KVMCHAN, PYTHON, REFERENCE, REFERENCE_LIBDIR, Daemon, Program, acting_as, in_time, run
 
 TEST_XENSTORE = REFERENCE / "lib" / "xen-4.17" / "bin" / "test-xenstore"
 

@@ -15,12 +15,11 @@ import atheris
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 with atheris.instrument_imports(include=["kvmchand.xenstore", "kvmchand.wire"]):
-    from storerig import HOST, ONE, TWO, Rig, assert_sound, state
-
     from kvmchand.errors import ProtocolError
     from kvmchand.ids import ChannelId, ClientId, DomainId
     from kvmchand.xenstore import protocol
     from kvmchand.xenstore.store import Quotas, Store
+    from rig.store import HOST, ONE, TWO, Rig, assert_sound, state
 
 CLIENTS = (HOST, ONE, TWO)
 QUOTAS = Quotas(nodes=24, bytes=6000, watches=4, transactions=3, permissions=3)

@@ -14,10 +14,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from support import ROOT
 
 from kvmchand import config
 from kvmchand.channels import page
+from rig.daemon import ROOT
 
 # What the modules of a folder may import beside each other, a row a folder, from the top down. "" is the root.
 MAY_IMPORT = {

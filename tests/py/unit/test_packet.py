@@ -11,11 +11,11 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from support import next_fd
 
 from kvmchand.errors import ProtocolError
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from rig.daemon import next_fd
 
 FDS_MAX = 253
 """The kernel's SCM_MAX_FD."""

@@ -6,9 +6,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from support import compile_c, run
-
 from kvmchand.linux import vfio
+from rig.daemon import compile_c, run
 
 NUMBERS = {
     "VFIO_GET_API_VERSION": vfio.GET_API_VERSION,

@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from machine import Machine, Program
-from network import HostProgram, Network
-from support import acting_as, eventually
-from test_streams import MIB, move
 
 from libxenvchan_shim import State, listen
+from rig.daemon import acting_as, eventually
+from rig.machine import Machine, Program
+from rig.network import HostProgram, Network
+from vm.test_streams import MIB, move
 
 AT_ONCE = 1.0
 """Seconds within which a death is learnt of."""

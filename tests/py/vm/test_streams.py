@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-from machine import Machine
-from network import Network
+
+from rig.machine import Machine
+from rig.network import Network
 
 MIB = 1 << 20
 STREAM_DEADLINE = 120.0

@@ -10,12 +10,12 @@ import subprocess
 from typing import Any
 
 import pytest
-from machine import Machine
-from network import GUEST_ENVIRONMENT, Network
-from support import DEADLINE, KVMCHAN, PYTHON, acting_as, eventually
 
 from kvmchand.admin.doctor import WRITE_BACK
 from libxenvchan_shim import listen
+from rig.daemon import DEADLINE, KVMCHAN, PYTHON, acting_as, eventually
+from rig.machine import Machine
+from rig.network import GUEST_ENVIRONMENT, Network
 
 MIB = 1 << 20
 

@@ -11,9 +11,10 @@ import socket
 from pathlib import Path
 
 import pytest
-from machine import Machine, Program
-from network import HostProgram, Network
-from support import BUILD, DEADLINE, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
+
+from rig.daemon import BUILD, DEADLINE, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
+from rig.machine import Machine, Program
+from rig.network import HostProgram, Network
 
 PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
 FILES_BYTES = 200_000

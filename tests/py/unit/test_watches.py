@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 HOME = "/local/domain/1"
 

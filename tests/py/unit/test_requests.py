@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import DomainId
 from kvmchand.xenstore.nodes import Node
 from kvmchand.xenstore.protocol import Kind
 from kvmchand.xenstore.store import Quotas
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 
 @pytest.fixture

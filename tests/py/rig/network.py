@@ -8,9 +8,9 @@ import subprocess
 import threading
 from pathlib import Path
 
-from libvirtd import PrivateLibvirtd
-from machine import Machine, Program
-from support import DEADLINE, KVMCHAN, KVMCHAND, LIBDIR, PYTHON, SITE, Daemon, eventually, open_fds
+from rig.daemon import DEADLINE, KVMCHAN, KVMCHAND, LIBDIR, PYTHON, SITE, Daemon, eventually, open_fds
+from rig.libvirtd import PrivateLibvirtd
+from rig.machine import Machine, Program
 
 GUEST_RUNTIME_DIR = "/run/kvmchand"
 GUEST_ENVIRONMENT = {"PYTHONPATH": str(SITE), "KVMCHAN_LIBDIR": str(LIBDIR)}

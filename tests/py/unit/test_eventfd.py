@@ -9,9 +9,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from support import in_time
 
 from kvmchand.linux.eventfd import drain_event, signal_event
+from rig.daemon import in_time
 
 FULL = 2**64 - 2
 

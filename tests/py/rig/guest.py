@@ -22,15 +22,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from support import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
-
 from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import PAGE
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.packet import receive_packet, send_packet
+from rig.daemon import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
 
-RELAY = Path(__file__).parent / "standins" / "relay.py"
+RELAY = Path(__file__).with_name("relay.py")
 CLIENT_LIVE, SERVER_LIVE = 20, 21
 NONE_YET = 2
 LEFT_CONS, LEFT_PROD = LEFT_INDEXES, LEFT_INDEXES + 4

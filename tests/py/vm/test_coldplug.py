@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from libvirtd import PrivateLibvirtd
-from machine import Machine
-from network import Network
-from support import KVMCHAN, eventually, run
-from test_streams import MIB, move
+
+from rig.daemon import KVMCHAN, eventually, run
+from rig.libvirtd import PrivateLibvirtd
+from rig.machine import Machine
+from rig.network import Network
+from vm.test_streams import MIB, move
 
 SIZE = 64 * MIB
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 from kvmchand.xenstore.protocol import Kind
 from kvmchand.xenstore.store import Quotas
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 PATH = "/local/domain/1/ch"
 RING, PORT = f"{PATH}/ring-ref", f"{PATH}/event-channel"

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 from kvmchand.ids import ChannelId, ClientId, DomainId
 from kvmchand.xenstore.protocol import Kind
 from kvmchand.xenstore.store import Quotas, Store
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 
 def replayed(records: list[bytes]) -> Store:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Scripted guests on a real host daemon (scripted.py), and a real guest's daemon on a scripted host (scripted_host.py)."""
+"""Scripted guests on a real host daemon (guest.py), a real guest's daemon on a scripted host (host.py), and a libvirtd."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from support import serving
+
+from rig import libvirtd as private
+from rig.daemon import serving
+from rig.libvirtd import PrivateLibvirtd
+from rig.machine import FILES
 
 if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
-    from scripted import Guest, ScriptedHost
-    from scripted_host import GuestDaemon
+    from rig.guest import Guest, ScriptedHost
+    from rig.host import GuestDaemon
 
 
 @pytest.fixture(scope="session")
 def host_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kvmchand whose hypervisor is the test."""
-    from scripted import stand_in
+    from rig.guest import stand_in
 
     return stand_in(tmp_path_factory.mktemp("kvmchand"), "libvirt")
 
@@ -31,21 +35,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def host(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
-    from scripted import ScriptedHost
+    from rig.guest import ScriptedHost
 
     yield from serving(ScriptedHost(folder, program=host_program), request)
 
 
 @pytest.fixture
 def alice(host: ScriptedHost) -> Guest:
-    from scripted import ALICE
+    from rig.guest import ALICE
 
     return host.guest(ALICE).greet()
 
 
 @pytest.fixture
 def bob(host: ScriptedHost) -> Guest:
-    from scripted import BOB
+    from rig.guest import BOB
 
     return host.guest(BOB).greet()
 
@@ -53,7 +57,7 @@ def bob(host: ScriptedHost) -> Guest:
 @pytest.fixture(scope="session")
 def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kvmchand whose vfio process is the test."""
-    from scripted import stand_in
+    from rig.guest import stand_in
 
     return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
 
@@ -61,6 +65,20 @@ def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, guest_program: Path) -> Iterator[GuestDaemon]:
     """A guest's daemon that is not linked to its host yet, and without a device but the control device."""
-    from scripted_host import GuestDaemon
+    from rig.host import GuestDaemon
 
     yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), guest_program), request)
+
+
+@pytest.fixture(scope="session")
+def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
+    private.require()
+    if not (FILES / "initrd").exists():
+        private.lack("there is no guest's kernel: ./run test makes one as root")
+    # QEMU's own sockets are in there, and their paths must be short.
+    made = PrivateLibvirtd(tmp_path_factory.mktemp("lv"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import ClientId
 from kvmchand.xenstore.protocol import Kind
 from kvmchand.xenstore.store import Quotas
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 
 def fill(rig: Rig, name: str = "n", value: str = "", transaction: int = 0) -> tuple[int, str]:

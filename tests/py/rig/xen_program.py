@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c
+
+from rig.daemon import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c
 
 LIBRARIES = f"{LIBDIR}/xen-4.17"
 """For the loader."""

@@ -8,11 +8,11 @@ import re
 import struct
 
 import pytest
-from support import REFERENCE
 
 from kvmchand.errors import InvalidArgument, ProtocolError
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind, Request
+from rig.daemon import REFERENCE
 
 READ = struct.pack("=IIII", Kind.READ, 7, 9, 4) + b"abc\0"
 

@@ -18,14 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from support import DEADLINE, Daemon, RawClient, eventually, is_asleep, open_fds
-
 from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
 from kvmchand.wire import control, dataplane, vfio
 from kvmchand.wire.packet import receive_packet, send_packet
+from rig.daemon import DEADLINE, Daemon, RawClient, eventually, is_asleep, open_fds
 
 DOMAIN = DomainId(7)
 """What the host calls the guest."""

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE, in_time, next_fd
 
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import Size
@@ -32,6 +31,7 @@ from kvmchand.services.vfio import functions as mains
 from kvmchand.services.vfio import process as service
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from rig.daemon import DEADLINE, in_time, next_fd
 
 ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"

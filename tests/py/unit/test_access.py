@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.ids import ClientId
 from kvmchand.xenstore.protocol import Kind
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from storerig import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 from kvmchand.xenstore.protocol import Kind
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 
 @pytest.fixture

@@ -6,28 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import libvirtd as private
 import pytest
-from libvirtd import PrivateLibvirtd
-from machine import FILES, Machine
-from network import Network
-from support import BUILD, compile_c, our_flags
+
+from rig.daemon import BUILD, compile_c, our_flags
+from rig.libvirtd import PrivateLibvirtd
+from rig.machine import Machine
+from rig.network import Network
 
 PROGRAMS = Path(__file__).parent / "programs"
-
-
-@pytest.fixture(scope="session")
-def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
-    private.require()
-    if not (FILES / "initrd").exists():
-        private.lack("there is no guest's kernel: ./run test makes one as root")
-    # QEMU's own sockets are in there, and their paths must be short.
-    made = PrivateLibvirtd(tmp_path_factory.mktemp("lv"))
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
 
 
 @pytest.fixture(scope="session")

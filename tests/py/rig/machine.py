@@ -18,7 +18,7 @@ from xml.sax.saxutils import escape
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "build" / "guest"
-AGENT = Path(__file__).parent / "guest" / "agent.py"
+AGENT = ROOT / "tests" / "py" / "vm" / "guest" / "agent.py"
 BOOT_DEADLINE = 90.0
 DEADLINE = 60.0
 

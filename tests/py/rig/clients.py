@@ -8,10 +8,9 @@ import socket
 from pathlib import Path
 from typing import Self
 
-from support import DEADLINE
-
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
+from rig.daemon import DEADLINE
 
 
 def packet(kind: int, *strings: str | bytes, transaction: int = 0, request: int = 0) -> bytes:

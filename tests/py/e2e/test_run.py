@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import DEADLINE, ROOT
+
+from rig.daemon import DEADLINE, ROOT
 
 COMMANDS = [["setup"], ["demo"], ["demo", "vm"], ["test"], ["bench"], ["bench", "vm"], ["lint"], ["env"]]
 

@@ -46,7 +46,7 @@ class Source(Protocol):
         """Ends a client from our side, and with it what it holds."""
 
 
-class Owner(Protocol):
+class RequesterEvents(Protocol):
     """What main does for the sources."""
 
     def on_request(self, asking: Asker, request: object) -> None: ...

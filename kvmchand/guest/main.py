@@ -120,7 +120,7 @@ class Guest:
         self._failure = error
         self._loop.stop()
 
-    # ---- devices: vfio.Owner ----
+    # ---- devices: FunctionEvents ----
 
     def on_device(self, function: Function) -> None:
         self._forget_device(function.address)
@@ -187,7 +187,7 @@ class Guest:
         self._closing.clear()
         self._forward.on_parted()
 
-    # ---- the session: control.Owner ----
+    # ---- the session: SessionEvents ----
 
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
         if session != self._session:
@@ -247,7 +247,7 @@ class Guest:
         self._forward.on_welcome()
 
     def tell_store(self, message: object) -> bool:
-        """forward.Owner."""
+        """ForwardingEvents."""
         if self._is_welcome:
             self._tell(message)
         return self._is_welcome
@@ -333,7 +333,7 @@ class Guest:
             raise ProtocolError(f"there is no device {peer} here")
         return function
 
-    # ---- clients: source.Owner ----
+    # ---- clients: ClientEvents ----
 
     def on_ready(self) -> None:
         log.info(f"ready: {self._sockets}")

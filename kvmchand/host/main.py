@@ -141,7 +141,7 @@ class Host:
         waits += [max(0.0, waiting.deadline - now) for waiting in self._pending.values()]
         return min((each for each in waits if each is not None), default=None)
 
-    # ---- clients, here and in guests: source.Owner ----
+    # ---- clients, here and in guests: ClientEvents ----
 
     def on_ready(self) -> None:
         log.info(f"ready: {self._sockets}")
@@ -187,7 +187,7 @@ class Host:
             self._channels.end(holder)
         self._sharing.end(holder)
 
-    # ---- guests: guests.Owner ----
+    # ---- guests: GuestEvents ----
 
     def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
         self._registry.add_domain(domain, DomainKind.GUEST)
@@ -238,7 +238,7 @@ class Host:
         del self._pending[waiting.asking.number]
         self._fail(waiting.asking, waiting.request, error)
 
-    # ---- the store: store.Owner ----
+    # ---- the store: StoreEvents ----
 
     def on_store_output(self, domain: DomainId, message: object) -> None:
         if self._guests is not None:

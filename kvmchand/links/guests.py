@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from kvmchand.channels import requester
 from kvmchand.channels.device import Device
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Asker, RequesterEvents
 from kvmchand.config import Settings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.ids import HOST, ClientId, DeviceId, DomainId, Size
@@ -38,7 +37,7 @@ _IDLE_CLIENTS = 1024
 """Clients that a guest may have beside those with a channel."""
 
 
-class Owner(requester.Owner, Protocol):
+class GuestEvents(RequesterEvents, Protocol):
     def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
         """A guest runs, from now on."""
 
@@ -67,7 +66,7 @@ class Owner(requester.Owner, Protocol):
 class Guests:
     """A source of requests, and the memory of channels with an end in a guest."""
 
-    def __init__(self, loop: Loop, settings: Settings, owner: Owner, next_generation: Callable[[], int]) -> None:
+    def __init__(self, loop: Loop, settings: Settings, owner: GuestEvents, next_generation: Callable[[], int]) -> None:
         self._loop = loop
         self._settings = settings
         self._owner = owner
@@ -92,7 +91,7 @@ class Guests:
         self.pool.cold.close()
         self._devices.close()
 
-    # ---- guests: libvirt.Owner ----
+    # ---- guests: HypervisorEvents ----
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
         self.pool.cold.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
@@ -191,7 +190,7 @@ class Guests:
     def on_failure(self, error: KvmchanError) -> None:
         self._owner.on_failure(error)
 
-    # ---- devices: ivshmem.Owner ----
+    # ---- devices: DeviceEvents ----
 
     def on_served(self, device: Device, domain: DomainId) -> None:
         device.plugged.add(domain)
@@ -217,7 +216,7 @@ class Guests:
         log.warning(f"device {device.number} did not get into domain {domain} whole: its QEMU was cut off")
         self._fail(device, domain, "its QEMU was cut off before it had all of the device: try again")
 
-    # ---- sessions: control.Owner ----
+    # ---- sessions: SessionEvents ----
 
     def _end_session(self, guest: Guest, *, hangs_up: bool = True) -> None:
         """The guest's daemon is gone for us: so are its clients, and every end they have."""
@@ -314,7 +313,7 @@ class Guests:
         self._link.send(session, control.Welcome(guest.domain))
         self._prepare_links(guest)
 
-    # ---- requests: requester.Source ----
+    # ---- requests: Source ----
 
     def _on_ask(self, guest: Guest, session: SessionId, ask: control.Ask) -> None:
         remote = guest.remotes.get(ask.client)

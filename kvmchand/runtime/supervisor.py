@@ -110,7 +110,7 @@ class Service:
         return status
 
 
-class Owner(Protocol):
+class ServiceEvents(Protocol):
     """Whom a kept service works for."""
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
@@ -133,7 +133,7 @@ class Owner(Protocol):
 class Kept:
     """A service that is started again when it ends."""
 
-    def __init__(self, loop: Loop, name: str, owner: Owner, *, site: bool = False) -> None:
+    def __init__(self, loop: Loop, name: str, owner: ServiceEvents, *, site: bool = False) -> None:
         self._loop = loop
         self._name = name
         self._owner = owner

@@ -23,7 +23,7 @@ SessionId = int
 """Counts up from 1; a guest whose daemon starts again gets another."""
 
 
-class Owner(Protocol):
+class SessionEvents(Protocol):
     def on_link_restarted(self) -> None:
         """A link process has died: what was under way on any session may be lost."""
 
@@ -48,7 +48,7 @@ class Control:
 
 
 class Link:
-    def __init__(self, loop: Loop, owner: Owner, user: str, *, is_host: bool, rate: int) -> None:
+    def __init__(self, loop: Loop, owner: SessionEvents, user: str, *, is_host: bool, rate: int) -> None:
         self._owner = owner
         self._user = user
         self._is_host = is_host
@@ -97,7 +97,7 @@ class Link:
     def _forget(self, session: SessionId) -> None:
         self._sessions.pop(session)[2].close()
 
-    # ---- the link process: ipc.Owner ----
+    # ---- the link process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         start: tuple[bytes, Sequence[int]] = (control.to_link.encode(control.Start(self._user)), ())

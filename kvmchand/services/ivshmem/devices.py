@@ -110,7 +110,7 @@ class _Made:
         self.undo.close()
 
 
-class Owner(Protocol):
+class DeviceEvents(Protocol):
     """May create and remove devices in what it is called for."""
 
     def on_served(self, device: Device, domain: DomainId) -> None:
@@ -127,7 +127,7 @@ class Owner(Protocol):
 
 
 class Devices:
-    def __init__(self, loop: Loop, directory: Path, owner: Owner, user: str) -> None:
+    def __init__(self, loop: Loop, directory: Path, owner: DeviceEvents, user: str) -> None:
         """`directory`: for the sockets, which is made; and one beside it. `user`: whom the ivshmem process runs as.
         InvalidArgument where the directory can't be used."""
         self._owner = owner
@@ -254,7 +254,7 @@ class Devices:
         self._made.clear()
         self._undo.close()
 
-    # ---- the ivshmem process: ipc.Owner ----
+    # ---- the ivshmem process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = []

@@ -18,7 +18,7 @@ from kvmchand.wire import libvirt
 from kvmchand.wire.packet import Fds
 
 
-class Owner(Protocol):
+class HypervisorEvents(Protocol):
     def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
         """A domain runs. Told once."""
 
@@ -43,7 +43,7 @@ class Owner(Protocol):
 
 
 class Hypervisor:
-    def __init__(self, loop: Loop, uri: str, folder: Path, owner: Owner) -> None:
+    def __init__(self, loop: Loop, uri: str, folder: Path, owner: HypervisorEvents) -> None:
         self._uri = uri
         self._folder = folder
         self._owner = owner
@@ -83,7 +83,7 @@ class Hypervisor:
     def close(self) -> None:
         self._service.stop()
 
-    # ---- the libvirt process: ipc.Owner ----
+    # ---- the libvirt process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[object] = [libvirt.Start(self._uri, str(self._folder))]

@@ -16,7 +16,7 @@ from typing import Protocol
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import Asker, Owner
+from kvmchand.channels.requester import Asker, RequesterEvents
 from kvmchand.errors import InternalError, KvmchanError, ProtocolError
 from kvmchand.ids import GENERATION, ClientId, DomainId, Size
 from kvmchand.linux import libc
@@ -38,13 +38,13 @@ class Client(Asker):
     sock: socket.socket
 
 
-class LocalOwner(Owner, Protocol):
+class ClientEvents(RequesterEvents, Protocol):
     def on_ready(self) -> None:
         """The local process serves."""
 
 
 class Clients:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: LocalOwner, user: str, max_channels: int) -> None:
+    def __init__(self, loop: Loop, sockets: Sockets, owner: ClientEvents, user: str, max_channels: int) -> None:
         self._loop = loop
         self._sockets = sockets
         self._owner = owner
@@ -68,7 +68,7 @@ class Clients:
         self._generation += 1
         return self._generation
 
-    # ---- the local process: ipc.Owner ----
+    # ---- the local process: ServiceEvents ----
 
     def start(self) -> None:
         self._service.start()

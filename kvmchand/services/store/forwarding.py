@@ -42,7 +42,7 @@ class Asked:
     """It was told something, and may not have taken it all."""
 
 
-class Owner(Protocol):
+class ForwardingEvents(Protocol):
     def tell_store(self, message: object) -> bool:
         """Passes on to the host's store; False where there is no link to it yet."""
 
@@ -51,7 +51,9 @@ class Owner(Protocol):
 
 
 class Forward:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: Owner, user: str, next_generation: Callable[[], int]) -> None:
+    def __init__(
+        self, loop: Loop, sockets: Sockets, owner: ForwardingEvents, user: str, next_generation: Callable[[], int]
+    ) -> None:
         self._owner = owner
         self._user = user
         self._next_generation = next_generation
@@ -121,7 +123,7 @@ class Forward:
         if gone is not None and gone.is_known:
             self._owner.tell_store(store.Ended(number))
 
-    # ---- the forwarding process: ipc.Owner ----
+    # ---- the forwarding process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         told = self._connections.greeting(self._next_generation(), self._user)

@@ -40,7 +40,7 @@ class Remote:
     is_asking: bool = False
 
 
-class Owner(Protocol):
+class StoreEvents(Protocol):
     def on_store_output(self, domain: DomainId, message: object) -> None:
         """For a guest's daemon."""
 
@@ -55,7 +55,7 @@ class Owner(Protocol):
 
 
 class Store:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: Owner, user: str, next_generation: Callable[[], int]) -> None:
+    def __init__(self, loop: Loop, sockets: Sockets, owner: StoreEvents, user: str, next_generation: Callable[[], int]) -> None:
         self._owner = owner
         self._user = user
         self._next_generation = next_generation
@@ -164,7 +164,7 @@ class Store:
         self._forget(remote)
         self._owner.on_store_output(remote.domain, store.Ended(remote.remote))
 
-    # ---- the store process: ipc.Owner ----
+    # ---- the store process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = [(store.Journal(), [self._journal])]

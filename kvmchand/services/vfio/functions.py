@@ -77,7 +77,7 @@ class Function:
             os.close(fd)
 
 
-class Owner(Protocol):
+class FunctionEvents(Protocol):
     def on_device(self, function: Function) -> None:
         """One that works has come; it is the owner's to close."""
 
@@ -92,7 +92,7 @@ class Owner(Protocol):
 
 
 class Functions:
-    def __init__(self, loop: Loop, owner: Owner, *, noiommu: bool) -> None:
+    def __init__(self, loop: Loop, owner: FunctionEvents, *, noiommu: bool) -> None:
         self._owner = owner
         self._noiommu = noiommu
         self._groups: dict[str, Fds] = {}
@@ -103,7 +103,7 @@ class Functions:
     def start(self) -> None:
         self._service.start()
 
-    # ---- the vfio process: ipc.Owner ----
+    # ---- the vfio process: ServiceEvents ----
 
     def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = [(vfio.Group(name), fds.borrow()) for name, fds in self._groups.items()]

@@ -82,7 +82,7 @@ class ColdPlug:
 
     def take(self, uuid: str, domain: DomainId) -> Device | None:
         """The device that a domain has which has just been found, if its QEMU was served."""
-        self._devices.hear()  # of a QEMU that started we have been told before libvirt could say so
+        self._devices.drain()  # of a QEMU that started we have been told before libvirt could say so
         made = self._prepared.get(uuid)
         if made is None or made.device is None or not self._devices.is_connected(made.device, _UNBORN):
             return None

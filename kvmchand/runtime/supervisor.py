@@ -113,10 +113,10 @@ class Service:
 class ServiceEvents(Protocol):
     """Whom a kept service works for."""
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         """What each new process of the service is told first, and the descriptors beside that, which stay the owner's."""
 
-    def understand(self, data: bytes, fds: Fds) -> object:
+    def decode(self, data: bytes, fds: Fds) -> object:
         """What a packet of the service's says; None where nothing follows. Descriptors that are not stolen are closed. OSError,
         KeyError or ValueError end the service: it is not what we started any more, somebody's bytes have taken it over."""
 
@@ -130,7 +130,7 @@ class ServiceEvents(Protocol):
         """It ended for good."""
 
 
-class Kept:
+class SupervisedService:
     """A service that is started again when it ends."""
 
     def __init__(self, loop: Loop, name: str, owner: ServiceEvents, *, site: bool = False) -> None:
@@ -149,7 +149,7 @@ class Kept:
         service = self._service = Service(self._name, site=self._site)
         self._is_full = False
         try:
-            for data, fds in self._owner.greeting():
+            for data, fds in self._owner.first_messages():
                 service.marker.count_sent()
                 send_packet(service.sock, data, fds)
         except OSError:
@@ -158,7 +158,7 @@ class Kept:
         self._loop.add(service.sock.fileno(), self._on_ready, last=True)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Tells the service; one that is not there is told by the next greeting. The descriptors stay the caller's."""
+        """Tells the service; one that is not there is told by the next first messages. The descriptors stay the caller's."""
         if self._service is None:
             return
         self._service.marker.count_sent()
@@ -170,14 +170,14 @@ class Kept:
                 self._give_up(self._service)
             self._watch(self._service)
 
-    def defer(self, data: bytes) -> None:
+    def queue(self, data: bytes) -> None:
         """As send(), but it goes with the next send() or flush(), though it counts as sent: no client waits for that."""
         if self._service is not None:
             self._service.marker.count_sent()
             self._wait(self._service, data, Fds())
 
     def flush(self) -> None:
-        """By who defers, before it waits for what comes next."""
+        """By who queues, before it waits for what comes next."""
         if self._service is not None and self._waiting and not self._is_full:
             self._send_waiting(self._service)
 
@@ -225,7 +225,7 @@ class Kept:
         self._waiting.clear()
         self._waiting_bytes = 0
 
-    def hear(self) -> None:
+    def drain(self) -> None:
         """Takes what the service has said so far, before anything else that is to be heard."""
         while self._service is not None:
             poll = select.poll()
@@ -234,7 +234,7 @@ class Kept:
                 return
             self._on_ready(READABLE)
 
-    def worked(self) -> None:
+    def reset_failures(self) -> None:
         """It does what it is for: ends from now on are no failures in a row."""
         self._failures = 0
 
@@ -255,7 +255,7 @@ class Kept:
                 self._on_end(service)
                 return
             with fds:
-                message = self._owner.understand(data, fds)
+                message = self._owner.decode(data, fds)
         except (OSError, KeyError, ValueError) as error:
             log.warning(f"the {self._name} process is killed, for what it says can't be: {error}")
             service.kill()

@@ -168,7 +168,7 @@ class Session:
             return held
         return None
 
-    def understand(self, data: bytes) -> str | None:
+    def decode(self, data: bytes) -> str | None:
         """A packet for main, encoded anew; None for one that is refused here, or has to wait."""
         message = self._incoming.decode(data)
         anew = self._incoming.encode(message).decode()
@@ -305,7 +305,7 @@ class Link(Worker):
             packet = session.release()
         else:
             data = session.take()
-            packet = session.understand(data) if data is not None else None
+            packet = session.decode(data) if data is not None else None
         if packet is not None:
             self._marker.clear()
             self._say(control.Received(session.number, packet))

@@ -14,7 +14,7 @@ from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
 from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire import control
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
@@ -59,7 +59,7 @@ class Link:
         self._last: SessionId = 0
         self._is_restarted = False
         """Whether the link process that starts is not the first."""
-        self._service = Kept(loop, "link", self)
+        self._service = SupervisedService(loop, "link", self)
 
     def start(self) -> None:
         self._service.start()
@@ -99,11 +99,11 @@ class Link:
 
     # ---- the link process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         start: tuple[bytes, Sequence[int]] = (control.to_link.encode(control.Start(self._user)), ())
         return [*(self._attach(session) for session in self._sessions), start]
 
-    def understand(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | control.Started:
+    def decode(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | control.Started:
         message = control.to_main.decode(data)
         if isinstance(message, control.Started):
             return message
@@ -126,7 +126,7 @@ class Link:
             self._forget(session)
             self._owner.on_link_lost(session, content.sentence)
             return
-        self._service.worked()
+        self._service.reset_failures()
         self._owner.on_link_message(session, content)
 
     def on_death(self, culprit: int | None) -> None:

@@ -26,7 +26,7 @@ from kvmchand.ids import DeviceId, DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import Fds
 
@@ -138,7 +138,7 @@ class Devices:
         self._numbers = itertools.count(1)
         self._directory = directory
         self._private = directory.with_name(f"{directory.name}.new")
-        self._service = Kept(loop, "ivshmem", self)
+        self._service = SupervisedService(loop, "ivshmem", self)
         longest = len(os.fsencode(directory)) + 1 + 2 * _SECRET_BYTES
         if longest > _PATH_MAX:
             excess = longest - _PATH_MAX
@@ -236,9 +236,9 @@ class Devices:
         and for each guest a socket and its QEMU's connection. The ivshmem process has as many."""
         return 1 + (1 + len(device.peers)) * device.vectors + 2 * len(device.peers)
 
-    def hear(self) -> None:
+    def drain(self) -> None:
         """Takes what the ivshmem process has said so far."""
-        self._service.hear()
+        self._service.drain()
 
     def remove(self, device: Device) -> None:
         """Closes everything of it. A QEMU that still has it keeps what it has."""
@@ -256,7 +256,7 @@ class Devices:
 
     # ---- the ivshmem process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = []
         for made in self._made.values():
             told += _introduction(made)
@@ -267,7 +267,7 @@ class Devices:
         told.append((ivshmem.Start(self._user), []))
         return [(ivshmem.to_ivshmem.encode(message), beside) for message, beside in told]
 
-    def understand(self, data: bytes, fds: Fds) -> tuple[_Made, _Port, object] | None:
+    def decode(self, data: bytes, fds: Fds) -> tuple[_Made, _Port, object] | None:
         message = ivshmem.to_main.decode(data)
         if isinstance(message, ivshmem.Started):
             return None
@@ -287,7 +287,7 @@ class Devices:
         if not isinstance(message, tuple):
             return
         made, port, said = message
-        self._service.worked()
+        self._service.reset_failures()
         match said:
             case ivshmem.Served():
                 self._on_served(made, port)

@@ -13,7 +13,7 @@ from typing import Protocol
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import HOST, DeviceId, DomainId
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire import libvirt
 from kvmchand.wire.packet import Fds
 
@@ -57,7 +57,7 @@ class Hypervisor:
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
         self._detaching: dict[tuple[DomainId, DeviceId], libvirt.Detach] = {}
         """Until on_unplugged()."""
-        self._service = Kept(loop, "libvirt", self, site=True)
+        self._service = SupervisedService(loop, "libvirt", self, site=True)
 
     def start(self) -> None:
         self._service.start()
@@ -85,12 +85,12 @@ class Hypervisor:
 
     # ---- the libvirt process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[object] = [libvirt.Start(self._uri, str(self._folder))]
         told += [*self._attaching.values(), *self._detaching.values()]
         return [(libvirt.to_libvirt.encode(message), ()) for message in told]
 
-    def understand(self, data: bytes, _fds: Fds) -> object:
+    def decode(self, data: bytes, _fds: Fds) -> object:
         message = libvirt.to_main.decode(data)
         if isinstance(message, libvirt.Found) and message.domain == HOST:
             raise ProtocolError("the host is no guest")
@@ -102,14 +102,14 @@ class Hypervisor:
                 self._found.clear()
                 self._found_prepared.clear()
             case libvirt.Found():
-                self._service.worked()
+                self._service.reset_failures()
                 self._found.add(message.domain)
                 if self._domains.get(message.domain) != message.uuid:
                     self._lose(message.domain)
                     self._domains[message.domain] = message.uuid
                     self._owner.on_found(message.domain, message.name, message.uuid)
             case libvirt.Listed():
-                self._service.worked()
+                self._service.reset_failures()
                 for domain in self._domains.keys() - self._found:
                     self._lose(domain)
                 for uuid in self._prepared - self._found_prepared:

@@ -23,7 +23,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire import client, local
 from kvmchand.wire.packet import Fds, send_packet
 
@@ -55,7 +55,7 @@ class Clients:
         """Those without a channel, the oldest first."""
         self._generation = 0
         """Of the local process. It numbers its clients, from GENERATION times this on."""
-        self._service = Kept(loop, "local", self)
+        self._service = SupervisedService(loop, "local", self)
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -73,7 +73,7 @@ class Clients:
     def start(self) -> None:
         self._service.start()
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         self._first = self.next_generation() * GENERATION
         told: list[tuple[object, list[int]]] = []
         told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(self._max_clients)]
@@ -81,7 +81,7 @@ class Clients:
         told += [(local.Start(ClientId(self._first), self._user), [])]
         return [(local.to_local.encode(message), fds) for message, fds in told]
 
-    def understand(self, data: bytes, fds: Fds) -> tuple[Client, object] | local.Started | None:
+    def decode(self, data: bytes, fds: Fds) -> tuple[Client, object] | local.Started | None:
         message = local.to_main.decode(data)
         if isinstance(message, local.Started):
             return message
@@ -99,7 +99,7 @@ class Clients:
         if not isinstance(message, tuple):
             self._owner.on_ready()
             return
-        self._service.worked()
+        self._service.reset_failures()
         self._owner.on_request(*message)
 
     def on_death(self, culprit: int | None) -> None:

@@ -39,7 +39,7 @@ class Connections:
     def __len__(self) -> int:
         return len(self._connections)
 
-    def greeting(self, generation: int, user: str) -> list[tuple[object, Sequence[int]]]:
+    def first_messages(self, generation: int, user: str) -> list[tuple[object, Sequence[int]]]:
         """What a new store process is told of its sockets, last of all. `generation`: of its clients' numbers."""
         self._first = generation * GENERATION
         listens = self._sockets.to_listen(CONNECTIONS_MAX, is_store=True)

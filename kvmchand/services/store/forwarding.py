@@ -18,7 +18,7 @@ from kvmchand.ids import ClientId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.services.store.connections import Connections
 from kvmchand.wire import local, store
 from kvmchand.wire.packet import Fds
@@ -59,7 +59,7 @@ class Forward:
         self._next_generation = next_generation
         self._connections = Connections(sockets)
         self._asked: dict[ClientId, Asked] = {}
-        self._service = Kept(loop, "forward", self)
+        self._service = SupervisedService(loop, "forward", self)
 
     def start(self) -> None:
         self._service.start()
@@ -125,11 +125,11 @@ class Forward:
 
     # ---- the forwarding process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
-        told = self._connections.greeting(self._next_generation(), self._user)
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        told = self._connections.first_messages(self._next_generation(), self._user)
         return [(store.to_forwarder.encode(message), fds) for message, fds in told]
 
-    def understand(self, data: bytes, fds: Fds) -> object:
+    def decode(self, data: bytes, fds: Fds) -> object:
         message: object = store.from_forwarder.decode(data)
         match message:
             case store.Connected():
@@ -158,7 +158,7 @@ class Forward:
                     self._owner.tell_store(message)
             case store.Ended():
                 self._forget(message.client)
-        self._service.worked()
+        self._service.reset_failures()
 
     def _pass_on(self, asked: Asked, request: store.Request) -> None:
         asked.is_asking = True

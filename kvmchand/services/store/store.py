@@ -19,7 +19,7 @@ from kvmchand.ids import GENERATION, ChannelId, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.services.store.connections import Connections
 from kvmchand.wire import client, local, store
 from kvmchand.wire.packet import Fds
@@ -67,7 +67,7 @@ class Store:
         self._in_guests: dict[DomainId, dict[ClientId, Remote]] = {}
         """By the guest's numbers."""
         self._last_remote = next_generation() * GENERATION
-        self._service = Kept(loop, "store", self)
+        self._service = SupervisedService(loop, "store", self)
 
     def __len__(self) -> int:
         """Descriptors that it takes, for connections."""
@@ -105,12 +105,12 @@ class Store:
             client.port_of(channel.number, is_server=True),
         )
         self._offers[channel.number] = told
-        self._service.defer(store.to_store.encode(told))
+        self._service.queue(store.to_store.encode(told))
 
     def on_withdrawn(self, channel: Channel) -> None:
         """registry.Observer."""
         if self._offers.pop(channel.number, None) is not None:
-            self._service.defer(store.to_store.encode(store.Withdrawn(channel.number)))
+            self._service.queue(store.to_store.encode(store.Withdrawn(channel.number)))
 
     def flush(self) -> None:
         """Before main waits for what comes next. Whoever asks the store meanwhile waits for this."""
@@ -166,14 +166,14 @@ class Store:
 
     # ---- the store process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = [(store.Journal(), [self._journal])]
         told += [(each, []) for each in (*self._domains.values(), *self._offers.values())]
         told += [(store.Remote(each.number, each.domain), []) for each in self._remotes.values()]
-        told += self._connections.greeting(self._next_generation(), self._user)
+        told += self._connections.first_messages(self._next_generation(), self._user)
         return [(store.to_store.encode(message), fds) for message, fds in told]
 
-    def understand(self, data: bytes, fds: Fds) -> object:
+    def decode(self, data: bytes, fds: Fds) -> object:
         message: object = store.from_store.decode(data)
         if isinstance(message, store.Connected):
             self._connections.adopt(message.client, fds)
@@ -200,7 +200,7 @@ class Store:
             case store.Withdraw():
                 self._owner.on_nodes_removed(message.channel)
                 self._tell(store.Withdrawn(message.channel))
-        self._service.worked()
+        self._service.reset_failures()
 
     def _require_room(self, new: ClientId) -> None:
         try:

@@ -13,7 +13,7 @@ from kvmchand.config import RING_MAX
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Kept
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire import client, control, vfio
 from kvmchand.wire.packet import Fds
 
@@ -98,14 +98,14 @@ class Functions:
         self._groups: dict[str, Fds] = {}
         self._functions: dict[str, Function] = {}
         """Those the owner has; the ones it has closed, too, until they are removed."""
-        self._service = Kept(loop, "vfio", self)
+        self._service = SupervisedService(loop, "vfio", self)
 
     def start(self) -> None:
         self._service.start()
 
     # ---- the vfio process: ServiceEvents ----
 
-    def greeting(self) -> list[tuple[bytes, Sequence[int]]]:
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         told: list[tuple[object, Sequence[int]]] = [(vfio.Group(name), fds.borrow()) for name, fds in self._groups.items()]
         for function in self._functions.values():
             if function.fd < 0:
@@ -118,7 +118,7 @@ class Functions:
         told.append((vfio.Start(self._noiommu), ()))
         return [(vfio.to_vfio.encode(message), fds) for message, fds in told]
 
-    def understand(self, data: bytes, fds: Fds) -> object:
+    def decode(self, data: bytes, fds: Fds) -> object:
         message = vfio.to_main.decode(data)
         match message:
             case vfio.Group():
@@ -142,7 +142,7 @@ class Functions:
         return message
 
     def on_message(self, message: object) -> None:
-        self._service.worked()
+        self._service.reset_failures()
         match message:
             case Function():
                 if message.events:

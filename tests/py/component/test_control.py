@@ -107,7 +107,7 @@ def test_bytes_that_change_are_understood_as_they_were_taken(ring: Ring, between
     data = ring.session.take()
     assert data == changed[4:]
     ring.page[at : at + len(CLOSE)] = CLOSE
-    assert ring.session.understand(data) == changed[4:].decode()
+    assert ring.session.decode(data) == changed[4:].decode()
 
 
 def test_an_index_that_goes_back_after_the_look_ends_the_session_at_the_next(
@@ -180,10 +180,10 @@ def test_a_flood_is_two_lines_in_the_log(clock: list[float], ring: Ring, capfd: 
     passed = 0
     for _ in range(500):
         clock[0] += 0.5 / RATE
-        passed += ring.session.understand(asking) is not None
+        passed += ring.session.decode(asking) is not None
     assert 250 <= passed <= 275
     clock[0] += 10
-    assert ring.session.understand(asking) is not None
+    assert ring.session.decode(asking) is not None
     lines = capfd.readouterr().err.splitlines()
     assert [line for line in lines if "faster than guest_requests" in line] == lines[:1]
     assert f"{500 - passed} requests were refused" in lines[1]

@@ -530,11 +530,11 @@ def test_a_process_that_says_what_can_not_be_is_ended(rig: Rig) -> None:
         b'{"type":"nonsense"}',
     ):
         with pytest.raises((KeyError, OSError)), receive_packet_of(wrong) as fds:
-            rig.devices.understand(wrong, fds)
+            rig.devices.decode(wrong, fds)
     stranger, other = socket.socketpair()
     connected = b'{"type":"connected","device":1,"peer":2}'
     with pytest.raises(KvmchanError, match="another's socket"), receive_packet_of(connected, stranger.fileno()) as fds:
-        rig.devices.understand(connected, fds)
+        rig.devices.decode(connected, fds)
     stranger.close()
     other.close()
     rig.qemu(device, ALICE).hear_handshake(A)

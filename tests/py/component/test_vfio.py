@@ -181,7 +181,7 @@ class Main:
         with fds:
             message = wire.to_main.decode(data)
             self.events += len(fds) if isinstance(message, wire.Events) else 0
-            understood = self._functions.understand(data, fds) if self._functions is not None else None
+            understood = self._functions.decode(data, fds) if self._functions is not None else None
         if self._functions is not None and understood is not None:
             self._functions.on_message(understood)
         return message
@@ -226,7 +226,7 @@ def driving(*, noiommu: bool = False, functions: mains.Functions | None = None) 
         driver = service.Driver(theirs, Marker(page))
         thread = threading.Thread(target=driver.run)
         start: list[tuple[bytes, Sequence[int]]] = [(wire.to_vfio.encode(wire.Start(noiommu)), ())]
-        for data, fds in start if functions is None else functions.greeting():
+        for data, fds in start if functions is None else functions.first_messages():
             send_packet(ours, data, fds)
         thread.start()
         try:

@@ -13,7 +13,7 @@ from kvmchand.channels.memory import Allocator
 from kvmchand.channels.page import other
 from kvmchand.channels.region import Region
 from kvmchand.channels.registry import Channel, End, Registry, Side
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Requester
 from kvmchand.channels.waiters import Place, Visitors
 from kvmchand.errors import LimitReached, NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
@@ -25,14 +25,16 @@ _SMALLEST = rings.choose(0, 0)
 
 
 class Channels:
-    def __init__(self, registry: Registry, allocator: Allocator, max_ring: int, again: Callable[[Asker, object], None]) -> None:
+    def __init__(
+        self, registry: Registry, allocator: Allocator, max_ring: int, again: Callable[[Requester, object], None]
+    ) -> None:
         """`again`: serves a request once more that has waited."""
         self._registry = registry
         self._allocator = allocator
         self._max_ring = max_ring
         self._again = again
         self._regions: dict[ChannelId, Region] = {}
-        self._visitors: Visitors[tuple[Asker, client.Connect]] = Visitors()
+        self._visitors: Visitors[tuple[Requester, client.Connect]] = Visitors()
         self._vacant: dict[Place, None] = {}
         """Where there may be a vchan now for those who wait for one."""
 
@@ -46,70 +48,70 @@ class Channels:
 
     # ---- requests ----
 
-    def offer(self, asking: Asker, offer: client.Offer) -> None:
-        end = End(asking.number, asking.pid)
+    def offer(self, requester: Requester, offer: client.Offer) -> None:
+        end = End(requester.number, requester.pid)
         chosen = rings.choose(offer.read_min, offer.write_min, self._max_ring)
-        path, peer = self._registry.require_offer(asking.domain, offer.peer, offer.path, end)
+        path, peer = self._registry.require_offer(requester.domain, offer.peer, offer.path, end)
         # The region first: should it fail, an offer that this one would take over still stands.
-        region = self._allocator.make_region(chosen, asking.domain, peer)
-        channel = self._registry.offer(asking.domain, peer, offer.path, chosen, end, once=offer.once)
+        region = self._allocator.make_region(chosen, requester.domain, peer)
+        channel = self._registry.offer(requester.domain, peer, offer.path, chosen, end, once=offer.once)
         self._regions[channel.number] = region
-        self._vacant[asking.domain, path] = None
-        self._grant(asking, channel, Side.SERVER)
+        self._vacant[requester.domain, path] = None
+        self._grant(requester, channel, Side.SERVER)
 
-    def bind(self, asking: Asker, request: client.Bind) -> None:
-        end = End(asking.number, asking.pid)
-        peer = self._registry.require_bind(asking.domain, request.peer, end)
-        region = self._allocator.make_region(_SMALLEST, asking.domain, peer)
-        channel = self._registry.bind(asking.domain, peer, _SMALLEST, end)
+    def bind(self, requester: Requester, request: client.Bind) -> None:
+        end = End(requester.number, requester.pid)
+        peer = self._registry.require_bind(requester.domain, request.peer, end)
+        region = self._allocator.make_region(_SMALLEST, requester.domain, peer)
+        channel = self._registry.bind(requester.domain, peer, _SMALLEST, end)
         self._regions[channel.number] = region
-        self._grant(asking, channel, Side.SERVER)
+        self._grant(requester, channel, Side.SERVER)
 
-    def connect(self, asking: Asker, request: client.Connect) -> None:
-        end = End(asking.number, asking.pid)
-        self._join(asking, self._registry.require_connect(asking.domain, request.domain, request.path, end), end)
+    def connect(self, requester: Requester, request: client.Connect) -> None:
+        end = End(requester.number, requester.pid)
+        self._join(requester, self._registry.require_connect(requester.domain, request.domain, request.path, end), end)
 
     def may_wait(self, request: object) -> TypeGuard[client.Connect]:
         """Whether a request that could not be met waits until it can."""
         return isinstance(request, client.Connect) and request.waits and request.domain in self._registry.domains
 
-    def wait(self, asking: Asker, request: client.Connect) -> None:
+    def wait(self, requester: Requester, request: client.Connect) -> None:
         """Keeps one that may_wait(). LimitReached."""
-        place = DomainId(request.domain), paths.resolve(request.path, asking.domain)
-        most, setting = self._registry.limit(asking.domain)
-        if self._visitors.count(asking.domain) >= most:
+        place = DomainId(request.domain), paths.resolve(request.path, requester.domain)
+        most, setting = self._registry.limit(requester.domain)
+        if self._visitors.count(requester.domain) >= most:
             raise LimitReached(
-                f"domain {asking.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
+                f"domain {requester.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
             )
-        self._visitors.add(asking.number, asking.domain, place, (asking, request))
-        asking.source.settle(asking)
+        self._visitors.add(requester.number, requester.domain, place, (requester, request))
+        requester.source.settle(requester)
 
-    def join(self, asking: Asker, request: client.Join) -> None:
-        end = End(asking.number, asking.pid)
-        self._join(asking, self._registry.require_join(asking.domain, request.domain, request.port, end), end)
+    def join(self, requester: Requester, request: client.Join) -> None:
+        end = End(requester.number, requester.pid)
+        self._join(requester, self._registry.require_join(requester.domain, request.domain, request.port, end), end)
 
-    def _join(self, asking: Asker, channel: Channel, end: End) -> None:
+    def _join(self, requester: Requester, channel: Channel, end: End) -> None:
         region = self._regions[channel.number]
         if not region.has_events():
             self._registry.withdraw(channel)
             raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
-        self._allocator.require_ready(region, asking.domain)
+        self._allocator.require_ready(region, requester.domain)
         self._registry.connect(channel, end)
-        self._grant(asking, channel, Side.CLIENT)
+        self._grant(requester, channel, Side.CLIENT)
         if channel.once:
             self._registry.withdraw(channel)
 
-    def _grant(self, asking: Asker, channel: Channel, side: Side) -> None:
+    def _grant(self, requester: Requester, channel: Channel, side: Side) -> None:
         try:
-            asking.source.grant(asking, channel, self._regions[channel.number], side)
+            requester.source.grant(requester, channel, self._regions[channel.number], side)
         except BaseException:
-            self.release(asking.number)
+            self.release(requester.number)
             raise
 
-    def port(self, asking: Asker, request: client.GetPort) -> client.Port:
+    def port(self, requester: Requester, request: client.GetPort) -> client.Port:
         """What an event channel is."""
-        domain = asking.domain if request.domain < 0 else request.domain
-        found = self._registry.port(asking.domain, domain, request.port)
+        domain = requester.domain if request.domain < 0 else request.domain
+        found = self._registry.port(requester.domain, domain, request.port)
         if found is None:
             return client.Port("closed", DomainId(0), Size(0))
         channel, side = found
@@ -133,9 +135,9 @@ class Channels:
 
     def forget_visitors(self, domain: DomainId) -> None:
         """Those of a guest whose daemon is gone."""
-        for asking, _ in list(self._visitors):
-            if asking.domain == domain:
-                self._visitors.take(asking.number)
+        for requester, _ in list(self._visitors):
+            if requester.domain == domain:
+                self._visitors.take(requester.number)
 
     def welcome(self) -> None:
         """Serves those who wait where there is a vchan for them now; to be called when nothing else is being served."""

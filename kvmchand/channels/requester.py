@@ -14,7 +14,7 @@ from kvmchand.ids import ClientId, DomainId
 
 
 @dataclass(slots=True, eq=False)
-class Asker:
+class Requester:
     """One client, as main has it. `pid`: in its own machine."""
 
     source: Source
@@ -24,34 +24,34 @@ class Asker:
 
 
 class Source(Protocol):
-    def answer(self, asking: Asker, reply: object) -> bool:
+    def answer(self, requester: Requester, reply: object) -> bool:
         """Whether it took the answer: one that does not read, or is gone, is dropped, and with it what it asked for."""
 
-    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
+    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
         """Answers with an end of a channel; as answer(). KvmchanError: the end can't be given."""
 
-    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
         """Answers with shared pages; as grant()."""
 
-    def settle(self, settled: Asker) -> None:
+    def settle(self, settled: Requester) -> None:
         """It holds something now, or waits for it: it is not idle."""
 
-    def unsettle(self, idle: Asker) -> None:
+    def unsettle(self, idle: Requester) -> None:
         """It waits no more, and holds nothing yet."""
 
-    def forget(self, gone: Asker) -> None:
+    def forget(self, gone: Requester) -> None:
         """Its end, if any, is released: it may go."""
 
-    def drop(self, dropped: Asker) -> None:
+    def drop(self, dropped: Requester) -> None:
         """Ends a client from our side, and with it what it holds."""
 
 
 class RequesterEvents(Protocol):
     """What main does for the sources."""
 
-    def on_request(self, asking: Asker, request: object) -> None: ...
+    def on_request(self, requester: Requester, request: object) -> None: ...
 
-    def on_close(self, closing: Asker) -> None:
+    def on_close(self, closing: Requester) -> None:
         """It waits for its end to be released, and then for forget()."""
 
     def on_loss(self, number: ClientId) -> None:

@@ -13,7 +13,7 @@ from kvmchand.channels.grants import Grants, Share
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.region import SharedMemory
 from kvmchand.channels.registry import Channel, Registry, Side
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Requester
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError
 from kvmchand.ids import PAGE, ChannelId, ClientId, DomainId, Size
 from kvmchand.wire import client
@@ -60,49 +60,49 @@ class Sharing:
     def holders(self, domain: DomainId) -> list[ClientId]:
         return self._grants.holders(domain)
 
-    def share(self, asking: Asker, request: client.Share) -> None:
+    def share(self, requester: Requester, request: client.Share) -> None:
         peer = self._registry.require_domain(request.peer)
-        self._grants.require_share(asking.domain, request.pages, asking.number)
-        memory = self._allocator.make_pages(Size(request.pages * PAGE), asking.domain, peer)
+        self._grants.require_share(requester.domain, request.pages, requester.number)
+        memory = self._allocator.make_pages(Size(request.pages * PAGE), requester.domain, peer)
         try:
-            share = self._grants.share(asking.domain, peer, request.pages, asking.number, writable=request.writable)
+            share = self._grants.share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
         except BaseException:
             memory.close()
             raise
         self._memory[share] = memory
-        self._give(asking, share, writable=True)
+        self._give(requester, share, writable=True)
 
-    def map(self, asking: Asker, request: client.Map) -> None:
+    def map(self, requester: Requester, request: client.Map) -> None:
         ref, writable = request.ref, request.writable
-        share = self._grants.require_map(asking.domain, request.domain, ref, asking.number, writable=writable)
-        self._allocator.require_ready(self._memory[share], asking.domain)
-        self._grants.map(share, asking.number)
-        self._give(asking, share, writable=writable)
+        share = self._grants.require_map(requester.domain, request.domain, ref, requester.number, writable=writable)
+        self._allocator.require_ready(self._memory[share], requester.domain)
+        self._grants.map(share, requester.number)
+        self._give(requester, share, writable=writable)
 
-    def _give(self, asking: Asker, share: Share, *, writable: bool) -> None:
+    def _give(self, requester: Requester, share: Share, *, writable: bool) -> None:
         try:
-            asking.source.give(asking, share, self._memory[share], writable=writable)
+            requester.source.give(requester, share, self._memory[share], writable=writable)
         except BaseException:
-            self.end(asking.number)
+            self.end(requester.number)
             raise
 
-    def notify(self, asking: Asker, request: client.Notify) -> None:
+    def notify(self, requester: Requester, request: client.Notify) -> None:
         """Notes what is to be done at the end of what the connection holds."""
-        share = self._grants.held(asking.number)
+        share = self._grants.held(requester.number)
         if share is None:
             raise ProtocolError("this connection neither shares nor maps pages")
         if request.clears and request.offset >= share.pages * PAGE:
             raise InvalidArgument(f"byte {request.offset} is not in {share.pages} pages")
-        if request.clears and asking.number != share.holder and not share.writable:
+        if request.clears and requester.number != share.holder and not share.writable:
             raise InvalidArgument("a byte of pages that may only be read can't be cleared")
-        event = self._registry.port(asking.domain, asking.domain, request.port) if request.port else None
+        event = self._registry.port(requester.domain, requester.domain, request.port) if request.port else None
         if request.port and event is None:
-            raise NotFound(f"domain {asking.domain} has no event channel {request.port}")
-        self._forget_notice(asking.number)
-        self._notices[asking.number] = Notice(request.offset if request.clears else None, event)
+            raise NotFound(f"domain {requester.domain} has no event channel {request.port}")
+        self._forget_notice(requester.number)
+        self._notices[requester.number] = Notice(request.offset if request.clears else None, event)
         if event is not None:
             self._events[event[0].number, event[1]] += 1
-        asking.source.answer(asking, client.Done())
+        requester.source.answer(requester, client.Done())
 
     def _forget_notice(self, holder: ClientId) -> Notice | None:
         notice = self._notices.pop(holder, None)

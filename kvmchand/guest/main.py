@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from kvmchand.channels.device import CONTROL_PEER
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Requester
 from kvmchand.config import Settings
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
 from kvmchand.guest.handshake import Meeting
@@ -38,7 +38,7 @@ _HOST_DEADLINE = 20.0
 class Waiting:
     """A request that came before the link to the host."""
 
-    asking: Asker
+    requester: Requester
     request: object
     deadline: float
 
@@ -110,8 +110,8 @@ class Guest:
     def _until_next_look(self) -> float | None:
         now = time.monotonic()
         for waiting in [each for each in self._waiting.values() if each.deadline <= now]:
-            del self._waiting[waiting.asking.number]
-            self._refuse(waiting.asking, Unreachable(self._refusal))
+            del self._waiting[waiting.requester.number]
+            self._refuse(waiting.requester, Unreachable(self._refusal))
         waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
         looks = (self._meeting.until_next_look(), self._forward.until_next_look())
         return min([*waits, *(each for each in looks if each is not None)], default=None)
@@ -243,7 +243,7 @@ class Guest:
         self._tell_devices()
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
-            self._ask(each.asking, each.request)
+            self._ask(each.requester, each.request)
         self._forward.on_welcome()
 
     def tell_store(self, message: object) -> bool:
@@ -252,7 +252,7 @@ class Guest:
             self._tell(message)
         return self._is_welcome
 
-    def _answered(self, answer: control.Reply | control.Grant | control.Pages) -> Asker | None:
+    def _answered(self, answer: control.Reply | control.Grant | control.Pages) -> Requester | None:
         """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
         ask = self._unanswered.get(answer.client)
         if ask is None or ask.serial != answer.serial:
@@ -261,8 +261,8 @@ class Guest:
         return self._clients.get(answer.client)
 
     def _on_reply(self, reply: control.Reply) -> None:
-        asking = self._answered(reply)
-        if asking is None:
+        requester = self._answered(reply)
+        if requester is None:
             return
         try:
             content: object = client.replies.decode(reply.reply.encode())
@@ -274,8 +274,8 @@ class Guest:
             content = self._with_devices(content)
         code = content.code if isinstance(content, client.Error) else ""
         ends = code == ProtocolError.code or (code == OutOfResources.code and reply.client not in self._ends)
-        if self._clients.answer(asking, content) and ends:
-            self._clients.drop(asking)
+        if self._clients.answer(requester, content) and ends:
+            self._clients.drop(requester)
 
     def _with_devices(self, listing: client.Listing) -> client.Listing:
         """What the host lists on the first page, and what only we know."""
@@ -283,18 +283,18 @@ class Guest:
         return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.following)
 
     def _on_grant(self, grant: control.Grant) -> None:
-        asking = self._answered(grant)
-        if asking is None:
+        requester = self._answered(grant)
+        if requester is None:
             return
         try:
             function = self._channel_device(grant.peer)
             function.require(grant)
         except ProtocolError as error:
-            self._distrust(asking, error)
+            self._distrust(requester, error)
             return
         event = function.events[grant.vector]
         self._ends[grant.client] = (function, event)
-        self._clients.settle(asking)
+        self._clients.settle(requester)
         granted = client.Granted(
             grant.channel,
             grant.path,
@@ -305,26 +305,26 @@ class Guest:
             Size(function.doorbell),
             grant.ring,
         )
-        self._clients.answer(asking, granted, (function.fd, event))
+        self._clients.answer(requester, granted, (function.fd, event))
 
     def _on_pages(self, given: control.Pages) -> None:
-        asking = self._answered(given)
-        if asking is None:
+        requester = self._answered(given)
+        if requester is None:
             return
         try:
             function = self._channel_device(given.peer)
             function.require_within(given.offset, given.pages * PAGE)
         except ProtocolError as error:
-            self._distrust(asking, error)
+            self._distrust(requester, error)
             return
         self._ends[given.client] = (function, -1)
-        self._clients.settle(asking)
+        self._clients.settle(requester)
         pages = client.Pages(given.ref, given.pages, Size(function.memory + given.offset))
-        self._clients.answer(asking, pages, (function.fd,))
+        self._clients.answer(requester, pages, (function.fd,))
 
-    def _distrust(self, asking: Asker, error: ProtocolError) -> None:
-        log.warning(f"the host granted client {asking.number} what can't be: {error.sentence}")
-        self._refuse(asking, error)
+    def _distrust(self, requester: Requester, error: ProtocolError) -> None:
+        log.warning(f"the host granted client {requester.number} what can't be: {error.sentence}")
+        self._refuse(requester, error)
 
     def _channel_device(self, peer: int) -> Function:
         """The device that a grant is of; ProtocolError where there is none."""
@@ -339,26 +339,26 @@ class Guest:
         log.info(f"ready: {self._sockets}")
         notify("READY=1")
 
-    def on_request(self, asking: Asker, request: object) -> None:
+    def on_request(self, requester: Requester, request: object) -> None:
         if self._is_welcome:
-            self._ask(asking, request)
+            self._ask(requester, request)
         else:
-            self._waiting[asking.number] = Waiting(asking, request, time.monotonic() + _HOST_DEADLINE)
+            self._waiting[requester.number] = Waiting(requester, request, time.monotonic() + _HOST_DEADLINE)
 
-    def _ask(self, asking: Asker, request: object) -> None:
-        self._asked.add(asking.number)
+    def _ask(self, requester: Requester, request: object) -> None:
+        self._asked.add(requester.number)
         self._serial += 1
-        ask = control.Ask(asking.number, self._serial, asking.pid, client.requests.encode(request).decode())
+        ask = control.Ask(requester.number, self._serial, requester.pid, client.requests.encode(request).decode())
         try:
             self._tell(ask)
-            self._unanswered[asking.number] = ask
+            self._unanswered[requester.number] = ask
         except ProtocolError:
-            self._refuse(asking, TooLong("the request is too long for the link to the host: give a shorter path"))
+            self._refuse(requester, TooLong("the request is too long for the link to the host: give a shorter path"))
 
-    def _refuse(self, asking: Asker, error: KvmchanError) -> None:
-        self._clients.answer(asking, client.Error(error.code, error.sentence))
+    def _refuse(self, requester: Requester, error: KvmchanError) -> None:
+        self._clients.answer(requester, client.Error(error.code, error.sentence))
 
-    def on_close(self, closing: Asker) -> None:
+    def on_close(self, closing: Requester) -> None:
         if closing.number not in self._asked:
             self._forget(closing.number)
         elif closing.number not in self._closing:
@@ -367,9 +367,9 @@ class Guest:
             self._tell(control.Close(closing.number))
 
     def _forget(self, number: ClientId) -> None:
-        asking = self._clients.get(number)
-        if asking is not None:
-            self._clients.forget(asking)
+        requester = self._clients.get(number)
+        if requester is not None:
+            self._clients.forget(requester)
         self._drop_state(number)
 
     def _drop_state(self, number: ClientId) -> None:
@@ -390,10 +390,10 @@ class Guest:
 
     def _cut(self, number: ClientId) -> None:
         """Ends a client whose channel's other end can't be reached any more: its waits end with its connection."""
-        asking = self._clients.get(number)
+        requester = self._clients.get(number)
         _, event = self._ends.get(number, (None, -1))
-        if asking is not None:
-            self._clients.drop(asking)  # of which the host hears by on_drop(), if it is there
+        if requester is not None:
+            self._clients.drop(requester)  # of which the host hears by on_drop(), if it is there
         else:
             self._drop_state(number)
         if event >= 0:

@@ -20,7 +20,7 @@ from kvmchand.channels.grants import Grants
 from kvmchand.channels.lifelines import Lifelines
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.registry import DomainKind, Registry, Side
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Requester
 from kvmchand.channels.sharing import Sharing
 from kvmchand.config import Settings
 from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
@@ -58,7 +58,7 @@ _OPENING = (client.Offer, client.Connect, client.Bind, client.Join, client.Share
 class Pending:
     """A request that waits for one of `devices`."""
 
-    asking: Asker
+    requester: Requester
     request: object
     deadline: float
     reason: str
@@ -151,7 +151,7 @@ class Host:
         self._failure = error
         self._loop.stop()
 
-    def on_close(self, closing: Asker) -> None:
+    def on_close(self, closing: Requester) -> None:
         self._forget_request(closing.number)
         if self._channels.has_hung_up(closing.number):
             self._channels.release(closing.number)
@@ -201,8 +201,8 @@ class Host:
 
     def on_guest_reset(self, domain: DomainId) -> None:
         self._store.reset(domain)
-        for waiting in [each for each in self._pending.values() if each.asking.domain == domain]:
-            del self._pending[waiting.asking.number]
+        for waiting in [each for each in self._pending.values() if each.requester.domain == domain]:
+            del self._pending[waiting.requester.number]
         self._channels.forget_visitors(domain)
         for holder in self._holders(domain):
             self._end(holder)
@@ -226,8 +226,8 @@ class Host:
 
     def on_devices_changed(self) -> None:
         for waiting in list(self._pending.values()):
-            del self._pending[waiting.asking.number]
-            self._ask(waiting.asking, waiting.request, waiting.deadline)
+            del self._pending[waiting.requester.number]
+            self._ask(waiting.requester, waiting.request, waiting.deadline)
 
     def on_device_failed(self, device: Device, error: KvmchanError) -> None:
         for waiting in list(self._pending.values()):
@@ -235,8 +235,8 @@ class Host:
                 self._refuse(waiting, error)
 
     def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
-        del self._pending[waiting.asking.number]
-        self._fail(waiting.asking, waiting.request, error)
+        del self._pending[waiting.requester.number]
+        self._fail(waiting.requester, waiting.request, error)
 
     # ---- the store: StoreEvents ----
 
@@ -254,76 +254,76 @@ class Host:
 
     # ---- requests ----
 
-    def on_request(self, asking: Asker, request: object) -> None:
-        if asking.number in self._pending or self._channels.is_waiting(asking.number):
+    def on_request(self, requester: Requester, request: object) -> None:
+        if requester.number in self._pending or self._channels.is_waiting(requester.number):
             # One at a time, as the protocol has it; a guest's daemon may say anything.
-            self._fail(asking, request, ProtocolError("a request came before the answer to the one before"))
+            self._fail(requester, request, ProtocolError("a request came before the answer to the one before"))
             return
-        self._serve_again(asking, request)
+        self._serve_again(requester, request)
 
-    def _serve_again(self, asking: Asker, request: object) -> None:
-        self._ask(asking, request, time.monotonic() + _DEVICE_DEADLINE)
+    def _serve_again(self, requester: Requester, request: object) -> None:
+        self._ask(requester, request, time.monotonic() + _DEVICE_DEADLINE)
 
-    def _ask(self, asking: Asker, request: object, deadline: float) -> None:
+    def _ask(self, requester: Requester, request: object, deadline: float) -> None:
         """Answers a request, now or when a device that it needs has come."""
         try:
             self._require_fds(0)
             try:
-                self._serve(asking, request)
+                self._serve(requester, request)
             except (Busy, LimitReached):
                 self._lifelines.look()  # who is dead must not stand in the way
-                self._serve(asking, request)
+                self._serve(requester, request)
         except NotYet as waiting:
-            self._pending[asking.number] = Pending(asking, request, deadline, waiting.sentence, waiting.devices)
+            self._pending[requester.number] = Pending(requester, request, deadline, waiting.sentence, waiting.devices)
         except KvmchanError as error:
-            self._fail(asking, request, error)
+            self._fail(requester, request, error)
 
-    def _fail(self, asking: Asker, request: object, error: KvmchanError) -> None:
+    def _fail(self, requester: Requester, request: object, error: KvmchanError) -> None:
         """Answers with an error, unless the request waits until it can be met."""
         try:
             if isinstance(error, NotFound | Busy) and self._channels.may_wait(request):
-                self._require_share(asking.domain)
-                self._channels.wait(asking, request)
+                self._require_share(requester.domain)
+                self._channels.wait(requester, request)
                 return
         except (LimitReached, OutOfResources) as another:
             error = another
         # Who holds nothing must not stay where descriptors are short.
         ends = isinstance(error, ProtocolError)
-        ends |= isinstance(error, OutOfResources) and not self._holds(asking.number)
-        if asking.source.answer(asking, client.Error(error.code, error.sentence)) and ends:
-            asking.source.drop(asking)
+        ends |= isinstance(error, OutOfResources) and not self._holds(requester.number)
+        if requester.source.answer(requester, client.Error(error.code, error.sentence)) and ends:
+            requester.source.drop(requester)
 
     def _holds(self, number: ClientId) -> bool:
         return self._registry.held(number) is not None or self._sharing.held(number) is not None
 
-    def _serve(self, asking: Asker, request: object) -> None:
-        if isinstance(request, _OPENING) and self._holds(asking.number):
+    def _serve(self, requester: Requester, request: object) -> None:
+        if isinstance(request, _OPENING) and self._holds(requester.number):
             raise ProtocolError("this connection has a channel or pages already: open one connection for each")
         match request:
             case client.Offer():
-                self._require_share(asking.domain)
-                self._channels.offer(asking, request)
+                self._require_share(requester.domain)
+                self._channels.offer(requester, request)
             case client.Connect():
-                self._channels.connect(asking, request)
+                self._channels.connect(requester, request)
             case client.Bind():
-                self._require_share(asking.domain)
-                self._channels.bind(asking, request)
+                self._require_share(requester.domain)
+                self._channels.bind(requester, request)
             case client.Join():
-                self._channels.join(asking, request)
+                self._channels.join(requester, request)
             case client.Share():
-                self._require_share(asking.domain)
-                self._sharing.share(asking, request)
+                self._require_share(requester.domain)
+                self._sharing.share(requester, request)
             case client.Map():
-                self._require_share(asking.domain)
-                self._sharing.map(asking, request)
+                self._require_share(requester.domain)
+                self._sharing.map(requester, request)
             case client.Notify():
-                self._sharing.notify(asking, request)
+                self._sharing.notify(requester, request)
             case client.GetPort():
-                asking.source.answer(asking, self._channels.port(asking, request))
+                requester.source.answer(requester, self._channels.port(requester, request))
             case client.GetDomains():
-                asking.source.answer(asking, self._domains(asking, request.first))
+                requester.source.answer(requester, self._domains(requester, request.first))
             case client.List():
-                asking.source.answer(asking, self._list(asking, request.after))
+                requester.source.answer(requester, self._list(requester, request.after))
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
 
@@ -346,17 +346,17 @@ class Host:
         if domain != HOST and taken > left:
             raise LimitReached(f"domain {domain} has its share of the daemon's descriptors, {taken}: raise LimitNOFILE")
 
-    def _domains(self, asking: Asker, first: int) -> client.Domains:
+    def _domains(self, requester: Requester, first: int) -> client.Domains:
         numbers = [number for number in sorted(self._registry.domains) if number >= first]
         listed = [client.DomainInfo(each, self._registry.domains[each].value) for each in numbers[: client.DOMAINS_MAX]]
-        return client.Domains(asking.domain, tuple(listed))
+        return client.Domains(requester.domain, tuple(listed))
 
-    def _list(self, asking: Asker, cursor: Size) -> client.Listing:
+    def _list(self, requester: Requester, cursor: Size) -> client.Listing:
         domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
-        guests, links = self._guests.listing() if self._guests is not None and asking.domain == HOST else ((), ())
+        guests, links = self._guests.listing() if self._guests is not None and requester.domain == HOST else ((), ())
 
-        channels = listing.placed_channels(partial(self._channels.listed, asking.domain))
-        most = _LISTING_MAX_IN_GUEST if asking.source is self._guests else _LISTING_MAX
+        channels = listing.placed_channels(partial(self._channels.listed, requester.domain))
+        most = _LISTING_MAX_IN_GUEST if requester.source is self._guests else _LISTING_MAX
         return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, most)
 
 

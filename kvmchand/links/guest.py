@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvmchand.channels.device import Device
-from kvmchand.channels.requester import Asker
+from kvmchand.channels.requester import Requester
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.services.control.sessions import SessionId
 from kvmchand.wire import client, control
 
 
 @dataclass(slots=True, eq=False)
-class Remote(Asker):
+class Remote(Requester):
     """A client in a guest. `remote`: what the guest's daemon calls it. `answer`: to the request numbered `serial`, once it is
     there; it may have to be said again."""
 

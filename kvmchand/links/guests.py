@@ -15,7 +15,7 @@ from kvmchand.channels.device import Device
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import Asker, RequesterEvents
+from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.config import Settings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.ids import HOST, ClientId, DeviceId, DomainId, Size
@@ -337,23 +337,23 @@ class Guests:
             raise ProtocolError("a client's hello is the guest's own to answer")
         self._owner.on_request(remote, request)
 
-    def _session_of(self, asking: Asker) -> tuple[Remote, SessionId | None]:
-        if not isinstance(asking, Remote):
-            raise InternalError(f"client {asking.number} is in no guest")
-        here = asking.guest.remotes.get(asking.remote) is asking
-        return asking, asking.guest.session if here else None
+    def _session_of(self, requester: Requester) -> tuple[Remote, SessionId | None]:
+        if not isinstance(requester, Remote):
+            raise InternalError(f"client {requester.number} is in no guest")
+        here = requester.guest.remotes.get(requester.remote) is requester
+        return requester, requester.guest.session if here else None
 
-    def answer(self, asking: Asker, reply: object) -> bool:
-        if isinstance(reply, client.Error) and isinstance(asking, Remote):
-            log.info(f"domain {asking.domain}, client {asking.number}: refused: {reply.sentence}")
-        remote, session = self._session_of(asking)
+    def answer(self, requester: Requester, reply: object) -> bool:
+        if isinstance(reply, client.Error) and isinstance(requester, Remote):
+            log.info(f"domain {requester.domain}, client {requester.number}: refused: {reply.sentence}")
+        remote, session = self._session_of(requester)
         if session is not None:
             remote.answer = reply_to(remote.remote, remote.serial, reply)
             self._link.send(session, remote.answer)
         return session is not None
 
-    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
-        remote, session = self._session_of(asking)
+    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
+        remote, session = self._session_of(requester)
         if not isinstance(region, SliceRegion):
             raise InternalError(f"channel {channel.number} has no slice that a guest could use")
         if session is None:
@@ -361,7 +361,7 @@ class Guests:
         place = region.slice
         vector = place.vectors[side]
         if vector >= place.device.usable:
-            raise OutOfResources(f"domain {asking.domain} has too few interrupt vectors for this channel: offer it anew")
+            raise OutOfResources(f"domain {requester.domain} has too few interrupt vectors for this channel: offer it anew")
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)
         place.given = True
@@ -372,7 +372,7 @@ class Guests:
             channel.path,
             channel.rings.left,
             channel.rings.right,
-            place.device.peers[asking.domain],
+            place.device.peers[requester.domain],
             place.offset,
             vector,
             Size(region.bell(side)),
@@ -380,30 +380,30 @@ class Guests:
         self._link.send(session, remote.answer)
         return True
 
-    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:  # it has all of a device
-        remote, session = self._session_of(asking)
+    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:  # it has all of a device
+        remote, session = self._session_of(requester)
         if memory.slice is None:
             raise InternalError(f"the pages from {share.ref} on have no slice that a guest could use")
         if session is None:
             return False
         memory.slice.given = True
-        peer = memory.slice.device.peers[asking.domain]
+        peer = memory.slice.device.peers[requester.domain]
         remote.answer = control.Pages(remote.remote, remote.serial, Size(share.ref), share.pages, peer, memory.offset)
         self._link.send(session, remote.answer)
         return True
 
-    def settle(self, settled: Asker) -> None:
+    def settle(self, settled: Requester) -> None:
         """How many clients a guest has is all that is looked at here."""
 
     unsettle = settle
 
-    def forget(self, gone: Asker) -> None:
+    def forget(self, gone: Requester) -> None:
         remote, session = self._session_of(gone)
         if session is not None:
             del remote.guest.remotes[remote.remote]
             self._link.send(session, control.Closed(remote.remote))
 
-    def drop(self, dropped: Asker) -> None:
+    def drop(self, dropped: Requester) -> None:
         """The guest's daemon has been told why; the client is its to end."""
 
     def listing(self) -> tuple[tuple[client.GuestInfo, ...], tuple[client.LinkInfo, ...]]:

@@ -76,7 +76,7 @@ class Domains:
         self._lost = asyncio.Event()
         self._connected = asyncio.Event()
         self._early: list[Callable[[], None]] | None = None
-        """What happened while we were asking which domains run, to be looked at after that."""
+        """What happened while we were requester which domains run, to be looked at after that."""
 
     async def run(self) -> None:
         _register_events(asyncio.get_running_loop())

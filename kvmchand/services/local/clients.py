@@ -16,7 +16,7 @@ from typing import Protocol
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import Asker, RequesterEvents
+from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.errors import InternalError, KvmchanError, ProtocolError
 from kvmchand.ids import GENERATION, ClientId, DomainId, Size
 from kvmchand.linux import libc
@@ -32,7 +32,7 @@ _IDLE_CLIENTS = 1024
 
 
 @dataclass(slots=True, eq=False)
-class Client(Asker):
+class Client(Requester):
     """Main's side of a client."""
 
     sock: socket.socket
@@ -51,7 +51,7 @@ class Clients:
         self._user = user
         self._max_clients = 2 * max_channels + 2 * _IDLE_CLIENTS
         self._clients: dict[ClientId, Client] = {}
-        self._idle: dict[DomainId, dict[ClientId, Asker]] = {}
+        self._idle: dict[DomainId, dict[ClientId, Requester]] = {}
         """Those without a channel, the oldest first."""
         self._generation = 0
         """Of the local process. It numbers its clients, from GENERATION times this on."""
@@ -86,14 +86,14 @@ class Clients:
         if isinstance(message, local.Started):
             return message
         request: object = client.requests.decode(message.request.encode())
-        asking = self._clients.get(message.client)
-        if asking is None:
+        requester = self._clients.get(message.client)
+        if requester is None:
             if len(fds) != 1:
                 return None  # it hung up meanwhile
             if not self._first <= message.client < self._first + GENERATION:
                 raise ProtocolError(f"{message.client} is no number for a new client")
-            asking = self._adopt(message.client, fds)
-        return asking, request
+            requester = self._adopt(message.client, fds)
+        return requester, request
 
     def on_message(self, message: object) -> None:
         if not isinstance(message, tuple):
@@ -141,54 +141,54 @@ class Clients:
         self.forget(gone)
         self._owner.on_loss(gone.number)
 
-    def hold(self, closing: Asker) -> None:
+    def hold(self, closing: Requester) -> None:
         """It shall wait for forget(): says nothing more of its closing."""
         self._loop.modify(_sock(closing).fileno(), 0)
 
-    def settle(self, settled: Asker) -> None:
+    def settle(self, settled: Requester) -> None:
         self._idle[settled.domain].pop(settled.number, None)
 
-    def unsettle(self, idle: Asker) -> None:
+    def unsettle(self, idle: Requester) -> None:
         self._idle[idle.domain][idle.number] = idle
 
-    def answer(self, asking: Asker, reply: object, fds: Sequence[int] = ()) -> bool:
+    def answer(self, requester: Requester, reply: object, fds: Sequence[int] = ()) -> bool:
         try:
-            send_packet(_sock(asking), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+            send_packet(_sock(requester), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
         except OSError:
-            self.drop(asking)
+            self.drop(requester)
             return False
         return True
 
-    def grant(self, asking: Asker, channel: Channel, region: Region, side: Side) -> bool:
-        given = region.grant(side, asking.number)
+    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
+        given = region.grant(side, requester.number)
         try:
-            self.settle(asking)
+            self.settle(requester)
             if side is Side.CLIENT:
                 region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
             rings = channel.rings
             granted = client.Granted(
                 channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
             )
-            return self.answer(asking, granted, (given.memory, *given.events))
+            return self.answer(requester, granted, (given.memory, *given.events))
         finally:
             os.close(given.memory)
 
-    def give(self, asking: Asker, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
-        opened = memory.open(asking.number, writable=writable)
+    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        opened = memory.open(requester.number, writable=writable)
         try:
-            self.settle(asking)
-            return self.answer(asking, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
+            self.settle(requester)
+            return self.answer(requester, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
         finally:
             os.close(opened)
 
-    def forget(self, gone: Asker) -> None:
+    def forget(self, gone: Requester) -> None:
         del self._clients[gone.number]
         self._idle[gone.domain].pop(gone.number, None)
         sock = _sock(gone)
         self._loop.remove(sock.fileno())
         sock.close()
 
-    def drop(self, dropped: Asker) -> None:
+    def drop(self, dropped: Requester) -> None:
         try:
             _sock(dropped).shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -203,7 +203,7 @@ class Clients:
         self._clients.clear()
 
 
-def _sock(asking: Asker) -> socket.socket:
-    if not isinstance(asking, Client):
-        raise InternalError(f"client {asking.number} has no connection here")
-    return asking.sock
+def _sock(requester: Requester) -> socket.socket:
+    if not isinstance(requester, Client):
+        raise InternalError(f"client {requester.number} has no connection here")
+    return requester.sock

@@ -84,7 +84,7 @@ class Channels:
                 f"domain {requester.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
             )
         self._visitors.add(requester.number, requester.domain, place, (requester, request))
-        requester.source.settle(requester)
+        requester.source.mark_busy(requester)
 
     def join(self, requester: Requester, request: client.Join) -> None:
         end = End(requester.number, requester.pid)
@@ -152,7 +152,7 @@ class Channels:
     def _serve_visitor(self, number: ClientId) -> None:
         visit = self._visitors.take(number)
         if visit is not None:
-            visit[0].source.unsettle(visit[0])
+            visit[0].source.mark_idle(visit[0])
             self._again(*visit)
 
     def domain_gone(self, domain: DomainId) -> None:

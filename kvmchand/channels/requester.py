@@ -33,10 +33,10 @@ class Source(Protocol):
     def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
         """Answers with shared pages; as grant()."""
 
-    def settle(self, settled: Requester) -> None:
+    def mark_busy(self, busy: Requester) -> None:
         """It holds something now, or waits for it: it is not idle."""
 
-    def unsettle(self, idle: Requester) -> None:
+    def mark_idle(self, idle: Requester) -> None:
         """It waits no more, and holds nothing yet."""
 
     def forget(self, gone: Requester) -> None:

@@ -294,7 +294,7 @@ class Guest:
             return
         event = function.events[grant.vector]
         self._ends[grant.client] = (function, event)
-        self._clients.settle(requester)
+        self._clients.mark_busy(requester)
         granted = client.Granted(
             grant.channel,
             grant.path,
@@ -318,7 +318,7 @@ class Guest:
             self._distrust(requester, error)
             return
         self._ends[given.client] = (function, -1)
-        self._clients.settle(requester)
+        self._clients.mark_busy(requester)
         pages = client.Pages(given.ref, given.pages, Size(function.memory + given.offset))
         self._clients.answer(requester, pages, (function.fd,))
 
@@ -363,7 +363,7 @@ class Guest:
             self._forget(closing.number)
         elif closing.number not in self._closing:
             self._closing.add(closing.number)
-            self._clients.hold(closing)
+            self._clients.pause(closing)
             self._tell(control.Close(closing.number))
 
     def _forget(self, number: ClientId) -> None:

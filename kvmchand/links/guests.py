@@ -392,10 +392,10 @@ class Guests:
         self._link.send(session, remote.answer)
         return True
 
-    def settle(self, settled: Requester) -> None:
+    def mark_busy(self, busy: Requester) -> None:
         """How many clients a guest has is all that is looked at here."""
 
-    unsettle = settle
+    mark_idle = mark_busy
 
     def forget(self, gone: Requester) -> None:
         remote, session = self._session_of(gone)

@@ -141,14 +141,14 @@ class Clients:
         self.forget(gone)
         self._owner.on_loss(gone.number)
 
-    def hold(self, closing: Requester) -> None:
+    def pause(self, closing: Requester) -> None:
         """It shall wait for forget(): says nothing more of its closing."""
         self._loop.modify(_sock(closing).fileno(), 0)
 
-    def settle(self, settled: Requester) -> None:
-        self._idle[settled.domain].pop(settled.number, None)
+    def mark_busy(self, busy: Requester) -> None:
+        self._idle[busy.domain].pop(busy.number, None)
 
-    def unsettle(self, idle: Requester) -> None:
+    def mark_idle(self, idle: Requester) -> None:
         self._idle[idle.domain][idle.number] = idle
 
     def answer(self, requester: Requester, reply: object, fds: Sequence[int] = ()) -> bool:
@@ -162,7 +162,7 @@ class Clients:
     def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
         given = region.grant(side, requester.number)
         try:
-            self.settle(requester)
+            self.mark_busy(requester)
             if side is Side.CLIENT:
                 region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
             rings = channel.rings
@@ -176,7 +176,7 @@ class Clients:
     def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
         opened = memory.open(requester.number, writable=writable)
         try:
-            self.settle(requester)
+            self.mark_busy(requester)
             return self.answer(requester, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
         finally:
             os.close(opened)

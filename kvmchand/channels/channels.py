@@ -14,7 +14,7 @@ from kvmchand.channels.page import other
 from kvmchand.channels.region import Region
 from kvmchand.channels.registry import Channel, End, Registry, Side
 from kvmchand.channels.requester import Requester
-from kvmchand.channels.waiters import Place, Visitors
+from kvmchand.channels.waiters import Place, Waiters
 from kvmchand.errors import LimitReached, NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
 from kvmchand.wire import client
@@ -34,7 +34,7 @@ class Channels:
         self._max_ring = max_ring
         self._again = again
         self._regions: dict[ChannelId, Region] = {}
-        self._visitors: Visitors[tuple[Requester, client.Connect]] = Visitors()
+        self._waiters: Waiters[tuple[Requester, client.Connect]] = Waiters()
         self._vacant: dict[Place, None] = {}
         """Where there may be a vchan now for those who wait for one."""
 
@@ -79,11 +79,11 @@ class Channels:
         """Keeps one that may_wait(). LimitReached."""
         place = DomainId(request.domain), paths.resolve(request.path, requester.domain)
         most, setting = self._registry.limit(requester.domain)
-        if self._visitors.count(requester.domain) >= most:
+        if self._waiters.count(requester.domain) >= most:
             raise LimitReached(
                 f"domain {requester.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
             )
-        self._visitors.add(requester.number, requester.domain, place, (requester, request))
+        self._waiters.add(requester.number, requester.domain, place, (requester, request))
         requester.source.mark_busy(requester)
 
     def join(self, requester: Requester, request: client.Join) -> None:
@@ -123,37 +123,37 @@ class Channels:
 
     # ---- who waits for an offer ----
 
-    def visitors(self, domain: DomainId) -> int:
+    def waiters(self, domain: DomainId) -> int:
         """How many of a domain's clients wait."""
-        return self._visitors.count(domain)
+        return self._waiters.count(domain)
 
     def is_waiting(self, number: ClientId) -> bool:
-        return number in self._visitors
+        return number in self._waiters
 
-    def forget_visitor(self, number: ClientId) -> None:
-        self._visitors.take(number)
+    def forget_waiter(self, number: ClientId) -> None:
+        self._waiters.take(number)
 
-    def forget_visitors(self, domain: DomainId) -> None:
+    def forget_waiters(self, domain: DomainId) -> None:
         """Those of a guest whose daemon is gone."""
-        for requester, _ in list(self._visitors):
+        for requester, _ in list(self._waiters):
             if requester.domain == domain:
-                self._visitors.take(requester.number)
+                self._waiters.take(requester.number)
 
     def welcome(self) -> None:
         """Serves those who wait where there is a vchan for them now; to be called when nothing else is being served."""
         while self._vacant:
             place = next(iter(self._vacant))
             del self._vacant[place]
-            for number in self._visitors.at(place):
+            for number in self._waiters.at(place):
                 if not self._registry.is_free(*place):
                     break
-                self._serve_visitor(number)
+                self._serve_waiter(number)
 
-    def _serve_visitor(self, number: ClientId) -> None:
-        visit = self._visitors.take(number)
-        if visit is not None:
-            visit[0].source.mark_idle(visit[0])
-            self._again(*visit)
+    def _serve_waiter(self, number: ClientId) -> None:
+        waiter = self._waiters.take(number)
+        if waiter is not None:
+            waiter[0].source.mark_idle(waiter[0])
+            self._again(*waiter)
 
     def domain_gone(self, domain: DomainId) -> None:
         """Of a guest's clients none is left. Who waits for what it would offer, or offers it something, waits in vain."""
@@ -161,8 +161,8 @@ class Channels:
             self._registry.withdraw(channel)
             self._regions[channel.number].bury(Side.CLIENT)
         self._registry.remove_domain(domain)
-        for number in self._visitors.of(domain):
-            self._serve_visitor(number)
+        for number in self._waiters.of(domain):
+            self._serve_waiter(number)
 
     # ---- ends ----
 

@@ -12,15 +12,15 @@ from typing import Generic, TypeVar
 
 from kvmchand.ids import ClientId, DomainId
 
-Visit = TypeVar("Visit")
+Waiter = TypeVar("Waiter")
 """Whatever the owner keeps of a waiting request."""
 Place = tuple[DomainId, str]
 """The server's domain, and the path."""
 
 
 @dataclass(slots=True)
-class Visitors(Generic[Visit]):
-    _by_place: dict[Place, dict[ClientId, Visit]] = field(default_factory=dict)
+class Waiters(Generic[Waiter]):
+    _by_place: dict[Place, dict[ClientId, Waiter]] = field(default_factory=dict)
     _places: dict[ClientId, tuple[DomainId, Place]] = field(default_factory=dict)
     """And whose client each is."""
     _counts: Counter[DomainId] = field(default_factory=Counter)
@@ -28,7 +28,7 @@ class Visitors(Generic[Visit]):
     def __contains__(self, number: ClientId) -> bool:
         return number in self._places
 
-    def __iter__(self) -> Iterator[Visit]:
+    def __iter__(self) -> Iterator[Waiter]:
         for here in self._by_place.values():
             yield from here.values()
 
@@ -36,22 +36,22 @@ class Visitors(Generic[Visit]):
         """How many of a domain's clients wait."""
         return self._counts[domain]
 
-    def add(self, number: ClientId, domain: DomainId, place: Place, visit: Visit) -> None:
+    def add(self, number: ClientId, domain: DomainId, place: Place, waiter: Waiter) -> None:
         """A client of `domain`'s."""
-        self._by_place.setdefault(place, {})[number] = visit
+        self._by_place.setdefault(place, {})[number] = waiter
         self._places[number] = domain, place
         self._counts[domain] += 1
 
-    def take(self, number: ClientId) -> Visit | None:
+    def take(self, number: ClientId) -> Waiter | None:
         """It waits no more, if it did."""
         if number not in self._places:
             return None
         domain, place = self._places.pop(number)
         self._counts[domain] -= 1
-        visit = self._by_place[place].pop(number)
+        waiter = self._by_place[place].pop(number)
         if not self._by_place[place]:
             del self._by_place[place]
-        return visit
+        return waiter
 
     def at(self, place: Place) -> list[ClientId]:
         """Those that wait at a place, the first first."""

@@ -176,7 +176,7 @@ class Host:
 
     def _forget_request(self, number: ClientId) -> None:
         self._pending.pop(number, None)
-        self._channels.forget_visitor(number)
+        self._channels.forget_waiter(number)
 
     def _end(self, holder: ClientId) -> None:
         """What a connection holds ends without a close."""
@@ -203,7 +203,7 @@ class Host:
         self._store.reset(domain)
         for waiting in [each for each in self._pending.values() if each.requester.domain == domain]:
             del self._pending[waiting.requester.number]
-        self._channels.forget_visitors(domain)
+        self._channels.forget_waiters(domain)
         for holder in self._holders(domain):
             self._end(holder)
 
@@ -342,7 +342,7 @@ class Host:
         takes them all. The host may."""
         left = self._require_fds(_CHANNEL_FDS)
         taken = (_CHANNEL_FDS + 2) * self._registry.ends(domain, Side.SERVER)
-        taken += 2 * self._sharing.count(domain) + self._channels.visitors(domain)
+        taken += 2 * self._sharing.count(domain) + self._channels.waiters(domain)
         if domain != HOST and taken > left:
             raise LimitReached(f"domain {domain} has its share of the daemon's descriptors, {taken}: raise LimitNOFILE")
 

@@ -3,28 +3,28 @@
 
 from __future__ import annotations
 
-from kvmchand.channels.waiters import Visitors
+from kvmchand.channels.waiters import Waiters
 from kvmchand.ids import ClientId, DomainId
 
 ONE, TWO = DomainId(1), DomainId(2)
 
 
-def visitors_at(*visits: tuple[int, DomainId, str]) -> Visitors[str]:
-    visitors: Visitors[str] = Visitors()
+def visitors_at(*visits: tuple[int, DomainId, str]) -> Waiters[str]:
+    waiters: Waiters[str] = Waiters()
     for number, server, path in visits:
-        visitors.add(ClientId(number), DomainId(10 + number % 2), (server, path), f"visit {number}")
-    return visitors
+        waiters.add(ClientId(number), DomainId(10 + number % 2), (server, path), f"waiter {number}")
+    return waiters
 
 
 def test_those_at_a_place_are_told_in_their_order_and_wait_until_they_are_taken() -> None:
-    visitors = visitors_at((3, ONE, "/a"), (1, ONE, "/a"), (2, ONE, "/b"), (4, TWO, "/a"))
-    assert list(visitors) == ["visit 3", "visit 1", "visit 2", "visit 4"]
-    assert visitors.at((ONE, "/a")) == [3, 1]
-    assert visitors.at((TWO, "/b")) == []
-    assert visitors.take(ClientId(3)) == "visit 3"
-    assert ClientId(3) not in visitors
-    assert ClientId(1) in visitors
-    assert visitors.at((ONE, "/a")) == [1]
+    waiters = visitors_at((3, ONE, "/a"), (1, ONE, "/a"), (2, ONE, "/b"), (4, TWO, "/a"))
+    assert list(waiters) == ["waiter 3", "waiter 1", "waiter 2", "waiter 4"]
+    assert waiters.at((ONE, "/a")) == [3, 1]
+    assert waiters.at((TWO, "/b")) == []
+    assert waiters.take(ClientId(3)) == "waiter 3"
+    assert ClientId(3) not in waiters
+    assert ClientId(1) in waiters
+    assert waiters.at((ONE, "/a")) == [1]
 
 
 def test_those_of_a_domain_are_told_wherever_they_wait() -> None:
@@ -32,13 +32,13 @@ def test_those_of_a_domain_are_told_wherever_they_wait() -> None:
 
 
 def test_a_domains_clients_are_counted() -> None:
-    visitors = visitors_at((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b"))
-    visitors.take(ClientId(3))
-    assert [visitors.count(DomainId(each)) for each in (10, 11, 12)] == [1, 1, 0]
+    waiters = visitors_at((1, ONE, "/a"), (2, TWO, "/a"), (3, ONE, "/b"))
+    waiters.take(ClientId(3))
+    assert [waiters.count(DomainId(each)) for each in (10, 11, 12)] == [1, 1, 0]
 
 
 def test_who_is_gone_waits_no_more_and_leaves_nothing() -> None:
-    visitors = visitors_at((1, ONE, "/a"))
-    visitors.take(ClientId(1))
-    assert visitors.take(ClientId(1)) is None
-    assert visitors == Visitors()
+    waiters = visitors_at((1, ONE, "/a"))
+    waiters.take(ClientId(1))
+    assert waiters.take(ClientId(1)) is None
+    assert waiters == Waiters()

@@ -159,7 +159,7 @@ class Channels:
         """Of a guest's clients none is left. Who waits for what it would offer, or offers it something, waits in vain."""
         for channel in self._registry.offered_to(domain):
             self._registry.withdraw(channel)
-            self._regions[channel.number].bury(Side.CLIENT)
+            self._regions[channel.number].mark_dead(Side.CLIENT)
         self._registry.remove_domain(domain)
         for number in self._waiters.of(domain):
             self._serve_waiter(number)
@@ -171,9 +171,9 @@ class Channels:
         held = self._registry.held(holder)
         return self._regions[held[0].number] if held is not None else None
 
-    def has_hung_up(self, holder: ClientId) -> bool:
+    def is_closed(self, holder: ClientId) -> bool:
         held = self._registry.held(holder)
-        return held is not None and self._regions[held[0].number].has_hung_up(held[1])
+        return held is not None and self._regions[held[0].number].is_closed(held[1])
 
     def wake(self, channel: Channel, side: Side) -> None:
         """Sends an event in the name of an end, which need not be there any more."""
@@ -186,7 +186,7 @@ class Channels:
         held = self._registry.held(holder)
         if held is not None:
             channel, side = held
-            self._regions[channel.number].bury(side)
+            self._regions[channel.number].mark_dead(side)
             self.release(holder)
 
     def release(self, holder: ClientId) -> None:

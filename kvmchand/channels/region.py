@@ -70,11 +70,11 @@ class Region(ABC):
         the byte too, and so keep the dead end of its own channel."""
         return ofd.byte_is_locked(self.memory, holder)
 
-    def has_hung_up(self, side: Side) -> bool:
+    def is_closed(self, side: Side) -> bool:
         """Whether an end says itself that it is gone."""
         return self._page.live(side) == 0
 
-    def bury(self, side: Side) -> None:
+    def mark_dead(self, side: Side) -> None:
         """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
         self._page.set_live(side, 0)
         self.signal(other(side))

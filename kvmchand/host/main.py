@@ -153,7 +153,7 @@ class Host:
 
     def on_close(self, closing: Requester) -> None:
         self._forget_request(closing.number)
-        if self._channels.has_hung_up(closing.number):
+        if self._channels.is_closed(closing.number):
             self._channels.release(closing.number)
         else:
             self._end(closing.number)

@@ -27,7 +27,7 @@ _NONE_YET = 2
 """The client's live byte where the host waits for one."""
 
 
-class Meeting:
+class Handshake:
     def __init__(self, loop: Loop, on_met: Callable[[Control], None]) -> None:
         """`on_met`: with what a session is made of, whose descriptors stay the device's."""
         self._loop = loop

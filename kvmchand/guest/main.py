@@ -15,7 +15,7 @@ from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.requester import Requester
 from kvmchand.config import Settings
 from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
-from kvmchand.guest.handshake import Meeting
+from kvmchand.guest.handshake import Handshake
 from kvmchand.ids import HOST, PAGE, ClientId, Size
 from kvmchand.linux import libc
 from kvmchand.linux.eventfd import signal_event
@@ -66,7 +66,7 @@ class Guest:
         """Clients whose end the host is asked to release."""
         self._ends: dict[ClientId, tuple[Function, int]] = {}
         """The device that a client's channel is on, and what wakes it."""
-        self._meeting = Meeting(self._loop, self._on_met)
+        self._handshake = Handshake(self._loop, self._on_met)
         self._failure: KvmchanError | None = None
         self._undo = ExitStack()
         try:
@@ -113,7 +113,7 @@ class Guest:
             del self._waiting[waiting.requester.number]
             self._refuse(waiting.requester, Unreachable(self._refusal))
         waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
-        looks = (self._meeting.until_next_look(), self._forward.until_next_look())
+        looks = (self._handshake.until_next_look(), self._forward.until_next_look())
         return min([*waits, *(each for each in looks if each is not None)], default=None)
 
     def on_failure(self, error: KvmchanError) -> None:
@@ -131,7 +131,7 @@ class Guest:
         if function.peer == CONTROL_PEER:
             self._had_control = True
             self._control = function
-            self._meeting.start(function)
+            self._handshake.start(function)
         elif self._is_welcome:
             self._tell(control.Ready(function.peer, len(function.events)))
 
@@ -155,7 +155,7 @@ class Guest:
             return
         if gone is self._control:
             self._part_from_host()
-            self._meeting.stop()
+            self._handshake.stop()
             self._control = None
         for number in [number for number, (function, _) in self._ends.items() if function is gone]:
             self._cut(number)
@@ -195,7 +195,7 @@ class Guest:
         log.warning(f"the link to the host is lost: {sentence}")
         self._part_from_host()
         if self._control is not None:
-            self._meeting.start_anew(self._control)
+            self._handshake.start_anew(self._control)
 
     def on_link_message(self, session: SessionId, message: object) -> None:
         if session != self._session:

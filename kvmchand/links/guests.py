@@ -20,7 +20,7 @@ from kvmchand.config import Settings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
 from kvmchand.ids import HOST, ClientId, DeviceId, DomainId, Size
 from kvmchand.links.guest import Guest, Remote, reply_to
-from kvmchand.links.handshake import Sessions
+from kvmchand.links.handshake import Handshakes
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.links.pool import Pool
 from kvmchand.links.slices import SliceRegion
@@ -76,7 +76,7 @@ class Guests:
         folder = settings.runtime_dir / "ivshmem"
         self._devices = Devices(loop, folder, self, settings.service_user)
         self._link = Link(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
-        self._sessions = Sessions(loop, self._devices, self._link, next_generation)
+        self._handshakes = Handshakes(loop, self._devices, self._link, next_generation)
         self._hypervisor = Hypervisor(loop, settings.libvirt, folder, self)
         self.pool = Pool(self._links, self._devices, self._hypervisor, settings.links)
 
@@ -116,7 +116,7 @@ class Guests:
         guest = self._guests[domain] = Guest(domain, name, device)
         log.info(f"domain {domain} ({name}) is here")
         self._owner.on_guest(domain, name, uuid)
-        self._sessions.add(guest)
+        self._handshakes.add(guest)
 
     def _prepare_links(self, guest: Guest) -> None:
         """Those that stand before their first channel: to the host, and of the pairs in the settings."""
@@ -132,7 +132,7 @@ class Guests:
             return
         log.info(f"domain {domain} ({guest.name}) is gone")
         self._end_session(guest)
-        self._sessions.remove(guest)
+        self._handshakes.remove(guest)
         self._owner.on_guest_gone(domain)
         del self._guests[domain]
         self.pool.remove_guest(domain)
@@ -142,7 +142,7 @@ class Guests:
         if guest is not None:
             log.info(f"domain {domain} ({guest.name}) starts anew")
             self._end_session(guest, hangs_up=False)
-            self._sessions.renew(guest)
+            self._handshakes.renew(guest)
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
         log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
@@ -169,7 +169,7 @@ class Guests:
         for guest in self._guests.values():
             if guest.renew_at is not None and guest.renew_at <= now:
                 guest.renew_at = None
-                self._sessions.renew_if_asked(guest)
+                self._handshakes.renew_if_asked(guest)
             if guest.attach_at is not None and guest.attach_at <= now:
                 guest.attach_at = None
                 self.pool.attach(guest.control, guest.domain)
@@ -221,15 +221,15 @@ class Guests:
     def _end_session(self, guest: Guest, *, hangs_up: bool = True) -> None:
         """The guest's daemon is gone for us: so are its clients, and every end they have."""
         if guest.session is not None:
-            self._sessions.end(guest, hangs_up=hangs_up)
+            self._handshakes.end(guest, hangs_up=hangs_up)
             for device in self._links.of(guest.domain):
                 device.ready.discard(guest.domain)
             guest.remotes.clear()
             self._owner.on_guest_reset(guest.domain)
 
     def on_link_restarted(self) -> None:
-        for session in self._sessions:
-            guest = self._sessions.get(session)
+        for session in self._handshakes:
+            guest = self._handshakes.get(session)
             if guest is not None:
                 self._owner.on_guest_messages_lost(guest.domain)
             self._link.send(session, control.Again())
@@ -241,18 +241,18 @@ class Guests:
             self._link.send(guest.session, message)
 
     def on_link_lost(self, session: SessionId, sentence: str) -> None:
-        guest = self._sessions.get(session)
+        guest = self._handshakes.get(session)
         if guest is not None:
-            self._sessions.hang_up(guest)  # the guest's daemon starts anew then
+            self._handshakes.hang_up(guest)  # the guest's daemon starts anew then
             self._lose(guest, sentence)
 
     def _lose(self, guest: Guest, sentence: str) -> None:
         log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
-        self._end_session(guest, hangs_up=self._sessions.is_there(guest))
-        self._sessions.renew_if_asked(guest)
+        self._end_session(guest, hangs_up=self._handshakes.is_there(guest))
+        self._handshakes.renew_if_asked(guest)
 
     def on_link_message(self, session: SessionId, message: object) -> None:
-        guest = self._sessions.get(session)
+        guest = self._handshakes.get(session)
         if guest is None:
             return
         try:
@@ -306,7 +306,7 @@ class Guests:
                 f"the host's kvmchand speaks version {control.VERSION}, and the guest's {hello.version}: use the same release"
             )
             self._link.send(session, control.Refused(sentence))
-            self._sessions.delay(guest)
+            self._handshakes.delay(guest)
             raise ProtocolError(sentence)
         guest.is_greeted = True
         log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")

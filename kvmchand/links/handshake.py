@@ -31,7 +31,7 @@ _REFUSED_INTERVAL = 5.0
 _TRY_AGAIN = 1.0
 
 
-class Sessions:
+class Handshakes:
     def __init__(self, loop: Loop, devices: Devices, link: Link, next_generation: Callable[[], int]) -> None:
         self._loop = loop
         self._devices = devices

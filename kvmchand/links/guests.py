@@ -88,16 +88,16 @@ class Guests:
     def close(self) -> None:
         self._hypervisor.close()
         self._link.close()
-        self.pool.cold.close()
+        self.pool.cold_plug.close()
         self._devices.close()
 
     # ---- guests: HypervisorEvents ----
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
-        self.pool.cold.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
+        self.pool.cold_plug.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
 
     def on_unprepared(self, uuid: str) -> None:
-        self.pool.cold.withdraw(uuid)
+        self.pool.cold_plug.withdraw(uuid)
 
     def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
         if domain in self._guests:
@@ -198,7 +198,7 @@ class Guests:
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
         """Its QEMU has let go of a device, or has ended."""
         self._hypervisor.on_unplugged(domain, device.number)
-        self.pool.cold.on_lost(device)
+        self.pool.cold_plug.on_lost(device)
         device.attached.discard(domain)
         device.ready.discard(domain)
         device.plugged.discard(domain)
@@ -212,7 +212,7 @@ class Guests:
             self.pool.reap(device)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
-        self.pool.cold.on_lost(device)
+        self.pool.cold_plug.on_lost(device)
         log.warning(f"device {device.number} did not get into domain {domain} whole: its QEMU was cut off")
         self._fail(device, domain, "its QEMU was cut off before it had all of the device: try again")
 

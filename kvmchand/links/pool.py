@@ -48,13 +48,13 @@ class Pool:
         self._hypervisor = hypervisor
         self._settings = settings
         self._guests: set[DomainId] = set()
-        self.cold = ColdPlug(links, devices)
+        self.cold_plug = ColdPlug(links, devices)
 
     # ---- guests ----
 
     def add_guest(self, guest: DomainId, uuid: str) -> None:
         self._guests.add(guest)
-        present = self.cold.take(uuid, guest)
+        present = self.cold_plug.take(uuid, guest)
         if present is not None:
             log.info(f"domain {guest} has {present.size} bytes from its start")
 
@@ -62,7 +62,7 @@ class Pool:
         """It is gone, and its devices with it."""
         self._guests.discard(guest)
         for device in self._links.of(guest):
-            self.cold.on_lost(device)
+            self.cold_plug.on_lost(device)
             device.attached.discard(guest)
             device.plugged.discard(guest)
             device.is_closing = True
@@ -197,4 +197,4 @@ class Pool:
     def fds(self) -> int:
         """Descriptors that the devices cost."""
         sessions = _SESSION_FDS * len(self._guests)
-        return sessions + self.cold.fds + sum(self._devices.fds(device) for device in self._links.devices.values())
+        return sessions + self.cold_plug.fds + sum(self._devices.fds(device) for device in self._links.devices.values())

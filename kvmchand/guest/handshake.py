@@ -16,7 +16,7 @@ from kvmchand.channels.registry import Side
 from kvmchand.ids import Size
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime.loop import Loop
-from kvmchand.services.control.sessions import Control
+from kvmchand.services.control.sessions import ControlEnd
 from kvmchand.services.vfio.functions import Function
 
 _LOOK_AGAIN = 1.0
@@ -28,7 +28,7 @@ _NONE_YET = 2
 
 
 class Handshake:
-    def __init__(self, loop: Loop, on_met: Callable[[Control], None]) -> None:
+    def __init__(self, loop: Loop, on_met: Callable[[ControlEnd], None]) -> None:
         """`on_met`: with what a session is made of, whose descriptors stay the device's."""
         self._loop = loop
         self._on_met = on_met
@@ -78,4 +78,4 @@ class Handshake:
             return
         self.stop()
         fds = (control.fd, control.events[0])
-        self._on_met(Control("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16)))
+        self._on_met(ControlEnd("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16)))

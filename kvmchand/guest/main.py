@@ -24,7 +24,7 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
 from kvmchand.runtime.signals import notify, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.services.control.sessions import Control, Link, SessionId
+from kvmchand.services.control.sessions import ControlEnd, SessionId, Sessions
 from kvmchand.services.local.clients import Clients
 from kvmchand.services.store.forwarding import Forward
 from kvmchand.services.vfio.functions import Function, Functions
@@ -87,11 +87,11 @@ class Guest:
         self._undo.callback(self._clients.close)
         self._forward = Forward(self._loop, self._sockets, self, settings.service_user, self._clients.next_generation)
         self._undo.callback(self._forward.close)
-        self._link = Link(self._loop, self, settings.service_user, is_host=False, rate=settings.limits.guest_requests)
-        self._undo.callback(self._link.close)
+        self._sessions = Sessions(self._loop, self, settings.service_user, is_host=False, rate=settings.limits.guest_requests)
+        self._undo.callback(self._sessions.close)
         self._functions = Functions(self._loop, self, noiommu=settings.noiommu)
         self._undo.callback(self._functions.close)
-        self._link.start()
+        self._sessions.start()
         self._functions.start()
         self._forward.start()
         self._clients.start()
@@ -167,18 +167,18 @@ class Guest:
 
     # ---- the control vchan ----
 
-    def _on_met(self, end: Control) -> None:
-        self._session = self._link.open(end)
+    def _on_met(self, end: ControlEnd) -> None:
+        self._session = self._sessions.open(end)
         self._tell(control.Hello(control.VERSION))
 
     def _tell(self, message: object) -> None:
         if self._session is not None:
-            self._link.send(self._session, message)
+            self._sessions.send(self._session, message)
 
     def _part_from_host(self) -> None:
         """Whatever stood on the session is over."""
         if self._session is not None:
-            self._link.close_session(self._session)
+            self._sessions.close_session(self._session)
         self._session = None
         self._is_welcome = False
         for number in list(self._asked):
@@ -189,7 +189,7 @@ class Guest:
 
     # ---- the session: SessionEvents ----
 
-    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+    def on_session_lost(self, session: SessionId, sentence: str) -> None:
         if session != self._session:
             return
         log.warning(f"the link to the host is lost: {sentence}")
@@ -197,7 +197,7 @@ class Guest:
         if self._control is not None:
             self._handshake.start_anew(self._control)
 
-    def on_link_message(self, session: SessionId, message: object) -> None:
+    def on_session_message(self, session: SessionId, message: object) -> None:
         if session != self._session:
             return
         match message:
@@ -216,11 +216,11 @@ class Guest:
                 if message.client in self._closing:
                     self._forget(message.client)
             case control.Again():
-                self.on_link_restarted()
+                self.on_control_restarted()
             case store.Output() | store.Ended():
                 self._forward.on_host_message(message)
 
-    def on_link_restarted(self) -> None:
+    def on_control_restarted(self) -> None:
         """Says all again that is not answered: the host does nothing twice, but answers twice."""
         self._forward.on_parted()
         if self._is_welcome:

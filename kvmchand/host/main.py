@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon's main process on a host: owns every descriptor, applies the registry's rules, and starts the services.
 
-It parses no outside byte: what clients say comes from the local process and the link process, encoded anew. It answers local
+It parses no outside byte: what clients say comes from the local process and the control process, encoded anew. It answers local
 clients itself, so that regions pass through no other process.
 """
 

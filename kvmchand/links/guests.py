@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The guests, as the host's main process has them: each one's control session and devices, and who in it asks for what.
 
-A guest's devices come and go by the hypervisor and the ivshmem server, its requests by the link process; what follows for
+A guest's devices come and go by the hypervisor and the ivshmem server, its requests by the control process; what follows for
 channels is the owner's.
 """
 
@@ -26,7 +26,7 @@ from kvmchand.links.pool import Pool
 from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.services.control.sessions import Link, SessionId
+from kvmchand.services.control.sessions import SessionId, Sessions
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.coldplug_xml import StartLink
 from kvmchand.services.libvirt.hypervisor import Hypervisor
@@ -75,19 +75,19 @@ class Guests:
         self._guests: dict[DomainId, Guest] = {}
         folder = settings.runtime_dir / "ivshmem"
         self._devices = Devices(loop, folder, self, settings.service_user)
-        self._link = Link(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
-        self._handshakes = Handshakes(loop, self._devices, self._link, next_generation)
+        self._sessions = Sessions(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
+        self._handshakes = Handshakes(loop, self._devices, self._sessions, next_generation)
         self._hypervisor = Hypervisor(loop, settings.libvirt, folder, self)
         self.pool = Pool(self._links, self._devices, self._hypervisor, settings.links)
 
     def start(self) -> None:
         self._devices.start()
-        self._link.start()
+        self._sessions.start()
         self._hypervisor.start()
 
     def close(self) -> None:
         self._hypervisor.close()
-        self._link.close()
+        self._sessions.close()
         self.pool.cold_plug.close()
         self._devices.close()
 
@@ -227,20 +227,20 @@ class Guests:
             guest.remotes.clear()
             self._owner.on_guest_reset(guest.domain)
 
-    def on_link_restarted(self) -> None:
+    def on_control_restarted(self) -> None:
         for session in self._handshakes:
             guest = self._handshakes.get(session)
             if guest is not None:
                 self._owner.on_guest_messages_lost(guest.domain)
-            self._link.send(session, control.Again())
+            self._sessions.send(session, control.Again())
 
     def tell(self, domain: DomainId, message: object) -> None:
         """Its daemon, if that is there."""
         guest = self._guests.get(domain)
         if guest is not None and guest.session is not None:
-            self._link.send(guest.session, message)
+            self._sessions.send(guest.session, message)
 
-    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+    def on_session_lost(self, session: SessionId, sentence: str) -> None:
         guest = self._handshakes.get(session)
         if guest is not None:
             self._handshakes.hang_up(guest)  # the guest's daemon starts anew then
@@ -251,14 +251,14 @@ class Guests:
         self._end_session(guest, hangs_up=self._handshakes.is_there(guest))
         self._handshakes.renew_if_asked(guest)
 
-    def on_link_message(self, session: SessionId, message: object) -> None:
+    def on_session_message(self, session: SessionId, message: object) -> None:
         guest = self._handshakes.get(session)
         if guest is None:
             return
         try:
             self._obey(guest, session, message)
         except ProtocolError as error:
-            self._lose(guest, error.sentence)  # the link process hangs up, after what it was told to say before
+            self._lose(guest, error.sentence)  # the control process hangs up, after what it was told to say before
 
     def _obey(self, guest: Guest, session: SessionId, message: object) -> None:
         match message:
@@ -271,7 +271,7 @@ class Guests:
             case control.Close():
                 remote = guest.remotes.get(message.client)
                 if remote is None:
-                    self._link.send(session, control.Closed(message.client))
+                    self._sessions.send(session, control.Closed(message.client))
                 else:
                     self._owner.on_close(remote)
             case store.Request() | store.Taken() | store.Ended():
@@ -299,18 +299,18 @@ class Guests:
 
     def _greet(self, guest: Guest, session: SessionId, hello: control.Hello) -> None:
         if guest.is_greeted:
-            self._link.send(session, control.Welcome(guest.domain))  # it was lost with a link process
+            self._sessions.send(session, control.Welcome(guest.domain))  # it was lost with a control process
             return
         if hello.version != control.VERSION:
             sentence = (
                 f"the host's kvmchand speaks version {control.VERSION}, and the guest's {hello.version}: use the same release"
             )
-            self._link.send(session, control.Refused(sentence))
+            self._sessions.send(session, control.Refused(sentence))
             self._handshakes.delay(guest)
             raise ProtocolError(sentence)
         guest.is_greeted = True
         log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
-        self._link.send(session, control.Welcome(guest.domain))
+        self._sessions.send(session, control.Welcome(guest.domain))
         self._prepare_links(guest)
 
     # ---- requests: Source ----
@@ -323,14 +323,14 @@ class Guests:
                 error = LimitReached(
                     f"domain {guest.domain} has {len(guest.remotes)} clients: guest_channels in the host's settings"
                 )
-                self._link.send(session, reply_to(ask.client, ask.serial, client.Error(error.code, error.sentence)))
+                self._sessions.send(session, reply_to(ask.client, ask.serial, client.Error(error.code, error.sentence)))
                 return
             guest.numbers += 1
             remote = Remote(self, ClientId(guest.numbers), guest.domain, ask.pid, guest, ask.client)
             guest.remotes[ask.client] = remote
         if not remote.is_new(ask.serial):
             if ask.serial == remote.serial and remote.answer is not None:
-                self._link.send(session, remote.answer)  # what it was told may be lost
+                self._sessions.send(session, remote.answer)  # what it was told may be lost
             return
         request: object = client.requests.decode(ask.request.encode())
         if isinstance(request, client.Hello):
@@ -349,7 +349,7 @@ class Guests:
         remote, session = self._session_of(requester)
         if session is not None:
             remote.answer = reply_to(remote.remote, remote.serial, reply)
-            self._link.send(session, remote.answer)
+            self._sessions.send(session, remote.answer)
         return session is not None
 
     def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
@@ -377,7 +377,7 @@ class Guests:
             vector,
             Size(region.bell(side)),
         )
-        self._link.send(session, remote.answer)
+        self._sessions.send(session, remote.answer)
         return True
 
     def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:  # it has all of a device
@@ -389,7 +389,7 @@ class Guests:
         memory.slice.given = True
         peer = memory.slice.device.peers[requester.domain]
         remote.answer = control.Pages(remote.remote, remote.serial, Size(share.ref), share.pages, peer, memory.offset)
-        self._link.send(session, remote.answer)
+        self._sessions.send(session, remote.answer)
         return True
 
     def mark_busy(self, busy: Requester) -> None:
@@ -401,7 +401,7 @@ class Guests:
         remote, session = self._session_of(gone)
         if session is not None:
             del remote.guest.remotes[remote.remote]
-            self._link.send(session, control.Closed(remote.remote))
+            self._sessions.send(session, control.Closed(remote.remote))
 
     def drop(self, dropped: Requester) -> None:
         """The guest's daemon has been told why; the client is its to end."""

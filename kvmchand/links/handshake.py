@@ -18,7 +18,7 @@ from kvmchand.links.guest import Guest
 from kvmchand.linux.eventfd import drain_event, signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.services.control.sessions import Control, Link, SessionId
+from kvmchand.services.control.sessions import ControlEnd, SessionId, Sessions
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.wire import control
 
@@ -32,10 +32,10 @@ _TRY_AGAIN = 1.0
 
 
 class Handshakes:
-    def __init__(self, loop: Loop, devices: Devices, link: Link, next_generation: Callable[[], int]) -> None:
+    def __init__(self, loop: Loop, devices: Devices, sessions: Sessions, next_generation: Callable[[], int]) -> None:
         self._loop = loop
         self._devices = devices
-        self._link = link
+        self._sessions = sessions
         self._next_generation = next_generation
         self._guests: dict[SessionId, Guest] = {}
 
@@ -70,7 +70,7 @@ class Handshakes:
     def end(self, guest: Guest, *, hangs_up: bool) -> None:
         """`hangs_up`: it may not know; not where the page is made anew at once."""
         if guest.session is not None:
-            self._link.close_session(guest.session, hangs_up=hangs_up)
+            self._sessions.close_session(guest.session, hangs_up=hangs_up)
             del self._guests[guest.session]
             guest.session = None
             self._watch(guest)
@@ -80,7 +80,7 @@ class Handshakes:
         return self._page(guest).live(Side.CLIENT) != 0
 
     def hang_up(self, guest: Guest) -> None:
-        """Where the link process could not."""
+        """Where the control process could not."""
         self._page(guest).set_live(Side.SERVER, 0)
         signal_event(self._bell(guest))
 
@@ -116,14 +116,14 @@ class Handshakes:
         event = self._event(guest)
         fds = (self._devices.memory(guest.control), event, self._bell(guest))
         drain_event(event)
-        guest.session = self._link.open(Control("eventfd", fds, Size(0), Size(0), Size(0)), guest.domain)
+        guest.session = self._sessions.open(ControlEnd("eventfd", fds, Size(0), Size(0), Size(0)), guest.domain)
         guest.numbers = self._next_generation() * GENERATION
         guest.is_greeted = False
         self._guests[guest.session] = guest
         signal_event(self._bell(guest))
 
     def _watch(self, guest: Guest) -> None:
-        """Hears the guest ring, while the link process does not."""
+        """Hears the guest ring, while the control process does not."""
         self._loop.add(self._event(guest), lambda _events: self._on_event(guest))
 
     def _on_event(self, guest: Guest) -> None:

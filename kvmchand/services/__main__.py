@@ -7,7 +7,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-_MODULES = {"forward": "store.forwarder", "link": "control.process"}
+_MODULES = {"forward": "store.forwarder"}
 """Those that are not named for their folder."""
 
 if __name__ == "__main__":

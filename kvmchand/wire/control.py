@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a guest's daemon and the host's, over the control vchan; and those between a link process, which
+"""The messages between a guest's daemon and the host's, over the control vchan; and those between a control process, which
 reads them, and its main.
 
 On the ring each packet is 4 bytes of length, little-endian, and so many of JSON. The host is the vchan's server. A guest that
@@ -132,15 +132,15 @@ class Closed(Record):
 
 
 class Again(Record):
-    """Messages may be lost, either way, for a link process has died: everything that is not answered is to be said again. What
+    """Messages may be lost, either way, for a control process has died: everything that is not answered is to be said again. What
     had come the first time gets the same answer. Connections to the store are over."""
 
 
-# ---- between main and its link process ----
+# ---- between main and its control process ----
 
 
 class Attach(Record):
-    """main → link: serve an end of a control vchan. `is_server`: the host's. The rest and the descriptors are as of
+    """main → control: serve an end of a control vchan. `is_server`: the host's. The rest and the descriptors are as of
     kvmchand.wire.client.Granted. `rate`: requests a second that are passed on, of the guest `domain`, in whichever session."""
 
     session: Size
@@ -154,14 +154,14 @@ class Attach(Record):
 
 
 class Send(Record):
-    """main → link: put a packet into the session's ring."""
+    """main → control: put a packet into the session's ring."""
 
     session: Size
     packet: Packet
 
 
 class Detach(Record):
-    """main → link: the session is over. `hangs_up`: say so to the other end; not where the page may be another session's by
+    """main → control: the session is over. `hangs_up`: say so to the other end; not where the page may be another session's by
     then. No answer."""
 
     session: Size
@@ -169,24 +169,24 @@ class Detach(Record):
 
 
 class Start(Record):
-    """main → link: all that was there before is sent; drop privileges and serve."""
+    """main → control: all that was there before is sent; drop privileges and serve."""
 
     user: str
 
 
 class Started(Record):
-    """link → main: serving."""
+    """control → main: serving."""
 
 
 class Received(Record):
-    """link → main: what came, encoded anew from what was decoded."""
+    """control → main: what came, encoded anew from what was decoded."""
 
     session: Size
     packet: Packet
 
 
 class Lost(Record):
-    """link → main: the other end is gone, or broke the rules as `sentence` says. Nothing more of this session comes."""
+    """control → main: the other end is gone, or broke the rules as `sentence` says. Nothing more of this session comes."""
 
     session: Size
     sentence: str
@@ -213,10 +213,10 @@ TO_GUEST: dict[str, type] = {
     "store-output": store.Output,
     "store-ended": store.Ended,
 }
-TO_LINK: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
+TO_CONTROL: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
 TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lost}
 
 to_host = Codec(TO_HOST)
 to_guest = Codec(TO_GUEST)
-to_link = Codec(TO_LINK, most=SERVICE_PACKET_MAX)
+to_control = Codec(TO_CONTROL, most=SERVICE_PACKET_MAX)
 to_main = Codec(TO_MAIN, most=SERVICE_PACKET_MAX)

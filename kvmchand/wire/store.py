@@ -2,8 +2,8 @@
 """The messages between a daemon's main process and its store process, over a socket pair of their own: on a host the one that has
 the tree, in a guest the one that forwards to that.
 
-Some pass the control vchan too (kvmchand.wire.link), between a guest's main and the host's. `client` is then the guest's number
-of a connection; each side knows it by one of its own as well.
+Some pass the control vchan too (kvmchand.wire.control), between a guest's main and the host's. `client` is then the guest's
+number of a connection; each side knows it by one of its own as well.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The link process: reads the control rings. On a host those of all guests, in a guest the one to its host.
+"""The control process: reads the control rings. On a host those of all guests, in a guest the one to its host.
 
 Everything in a ring is the other machine's to write, so nothing here believes it. A packet is taken only whole, so that a process
 that is started again goes on where this one was. When main ends, every session is hung up: the other side then knows at once.
@@ -205,11 +205,11 @@ class Session:
         dataplane.detach(self._ctrl)
 
 
-class Link(Worker):
+class Control(Worker):
     """The process's whole state."""
 
     def __init__(self, main: socket.socket, marker: Marker) -> None:
-        super().__init__(main, marker, control.to_link, control.to_main)
+        super().__init__(main, marker, control.to_control, control.to_main)
         self._sessions: dict[int, Session] = {}
         self._buckets: dict[int, tuple[Bucket, Bucket]] = {}
         """By the guest's domain."""
@@ -317,4 +317,4 @@ class Link(Worker):
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
-    serve("kvmchand-link", Link, socket_fd, marker_fd)
+    serve("kvmchand-ctrl", Control, socket_fd, marker_fd)

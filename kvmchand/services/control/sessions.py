@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Control sessions, as main has them: the link process that reads their rings, and what each is made of.
+"""Control sessions, as main has them: the control process that reads their rings, and what each is made of.
 
-A link process that dies is started again and given the sessions back, except the one whose bytes it was reading.
+A control process that dies is started again and given the sessions back, except the one whose bytes it was reading.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SessionId = int
 
 
 class SessionEvents(Protocol):
-    def on_link_restarted(self) -> None:
-        """A link process has died: what was under way on any session may be lost."""
+    def on_control_restarted(self) -> None:
+        """A control process has died: what was under way on any session may be lost."""
 
-    def on_link_message(self, session: SessionId, message: object) -> None: ...
+    def on_session_message(self, session: SessionId, message: object) -> None: ...
 
-    def on_link_lost(self, session: SessionId, sentence: str) -> None:
+    def on_session_lost(self, session: SessionId, sentence: str) -> None:
         """The other end is gone, or broke the rules. The session is closed."""
 
     def on_failure(self, error: KvmchanError) -> None:
@@ -37,7 +37,7 @@ class SessionEvents(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Control:
+class ControlEnd:
     """What an end of a control vchan is made of. The descriptors stay the caller's until open() has dup'ed them."""
 
     events: str
@@ -47,7 +47,7 @@ class Control:
     ring: Size
 
 
-class Link:
+class Sessions:
     def __init__(self, loop: Loop, owner: SessionEvents, user: str, *, is_host: bool, rate: int) -> None:
         self._owner = owner
         self._user = user
@@ -55,16 +55,16 @@ class Link:
         self._rate = rate
         self._incoming: Codec = control.to_host if is_host else control.to_guest
         self._outgoing: Codec = control.to_guest if is_host else control.to_host
-        self._sessions: dict[SessionId, tuple[Control, DomainId, Fds]] = {}
+        self._sessions: dict[SessionId, tuple[ControlEnd, DomainId, Fds]] = {}
         self._last: SessionId = 0
         self._is_restarted = False
-        """Whether the link process that starts is not the first."""
-        self._service = SupervisedService(loop, "link", self)
+        """Whether the control process that starts is not the first."""
+        self._service = SupervisedService(loop, "control", self)
 
     def start(self) -> None:
         self._service.start()
 
-    def open(self, end: Control, domain: DomainId = HOST) -> SessionId:
+    def open(self, end: ControlEnd, domain: DomainId = HOST) -> SessionId:
         """A new session, with a guest, or in one with the host. OutOfResources: no descriptors are left."""
         try:
             fds = Fds.duplicates(end.fds)
@@ -78,7 +78,7 @@ class Link:
     def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
         end, domain, fds = self._sessions[session]
         message = control.Attach(Size(session), domain, self._is_host, end.events, end.offset, end.doorbell, end.ring, self._rate)
-        return control.to_link.encode(message), fds.borrow()
+        return control.to_control.encode(message), fds.borrow()
 
     def send(self, session: SessionId, message: object) -> None:
         """To the other end; nothing where the session is over. ProtocolError: the message is too long."""
@@ -86,21 +86,21 @@ class Link:
         if len(packet) > control.PACKET_MAX:
             raise ProtocolError(f"a message of {len(packet)} bytes is more than a control ring's packet may have")
         if session in self._sessions:
-            self._service.send(control.to_link.encode(control.Send(Size(session), packet.decode())))
+            self._service.send(control.to_control.encode(control.Send(Size(session), packet.decode())))
 
     def close_session(self, session: SessionId, *, hangs_up: bool = True) -> None:
         """`hangs_up`: the other end is told, after what it was sent before. Without that nothing more is written to its page."""
         if session in self._sessions:
-            self._service.send(control.to_link.encode(control.Detach(Size(session), hangs_up)))
+            self._service.send(control.to_control.encode(control.Detach(Size(session), hangs_up)))
             self._forget(session)
 
     def _forget(self, session: SessionId) -> None:
         self._sessions.pop(session)[2].close()
 
-    # ---- the link process: ServiceEvents ----
+    # ---- the control process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
-        start: tuple[bytes, Sequence[int]] = (control.to_link.encode(control.Start(self._user)), ())
+        start: tuple[bytes, Sequence[int]] = (control.to_control.encode(control.Start(self._user)), ())
         return [*(self._attach(session) for session in self._sessions), start]
 
     def decode(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | control.Started:
@@ -116,7 +116,7 @@ class Link:
     def on_message(self, message: object) -> None:
         if not isinstance(message, tuple):
             if self._is_restarted:
-                self._owner.on_link_restarted()
+                self._owner.on_control_restarted()
             self._is_restarted = True
             return
         session, content = message
@@ -124,16 +124,16 @@ class Link:
             return  # closed meanwhile
         if isinstance(content, control.Lost):
             self._forget(session)
-            self._owner.on_link_lost(session, content.sentence)
+            self._owner.on_session_lost(session, content.sentence)
             return
         self._service.reset_failures()
-        self._owner.on_link_message(session, content)
+        self._owner.on_session_message(session, content)
 
     def on_death(self, culprit: int | None) -> None:
         if culprit is not None and culprit in self._sessions:
-            log.warning(f"control session {culprit} is ended, for its bytes ended the link process")
+            log.warning(f"control session {culprit} is ended, for its bytes ended the control process")
             self._forget(culprit)
-            self._owner.on_link_lost(culprit, "its bytes ended the link process")
+            self._owner.on_session_lost(culprit, "its bytes ended the control process")
 
     def on_failure(self, error: KvmchanError) -> None:
         self._owner.on_failure(error)

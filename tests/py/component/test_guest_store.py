@@ -148,8 +148,8 @@ def test_a_guests_connections_end_with_its_session(host: ScriptedHost, alice: Gu
 def test_a_guests_connections_end_with_the_link_process(host: ScriptedHost, alice: Guest) -> None:
     with StoreClient(host.store_path()) as writer:
         ask(alice, FIRST, packet(Kind.WATCH, "data", "t"))
-        eventually(lambda: is_asleep(host.service("link")))
-        host.kill_service("link")
+        eventually(lambda: is_asleep(host.service("control")))
+        host.kill_service("control")
         while not isinstance(alice.hear(), control.Again):
             pass
         writer.write(f"/local/domain/{ALICE}/data", "x")
@@ -316,7 +316,7 @@ def test_connections_end_where_messages_may_be_lost(guest: GuestDaemon, by: str)
         if by == "host":
             guest.say(control.Again())
         else:
-            guest.kill_service("link")
+            guest.kill_service("control")
         client.hear_end()
         assert guest.hear() == store.Ended(asked.client)
 

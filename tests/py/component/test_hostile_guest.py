@@ -302,7 +302,7 @@ def test_a_read_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, 
 
 def test_the_hosts_own_indexes_are_not_read_from_the_page(host: ScriptedHost, alice: Guest) -> None:
     lie = 0x55555555
-    with stopped(host.services()["link"]):
+    with stopped(host.services()["control"]):
         alice.request(1, wire.List(Size(0)))
         for where in (LEFT_CONS, RIGHT_PROD):
             UINT32.pack_into(alice.page, where, lie)
@@ -628,7 +628,7 @@ def test_a_guest_with_a_local_domains_number_is_not_that_domain(run: Run) -> Non
 def test_many_answers_at_once_are_no_fault_of_the_link_process(run: Run) -> None:
     host = run("[limits]\nguest_requests = 100000\nguest_channels = 3000")
     alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
-    before = host.services()["link"]
+    before = host.services()["control"]
     for number in range(3000):
         alice.request(number, offer(BOB, f"x/{number}"))
     host.hypervisor.wait(alice.new_devices, "no device")
@@ -637,7 +637,7 @@ def test_many_answers_at_once_are_no_fault_of_the_link_process(run: Run) -> None
     for number in range(3000):
         assert isinstance(alice.answer(number), wire.Error)
     assert bob.is_answered()
-    assert host.services()["link"] == before
+    assert host.services()["control"] == before
 
 
 def test_a_machine_that_is_destroyed_leaves_nothing_and_its_peers_know(host: ScriptedHost, bob: Guest) -> None:
@@ -676,16 +676,16 @@ def test_a_machine_that_reboots_starts_anew_with_its_devices(host: ScriptedHost,
 
 
 def kill_link(host: ScriptedHost, *, reading: int = 0) -> None:
-    """Ends the link process, in the midst of reading a session's bytes, or nobody's."""
-    pid = host.services()["link"]
+    """Ends the control process, in the midst of reading a session's bytes, or nobody's."""
+    pid = host.services()["control"]
     eventually(lambda: is_asleep(pid))
     os.kill(pid, signal.SIGSTOP)
     fds = Path(f"/proc/{pid}/fd").iterdir()
-    marker = next(each for each in fds if str(each.readlink()).startswith("/memfd:kvmchand-link"))
+    marker = next(each for each in fds if str(each.readlink()).startswith("/memfd:kvmchand-ctrl"))
     with marker.open("r+b") as file:
         file.write(struct.pack("=Q", reading))
     os.kill(pid, signal.SIGKILL)
-    eventually(lambda: host.services().get("link", pid) != pid)
+    eventually(lambda: host.services().get("control", pid) != pid)
 
 
 def test_sessions_and_channels_outlive_the_link_process(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
@@ -708,7 +708,7 @@ def test_the_guest_whose_bytes_ended_the_link_process_loses_its_session_alone(
 ) -> None:
     near, far = channel(host, bob)
     kill_link(host, reading=1)
-    host.wait_log(f"the control link to domain {ALICE} is lost: its bytes ended the link process")
+    host.wait_log(f"the control link to domain {ALICE} is lost: its bytes ended the control process")
     assert bob.is_answered()
     assert_alive(near, far)
     alice.hear_end()
@@ -719,7 +719,7 @@ def test_the_guest_whose_bytes_ended_the_link_process_loses_its_session_alone(
 def test_a_ring_that_was_broken_while_the_link_process_was_away_ends_the_session(
     host: ScriptedHost, alice: Guest, bob: Guest
 ) -> None:
-    pid = host.services()["link"]
+    pid = host.services()["control"]
     eventually(lambda: is_asleep(pid))
     os.kill(pid, signal.SIGSTOP)
     for where in (LEFT_CONS, LEFT_PROD, RIGHT_CONS, RIGHT_PROD):

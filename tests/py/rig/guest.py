@@ -268,7 +268,7 @@ class ScriptedHost(Daemon):
 
     def _fds_at_rest(self) -> dict[str, list[str]]:
         self.hypervisor.wait_started()
-        ours = {"local", "link", "ivshmem", "store"}
+        ours = {"local", "control", "ivshmem", "store"}
         eventually(lambda: ours <= self.services().keys() and all(is_asleep(pid) for pid in services_of(self.pid).values()))
         return super()._fds_at_rest()
 

@@ -75,7 +75,7 @@ class GuestDaemon(Daemon):
                 assert isinstance(vfio.to_vfio.decode(data), vfio.Start)
                 self.tell(vfio.Started())
                 eventually(lambda: "ready: " in self.log(), self.log)
-                ours = {"local", "link", "forward"}
+                ours = {"local", "control", "forward"}
                 eventually(lambda: ours <= self.services().keys() and all(is_asleep(each) for each in self.services().values()))
                 self.baseline = self.fds()
                 self.control = Device(CONTROL_PEER, control.DEVICE_BYTES, 1)
@@ -133,7 +133,7 @@ class GuestDaemon(Daemon):
         while self.page[CLIENT_LIVE] != ATTACHED:
             self.wait_started()
             self.make_page()
-            # The guest's main may say only now that it starts, when its link process has said so before.
+            # The guest's main may say only now that it starts, when its control process has said so before.
             self.until(lambda: self.page[CLIENT_LIVE] != NONE_YET, "the guest's daemon does not come")
         return self
 

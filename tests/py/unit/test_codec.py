@@ -32,7 +32,7 @@ PROTOCOLS: list[tuple[Codec, dict[str, type]]] = [
     (store.from_forwarder, store.FROM_FORWARDER),
     (control.to_host, control.TO_HOST),
     (control.to_guest, control.TO_GUEST),
-    (control.to_link, control.TO_LINK),
+    (control.to_control, control.TO_CONTROL),
     (control.to_main, control.TO_MAIN),
 ]
 KINDS = [(codec, kind, cls) for codec, kinds in PROTOCOLS for kind, cls in kinds.items()]

@@ -170,7 +170,7 @@ def test_a_killed_guest_daemon_is_gone_at_once_and_can_be_started_again(
     assert_usable(network, stream, guest)
 
 
-@pytest.mark.parametrize("service", ["local", "link", "ivshmem", "libvirt"])
+@pytest.mark.parametrize("service", ["local", "control", "ivshmem", "libvirt"])
 def test_a_killed_service_of_the_host_is_not_noticed(
     network: Network, watch: Path, stream: Path, guest: Machine, other: Machine, service: str
 ) -> None:
@@ -185,7 +185,7 @@ def test_a_killed_service_of_the_host_is_not_noticed(
     serving.wait_line("gone")
 
 
-@pytest.mark.parametrize("service", ["local", "link", "vfio"])
+@pytest.mark.parametrize("service", ["local", "control", "vfio"])
 def test_a_killed_service_of_a_guest_leaves_it_usable(
     network: Network, watch: Path, stream: Path, guest: Machine, service: str
 ) -> None:

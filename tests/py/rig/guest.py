@@ -47,7 +47,7 @@ def stand_in(folder: Path, service: str) -> Path:
     packages.mkdir(parents=True)
     shutil.copytree(SITE / "kvmchand", packages / "kvmchand")
     (packages / "libxenvchan_shim").symlink_to(SITE / "libxenvchan_shim")
-    shutil.copy(RELAY, packages / "kvmchand" / "services" / f"{service}.py")
+    shutil.copy(RELAY, packages / "kvmchand" / "services" / service / "process.py")
     (folder / "bin").mkdir()
     shutil.copy(SITE.parents[1] / "bin" / "kvmchand", folder / "bin")
     return folder / "bin" / "kvmchand"

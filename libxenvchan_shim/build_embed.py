@@ -23,7 +23,7 @@ def main(interface: str, output: str) -> None:
     ffi.cdef(types)
     ffi.embedding_api(functions.split("/* cffi: end */")[0])
     ffi.embedding_init_code(_START)
-    ffi.set_source("kvmchan_embed", '#include "embed.h"')
+    ffi.set_source("kvmchan_embed", '#include "setup/embed.h"')
     ffi.emit_c_code(output)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The shared page at a region's start, as the daemon reads and writes it: through the descriptor, never mapped.
 
-libxenvchan_shim/csrc/attach.c has the same layout.
+libxenvchan_shim/csrc/dataplane/attach.c has the same layout.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 VERSION = 3
 
 EVENTS = ("socket", "eventfd", "doorbell")
-"""What `Granted.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/vchan.h."""
+"""What `Granted.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/vchan.h."""
 
 PORT_STATES = ("closed", "unbound", "interdomain")
 """What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""

@@ -2,7 +2,7 @@
 """The C data plane by ctypes: libkvmchan-dataplane.so, the same objects as libxenvchan.so's without the interpreter.
 
 Used by the Python API, and by the daemon for its own ends. Prototypes are those of include/libxenvchan.h and
-libxenvchan_shim/csrc/vchan.h.
+libxenvchan_shim/csrc/dataplane/vchan.h.
 """
 
 from __future__ import annotations

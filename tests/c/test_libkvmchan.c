@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "libkvmchan.h"
-#include "peer.h"
+#include "setup/peer.h"
 
 #define ROUND_TRIPS 5000u
 #define LEFT 1024u

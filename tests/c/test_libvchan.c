@@ -8,10 +8,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "error.h"
+#include "dataplane/error.h"
 #include "libvchan.h"
-#include "open.h"
-#include "peer.h"
+#include "setup/open.h"
+#include "setup/peer.h"
 
 /* ---- instead of the daemon ---- */
 

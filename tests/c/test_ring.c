@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "ring.h"
+#include "dataplane/ring.h"
 
 #define SIZE 16u
 

@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #include "rig/fakedaemon.h"
-#include "xen_evtchn.h"
+#include "xen/libxenevtchn.h"
 
 #define SELF 0x7ff0
 

@@ -9,7 +9,7 @@
 #include <unistd.h>
 
 #include "rig/fakedaemon.h"
-#include "xen_gnttab.h"
+#include "xen/libxengnttab.h"
 
 #define PAGE 4096
 #define SELF 0x7ff0

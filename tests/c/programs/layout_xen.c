@@ -2,7 +2,7 @@
 /* Prints the layout of the structures that libxenctrl fills in. Compiled with Xen's header and with
  * OURS, for a test to compare. */
 #ifdef OURS
-#include "xen_ctrl.h"
+#include "xen/libxenctrl.h"
 typedef struct evtchn_status xc_evtchn_status_t;
 typedef struct xc_domaininfo xc_domaininfo_t;
 #if KVMCHAN_XEN_RELEASE < 18

@@ -8,9 +8,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "daemon.h"
-#include "error.h"
+#include "dataplane/error.h"
 #include "harness.h"
+#include "setup/daemon.h"
 
 #define PAGE 4096u
 #define MOST 128

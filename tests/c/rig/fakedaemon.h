@@ -6,7 +6,7 @@
 #ifndef KVMCHAN_TEST_FAKEDAEMON_H
 #define KVMCHAN_TEST_FAKEDAEMON_H
 
-#include "vchan.h"
+#include "dataplane/vchan.h"
 
 /* What the next event channels are. */
 extern enum kvmchan_events fake_events;

@@ -21,7 +21,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "vchan.h"
+#include "dataplane/vchan.h"
 
 /* ---- the runner ---- */
 

@@ -68,7 +68,7 @@ def declared(header: str) -> dict[str, str]:
 
 
 def test_functions_we_do_not_have_return_what_their_callers_take_for_failure() -> None:
-    lines = (CSRC / "xenctrl_unsupported.def").read_text().splitlines()
+    lines = (CSRC / "xen" / "libxenctrl_unsupported.def").read_text().splitlines()
     pairs = [re.fullmatch(r"(INTEGER|POINTER)\((\w+)\)", line) for line in lines]
     kinds = {pair.group(2): pair.group(1) for pair in pairs if pair is not None}
     returned = {name: kind for name, kind in declared("xenctrl.h").items() if name in kinds}
@@ -91,8 +91,8 @@ def check_prototypes(folder: Path, before: str, header: str) -> None:
 
 @pytest.mark.parametrize("name", ["evtchn", "gnttab"])
 def test_prototypes_are_xens(tmp_path: Path, name: str) -> None:
-    check_prototypes(tmp_path, f"#include <xen{name}.h>\n", f"xen_{name}.h")
-    ours = set(re.findall(r"\b(xen\w+)\(", (CSRC / f"xen_{name}.h").read_text()))
+    check_prototypes(tmp_path, f"#include <xen{name}.h>\n", f"xen/libxen{name}.h")
+    ours = set(re.findall(r"\b(xen\w+)\(", (CSRC / f"xen/libxen{name}.h").read_text()))
     assert ours == set(xens(LIBDIR / f"libxen{name}.so.1")) - {"VERS_1.0", "VERS_1.1", "VERS_1.2"}
 
 
@@ -100,7 +100,7 @@ def test_prototypes_of_libxenctrl_are_xens(tmp_path: Path) -> None:
     structures = ("evtchn_status", "xc_error", "xc_dominfo", *OTHER_STRUCTURES)
     before = f"{COMPAT}#include <xenctrl.h>\n" + "".join(f"#define {each} our_{each}\n" for each in structures)
     defines = "#undef XEN_DOMINF_hvm_guest\n#undef XEN_DOMINF_running\n"
-    check_prototypes(tmp_path, before + defines, "xen_ctrl.h")
+    check_prototypes(tmp_path, before + defines, "xen/libxenctrl.h")
 
 
 def layout(folder: Path, *flags: str) -> list[str]:

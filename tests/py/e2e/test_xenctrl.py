@@ -153,7 +153,7 @@ def test_what_the_other_libraries_do_not_emulate_fails_and_is_told_once(tmp_path
 
 def test_event_channels_and_pages_by_the_names_that_libxenctrl_has_for_them(daemon: Daemon, tmp_path: Path) -> None:
     program = compile_xen(tmp_path, "xen.c", *OLD_NAMES)
-    compat = (ROOT / "libxenvchan_shim" / "csrc" / "xenctrl_compat.c").read_text()
+    compat = (ROOT / "libxenvchan_shim" / "csrc" / "xen" / "libxenctrl_compat.c").read_text()
     names = set(re.findall(r"^[a-z].*?(xc_\w+)\(", compat, re.MULTILINE)) - {"xc_evtchn_bind_virq"}
     assert len(names) == 22
     called = run("nm", "-D", "--undefined-only", program).stdout

@@ -200,7 +200,7 @@ def test_readme_shows_the_default_settings(tmp_path: Path) -> None:
 
 
 def test_python_and_c_agree_on_the_shared_page() -> None:
-    text = (ROOT / "libxenvchan_shim/csrc/attach.c").read_text()
+    text = (ROOT / "libxenvchan_shim/csrc/dataplane/attach.c").read_text()
     for name, value in (("LEFT_INDEXES", page.LEFT_INDEXES), ("RIGHT_INDEXES", page.RIGHT_INDEXES)):
         assert re.search(rf"#define {name} {value}\b", text), name
 
@@ -269,5 +269,7 @@ def test_c_compiles_without_a_warning(compiler: str) -> None:
     config = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
     paths = [f'-DKVMCHAN_{name}="/"' for name in ("HOME", "STDLIB", "DYNLOAD", "CFFI")]
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
-    sources = [*sorted((ROOT / "libxenvchan_shim" / "csrc").glob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
-    check(tool(compiler), *flags, *paths, f"-I{ROOT / 'include'}", f"-isystem{config}", *map(str, sources))
+    csrc = ROOT / "libxenvchan_shim" / "csrc"
+    sources = [*sorted(csrc.rglob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
+    folders = [f"-I{csrc}", f"-I{ROOT / 'include'}", f"-isystem{config}"]
+    check(tool(compiler), *flags, *paths, *folders, *map(str, sources))

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+#include "dataplane/ring.h"
+
+#include <string.h>
+
+#include "dataplane/atomics.h"
+
+uint32_t ring_known(const struct ring *ring)
+{
+	/* A consumer's peer is ahead of it by what is filled; a producer's is behind by it. */
+	return ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
+}
+
+uint32_t ring_look(struct ring *ring)
+{
+	uint32_t peer = observe(ring->peer_index);
+	uint32_t filled = ring->produces ? ring->own - peer : peer - ring->own;
+
+	if (filled > ring->size)
+		return RING_BROKEN;
+	ring->peer = peer;
+	return ring_known(ring);
+}
+
+/* The bytes before the ring's end, of @count at @ring's index. */
+static uint32_t before_end(const struct ring *ring, uint32_t offset, uint32_t count)
+{
+	uint32_t left = ring->size - offset;
+
+	return count < left ? count : left;
+}
+
+void ring_put(struct ring *ring, const void *data, uint32_t count)
+{
+	uint32_t offset = ring->own & (ring->size - 1);
+	uint32_t first = before_end(ring, offset, count);
+
+	if (first) /* a call of no bytes may come without a buffer */
+		memcpy(ring->buffer + offset, data, first);
+	if (count > first)
+		memcpy(ring->buffer, (const uint8_t *)data + first, count - first);
+	ring->own += count;
+	publish(ring->own_index, ring->own);
+}
+
+void ring_get(struct ring *ring, void *data, uint32_t count)
+{
+	uint32_t offset = ring->own & (ring->size - 1);
+	uint32_t first = before_end(ring, offset, count);
+
+	if (first)
+		memcpy(data, ring->buffer + offset, first);
+	if (count > first)
+		memcpy((uint8_t *)data + first, ring->buffer, count - first);
+	ring->own += count;
+	publish(ring->own_index, ring->own);
+}

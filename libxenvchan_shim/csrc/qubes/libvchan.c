@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Qubes' libvchan, on the same data plane as libxenvchan. */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+
+#include "dataplane/connection.h"
+#include "dataplane/error.h"
+#include "dataplane/event.h"
+#include "setup/embed.h"
+#include "setup/open.h"
+#include "setup/peer.h"
+
+#pragma GCC visibility push(default)
+#include "libvchan.h"
+#pragma GCC visibility pop
+
+struct libvchan {
+	struct libxenvchan *end;   /* NULL until an async client is connected */
+	struct connection control; /* of an async client that waits for the daemon's answer */
+};
+
+static libvchan_t *new_vchan(void)
+{
+	libvchan_t *ctrl = calloc(1, sizeof(*ctrl));
+
+	if (!ctrl) {
+		fail(ENOMEM, "no memory for a vchan");
+		return NULL;
+	}
+	return ctrl;
+}
+
+/* ---- set-up ---- */
+
+libvchan_t *libvchan_server_init(int domain, int port, size_t read_min, size_t write_min)
+{
+	libvchan_t *ctrl = new_vchan();
+
+	if (!ctrl)
+		return NULL;
+	ctrl->end = peer_offer(domain, port, read_min, write_min, 1);
+	if (!ctrl->end) {
+		free(ctrl);
+		return NULL;
+	}
+	ctrl->end->blocking = -1;
+	return ctrl;
+}
+
+libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd)
+{
+	libvchan_t *ctrl = new_vchan();
+
+	if (!ctrl)
+		return NULL;
+	if (peer_await(domain, port, watch_fd) < 0) {
+		free(ctrl);
+		return NULL;
+	}
+	ctrl->control = connection_take(*watch_fd);
+	return ctrl;
+}
+
+int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
+{
+	struct pollfd answer = {.fd = ctrl->control.fd, .events = POLLIN};
+
+	if (ctrl->end)
+		return 0;
+	if (!connection_is_there(&ctrl->control))
+		return fail(EINVAL, "this vchan can't connect any more: close it");
+	if (poll(&answer, 1, 0) <= 0)
+		return 1;
+	ctrl->end = answer_vchan(connection_steal(&ctrl->control));
+	if (!ctrl->end)
+		return -1;
+	ctrl->end->blocking = blocking ? -1 : 0;
+	return 0;
+}
+
+libvchan_t *libvchan_client_init(int domain, int port)
+{
+	struct pollfd answer = {.events = POLLIN};
+	libvchan_t *ctrl = libvchan_client_init_async(domain, port, &answer.fd);
+	int result = 1;
+
+	if (!ctrl)
+		return NULL;
+	while (result > 0)
+		if (poll(&answer, 1, -1) >= 0 || errno != EINTR)
+			result = libvchan_client_init_async_finish(ctrl, true);
+	if (result < 0) {
+		libvchan_close(ctrl);
+		return NULL;
+	}
+	return ctrl;
+}
+
+void libvchan_close(libvchan_t *ctrl)
+{
+	int error = errno, control_fd;
+
+	if (!ctrl)
+		return;
+	libxenvchan_close(ctrl->end);
+	control_fd = connection_steal(&ctrl->control);
+	if (control_fd >= 0)
+		kvmchan_python_close(control_fd);
+	free(ctrl);
+	errno = error;
+}
+
+/* ---- the calls ---- */
+
+static int fail_early(void) { return fail(EAGAIN, "this vchan is not connected yet"); }
+
+int libvchan_write(libvchan_t *ctrl, const void *data, size_t size)
+{
+	return ctrl->end ? libxenvchan_write(ctrl->end, data, size) : fail_early();
+}
+
+int libvchan_send(libvchan_t *ctrl, const void *data, size_t size)
+{
+	return ctrl->end ? libxenvchan_send(ctrl->end, data, size) : fail_early();
+}
+
+int libvchan_read(libvchan_t *ctrl, void *data, size_t size)
+{
+	return ctrl->end ? libxenvchan_read(ctrl->end, data, size) : fail_early();
+}
+
+int libvchan_recv(libvchan_t *ctrl, void *data, size_t size)
+{
+	return ctrl->end ? libxenvchan_recv(ctrl->end, data, size) : fail_early();
+}
+
+/* No other peer comes where one has been, so nobody is left to end a wait, but for its last event.
+ */
+static bool is_over(libvchan_t *ctrl)
+{
+	struct pollfd event = {.fd = libxenvchan_fd_for_select(ctrl->end), .events = POLLIN};
+
+	return libxenvchan_is_open(ctrl->end) == VCHAN_DISCONNECTED && poll(&event, 1, 0) <= 0;
+}
+
+int libvchan_wait(libvchan_t *ctrl)
+{
+	int result;
+
+	if (!ctrl->end)
+		return 0;
+	if (is_over(ctrl))
+		return fail(EPIPE, "nothing to wait for: the vchan is closed");
+	do
+		result = libxenvchan_wait(ctrl->end);
+	while (result < 0 && errno == EINTR && libxenvchan_is_open(ctrl->end) == VCHAN_WAITING);
+	return result;
+}
+
+EVTCHN libvchan_fd_for_select(libvchan_t *ctrl)
+{
+	return ctrl->end ? libxenvchan_fd_for_select(ctrl->end) : fail_early();
+}
+
+int libvchan_is_open(libvchan_t *ctrl)
+{
+	return ctrl->end ? libxenvchan_is_open(ctrl->end) : VCHAN_WAITING;
+}
+
+int libvchan_data_ready(libvchan_t *ctrl)
+{
+	return ctrl->end ? libxenvchan_data_ready(ctrl->end) : 0;
+}
+
+int libvchan_buffer_space(libvchan_t *ctrl)
+{
+	return ctrl->end ? libxenvchan_buffer_space(ctrl->end) : 0;
+}
+
+void libvchan_set_blocking(libvchan_t *ctrl, bool blocking)
+{
+	if (ctrl->end)
+		ctrl->end->blocking = blocking ? -1 : 0;
+}

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * The program whose process this is must not notice: nothing of its environment, working directory,
+ * locale, signals or stdio is used or changed. Our Python code is found from where this library
+ * lies.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "setup/interpreter.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <limits.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "dataplane/error.h"
+
+/*
+ * A process may hold several of our libraries, but starts one interpreter: "unique" makes the
+ * dynamic linker give all of them the same state, however they were loaded.
+ */
+__attribute__((visibility("default"))) struct {
+	pthread_mutex_t lock;
+	bool follows_forks;
+} kvmchan_interpreter = {.lock = PTHREAD_MUTEX_INITIALIZER};
+__asm__(".type kvmchan_interpreter, %gnu_unique_object");
+
+/* ---- fork: the child has the thread that forked and no other; nobody else may hold our lock ----
+ */
+
+static _Thread_local PyGILState_STATE fork_state;
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&kvmchan_interpreter.lock);
+	if (Py_IsInitialized()) {
+		fork_state = PyGILState_Ensure();
+		PyOS_BeforeFork();
+	}
+}
+
+static void after_fork_in_parent(void)
+{
+	if (Py_IsInitialized()) {
+		PyOS_AfterFork_Parent();
+		PyGILState_Release(fork_state);
+	}
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+}
+
+static void after_fork_in_child(void)
+{
+	if (Py_IsInitialized()) {
+		PyOS_AfterFork_Child();
+		PyGILState_Release(fork_state);
+	}
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+}
+
+/* Before the interpreter starts: a fork meanwhile then waits until it has. */
+static void follow_forks(void)
+{
+	if (!kvmchan_interpreter.follows_forks)
+		kvmchan_interpreter.follows_forks =
+		    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
+}
+
+/* ---- where things are ---- */
+
+/* From KVMCHAN_LIBDIR/xen-4.17 to the folder of the packages. */
+#define LEVELS 4
+
+static bool is_package_root(const char *directory)
+{
+	char file[PATH_MAX];
+
+	return snprintf(file, sizeof(file), "%s/libxenvchan_shim/embed.py", directory) <
+		   (int)sizeof(file) &&
+	       access(file, R_OK) == 0;
+}
+
+/* The folder that holds our packages: the one above this library that does, in an install as in a
+ * build tree. */
+static int find_packages(char *directory)
+{
+	Dl_info self;
+	int level;
+
+	if (!dladdr((void *)&find_packages, &self) || !self.dli_fname ||
+	    !realpath(self.dli_fname, directory))
+		return fail(ENOENT, "libxenvchan can't tell where it lies in the file system");
+	for (level = 0; level < LEVELS; level++) {
+		char *slash = strrchr(directory, '/');
+
+		if (!slash || slash == directory)
+			break;
+		*slash = '\0';
+		if (is_package_root(directory))
+			return 0;
+	}
+	return fail(ENOENT, "kvmchan's Python code is not above %s: install kvmchan again",
+		    self.dli_fname);
+}
+
+/* ---- start ---- */
+
+static PyStatus add_path(PyConfig *config, const char *directory)
+{
+	wchar_t *wide = Py_DecodeLocale(directory, NULL);
+	PyStatus status;
+
+	if (!wide)
+		return PyStatus_Error("a path can't be decoded");
+	status = PyWideStringList_Append(&config->module_search_paths, wide);
+	PyMem_RawFree(wide);
+	return status;
+}
+
+static PyStatus configure_and_start(PyConfig *config, const char *packages)
+{
+	/* Ours first, then the standard library, then where cffi's backend was when we were built.
+	 */
+	const char *const paths[] = {packages, KVMCHAN_STDLIB, KVMCHAN_DYNLOAD, KVMCHAN_CFFI};
+	PyStatus status;
+	size_t i;
+
+	config->install_signal_handlers = 0;
+	config->site_import = 0;
+	config->write_bytecode = 0;
+	config->configure_c_stdio = 0;
+	config->pathconfig_warnings = 0;
+	config->module_search_paths_set = 1;
+	for (i = 0; i < sizeof(paths) / sizeof(*paths); i++) {
+		status = add_path(config, paths[i]);
+		if (PyStatus_Exception(status))
+			return status;
+	}
+	/* Names that the path configuration would otherwise derive from the program's own. */
+	status = PyConfig_SetBytesString(config, &config->home, KVMCHAN_HOME);
+	if (PyStatus_Exception(status))
+		return status;
+	status = PyConfig_SetBytesString(config, &config->executable, "");
+	if (PyStatus_Exception(status))
+		return status;
+	return Py_InitializeFromConfig(config);
+}
+
+/*
+ * Extension modules take Python's functions from the process's global symbols, where a program that
+ * loaded us as a plugin, with RTLD_LOCAL, has none. No matter if it fails: then import_modules()
+ * says what is missing.
+ */
+static void publish_libpython(void)
+{
+	Dl_info python;
+
+	if (dladdr((void *)&Py_IsInitialized, &python) && python.dli_fname)
+		(void)dlopen(python.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
+}
+
+static int start(void)
+{
+	char packages[PATH_MAX];
+	PyPreConfig preconfig;
+	PyConfig config;
+	PyStatus status;
+
+	if (find_packages(packages) < 0)
+		return -1;
+	if (access(KVMCHAN_STDLIB "/encodings/__init__.py", R_OK) < 0)
+		return fail(ENOENT, "Python's standard library is not at " KVMCHAN_STDLIB
+				    ": install the Python that kvmchan was built with");
+	publish_libpython();
+	follow_forks();
+	PyPreConfig_InitIsolatedConfig(&preconfig);
+	preconfig.utf8_mode = 1;
+	status = Py_PreInitialize(&preconfig);
+	if (!PyStatus_Exception(status)) {
+		PyConfig_InitIsolatedConfig(&config);
+		status = configure_and_start(&config, packages);
+		PyConfig_Clear(&config);
+	}
+	if (PyStatus_Exception(status))
+		return fail(EIO, "the embedded Python did not start: %s",
+			    status.err_msg ? status.err_msg : "no reason given");
+	PyEval_SaveThread();
+	return 0;
+}
+
+/* What the exception that is set says, and no exception any more. */
+static int fail_of_exception(const char *module)
+{
+	PyObject *kind, *value, *trace, *text;
+	const char *reason;
+
+	PyErr_Fetch(&kind, &value, &trace);
+	text = value ? PyObject_Str(value) : NULL;
+	reason = text ? PyUnicode_AsUTF8(text) : NULL;
+	fail(EIO, "kvmchan's Python code can't load %s: install kvmchan again (%s)", module,
+	     reason ? reason : "no reason given");
+	PyErr_Clear();
+	Py_XDECREF(text);
+	Py_XDECREF(kind);
+	Py_XDECREF(value);
+	Py_XDECREF(trace);
+	return -1;
+}
+
+/* Adds to the list @path what is not in it yet. */
+static bool add_folder(PyObject *path, const char *directory)
+{
+	PyObject *text = PyUnicode_DecodeFSDefault(directory);
+	int found = text ? PySequence_Contains(path, text) : -1;
+	bool added = found == 1 || (found == 0 && PyList_Append(path, text) == 0);
+
+	Py_XDECREF(text);
+	return added;
+}
+
+/* What cffi is about to import, since of a failure it would print and not tell. */
+static int import_from(PyObject *path, const char *packages)
+{
+	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
+	int result = 0;
+	size_t i;
+
+	if (!path || !add_folder(path, packages) || !add_folder(path, KVMCHAN_CFFI))
+		return fail_of_exception("libxenvchan_shim");
+	for (i = 0; i < sizeof(modules) / sizeof(*modules) && result == 0; i++) {
+		PyObject *module = PyImport_ImportModule(modules[i]);
+
+		if (!module)
+			result = fail_of_exception(modules[i]);
+		Py_XDECREF(module);
+	}
+	return result;
+}
+
+/* The interpreter may be the program's own, which does not look where our packages are: it does for
+ * as long as this takes. */
+static int import_modules(void)
+{
+	char packages[PATH_MAX];
+	PyGILState_STATE state;
+	PyObject *path, *before;
+	int result;
+
+	if (find_packages(packages) < 0)
+		return -1;
+	state = PyGILState_Ensure();
+	path = PySys_GetObject("path");
+	before = path ? PyList_GetSlice(path, 0, PyList_Size(path)) : NULL;
+	result = import_from(before ? path : NULL, packages);
+	if (before && PyList_SetSlice(path, 0, PyList_Size(path), before) < 0)
+		PyErr_Clear();
+	Py_XDECREF(before);
+	PyGILState_Release(state);
+	return result;
+}
+
+int interpreter_start(void)
+{
+	static bool has_modules;
+	int result = 0;
+
+	pthread_mutex_lock(&kvmchan_interpreter.lock);
+	if (!Py_IsInitialized())
+		result = start();
+	if (result == 0 && !has_modules) {
+		result = import_modules();
+		has_modules = result == 0;
+	}
+	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+	return result;
+}

@@ -37,6 +37,15 @@ MAY_IMPORT = {
 SHIM_MAY_IMPORT = ("kvmchand.wire", "kvmchand.errors")
 TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.admin", "kvmchand.services.libvirt.coldplug_xml")
 """The command's parts that are the daemon's to know; it imports them when it is asked for them."""
+CSRC = ROOT / "libxenvchan_shim" / "csrc"
+MAY_INCLUDE = {
+    "xen": {"setup", "dataplane"},
+    "qubes": {"setup", "dataplane"},
+    "kvmchan": {"setup", "dataplane"},
+    "setup": {"dataplane"},
+    "dataplane": set(),
+}
+"""The same of the shim's C, a row a folder of csrc. Of include/, which is what programs see, each may include all."""
 MODULE_LINES_MAX = 420
 ROOT_MODULES_MAX = 6
 FOLDER_MODULES_MAX = 14
@@ -104,13 +113,17 @@ def test_a_folder_imports_lower_folders_only(folder: str) -> None:
     assert not wrong, "\n".join(sorted(wrong))
 
 
-def test_no_folder_has_an_import_cycle() -> None:
-    """Modules are taken away as long as one imports none that is left; those of a cycle stay."""
-    left = daemon_imports()
-    while free := [name for name, imported in left.items() if not (imported - {name}) & left.keys()]:
+def in_a_circle(graph: dict[str, set[str]]) -> list[str]:
+    """Those that need each other, or need such: the others are taken away as long as one needs none that is left."""
+    left = dict(graph)
+    while free := [name for name, needed in left.items() if not (needed - {name}) & left.keys()]:
         for name in free:
             del left[name]
-    assert not left, f"these import each other: {sorted(left)}"
+    return sorted(left)
+
+
+def test_no_folder_has_an_import_cycle() -> None:
+    assert not in_a_circle(daemon_imports())
 
 
 def test_services_do_not_import_each_other() -> None:
@@ -145,6 +158,48 @@ def test_the_root_and_each_folder_stay_small() -> None:
     for folder in {path.parent for path in python_files("kvmchand")}:
         modules = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
         assert len(modules) <= (ROOT_MODULES_MAX if folder == ROOT / "kvmchand" else FOLDER_MODULES_MAX), folder
+    assert [each for each in CSRC.iterdir() if each.is_file()] == []
+    for folder in CSRC.iterdir():
+        assert len({each.stem for each in folder.iterdir()}) <= FOLDER_MODULES_MAX, folder
+
+
+def includes() -> dict[str, set[str]]:
+    """What each C file of the shim includes of the shim, all by their names below csrc."""
+    names = {str(path.relative_to(CSRC)): path for path in CSRC.rglob("*.*")}
+    return {
+        name: set(re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE)) & names.keys()
+        for name, path in names.items()
+    }
+
+
+@pytest.mark.parametrize("folder", MAY_INCLUDE)
+def test_a_c_folder_includes_lower_folders_only(folder: str) -> None:
+    found = {name: included for name, included in includes().items() if Path(name).parent.name == folder}
+    wrong = {
+        f"{name} includes {each}"
+        for name, included in found.items()
+        for each in included
+        if Path(each).parent.name not in MAY_INCLUDE[folder] | {folder}
+    }
+    assert found
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_every_c_folder_has_a_row() -> None:
+    assert {path.name for path in CSRC.iterdir()} == set(MAY_INCLUDE)
+
+
+def test_an_include_names_the_folder() -> None:
+    """So that no line says just error.h or event.h, whatever the compiler's search path finds by that."""
+    public = {str(path.relative_to(ROOT / "include")) for path in (ROOT / "include").rglob("*.h")}
+    known = includes()
+    for path in CSRC.rglob("*.*"):
+        for each in re.findall(r'^#include "([^"]+)"', path.read_text(), re.MULTILINE):
+            assert each in known or each in public, f"{path.name} includes {each}"
+
+
+def test_c_files_do_not_include_each_other_in_a_circle() -> None:
+    assert not in_a_circle(includes())
 
 
 @pytest.mark.parametrize("path", python_files("libxenvchan_shim"), ids=module_name)
@@ -269,7 +324,6 @@ def test_c_compiles_without_a_warning(compiler: str) -> None:
     config = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
     paths = [f'-DKVMCHAN_{name}="/"' for name in ("HOME", "STDLIB", "DYNLOAD", "CFFI")]
     flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
-    csrc = ROOT / "libxenvchan_shim" / "csrc"
-    sources = [*sorted(csrc.rglob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
-    folders = [f"-I{csrc}", f"-I{ROOT / 'include'}", f"-isystem{config}"]
+    sources = [*sorted(CSRC.rglob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
+    folders = [f"-I{CSRC}", f"-I{ROOT / 'include'}", f"-isystem{config}"]
     check(tool(compiler), *flags, *paths, *folders, *map(str, sources))

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 import proxy
 import store
 from report import KIB, Report, pss, ratio, size, spread
-from rig.daemon import C_BUILD, LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, children
+from rig.daemon import C_BUILD, LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT, XEN_LIBDIR, Daemon, children
 
 RING = 1 << 20
 PEER = C_BUILD / "benchpeer"
@@ -73,7 +73,7 @@ class Bench:
         return figures
 
     def ours(self, *arguments: object, **environment: str) -> dict[str, Any]:
-        loader = {"LD_LIBRARY_PATH": str(LIBDIR / "xen-4.17"), "KVMCHAN_RUNTIME_DIR": str(self._daemon.runtime_dir)}
+        loader = {"LD_LIBRARY_PATH": str(XEN_LIBDIR), "KVMCHAN_RUNTIME_DIR": str(self._daemon.runtime_dir)}
         return self._run({**loader, **environment}, *arguments)
 
     def theirs(self, *arguments: object) -> dict[str, Any]:
@@ -199,14 +199,14 @@ class ProxyBench:
         self._theirs = folder / "proxy-libraries"
         self._theirs.mkdir()
         for name, where in (
-            ("libxenvchan.so.4.17", REFERENCE_LIBDIR),
+            (REFERENCE_LIBXENVCHAN.name, REFERENCE_LIBDIR),
             ("libxenevtchn.so.1", C_BUILD),
             ("libxengnttab.so.1", C_BUILD),
         ):
             (self._theirs / name).symlink_to(where / name)
 
     def _environment(self, domain: int, *first: Path, **more: str) -> dict[str, str]:
-        folders = [*first, LIBDIR, LIBDIR / "xen-4.17", REFERENCE_LIBDIR]
+        folders = [*first, LIBDIR, XEN_LIBDIR, REFERENCE_LIBDIR]
         return self._daemon.environment(
             domain, XENSTORED_PATH=str(self._daemon.store_path(domain)), LD_LIBRARY_PATH=":".join(map(str, folders)), **more
         )
@@ -255,9 +255,9 @@ def _json(program: Path, environment: dict[str, str], *arguments: str) -> dict[s
 def _explanation(pairs: int) -> list[str]:
     return [
         f"Two processes, {pairs} runs of each in turn; a ratio is the median of the ratios of runs beside each other.",
-        "The reference is Debian's own libxenvchan.so.4.17 on our stand-ins for the libraries below it (eventfds, files in",
-        "memory); the copy a ring that spins and never tells anyone: the limit; the socket a UNIX socket pair. The store is",
-        "asked by Debian's libxenstore.so.4.",
+        f"The reference is Debian's own {REFERENCE_LIBXENVCHAN.name} on our stand-ins for the libraries below it (eventfds,",
+        "files in memory); the copy a ring that spins and never tells anyone: the limit; the socket a UNIX socket pair. The",
+        "store is asked by Debian's libxenstore.so.4.",
     ]
 
 

@@ -8,9 +8,9 @@ import shlex
 import subprocess
 import time
 
-from rig.daemon import REFERENCE
+from rig.daemon import REFERENCE_PROGRAMS
 
-PROGRAM = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
+PROGRAM = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 SERVER, CLIENT = 1, 2
 PATH = f"/local/domain/{SERVER}/data/bench"
 _CHUNK = 1 << 20

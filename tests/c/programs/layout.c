@@ -14,17 +14,19 @@
 #define BIT(field)                                                                                 \
 	do {                                                                                       \
 		memset(&vchan, 0, sizeof(vchan));                                                  \
-		vchan.field = -1;                                                                  \
-		show_bits(#field, vchan.field < 0);                                                \
+		vchan.field = ones;                                                                \
+		show_bits(#field, vchan.field);                                                    \
 	} while (0)
 
 static struct libxenvchan vchan;
+/* What the compiler can't see through: comparing an unsigned field with 0 draws a warning. */
+static volatile int ones = -1;
 
-static void show_bits(const char *field, int is_signed)
+static void show_bits(const char *field, int value)
 {
 	const unsigned char *bytes = (const unsigned char *)&vchan;
 
-	printf("struct libxenvchan %s %s", field, is_signed ? "signed" : "unsigned");
+	printf("struct libxenvchan %s %s", field, value < 0 ? "signed" : "unsigned");
 	for (size_t i = 0; i < sizeof(vchan); i++)
 		if (bytes[i])
 			printf(" at %zu mask 0x%02x", i, bytes[i]);

@@ -40,17 +40,33 @@ static void find_server(int domain, int port)
 	free(own);
 }
 
+/* 1: it lives; 0: it is dying, or another was found; else -1. */
+static int look_for_domain(xc_interface *xch, int domain)
+{
+#if XEN_MINOR >= 18
+	xc_domaininfo_t info;
+
+	if (xc_domain_getinfo_single(xch, domain, &info))
+		return -1;
+	return !(info.flags & XEN_DOMINF_dying);
+#else
+	xc_dominfo_t info;
+
+	if (xc_domain_getinfo(xch, domain, 1, &info) != 1)
+		return -1;
+	return info.domid == (uint32_t)domain && !info.dying;
+#endif
+}
+
 static bool is_alive(xc_interface *xch, int domain)
 {
 	xc_evtchn_status_t status = {.dom = domain, .port = -1};
-	xc_dominfo_t info;
-	int found = xc_domain_getinfo(xch, domain, 1, &info);
+	int found = look_for_domain(xch, domain);
 
-	if (found == 1)
-		return info.domid == (uint32_t)domain && !info.dying;
+	if (found >= 0)
+		return found;
 	/* Who may not ask for domains learns it from a port that can't be. */
-	return !(found < 0 && errno == ESRCH) &&
-	       !(xc_evtchn_status(xch, &status) < 0 && errno == ESRCH);
+	return errno != ESRCH && !(xc_evtchn_status(xch, &status) < 0 && errno == ESRCH);
 }
 
 static bool wait_for_server(xc_interface *xch, int domain, int port)

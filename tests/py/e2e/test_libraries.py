@@ -15,7 +15,9 @@ from rig.daemon import (
     PREFIX,
     REFERENCE,
     REFERENCE_LIBDIR,
+    REFERENCE_LIBXENVCHAN,
     ROOT,
+    XEN_RELEASE,
     Daemon,
     Program,
     compile_c,
@@ -94,12 +96,12 @@ def converse(
 
 @pytest.mark.parametrize(("server", "client"), PAIRS)
 def test_xen_program_runs_unchanged_by_kvmchan_exec(daemon: Daemon, xen_program: Path, server: int, client: int) -> None:
-    converse(daemon, server, client, xen_program, EXEC, preload=False, loaded={str(release_library("4.17"))})
+    converse(daemon, server, client, xen_program, EXEC, preload=False, loaded={str(release_library(XEN_RELEASE))})
 
 
 @pytest.mark.parametrize(("server", "client"), PAIRS)
 def test_xen_program_runs_unchanged_by_preloading(daemon: Daemon, xen_program: Path, server: int, client: int) -> None:
-    loaded = {str(LIBDIR / "libxenvchan-preload.so"), str(REFERENCE_LIBDIR / "libxenvchan.so.4.17.0")}
+    loaded = {str(LIBDIR / "libxenvchan-preload.so"), str(REFERENCE_LIBXENVCHAN.resolve())}
     converse(daemon, server, client, xen_program, (), preload=True, loaded=loaded)
 
 

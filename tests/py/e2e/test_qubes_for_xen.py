@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import REFERENCE_LIBDIR, Daemon, Program, alone, eventually, in_time, is_asleep
+from rig.daemon import REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, Daemon, Program, alone, eventually, in_time, is_asleep
 from rig.guest import ALICE, Guest, ScriptedHost, offer
 from rig.xen_program import LIBRARIES, XenProgram, compile_xen
 
 PATH = "/local/domain/1/data/vchan/2/7"
-XENS = REFERENCE_LIBDIR / "libxenvchan.so.4.17"
 
 Environment = Callable[..., dict[str, str]]
 
@@ -27,7 +26,7 @@ def _deadline() -> Iterator[None]:
 @pytest.fixture(params=["our libxenvchan", "xens libxenvchan"])
 def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
     """For a program in a domain: ours in place of Xen's, but for libxenstore, and perhaps libxenvchan."""
-    xens = [alone(XENS, tmp_path)] if request.param == "xens libxenvchan" else []
+    xens = [alone(REFERENCE_LIBXENVCHAN, tmp_path)] if request.param == "xens libxenvchan" else []
 
     def environment(daemon: Daemon, domain: int = 0) -> dict[str, str]:
         return daemon.environment(
@@ -93,7 +92,7 @@ def test_client_marks_a_server_gone_whose_event_channel_is(daemon: Daemon, xen_p
             server.number(f"server 2 {PATH}")
             client.number(f"client 1 {PATH}")
             assert (server.ask("open"), client.ask("open")) == ("connected", "connected")
-            if f"only-{XENS.name}" in environment(daemon)["LD_LIBRARY_PATH"]:
+            if f"only-{REFERENCE_LIBXENVCHAN.name}" in environment(daemon)["LD_LIBRARY_PATH"]:
                 server.ok("vchan_unbind")
                 assert client.number("is_open") == 1
             else:

@@ -17,9 +17,23 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import DEADLINE, KVMCHAN, LIBDIR, REFERENCE, REFERENCE_LIBDIR, Daemon, eventually, in_time, run, serving
+from rig.daemon import (
+    DEADLINE,
+    KVMCHAN,
+    LIBDIR,
+    REFERENCE,
+    REFERENCE_LIBDIR,
+    REFERENCE_LIBXENVCHAN,
+    REFERENCE_PROGRAMS,
+    XEN_LIBDIR,
+    Daemon,
+    eventually,
+    in_time,
+    run,
+    serving,
+)
 
-PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
+PROXY = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 PATH = "/local/domain/1/data/proxy"
 STATE = "/local/domain/2/data/state"
 KIB = 1024
@@ -37,7 +51,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 def debian_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with Debian's libxenvchan, which the loader finds before ours, and nothing else of Debian's."""
     folder = tmp_path_factory.mktemp("debian")
-    (folder / "libxenvchan.so.4.17").symlink_to(REFERENCE_LIBDIR / "libxenvchan.so.4.17")
+    (folder / REFERENCE_LIBXENVCHAN.name).symlink_to(REFERENCE_LIBXENVCHAN)
     return folder
 
 
@@ -64,7 +78,7 @@ class Proxies:
 
     def __init__(self, daemon: Daemon, first: list[Path]) -> None:
         self._daemon = daemon
-        self._first = [*first, LIBDIR / "xen-4.17", LIBDIR, REFERENCE_LIBDIR]
+        self._first = [*first, XEN_LIBDIR, LIBDIR, REFERENCE_LIBDIR]
         self._running: list[subprocess.Popen[bytes]] = []
 
     def environment(self, domain: int) -> dict[str, str]:

@@ -11,10 +11,22 @@ from pathlib import Path
 import pytest
 
 from e2e.test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
-from rig.daemon import LIBDIR, REFERENCE_LIBDIR, ROOT, Daemon, Program, alone, compile_c, eventually, is_asleep, run, xen_flags
+from rig.daemon import (
+    LIBDIR,
+    REFERENCE_LIBDIR,
+    REFERENCE_LIBXENVCHAN,
+    ROOT,
+    Daemon,
+    Program,
+    alone,
+    compile_c,
+    eventually,
+    is_asleep,
+    run,
+    xen_flags,
+)
 from rig.xen_program import LIBRARIES, XenProgram
 
-XENS = REFERENCE_LIBDIR / "libxenvchan.so.4.17"
 PATH = "/local/domain/1/data/vchan/2/7"
 PAIRS = [(0, 1), (1, 0), (1, 2), (0, 0), (1, 1)]
 
@@ -24,7 +36,7 @@ Environment = Callable[[int], dict[str, str]]
 @pytest.fixture
 def environment(daemon: Daemon, tmp_path: Path) -> Environment:
     """For a program in a domain."""
-    xens = alone(XENS, tmp_path)
+    xens = alone(REFERENCE_LIBXENVCHAN, tmp_path)
 
     def environment(domain: int) -> dict[str, str]:
         return daemon.environment(
@@ -73,7 +85,7 @@ def test_streams_between_two_domains(environment: Environment, tmp_path: Path, s
             client.expect("open")
             server.expect("open")
             ours = {str(LIBDIR / "libxenevtchn.so.1"), str(LIBDIR / "libxengnttab.so.1")}
-            theirs = {str(REFERENCE_LIBDIR / name) for name in ("libxenvchan.so.4.17.0", "libxenstore.so.4.0")}
+            theirs = {str(each.resolve()) for each in (REFERENCE_LIBXENVCHAN, REFERENCE_LIBDIR / "libxenstore.so.4")}
             assert libraries_of(server.pid) == libraries_of(client.pid) == ours | theirs
             server.tell()
             client.tell()

@@ -12,9 +12,21 @@ import pytest
 import pyxs
 
 from libxenvchan_shim import listen
-from rig.daemon import DEADLINE, KVMCHAN, PYTHON, REFERENCE, REFERENCE_LIBDIR, Daemon, Program, acting_as, in_time, run
+from rig.daemon import (
+    DEADLINE,
+    KVMCHAN,
+    PYTHON,
+    REFERENCE,
+    REFERENCE_LIBDIR,
+    REFERENCE_PROGRAMS,
+    Daemon,
+    Program,
+    acting_as,
+    in_time,
+    run,
+)
 
-TEST_XENSTORE = REFERENCE / "lib" / "xen-4.17" / "bin" / "test-xenstore"
+TEST_XENSTORE = REFERENCE_PROGRAMS / "test-xenstore"
 
 
 @pytest.fixture(autouse=True)

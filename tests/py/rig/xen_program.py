@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import LIBDIR, REFERENCE, REFERENCE_LIBDIR, ROOT, Daemon, Program, compile_c
+from rig.daemon import REFERENCE, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR, Daemon, Program, compile_c
 
-LIBRARIES = f"{LIBDIR}/xen-4.17"
+LIBRARIES = str(XEN_LIBDIR)
 """For the loader."""
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 OLD_NAMES = ("-include", str(PROGRAMS / "xen_old_names.h"))
@@ -44,10 +44,10 @@ Start = Callable[[int], XenProgram]
 
 
 def compile_xen(folder: Path, source: str, *flags: str) -> Path:
-    """With Xen's headers, linked with Xen's own libraries."""
+    """With Xen's headers, linked with Xen's own libraries; XEN_MINOR is their release's."""
     libraries = ["-lxenevtchn", "-lxengnttab", "-lxenctrl", "-lxenvchan", "-Wl,--allow-shlib-undefined", "-pthread"]
     xens = ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", *libraries]
-    return compile_c(folder, PROGRAMS / source, *flags, *xens)
+    return compile_c(folder, PROGRAMS / source, f"-DXEN_MINOR={XEN_MINOR}", *flags, *xens)
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,24 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import BUILD, DEADLINE, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, ROOT, compile_c, our_flags
+from rig.daemon import (
+    BUILD,
+    DEADLINE,
+    KVMCHAN,
+    LIBDIR,
+    PYTHON,
+    REFERENCE,
+    REFERENCE_LIBDIR,
+    REFERENCE_LIBXENVCHAN,
+    REFERENCE_PROGRAMS,
+    ROOT,
+    compile_c,
+    our_flags,
+)
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
 
-PROXY = REFERENCE / "lib" / "xen-4.17" / "bin" / "vchan-socket-proxy"
+PROXY = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 FILES_BYTES = 200_000
 
 
@@ -25,9 +38,9 @@ def first(request: pytest.FixtureRequest) -> str:
     """The folder that the loader looks into first, below the tree, which the guests see."""
     folder = BUILD / "tests" / "vm" / "debian"
     folder.mkdir(parents=True, exist_ok=True)
-    library = folder / "libxenvchan.so.4.17"
+    library = folder / REFERENCE_LIBXENVCHAN.name
     library.unlink(missing_ok=True)
-    library.symlink_to(REFERENCE_LIBDIR / "libxenvchan.so.4.17")
+    library.symlink_to(REFERENCE_LIBXENVCHAN)
     return str(folder if request.param == "debian's" else LIBDIR)
 
 

@@ -3,6 +3,8 @@
 # build.sh KERNEL-TREE OUTPUT: a guest's kernel and initramfs, from an unpacked linux-image package.
 set -eu
 tree=$1 output=$2 here=$(cd "$(dirname "$0")" && pwd)
+# Debian 13's package has them there, where not every modprobe looks.
+[ ! -d "$tree/usr/lib/modules" ] || ln -s usr/lib "$tree/lib"
 release=$(ls "$tree/lib/modules")
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -14,8 +16,12 @@ cp "$here/init" "$work/init"
 for module in virtio_pci 9pnet_virtio 9p virtio_console vfio_iommu_type1 vfio-pci; do
     modprobe -d "$tree" -S "$release" --show-depends "$module"
 done | sed -n 's/^insmod \(.*\.ko[.a-z]*\) .*/\1/p' | awk '!seen[$0]++' | while read -r path; do
-    cp "$path" "$work/modules/"
-    basename "$path" >>"$work/modules/order"
+    name=$(basename "$path" .xz)
+    case $path in
+    *.xz) busybox xzcat "$path" >"$work/modules/$name" ;;
+    *) cp "$path" "$work/modules/$name" ;;
+    esac
+    echo "$name" >>"$work/modules/order"
 done
 mkdir -p "$output"
 cp "$tree/boot/vmlinuz-$release" "$output/vmlinuz"

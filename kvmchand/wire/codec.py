@@ -7,6 +7,7 @@ fields of its class, each of its type and in its range, or a ProtocolError says 
 
 from __future__ import annotations
 
+from binascii import a2b_base64, b2a_base64
 from json import JSONDecoder, JSONEncoder
 
 from kvmchand.errors import ProtocolError
@@ -59,8 +60,6 @@ def _whole(most: int) -> Callable[[Any], Any]:
 
 def _data(value: Any) -> Any:
     """Bytes stand in base64."""
-    from binascii import a2b_base64
-
     try:
         return a2b_base64(_text_of(PACKET_MAX)(value).encode("ascii"), strict_mode=True)
     except ValueError:
@@ -139,8 +138,6 @@ class Codec:
 
     def _show_value(self, value: Any) -> Any:
         if type(value) is bytes:
-            from binascii import b2a_base64  # which a client has no use for
-
             return b2a_base64(value, newline=False).decode()
         return self._records[type(value)].show(value)
 

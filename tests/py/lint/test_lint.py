@@ -202,6 +202,16 @@ def test_c_files_do_not_include_each_other_in_a_circle() -> None:
     assert not in_a_circle(includes())
 
 
+@pytest.mark.parametrize("path", python_files("kvmchand"), ids=module_name)
+def test_daemon_modules_import_when_they_are_loaded(path: Path) -> None:
+    """A service that has become nobody can't read Python's files, nor ours, in a home that is closed to others."""
+    functions = (
+        each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    late = [each.lineno for function in functions for each in ast.walk(function) if isinstance(each, ast.Import | ast.ImportFrom)]
+    assert not late, f"{path} imports in a function, at lines {late}"
+
+
 @pytest.mark.parametrize("path", python_files("libxenvchan_shim"), ids=module_name)
 def test_the_shim_imports_of_the_daemon_the_wire_and_the_errors_only(path: Path) -> None:
     allowed = TOOL_MAY_IMPORT if path.name == "tool.py" else SHIM_MAY_IMPORT

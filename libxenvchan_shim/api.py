@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kvmchand.errors import ChannelClosed, InvalidArgument
 from kvmchand.wire import dataplane
 from kvmchand.wire.client import port_of
-from libxenvchan_shim import control
+from libxenvchan_shim.connection import Connection, Grant
 
 if TYPE_CHECKING:
     from kvmchand.ids import Size
@@ -77,7 +77,7 @@ def _uninterrupted(function: Any, *arguments: Any) -> int:
 class Vchan:
     """One end of a vchan. Use it in one thread at a time; made by listen() and connect()."""
 
-    def __init__(self, connection: control.Connection, grant: control.Grant, *, is_server: bool) -> None:
+    def __init__(self, connection: Connection, grant: Grant, *, is_server: bool) -> None:
         """Takes both the connection and the grant."""
         granted = grant.granted
         self.path = granted.path
@@ -203,7 +203,7 @@ class Vchan:
         try:
             fd = dataplane.steal_control(ctrl)
             if fd >= 0:
-                control.Connection.adopt(fd).close_channel()
+                Connection.adopt(fd).close_channel()
         finally:
             dataplane.detach(ctrl)
 
@@ -237,7 +237,7 @@ def listen(
     for name, size in (("read_min", read_min), ("write_min", write_min)):
         if size < 0:
             raise InvalidArgument(f"{name} is {size}: give a number of bytes")
-    connection = control.Connection.from_environment()
+    connection = Connection.from_environment()
     try:
         vchan = Vchan(connection, connection.offer(peer, path, _size(read_min), _size(write_min)), is_server=True)
     except BaseException:
@@ -251,7 +251,7 @@ def connect(domain: int, path: str, *, blocking: bool = False, wait: bool = Fals
     """Connects to the vchan that `domain` offers the caller at `path`. Where it offers none, NotFound at once, and Busy where
     another client is connected; with `wait`, when it does, or NotFound when the domain is gone. Otherwise as listen()."""
     _require_domain(domain)
-    connection = control.Connection.from_environment()
+    connection = Connection.from_environment()
     try:
         vchan = Vchan(connection, connection.connect(domain, path, waits=wait), is_server=False)
     except BaseException:

@@ -11,7 +11,7 @@ from os import dup
 
 from kvmchand.errors import KvmchanError
 from kvmchand.wire.client import DOMAINS_MAX, PORT_STATES, port_of
-from libxenvchan_shim.control import Connection, socket_path
+from libxenvchan_shim.connection import Connection, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvmchand.ids import Size
     from kvmchand.wire.client import Pages
-    from libxenvchan_shim.control import Grant
+    from libxenvchan_shim.connection import Grant
 
 OFFER, CONNECT, BIND, JOIN = range(4)
 """enum kvmchan_what."""

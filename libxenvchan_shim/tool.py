@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvmchand.errors import InvalidArgument, KvmchanError, NotFound, ProtocolError
 from kvmchand.wire import client
-from libxenvchan_shim import control
+from libxenvchan_shim.connection import RUNTIME_DIR, Connection, store_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def run(program: list[str]) -> None:
     before = os.environ.get("LD_LIBRARY_PATH")
     os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, before] if before else folders)
     runtime_dir, domain = os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")
-    os.environ.setdefault("XENSTORED_PATH", control.store_path(runtime_dir, domain))
+    os.environ.setdefault("XENSTORED_PATH", store_path(runtime_dir, domain))
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and an ignored signal stays so
     try:
         os.execvp(program[0], program)
@@ -50,7 +50,7 @@ def run(program: list[str]) -> None:
 
 def listing() -> Listing:
     """Everything the daemon shows us, in one."""
-    connection = control.Connection.from_environment()
+    connection = Connection.from_environment()
     pages: list[Listing] = []
     try:
         while not pages or pages[-1].following:
@@ -113,7 +113,7 @@ def prepare_domain(arguments: argparse.Namespace) -> None:
 
     start = None
     if arguments.link_size is not None:
-        folder = Path(os.environ.get("KVMCHAN_RUNTIME_DIR") or control.RUNTIME_DIR) / "ivshmem"
+        folder = Path(os.environ.get("KVMCHAN_RUNTIME_DIR") or RUNTIME_DIR) / "ivshmem"
         start = prepare.StartLink(coldplug_xml.parse_size(arguments.link_size), folder)
     print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, start, apply=arguments.apply)), flush=True)
 

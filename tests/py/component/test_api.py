@@ -34,7 +34,8 @@ from kvmchand.errors import (
 )
 from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
-from libxenvchan_shim import State, Vchan, connect, control, listen
+from libxenvchan_shim import State, Vchan, connect, listen
+from libxenvchan_shim.connection import Connection, Grant
 from rig.daemon import (
     DEADLINE,
     LIBDIR,
@@ -657,8 +658,8 @@ def granted_on_device() -> Iterator[tuple[Vchan, Any, socket.socket, int]]:
     ours, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with daemon, slice_of_device() as (memory, event, notify, offset):
         granted = client.replies.decode(EVENTFD.replace(b'"offset":0', f'"offset":{offset}'.encode()))
-        grant = control.Grant(granted, [os.dup(memory), os.dup(event), os.dup(notify)])
-        server = Vchan(control.Connection.adopt(ours.detach()), grant, is_server=True)
+        grant = Grant(granted, [os.dup(memory), os.dup(event), os.dup(notify)])
+        server = Vchan(Connection.adopt(ours.detach()), grant, is_server=True)
         far = end_on_device(memory, notify, event, offset, is_server=False)
         yield server, far, daemon, event
         dataplane.detach(far)
@@ -717,7 +718,7 @@ def test_kinds_of_events_have_the_same_numbers_everywhere() -> None:
 def test_granted_descriptors_are_kept_out_of_stdios_numbers() -> None:
     """A program without stdio: what it writes to stderr must not become an event."""
     code = (
-        "import os, sys; from libxenvchan_shim.control import _all_above_stdio; from kvmchand.wire.packet import Fds;"
+        "import os, sys; from libxenvchan_shim.connection import _all_above_stdio; from kvmchand.wire.packet import Fds;"
         "made = [os.open('/dev/null', os.O_RDWR) for _ in range(3)]; os.closerange(0, 3);"
         "low = [os.dup(fd) for fd in made]; assert low == [0, 1, 2];"
         "moved = _all_above_stdio(Fds(low));"
@@ -730,7 +731,7 @@ def test_granted_descriptors_are_kept_out_of_stdios_numbers() -> None:
 
 def test_a_daemon_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMCHAN_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(control, "DEADLINE", 0.05)
+    monkeypatch.setattr("libxenvchan_shim.connection.DEADLINE", 0.05)
     with FakeDaemon(tmp_path, [], silent=True), pytest.raises(TimedOut) as caught:
         listen(0, "x")
     assert caught.value.errno == errno.ETIMEDOUT
@@ -738,9 +739,9 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_daemon_that_takes_no_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMCHAN_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(control, "DEADLINE", 0.05)
+    monkeypatch.setattr("libxenvchan_shim.connection.DEADLINE", 0.05)
     with FakeDaemon(tmp_path, [], silent=True):
-        connection = control.Connection(str(tmp_path / "kvmchand.sock"))
+        connection = Connection(str(tmp_path / "kvmchand.sock"))
         with pytest.raises(TimeoutError):
             while True:
                 connection._sock.send(bytes(30000))
@@ -754,7 +755,7 @@ def test_a_refusal_between_hello_and_request_is_told(tmp_path: Path, monkeypatch
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(tmp_path / "kvmchand.sock"))
         listener.listen()
-        connection = control.Connection(str(tmp_path / "kvmchand.sock"))
+        connection = Connection(str(tmp_path / "kvmchand.sock"))
         daemon, _ = listener.accept()
 
         def send_and_be_refused(sock: socket.socket, data: bytes) -> None:
@@ -763,7 +764,7 @@ def test_a_refusal_between_hello_and_request_is_told(tmp_path: Path, monkeypatch
                 daemon.send(ERROR)
                 daemon.close()
 
-        monkeypatch.setattr(control, "send_packet", send_and_be_refused)
+        monkeypatch.setattr("libxenvchan_shim.connection.send_packet", send_and_be_refused)
         with pytest.raises(AccessDenied, match="you may not"):
             connection.list(0)  # type: ignore[arg-type]
         connection.close()

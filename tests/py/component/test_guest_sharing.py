@@ -16,7 +16,7 @@ import pytest
 from kvmchand.errors import NotFound
 from kvmchand.ids import Size
 from kvmchand.wire import client, control
-from libxenvchan_shim.control import Connection
+from libxenvchan_shim.connection import Connection
 from rig.daemon import DEADLINE, RawClient, acting_as, eventually, in_time
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
 from rig.host import GuestDaemon

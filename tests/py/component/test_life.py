@@ -28,8 +28,9 @@ PEER = """
 import os, sys, libxenvchan_shim as v
 from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
-from libxenvchan_shim import api, control
-path = control.socket_path(os.environ["KVMCHAN_RUNTIME_DIR"], os.environ.get("KVMCHAN_DOMAIN", ""))
+from libxenvchan_shim import api
+from libxenvchan_shim.connection import Connection, socket_path
+path = socket_path(os.environ["KVMCHAN_RUNTIME_DIR"], os.environ.get("KVMCHAN_DOMAIN", ""))
 def end_of(call):
     try:
         call()
@@ -37,7 +38,7 @@ def end_of(call):
     except OSError as error:
         print(error.errno, flush=True)
 def tell_daemon(vchan):
-    control.Connection.adopt(dataplane.steal_control(vchan._ctrl)).close_channel()
+    Connection.adopt(dataplane.steal_control(vchan._ctrl)).close_channel()
 names = dict(globals())
 for line in sys.stdin:
     exec(line, names)
@@ -99,11 +100,11 @@ def assert_drained(vchan: Vchan, data: bytes) -> None:
 
 
 # What the one that will be killed does before; and what of it is left, None where the channel never came to be.
-HELLO = "c = control.Connection(path); send_packet(c._sock, client.requests.encode(client.Hello(client.VERSION)))"
+HELLO = "c = Connection(path); send_packet(c._sock, client.requests.encode(client.Hello(client.VERSION)))"
 CLIENT_STEPS: dict[str, tuple[str, bytes | None]] = {
-    "before hello": ("c = control.Connection(path)", None),
+    "before hello": ("c = Connection(path)", None),
     "after hello": (HELLO, None),
-    "granted, not attached": ("c = control.Connection(path); g = c.connect(0, '/local/domain/0/x')", b""),
+    "granted, not attached": ("c = Connection(path); g = c.connect(0, '/local/domain/0/x')", b""),
     "attached": ("c = v.connect(0, '/local/domain/0/x')", b""),
     "data unread": ("c = v.connect(0, '/local/domain/0/x'); c.send(b'data')", b"data"),
     "hung up": ("c = v.connect(0, '/local/domain/0/x'); c.send(b'data'); dataplane.hang_up(c._ctrl)", b"data"),
@@ -159,9 +160,9 @@ def test_a_client_is_killed_with_the_reply_unread(daemon: Daemon) -> None:
 
 
 SERVER_STEPS: dict[str, tuple[str, bytes | None]] = {
-    "before hello": ("c = control.Connection(path)", None),
+    "before hello": ("c = Connection(path)", None),
     "after hello": (HELLO, None),
-    "granted, not attached": ("c = control.Connection(path); g = c.offer(1, 'x', 1, 1)", None),
+    "granted, not attached": ("c = Connection(path); g = c.offer(1, 'x', 1, 1)", None),
     "waiting for a client": ("s = v.listen(1, 'x')", None),
     "connected": ("s = v.listen(1, 'x')", b""),
     "data unread": ("s = v.listen(1, 'x'); s.send(b'data')", b"data"),

@@ -16,7 +16,7 @@ import pytest
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.wire import client
-from libxenvchan_shim.control import Connection, Grant
+from libxenvchan_shim.connection import Connection, Grant
 from rig.daemon import (
     DEADLINE,
     NOBODY,
@@ -406,7 +406,7 @@ def test_a_notice_needs_pages_a_byte_of_them_and_a_port_of_ours(one: Domain, two
 
 CRASHES = """
 import mmap, os
-from libxenvchan_shim.control import Connection
+from libxenvchan_shim.connection import Connection
 from kvmchand.wire import client
 sharing, binding = Connection.from_environment(), Connection.from_environment()
 given, fd = sharing.share(2, 1, writable=True)

@@ -35,7 +35,7 @@ from rig.device import end_on_device, slice_of_device
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 SHIM_DEADLINE = 10.0
-"""libxenvchan_shim/control.py's: what ends sooner has not waited for it."""
+"""libxenvchan_shim/connection.py's: what ends sooner has not waited for it."""
 
 
 @pytest.fixture(scope="module")
@@ -474,7 +474,7 @@ def test_library_with_half_its_python_code_fails_with_a_sentence(
     if broken == "missing":
         shutil.rmtree(packages / "kvmchand" / "wire")
     else:
-        (packages / "libxenvchan_shim" / "control.py").write_text("def :\n")
+        (packages / "libxenvchan_shim" / "connection.py").write_text("def :\n")
     libraries = str(packages / LIBDIR.relative_to(SITE))
     with Program(compiled("shell"), env=daemon.environment(LD_LIBRARY_PATH=libraries)) as shell:
         for _ in range(2):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What requests do to nodes, and who may: the same on the tree that all see and on a transaction's."""
+"""What requests do to nodes, and which domain may do it.
+
+The functions work on the tree and on a transaction's view of it alike.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,40 @@ from typing import Protocol
 
 from kvmchand.ids import HOST, DomainId
 from kvmchand.xenstore import paths
-from kvmchand.xenstore.nodes import EXACT, FIRES, OWNER, QUIET, READ, WRITE, WRITTEN, Node, Permissions, rights
+from kvmchand.xenstore.nodes import EXACT, FIRES, OWNER, QUIET, READ, WRITE, WRITTEN, Node, Permissions, Tree, rights
 from kvmchand.xenstore.quotas import Refused
 
 
 class View(Protocol):
-    """A Tree, or a Transaction on it."""
+    """A Tree, or a Transaction on one. The methods are documented there."""
 
-    def look(self, path: str) -> Node | None: ...
-    def note(self, path: str, note: int) -> None: ...
-    def require(self, domain: DomainId, nodes: int, size: int) -> None: ...
-    def charge(self, domain: DomainId, nodes: int, size: int) -> None: ...
-    def edit(self, path: str, more: int = 0) -> Node: ...
-    def put(self, path: str, node: Node) -> None: ...
-    def drop(self, path: str) -> None: ...
+    def look(self, path: str) -> Node | None:
+        """Return the node at a path, or None."""
+
+    def note(self, path: str, note: int) -> None:
+        """Note a change of a node, before it is made."""
+
+    def require(self, domain: DomainId, nodes: int, size: int) -> None:
+        """Raise Refused unless the domain may use this many more nodes and bytes."""
+
+    def charge(self, domain: DomainId, nodes: int, size: int) -> None:
+        """Count nodes and bytes as used by a domain."""
+
+    def edit(self, path: str, more: int = 0) -> Node:
+        """Return the node for a change that makes it `more` bytes larger."""
+
+    def put(self, path: str, node: Node) -> None:
+        """Put a node at a path."""
+
+    def drop(self, path: str) -> None:
+        """Remove the node at a path."""
 
 
 def find(view: View, caller: DomainId, path: str, wanted: int = READ) -> Node:
-    """The node, with which the caller may do all that is wanted.
+    """Return the node at `path`, if the caller may do all that is wanted with it.
 
-    Refused otherwise: with ENOENT, where the nearest node above would let it know, else with EACCES, so that nobody learns which
-    nodes there are where they may not read.
+    Otherwise raises Refused: ENOENT if the nearest existing node above lets the caller know, else
+    EACCES, so that nobody learns which nodes exist where they may not read.
     """
     node = view.look(path)
     if node is not None and rights(node.permissions, caller) & wanted == wanted:
@@ -42,9 +58,10 @@ def find(view: View, caller: DomainId, path: str, wanted: int = READ) -> Node:
 
 
 def make(view: View, caller: DomainId, path: str, value: bytes, free: Container[str] = ()) -> Node:
-    """The node, which is not there yet, and those above it that are missing. Whether the caller may has been asked.
+    """Make the node at `path`, and the missing nodes above it. Does not check that the caller may.
 
-    They have the permissions of the node above; what a domain other than 0 makes is its own. Those named in `free` do not count.
+    They inherit the permissions of the node above; nodes made by a domain other than 0 belong to
+    it. Paths in `free` do not count in the quotas.
     """
     missing = []
     at = path
@@ -70,6 +87,7 @@ def make(view: View, caller: DomainId, path: str, value: bytes, free: Container[
 
 
 def write(view: View, caller: DomainId, path: str, value: bytes) -> None:
+    """Write a value, and make the node if it does not exist. Raises Refused."""
     try:
         node = find(view, caller, path, WRITE)
     except Refused as error:
@@ -81,6 +99,7 @@ def write(view: View, caller: DomainId, path: str, value: bytes) -> None:
 
 
 def replace_value(view: View, caller: DomainId, path: str, node: Node, value: bytes) -> None:
+    """Replace the value of a node that exists. Raises Refused if a quota has no room."""
     more = len(value) - len(node.value)
     if node.counted and caller != HOST:
         view.require(node.owner, 0, more)
@@ -91,6 +110,7 @@ def replace_value(view: View, caller: DomainId, path: str, node: Node, value: by
 
 
 def mkdir(view: View, caller: DomainId, path: str) -> None:
+    """Make a node with an empty value, unless it exists. Raises Refused."""
     try:
         find(view, caller, path, WRITE)
     except Refused as error:
@@ -100,7 +120,11 @@ def mkdir(view: View, caller: DomainId, path: str) -> None:
 
 
 def remove(view: View, caller: DomainId, path: str) -> None:
-    """The node and all below it: who may write it, may remove it. That it is not there is no error if the node above is."""
+    """Remove a node and all below it. Raises Refused.
+
+    Any domain that may write the node may remove it. A node that does not exist is no error if the
+    node above it exists.
+    """
     try:
         find(view, caller, path, WRITE)
     except Refused as error:
@@ -116,8 +140,9 @@ def remove(view: View, caller: DomainId, path: str) -> None:
 
 
 def remove_tree(view: View, path: str) -> None:
-    """The node, which is there, and all below it."""
-    # All are looked at before any goes: a transaction for which that is too much has changed nothing.
+    """Remove a node that exists, and all below it."""
+    # All are looked at before any goes: a transaction for which that is too much has changed
+    # nothing.
     above = view.look(paths.parent(path))
     going = [path]
     for each in going:
@@ -137,6 +162,7 @@ def remove_tree(view: View, path: str) -> None:
 
 
 def set_permissions(view: View, caller: DomainId, path: str, permissions: Permissions) -> None:
+    """Replace a node's permissions. Only domain 0 may change the owner. Raises Refused."""
     node = find(view, caller, path, WRITE | OWNER)
     if caller != HOST and permissions[0][1] != node.owner:
         raise Refused(errno.EPERM)
@@ -144,9 +170,29 @@ def set_permissions(view: View, caller: DomainId, path: str, permissions: Permis
 
 
 def replace_permissions(view: View, path: str, node: Node, permissions: Permissions) -> None:
+    """Replace a node's permissions, and count it for its new owner."""
     view.note(path, FIRES)
     if node.counted and permissions[0][1] != node.owner:
         size = len(path) + len(node.value)
         view.charge(node.owner, -1, -size)
         view.charge(permissions[0][1], 1, size)
     view.edit(path).permissions = permissions
+
+
+def put(tree: Tree, path: str, value: bytes, permissions: Permissions) -> None:
+    """Make a node have this value and these permissions, whether it exists or not."""
+    node = tree.look(path)
+    if node is None:
+        make(tree, HOST, path, value)
+    elif node.value != value:
+        replace_value(tree, HOST, path, node, value)
+    replace_permissions(tree, path, tree.nodes[path], permissions)
+
+
+def may_write(view: View, domain: DomainId, path: str) -> bool:
+    """Return whether a domain may write a node, or make it."""
+    try:
+        find(view, domain, path, WRITE)
+    except Refused as error:
+        return error.number == errno.ENOENT
+    return True

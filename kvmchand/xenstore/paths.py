@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Paths of the xenstore-like tree: /local/domain/<id>/…, and who may write where.
+"""Paths of the xenstore-like tree, /local/domain/<id>/…, and who may write where.
 
-The rules are xenstored's (misc/xenstore.txt): letters, digits and -/_@, at most 3072 characters absolute and 2048 relative.
+The rules are xenstored's (Xen's docs/misc/xenstore.txt): letters, digits and -/_@, at most 3072
+characters absolute and 2048 relative.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ DOMAINS = "/local/domain"
 
 
 def home(domain: DomainId) -> str:
-    """The node below which a domain may write."""
+    """Return the node below which a domain may write."""
     return f"{DOMAINS}/{domain}"
 
 
 def resolve(path: str, caller: DomainId) -> str:
-    """The absolute form of what a caller wrote; InvalidArgument or TooLong if it is no path."""
+    """Return the absolute form of the path that a caller wrote.
+
+    Raises InvalidArgument or TooLong if it is not a path.
+    """
     if not path:
         raise InvalidArgument("the path is empty: give one like data/vchan/1/2")
     most = ABSOLUTE_MAX if path.startswith("/") else RELATIVE_MAX
@@ -42,9 +46,10 @@ def resolve(path: str, caller: DomainId) -> str:
 
 
 def node(path: str, caller: DomainId) -> str:
-    """The absolute form of any node's name, "/" also; InvalidArgument if it is none. Each xenstore request comes by here.
+    """Return the absolute form of any node's name, "/" included. Every xenstore request calls this.
 
-    None begins with @: that is what watches on no node are called.
+    Raises InvalidArgument if the name is invalid. No result begins with @: such names are watched
+    without being nodes.
     """
     most = ABSOLUTE_MAX
     if not path.startswith(("/", "@")):
@@ -56,15 +61,19 @@ def node(path: str, caller: DomainId) -> str:
 
 
 def parent(path: str) -> str:
-    """The node above one that is not "/"."""
+    """Return the node above `path`, which is not "/"."""
     return path[: path.rfind("/")] or "/"
 
 
 def child(path: str, name: str) -> str:
+    """Return the path of a node's child."""
     return f"/{name}" if path == "/" else f"{path}/{name}"
 
 
 def require_writable(path: str, caller: DomainId) -> None:
-    """AccessDenied unless the caller may create `path`: domain 0 anywhere, another domain below its own node."""
+    """Raise AccessDenied unless the caller may create `path`.
+
+    Domain 0 may anywhere, another domain below its own node.
+    """
     if caller != HOST and not path.startswith(home(caller) + "/"):
         raise AccessDenied(f"domain {caller} may not offer a vchan at {path[:80]}: only below {home(caller)}")

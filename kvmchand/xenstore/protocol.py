@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The xenstore wire format, as in xen/io/xs_wire.h: a header of four 32-bit words in the machine's order, then the payload.
+"""The xenstore wire format of xen/io/xs_wire.h.
 
-A reply repeats the request's header but for the length, and the kind where it is an error. Numbers and names here are the ABI's.
+A message is a header of four 32-bit words in the machine's byte order, then the payload. A reply
+repeats the request's header except for the length, and for the kind if it is an error. The numbers
+and names here are the ABI's.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ HEADER = struct.Struct("=IIII")
 PAYLOAD_MAX = 4096
 
 OK = b"OK\0"
-"""The payload of a reply that has nothing to tell."""
+"""The payload of a reply that has nothing else to say."""
 
 _ERRORS = (
     errno.EINVAL,
@@ -42,6 +44,8 @@ _ERROR_NAMES = {number: errno.errorcode[number].encode() + b"\0" for number in _
 
 
 class Kind(IntEnum):
+    """The kinds of messages."""
+
     CONTROL = 0
     DIRECTORY = 1
     READ = 2
@@ -67,17 +71,20 @@ class Kind(IntEnum):
 
 
 class Request(NamedTuple):
+    """One request."""
+
     kind: int
-    """A Kind, or any other number: which there are is for who executes it to know."""
+    """A Kind, or any other number: the code that executes it decides."""
     request_id: int
     transaction: int
     payload: bytes
 
 
 def take(buffer: bytes | bytearray) -> tuple[Request, int] | None:
-    """The first request of what came, and how many bytes it has; None if it is not whole yet.
+    """Return the first request in a buffer and its length in bytes.
 
-    ProtocolError if it is longer than there can be: where the next one starts is then unknown, so the connection must end.
+    Returns None if it is not complete yet. Raises ProtocolError if it is longer than allowed: the
+    start of the next request is then unknown, so the connection must end.
     """
     if len(buffer) < HEADER.size:
         return None
@@ -91,7 +98,10 @@ def take(buffer: bytes | bytearray) -> tuple[Request, int] | None:
 
 
 def reply(request: Request, payload: bytes, kind: int | None = None) -> bytes:
-    """The answer to a request; one that would be too long is the error E2BIG, as xenstored has it."""
+    """Encode the answer to a request.
+
+    As in xenstored, one that is too long becomes the error E2BIG.
+    """
     if len(payload) > PAYLOAD_MAX:
         return error_reply(request, errno.E2BIG)
     kind = request.kind if kind is None else kind
@@ -99,12 +109,18 @@ def reply(request: Request, payload: bytes, kind: int | None = None) -> bytes:
 
 
 def error_reply(request: Request, number: int) -> bytes:
-    """The answer that a request failed; an errno that the format has no name for is told as EINVAL."""
+    """Encode the answer to a request that failed.
+
+    An errno without a name in the format becomes EINVAL.
+    """
     return reply(request, _ERROR_NAMES.get(number, _ERROR_NAMES[errno.EINVAL]), Kind.ERROR)
 
 
 def event(path: str, token: bytes) -> bytes | None:
-    """A watch's event; None if it is longer than there can be: xenstored does not send such, either."""
+    """Encode a watch's event, or return None if it is too long.
+
+    xenstored does not send events that are too long, either.
+    """
     payload = path.encode("ascii") + b"\0" + token + b"\0"
     if len(payload) > PAYLOAD_MAX:
         return None
@@ -112,7 +128,11 @@ def event(path: str, token: bytes) -> bytes | None:
 
 
 def strings(payload: bytes, least: int, most: int | None = None) -> list[bytes]:
-    """The strings of a payload that is nothing but strings, each with its NUL; InvalidArgument unless their number is right."""
+    """Split a payload that consists of strings, each with its NUL.
+
+    Raises InvalidArgument unless it has from `least` to `most` strings (exactly `least` by
+    default).
+    """
     parts = payload.split(b"\0")
     if parts.pop() or not least <= len(parts) <= (least if most is None else most):
         raise InvalidArgument("the payload has another number of strings than this request has, or no NUL at its end")
@@ -120,7 +140,7 @@ def strings(payload: bytes, least: int, most: int | None = None) -> list[bytes]:
 
 
 def text(string: bytes) -> str:
-    """A string of a payload that names something; InvalidArgument if it is not ASCII, as all names are."""
+    """Decode a string that names something. Raises InvalidArgument if it is not ASCII."""
     try:
         return string.decode("ascii")
     except UnicodeDecodeError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How much of the store a domain may use, and how much it does. Domain 0 may use all."""
+"""How much of the store each domain may use, and how much it does. Domain 0 may use all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kvmchand.ids import HOST, DomainId
 
 
 class Refused(Exception):
-    """A request that is not met, and the errno by which its client is told."""
+    """A request that failed, and the errno that its client gets."""
 
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode.get(number, str(number)))
@@ -19,24 +19,33 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Quotas:
-    """Per domain other than 0. Two hundred vchans at once, each with a watch and a transaction, are far from any."""
+    """Limits for each domain other than 0.
+
+    Two hundred vchans at once, each with a watch and a transaction, stay far below all of them.
+    """
 
     nodes: int = 32768
-    """Nodes that it owns."""
+    """Nodes that the domain owns."""
     bytes: int = 32 << 20
-    """Paths and values of the nodes that it owns, its watches, and what its open transactions have looked at or changed."""
+    """Bytes of the paths and values of its nodes, of its watches, and of what its open transactions
+    have looked at or changed.
+    """
     watches: int = 4096
-    """One for each of its connections: all may be told of one change."""
+    """One for each of its connections: one change may notify all of them."""
     transactions: int = 1024
-    """Open at once."""
+    """Transactions open at once."""
     transaction_bytes: int = 2 << 20
-    """Of what one transaction has looked at or changed, so that those who watch can take the events of its commit."""
+    """Bytes that one transaction has looked at or changed. The limit keeps the events of its commit
+    small enough for those who watch.
+    """
     permissions: int = 5
-    """Entries of one node's permissions; xenstored's number."""
+    """Entries in one node's permissions; xenstored has the same limit."""
 
 
 @dataclass(slots=True)
 class Usage:
+    """What one domain uses."""
+
     nodes: int = 0
     bytes: int = 0
     watches: int = 0
@@ -44,21 +53,26 @@ class Usage:
 
 
 class Ledger:
-    """What each domain uses. A domain that uses nothing is not in it."""
+    """What each domain uses. A domain that uses nothing has no entry."""
 
     def __init__(self, quotas: Quotas) -> None:
         self.quotas = quotas
         self.usage: dict[DomainId, Usage] = {}
 
     def of(self, domain: DomainId) -> Usage:
+        """Return what a domain uses, to be read or changed."""
         return self.usage.get(domain) or self.usage.setdefault(domain, Usage())
 
     def forget_unused(self, domain: DomainId) -> None:
+        """Drop the entry of a domain that uses nothing."""
         if self.usage.get(domain) == Usage():
             del self.usage[domain]
 
     def require(self, domain: DomainId, nodes: int = 0, size: int = 0) -> None:
-        """Refused unless the domain may use so many nodes and bytes more. What it uses beyond a quota already, it keeps."""
+        """Raise Refused unless the domain may use this many more nodes and bytes.
+
+        A domain that is over a quota already keeps what it has.
+        """
         if domain == HOST:
             return
         usage = self.of(domain)
@@ -68,7 +82,7 @@ class Ledger:
             raise Refused(errno.ENOMEM)
 
     def require_within(self, domain: DomainId) -> None:
-        """Refused if the domain is beyond a quota already, though what it wants is free."""
+        """Raise Refused if the domain is over a quota already."""
         usage = self.of(domain)
         if domain != HOST and usage.nodes > self.quotas.nodes:
             raise Refused(errno.ENOSPC)
@@ -76,39 +90,43 @@ class Ledger:
             raise Refused(errno.ENOMEM)
 
     def add(self, domain: DomainId, nodes: int, size: int) -> None:
+        """Count nodes and bytes, which may be negative."""
         usage = self.of(domain)
         usage.nodes += nodes
         usage.bytes += size
 
     def require_watch(self, domain: DomainId, size: int) -> None:
-        """Refused unless the domain may have one watch more."""
+        """Raise Refused unless the domain may have one more watch."""
         if domain != HOST and self.of(domain).watches >= self.quotas.watches:
             raise Refused(errno.E2BIG)
         self.require(domain, size=size)
 
     def add_watch(self, domain: DomainId, size: int) -> None:
+        """Count a watch of `size` bytes."""
         usage = self.of(domain)
         usage.watches += 1
         usage.bytes += size
 
     def remove_watch(self, domain: DomainId, size: int) -> None:
+        """Count a watch no more."""
         usage = self.of(domain)
         usage.watches -= 1
         usage.bytes -= size
 
     def add_transaction(self, domain: DomainId) -> None:
-        """Refused if the domain has too many."""
+        """Count a transaction. Raises Refused if the domain has too many."""
         usage = self.of(domain)
         if domain != HOST and usage.transactions >= self.quotas.transactions:
             raise Refused(errno.ENOSPC)
         usage.transactions += 1
 
     def require_held(self, domain: DomainId, held: int) -> None:
-        """Refused unless one transaction of the domain may keep so many bytes."""
+        """Raise Refused unless one transaction of the domain may keep this many bytes."""
         if domain != HOST and held > self.quotas.transaction_bytes:
             raise Refused(errno.ENOMEM)
 
     def remove_transaction(self, domain: DomainId, held: int) -> None:
+        """Count a transaction, and the bytes that it held, no more."""
         usage = self.of(domain)
         usage.transactions -= 1
         usage.bytes -= held

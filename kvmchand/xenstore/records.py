@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store's records: what there is or is no more, in a form that outlives the process.
+"""The store's records: changes in a form that outlives the process.
 
-A record is one change that is whole, and has as many items as that takes: 4 bytes of length, then a letter and fields with NULs
-between them, of which the last may have NULs in it.
+A record is one complete change, made of items: a 4-byte length, then a letter and fields with NULs
+between them. The last field may contain NULs.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ from kvmchand.xenstore.watches import Watch
 _LENGTH = struct.Struct("<I")
 
 NODE, NO_NODE, DOMAIN, NO_DOMAIN, OFFER, NO_OFFER, WATCH, NO_WATCH, NO_CLIENT, START = "NnDdOoWwcS"
-"""START: how many times there was a start, of which transaction ids and generations are made."""
+"""START counts the starts of the store; transaction ids and generations are made from it."""
 
 _FIELDS = {NODE: 4, NO_NODE: 1, DOMAIN: 3, NO_DOMAIN: 1, OFFER: 6, NO_OFFER: 1, WATCH: 5, NO_WATCH: 3, NO_CLIENT: 1, START: 1}
 
 
 def item(letter: str, *fields: bytes | str | int) -> bytes:
+    """Encode one item."""
     parts = [each if isinstance(each, bytes) else str(each).encode() for each in fields]
     body = letter.encode() + b"\0".join(parts)
     return _LENGTH.pack(len(body)) + body
 
 
 def items(record: bytes) -> Iterator[tuple[str, list[bytes]]]:
-    """The letters and fields of a record; ValueError if it is none."""
+    """Yield the letter and fields of each item of a record. Raises ValueError if it is invalid."""
     at = 0
     while at < len(record):
         if len(record) - at < _LENGTH.size:
@@ -47,28 +48,34 @@ def items(record: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
 
 def node_item(path: str, node: Node) -> bytes:
+    """Encode a node."""
     permissions = ",".join(format_permissions(node.permissions))
     return item(NODE, path, permissions, int(node.counted), node.value)
 
 
 def to_node(fields: list[bytes]) -> tuple[str, Node]:
+    """Return the path and the node of a NODE item."""
     path, permissions, counted, value = fields
     return path.decode(), Node(value, parse_permissions(permissions.decode().split(",")), counted == b"1")
 
 
 def offer_item(offer: Offer) -> bytes:
+    """Encode an offer."""
     return item(OFFER, offer.channel, offer.path, offer.server, offer.client, offer.ref, offer.port)
 
 
 def to_offer(fields: list[bytes]) -> Offer:
+    """Return the offer of an OFFER item."""
     channel, path, server, client, ref, port = fields
     return Offer(ChannelId(int(channel)), path.decode(), DomainId(int(server)), DomainId(int(client)), int(ref), int(port))
 
 
 def watch_item(watch: Watch) -> bytes:
+    """Encode a watch."""
     return item(WATCH, watch.client, watch.domain, int(watch.relative), watch.path, watch.token)
 
 
 def to_watch(fields: list[bytes]) -> Watch:
+    """Return the watch of a WATCH item."""
     client, domain, relative, path, token = fields
     return Watch(ClientId(int(client)), DomainId(int(domain)), path.decode(), token, relative == b"1")

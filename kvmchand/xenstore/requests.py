@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The requests of clients, each kind's rules: xenstored's, as in Xen's docs/misc/xenstore.txt."""
+"""The requests of clients: the rules of each kind, from Xen's docs/misc/xenstore.txt."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ _DOMAIN = re.compile(rb"[0-9]{1,9}")
 _OFFSET = re.compile(rb"[0-9]{1,10}")
 _STARTS = 1 << 12
 _TRANSACTIONS = 1 << 20
-"""A transaction's id is these two numbers: which start of the store gave it, and which of that start's it is."""
+"""A transaction's id combines two numbers: which start of the store made it, and which of that
+start's transactions it is.
+"""
 _PRIVILEGED = frozenset({Kind.CONTROL, Kind.INTRODUCE, Kind.RELEASE, Kind.IS_DOMAIN_INTRODUCED, Kind.RESUME, Kind.SET_TARGET})
-"""What only domain 0 may ask."""
+"""Requests that only domain 0 may make."""
 _WITHOUT_TRANSACTION = frozenset({Kind.WATCH, Kind.UNWATCH})
-"""What takes no notice of the header's transaction."""
+"""Requests that ignore the header's transaction."""
 
 
 @dataclass(slots=True)
 class Client:
+    """A client and its open transactions."""
+
     number: ClientId
     domain: DomainId
     transactions: dict[int, Transaction] = field(default_factory=dict)
 
 
 class Requests:
+    """Answers the requests of all clients."""
+
     def __init__(
         self,
         tree: Tree,
@@ -52,35 +58,35 @@ class Requests:
         self._watches = watches
         self._domains = domains
         self._keep = keep
-        """Takes the items of what is to be recorded."""
+        """Takes the items to be recorded."""
         self._tell = tell
         """Takes a watch's first event."""
         self._last = 0
         self._handlers: dict[int, Callable[[Client, View, protocol.Request], bytes]] = {
             Kind.CONTROL: self._control,
-            Kind.DIRECTORY: self._directory,
-            Kind.READ: self._read,
-            Kind.GET_PERMS: self._get_perms,
+            Kind.DIRECTORY: _directory,
+            Kind.READ: _read,
+            Kind.GET_PERMS: _get_perms,
             Kind.WATCH: self._watch,
             Kind.UNWATCH: self._unwatch,
             Kind.TRANSACTION_START: self._transaction_start,
             Kind.TRANSACTION_END: self._transaction_end,
-            Kind.INTRODUCE: self._not_here,
-            Kind.RELEASE: self._not_here,
-            Kind.GET_DOMAIN_PATH: self._get_domain_path,
-            Kind.WRITE: self._write,
-            Kind.MKDIR: self._mkdir,
-            Kind.RM: self._rm,
+            Kind.INTRODUCE: _not_here,
+            Kind.RELEASE: _not_here,
+            Kind.GET_DOMAIN_PATH: _get_domain_path,
+            Kind.WRITE: _write,
+            Kind.MKDIR: _mkdir,
+            Kind.RM: _rm,
             Kind.SET_PERMS: self._set_perms,
             Kind.IS_DOMAIN_INTRODUCED: self._is_domain_introduced,
-            Kind.RESUME: self._not_here,
-            Kind.SET_TARGET: self._not_here,
+            Kind.RESUME: _not_here,
+            Kind.SET_TARGET: _not_here,
             Kind.RESET_WATCHES: self._reset_watches,
-            Kind.DIRECTORY_PART: self._directory_part,
+            Kind.DIRECTORY_PART: _directory_part,
         }
 
     def answer(self, client: Client, request: protocol.Request) -> bytes:
-        """The reply. A request that fails has changed nothing."""
+        """Return the reply. A request that fails changes nothing."""
         try:
             handler = self._handlers.get(request.kind)
             if handler is None:
@@ -97,60 +103,17 @@ class Requests:
             return protocol.error_reply(request, errno.EINVAL)
 
     def end_all(self, client: Client) -> None:
-        """Of the client's transactions and watches."""
+        """End the client's transactions and watches."""
         for transaction in client.transactions.values():
             self._ledger.remove_transaction(client.domain, transaction.held)
         client.transactions.clear()
         for watch in self._watches.of(client.number):
             self._watches.remove(client.number, watch.path, watch.token)
 
-    # ---- what is looked at ----
-
-    def _read(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        return access.find(view, client.domain, _path(client, request)).value
-
-    def _directory(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        node = access.find(view, client.domain, _path(client, request))
-        if node.names > protocol.PAYLOAD_MAX:
-            raise Refused(errno.E2BIG)
-        return node.listing()
-
-    def _directory_part(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        """The children's names from an offset on, whole ones, after the generation. An empty name follows the last."""
-        name, offset = protocol.strings(request.payload, 2)
-        node = access.find(view, client.domain, paths.node(protocol.text(name), client.domain))
-        start = b"%d\0" % node.generation
-        rest = node.listing()[_number(_OFFSET, offset) :]
-        if len(start) + len(rest) + 1 <= protocol.PAYLOAD_MAX:
-            return start + rest + b"\0"
-        return start + rest[: rest.rfind(b"\0", 0, protocol.PAYLOAD_MAX - len(start)) + 1]
-
-    def _get_perms(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        node = access.find(view, client.domain, _path(client, request))
-        return "".join(f"{each}\0" for each in format_permissions(node.permissions)).encode()
-
-    def _get_domain_path(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        return paths.home(_domain(request)).encode() + b"\0"
+    # ---- domains and permissions ----
 
     def _is_domain_introduced(self, client: Client, view: View, request: protocol.Request) -> bytes:
         return b"T\0" if _domain(request) in self._domains else b"F\0"
-
-    # ---- what is changed ----
-
-    def _write(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        name, nul, value = request.payload.partition(b"\0")
-        if not nul:
-            raise Refused(errno.EINVAL)
-        access.write(view, client.domain, paths.node(protocol.text(name), client.domain), value)
-        return protocol.OK
-
-    def _mkdir(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        access.mkdir(view, client.domain, _path(client, request))
-        return protocol.OK
-
-    def _rm(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        access.remove(view, client.domain, _path(client, request))
-        return protocol.OK
 
     def _set_perms(self, client: Client, view: View, request: protocol.Request) -> bytes:
         name, *strings = protocol.strings(request.payload, 2, protocol.PAYLOAD_MAX)
@@ -161,7 +124,10 @@ class Requests:
         return protocol.OK
 
     def _of_domains(self, permissions: Permissions) -> Permissions:
-        """Without those of domains that are not there: another may get the number, and should not find a right with it."""
+        """Drop the entries of domains that do not exist.
+
+        Another domain may get the number later, and must not find a right that comes with it.
+        """
         if permissions[0][1] not in self._domains:
             raise Refused(errno.ENOENT)
         return tuple(each for each in permissions if each[1] in self._domains)
@@ -244,19 +210,15 @@ class Requests:
             return "\n".join(wrong)[: protocol.PAYLOAD_MAX - 1].encode() + b"\0" if wrong else protocol.OK
         raise Refused(errno.EINVAL)
 
-    def _not_here(self, client: Client, view: View, request: protocol.Request) -> bytes:
-        # Domains come and go by the daemon, which hears of them from the hypervisor.
-        raise Refused(errno.ENOSYS)
-
 
 def _path(client: Client, request: protocol.Request) -> str:
-    """The path of a request that has nothing else."""
+    """Return the path of a request that has nothing else."""
     (name,) = protocol.strings(request.payload, 1)
     return paths.node(protocol.text(name), client.domain)
 
 
 def _watched(client: Client, name: bytes) -> tuple[str, bool]:
-    """The path, and whether it was given relative to the client's own node."""
+    """Return the path, and whether it was given relative to the client's own node."""
     path = protocol.text(name)
     if path in SPECIAL:
         return path, False
@@ -264,7 +226,7 @@ def _watched(client: Client, name: bytes) -> tuple[str, bool]:
 
 
 def _domain(request: protocol.Request) -> DomainId:
-    """The domain of a request that has nothing else."""
+    """Return the domain of a request that has nothing else."""
     (string,) = protocol.strings(request.payload, 1)
     return DomainId(_number(_DOMAIN, string))
 
@@ -273,3 +235,63 @@ def _number(form: re.Pattern[bytes], string: bytes) -> int:
     if not form.fullmatch(string):
         raise Refused(errno.EINVAL)
     return int(string)
+
+
+# ---- requests that need nothing but the view ----
+
+
+def _read(client: Client, view: View, request: protocol.Request) -> bytes:
+    return access.find(view, client.domain, _path(client, request)).value
+
+
+def _directory(client: Client, view: View, request: protocol.Request) -> bytes:
+    node = access.find(view, client.domain, _path(client, request))
+    if node.names > protocol.PAYLOAD_MAX:
+        raise Refused(errno.E2BIG)
+    return node.listing()
+
+
+def _directory_part(client: Client, view: View, request: protocol.Request) -> bytes:
+    """Return the generation, then whole names of children from an offset on.
+
+    An empty name follows the last child.
+    """
+    name, offset = protocol.strings(request.payload, 2)
+    node = access.find(view, client.domain, paths.node(protocol.text(name), client.domain))
+    start = b"%d\0" % node.generation
+    rest = node.listing()[_number(_OFFSET, offset) :]
+    if len(start) + len(rest) + 1 <= protocol.PAYLOAD_MAX:
+        return start + rest + b"\0"
+    return start + rest[: rest.rfind(b"\0", 0, protocol.PAYLOAD_MAX - len(start)) + 1]
+
+
+def _get_perms(client: Client, view: View, request: protocol.Request) -> bytes:
+    node = access.find(view, client.domain, _path(client, request))
+    return "".join(f"{each}\0" for each in format_permissions(node.permissions)).encode()
+
+
+def _get_domain_path(client: Client, view: View, request: protocol.Request) -> bytes:
+    return paths.home(_domain(request)).encode() + b"\0"
+
+
+def _write(client: Client, view: View, request: protocol.Request) -> bytes:
+    name, nul, value = request.payload.partition(b"\0")
+    if not nul:
+        raise Refused(errno.EINVAL)
+    access.write(view, client.domain, paths.node(protocol.text(name), client.domain), value)
+    return protocol.OK
+
+
+def _mkdir(client: Client, view: View, request: protocol.Request) -> bytes:
+    access.mkdir(view, client.domain, _path(client, request))
+    return protocol.OK
+
+
+def _rm(client: Client, view: View, request: protocol.Request) -> bytes:
+    access.remove(view, client.domain, _path(client, request))
+    return protocol.OK
+
+
+def _not_here(client: Client, view: View, request: protocol.Request) -> bytes:
+    # Domains come and go by the daemon, which hears of them from the hypervisor.
+    raise Refused(errno.ENOSYS)

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
-    """The file's settings with the environment's and the command line's over them."""
+    """Return the file's settings, overridden by the environment and by the command line."""
     made = config.load(arguments.config) if arguments.config else Settings()
     runtime_dir = arguments.runtime_dir or os.environ.get("KVMCHAN_RUNTIME_DIR")
     made = replace(made, runtime_dir=Path(runtime_dir or made.runtime_dir).absolute())
@@ -58,6 +58,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 
 def main() -> None:
+    """Run the kvmchand command."""
     arguments = _parser().parse_args()
     try:
         role: Any = import_module(f"kvmchand.{arguments.role}.main")  # the other one's needs are not this machine's

@@ -2,7 +2,7 @@
 """Every error that crosses a process boundary: one code, one errno, one exception.
 
 KvmchanError (an OSError: errno, and the sentence as strerror)
-├── InvalidArgument   EINVAL        a path, domain or size that can't be
+├── InvalidArgument   EINVAL        an invalid path, domain or size
 ├── TooLong           E2BIG         a path over the limit
 ├── AccessDenied      EACCES        not the caller's to use
 ├── NotFound          ENOENT        no such domain, or nothing offered at the path
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class KvmchanError(OSError):
-    """What failed, on what, and what to do; `errno` as a C caller would see it."""
+    """What failed, on what, and what to do. `errno` is what a C caller sees."""
 
     code = "internal"
     number = errno.EIO
@@ -36,7 +36,7 @@ class KvmchanError(OSError):
 
     @property
     def sentence(self) -> str:
-        """The whole message, without the number."""
+        """Return the whole message, without the number."""
         return str(self.strerror)
 
     def __reduce__(self) -> tuple[Callable[[int, str], KvmchanError], tuple[int, str]]:
@@ -45,50 +45,74 @@ class KvmchanError(OSError):
 
 
 class InvalidArgument(KvmchanError):
+    """A path, domain or size is invalid."""
+
     code, number = "invalid", errno.EINVAL
 
 
 class TooLong(KvmchanError):
+    """A path exceeds the limit."""
+
     code, number = "too-long", errno.E2BIG
 
 
 class AccessDenied(KvmchanError):
+    """The caller may not use it."""
+
     code, number = "denied", errno.EACCES
 
 
 class NotFound(KvmchanError):
+    """No such domain exists, or nothing is offered at the path."""
+
     code, number = "not-found", errno.ENOENT
 
 
 class Busy(KvmchanError):
+    """Another client is connected."""
+
     code, number = "busy", errno.EBUSY
 
 
 class LimitReached(KvmchanError):
+    """A limit of the settings is reached."""
+
     code, number = "limit", errno.ENOSPC
 
 
 class OutOfResources(KvmchanError):
+    """The machine lacks descriptors or memory."""
+
     code, number = "resources", errno.EMFILE
 
 
 class ProtocolError(KvmchanError):
+    """The peer's bytes break the protocol, or its version is another."""
+
     code, number = "protocol", errno.EPROTO
 
 
 class Unreachable(KvmchanError):
+    """No daemon answers."""
+
     code, number = "unreachable", errno.ECONNREFUSED
 
 
 class TimedOut(KvmchanError):
+    """The daemon took too long."""
+
     code, number = "timeout", errno.ETIMEDOUT
 
 
 class ChannelClosed(KvmchanError):
+    """The other end has gone."""
+
     code, number = "closed", errno.EPIPE
 
 
 class InternalError(KvmchanError):
+    """A bug of ours."""
+
     code, number = "internal", errno.EIO
 
 
@@ -97,12 +121,12 @@ _BY_NUMBER: dict[int, type[KvmchanError]] = {kind.number: kind for kind in Kvmch
 
 
 def from_code(code: str, sentence: str) -> KvmchanError:
-    """The exception for a code received; a code of a newer daemon is an InternalError."""
+    """Return the exception for a received code; an unknown code becomes an InternalError."""
     return _BY_CODE.get(code, InternalError)(sentence)
 
 
 def from_errno(number: int, sentence: str) -> KvmchanError:
-    """The exception for an errno of the data plane; one that is not in the table keeps its number."""
+    """Return the exception for an errno of the data plane; an unlisted one keeps its number."""
     error = _BY_NUMBER.get(number, KvmchanError)(sentence)
     error.errno = number
     error.args = (number, sentence)

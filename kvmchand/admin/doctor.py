@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What keeps vchans from working on this machine: findings, each with what to do.
+"""What keeps vchans from working on this machine: findings, each with a remedy.
 
-On a host it looks at libvirt and at each running domain's machine; in a guest at VFIO, the vIOMMU and the ivshmem devices. What
-can't be read is a finding, or left out.
+On a host it looks at libvirt and at the machine of each running domain; in a guest at VFIO, the
+vIOMMU and the ivshmem devices. What cannot be read becomes a finding, or is left out.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ from kvmchand.wire.client import DeviceInfo, GuestInfo, Listing
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
-"""Of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
+"""The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
 WRITE_BACK = 500
-"""MB/s above which memory is cached: uncached reads take a bus cycle each, and are far below this."""
+"""MB/s above which memory counts as cached: uncached reads cost a bus cycle each, and are far
+slower.
+"""
 _DRIVER = "vfio-pci"
 _MODULES = ("vfio_pci", "vfio_iommu_type1")
 _BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
 _SLOTS = range(1, 32)
-"""Of a conventional PCI bridge."""
+"""The slots of a conventional PCI bridge."""
 _PREFIX = "kvmchan-"
-"""Of our devices' names in a domain's XML."""
+"""Begins the names of our devices in a domain's XML."""
 
 
 class Grade(Enum):
@@ -46,7 +48,7 @@ class Grade(Enum):
 
 
 class Role(Enum):
-    """Which side a machine is to be looked at as."""
+    """The side that a machine is examined as."""
 
     HOST = "host"
     GUEST = "guest"
@@ -54,12 +56,15 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
+    """One thing that was looked at."""
+
     grade: Grade
     subject: str
     sentence: str
 
     @property
     def is_bad(self) -> bool:
+        """Return whether something does not work."""
         return self.grade is Grade.BAD
 
     def __str__(self) -> str:
@@ -67,14 +72,18 @@ class Finding:
 
 
 def examine(listed: Listing | KvmchanError, uri: str, role: Role | None = None, root: Path = Path("/")) -> list[Finding]:
-    """`listed`: what the daemon shows, or why it does not. `role`: None, and it is found out. `root`: where /sys
-    and the like are."""
+    """Return the findings about this machine.
+
+    `listed`: what the daemon shows, or why it shows nothing. `role`: None to find out. `root`: the
+    directory with /sys and the like.
+    """
     if role is None:
         role = role_of(root)
     return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri))]
 
 
 def daemon(listed: Listing | KvmchanError, role: Role) -> Finding:
+    """Return the finding about the daemon itself."""
     subject = f"kvmchand {role.value}"
     if isinstance(listed, KvmchanError):
         return Finding(Grade.BAD, subject, listed.sentence)
@@ -82,7 +91,10 @@ def daemon(listed: Listing | KvmchanError, role: Role) -> Finding:
 
 
 def role_of(root: Path) -> Role:
-    """A machine with ivshmem devices is a guest; so is QEMU's, unless it has a libvirt of its own."""
+    """Return the role of this machine.
+
+    A machine with ivshmem devices is a guest. So is one of QEMU's, unless it runs a libvirt.
+    """
     if ivshmem_functions(root / "sys"):
         return Role.GUEST
     is_qemu = _text(root / "sys/class/dmi/id/sys_vendor") == "QEMU"
@@ -90,7 +102,7 @@ def role_of(root: Path) -> Role:
 
 
 def _text(path: Path) -> str:
-    """Of a file that may not be there."""
+    """Return the text of a file that may be missing."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:
@@ -108,6 +120,7 @@ def _bytes(count: int) -> str:
 
 
 def ivshmem_functions(sys: Path) -> list[pci.Function]:
+    """Return the machine's ivshmem devices."""
     found = []
     for address in _addresses(sys):
         function = _function(address, sys)
@@ -131,6 +144,7 @@ def _function(address: str, sys: Path) -> pci.Function | None:
 
 
 def guest(listed: Listing | KvmchanError, root: Path) -> Iterator[Finding]:
+    """Yield the findings about a guest."""
     sys = root / "sys"
     yield from _modules(sys)
     if not (root / "dev/vfio/vfio").exists():
@@ -228,7 +242,7 @@ def _faults(function: pci.Function, sys: Path) -> Iterator[str]:
 
 
 def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
-    """Of the bridges that our devices are behind: what may still be plugged there."""
+    """Yield what may still be plugged behind the bridges of our devices."""
     bars = [bar for address in _addresses(sys) if (each := _function(address, sys)) is not None for bar in each.bars]
     for above in sorted({pci.bridge(each.address, sys) for each in functions} - {""}):
         try:
@@ -252,7 +266,10 @@ def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
 
 
 def largest_fit(window: pci.Bar, bars: Iterable[pci.Bar]) -> int:
-    """The size of the largest range, aligned to its size as a device's memory is, that is in the window and free."""
+    """Return the size of the largest free range in a window.
+
+    Ranges are aligned to their size, as the memory of devices is.
+    """
     start, end = window.start, window.start + window.size
     taken = sorted((bar.start, bar.start + bar.size) for bar in bars if bar.size and start <= bar.start < end)
     best = 0
@@ -269,6 +286,7 @@ def largest_fit(window: pci.Bar, bars: Iterable[pci.Bar]) -> int:
 
 
 def host(listed: Listing | KvmchanError, uri: str) -> Iterator[Finding]:
+    """Yield the findings about a host."""
     try:
         connection = prepare.connect(uri)
     except KvmchanError as error:
@@ -295,7 +313,10 @@ def _version(number: int) -> str:
 
 
 def _domain(domain: Any, guests: dict[int, GuestInfo] | None) -> Iterator[Finding]:
-    """`guests`: that the daemon knows, by their number; None where it does not say."""
+    """Yield the findings about a domain.
+
+    `guests`: those that the daemon knows, by number; None if it does not say.
+    """
     number = domain.ID()
     try:
         live = domain.XMLDesc()
@@ -315,8 +336,11 @@ def _domain(domain: Any, guests: dict[int, GuestInfo] | None) -> Iterator[Findin
 
 
 def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -> Iterator[Finding]:
-    """Of a running domain's XML, and of that it starts from next, "" if it won't. One that is linked lacks nothing it can't do
-    without."""
+    """Yield the findings about a running domain's machine.
+
+    `live`: its XML. `kept`: the XML of its next start, or "" if it has none. What a linked domain
+    lacks is only a note, since it works without.
+    """
     made = prepare.prepare(live)
     grade = Grade.NOTE if is_linked else Grade.BAD
     for obstacle in made.obstacles:
@@ -347,7 +371,7 @@ def _remedy(name: str, kept: str) -> str:
 
 
 def free_slots(tree: ElementTree.Element) -> int | None:
-    """Places for one more device each; None: it has no bridges for that."""
+    """Return how many more devices fit, or None if the domain has no bridges for them."""
     free = {each.get("index", ""): set(_SLOTS) for each in tree.iterfind("devices/controller") if each.get("model") in _BRIDGES}
     for address in tree.iterfind("devices/*/address[@type='pci']"):
         try:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a virtual machine needs for vchans, put into its libvirt XML: a place to plug ivshmem devices into, and a vIOMMU, behind
-which its guest may use them by VFIO.
+"""What a virtual machine needs for vchans, put into its libvirt XML.
 
-What can't be put there is said instead.
+It needs a place to plug ivshmem devices into, and a vIOMMU so that its guest may use them through
+VFIO. What cannot be put into the XML is reported.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ except ImportError:
 
 _COMMAND_LINE = "intel_iommu=on"
 _IOMMUS = {"intel", "virtio"}
-"""Models that VFIO's type 1 works behind in a guest."""
+"""Models behind which VFIO's type 1 works in a guest."""
 _BRIDGES = {"pcie-to-pci-bridge", "pci-bridge"}
 _BRIDGES_WANTED = 2
-"""Firmware leaves each a window for the control device and two of a link's."""
+"""Firmware leaves each of them a window for the control device and two devices of a link."""
 
 
 @dataclass(slots=True)
@@ -40,13 +40,14 @@ class Prepared:
     before: str
     after: str
     changes: list[str] = field(default_factory=list)
-    """What is different in `after`, each a sentence."""
+    """What differs in `after`, each a sentence."""
     hints: list[str] = field(default_factory=list)
-    """What is to be seen to in the guest, if it has not been."""
+    """What remains to be done in the guest, unless it has been done."""
     obstacles: list[str] = field(default_factory=list)
-    """Why it can't be prepared; `after` is `before` then."""
+    """Why the domain cannot be prepared; `after` is then `before`."""
 
     def diff(self) -> str:
+        """Return the difference of both as a unified diff."""
         lines = difflib.unified_diff(
             self.before.splitlines(keepends=True), self.after.splitlines(keepends=True), "as it is", "prepared"
         )
@@ -55,8 +56,10 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class StartLink:
-    """A device of the link to the host that shall be there from the start. `folder`: of the daemon's sockets; `socket`: its own
-    there, if it gets a new one."""
+    """A device of the link to the host, present from the domain's start.
+
+    `folder`: the directory of the daemon's sockets. `socket`: its own there, if it gets a new one.
+    """
 
     size: Size
     folder: Path
@@ -64,7 +67,10 @@ class StartLink:
 
 
 def prepare(xml: str, start: StartLink | None = None) -> Prepared:
-    """`xml`: a domain's inactive configuration, from libvirt. A prepared domain gets no changes."""
+    """Prepare a domain's XML, its inactive configuration from libvirt.
+
+    A domain that is prepared already gets no changes.
+    """
     root = _parse(xml)
     before = _show(root)
     made = Prepared(before, before)
@@ -80,8 +86,10 @@ def prepare(xml: str, start: StartLink | None = None) -> Prepared:
 
 
 def _parse(xml: str) -> ElementTree.Element:
-    """With its comments, and such prefixes that the serializer keeps: it would put a namespace without one at the root, and so
-    everything into it."""
+    """Parse with comments, and with such prefixes as the serializer keeps.
+
+    It would put a namespace without a prefix at the root, and so everything into that namespace.
+    """
     keeping = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True, insert_pis=True))
     try:
         for _, (prefix, address) in ElementTree.iterparse(StringIO(xml), ["start-ns"]):
@@ -156,7 +164,10 @@ def _see_to_command_line(root: ElementTree.Element, made: Prepared) -> None:
 
 
 def uses_iommu(command_line: str) -> bool:
-    """Whether a kernel with this command line is told to use an Intel vIOMMU; of several words to it the last one counts."""
+    """Return whether a kernel command line turns on an Intel vIOMMU.
+
+    The last word about it counts.
+    """
     words = [word.removeprefix("intel_iommu=").split(",") for word in command_line.split() if word.startswith("intel_iommu=")]
     said = [each for word in words for each in word if each in ("on", "off")]
     return said[-1:] == ["on"]
@@ -171,7 +182,7 @@ def _within(parent: ElementTree.Element, tag: str) -> ElementTree.Element:
 
 
 def connect(uri: str, *, to_write: bool = False) -> Any:
-    """A connection to libvirt. KvmchanError: there is none."""
+    """Return a connection to libvirt. Raises KvmchanError if there is none."""
     if libvirt is None:
         raise NotFound("its Python module is not there: install python3-libvirt, or libvirt-python from PyPI")
     libvirt.registerErrorHandler(lambda *_error: None, None)  # it would print what we get as exceptions
@@ -184,7 +195,10 @@ def connect(uri: str, *, to_write: bool = False) -> Any:
 
 
 def prepare_domain(name: str, uri: str, start: StartLink | None, *, apply: bool) -> list[str]:
-    """Prepares the domain with this name, or says how it would be; the lines to print. KvmchanError where it can't be."""
+    """Prepare a domain, or show how it would be prepared. Returns the lines to print.
+
+    Raises KvmchanError if it cannot be prepared.
+    """
     try:
         connection = connect(uri, to_write=apply)
     except KvmchanError as error:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Eventfds that others have too: a QEMU, or a client on this machine. Whether a call on one blocks is a flag that all share who
-have it, and so is how full it is: nothing here waits, whatever they do.
+"""Eventfds that others hold too: a QEMU, or a client on this machine.
+
+All holders share the flag by which calls on it block, and its counter. Nothing here waits, whatever
+they do with either.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PATIENCE = 0.005
-"""Seconds. Only one who fills an eventfd and clears its flag just as we write makes us wait at all."""
+"""Seconds before a blocked call is interrupted.
+
+It blocks only if another holder fills the eventfd and clears its flag just as we write.
+"""
 
 
 def signal_event(event: int) -> None:
-    """Wakes who waits for it."""
+    """Wake whoever waits for the event."""
     fcntl.fcntl(event, fcntl.F_SETFL, os.O_NONBLOCK)
     with _interrupted_soon():
         try:
@@ -26,7 +31,7 @@ def signal_event(event: int) -> None:
 
 
 def drain_event(event: int) -> None:
-    """Forgets what was pending."""
+    """Forget what is pending."""
     try:
         os.preadv(event, [bytearray(8)], -1, os.RWF_NOWAIT)
     except BlockingIOError:
@@ -35,7 +40,10 @@ def drain_event(event: int) -> None:
 
 @contextmanager
 def _interrupted_soon() -> Iterator[None]:
-    """Ends a system call that blocks. In a process's first thread, which is the only one of each of ours."""
+    """Interrupt a system call that blocks.
+
+    For a process's first thread, which is the only thread of each of our processes.
+    """
     try:
         handler = signal.signal(signal.SIGALRM, lambda *_: None)
     except ValueError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The C library's functions we call by ctypes, each declared once."""
+"""The C library's functions that we call through ctypes, each declared once."""
 
 from __future__ import annotations
 
@@ -43,37 +43,47 @@ _PR_SET_NO_NEW_PRIVS = 38
 
 
 def inotify_init() -> int:
-    """A new inotify descriptor, non-blocking and close-on-exec. EMFILE: the user's max_user_instances."""
+    """Return a new inotify descriptor, non-blocking and close-on-exec.
+
+    Raises OSError EMFILE at the user's max_user_instances.
+    """
     return _inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 def inotify_add_watch(fd: int, path: str, mask: int) -> int:
-    """A watch's number. ENOSPC: the user's max_user_watches."""
+    """Return the number of a new watch. Raises OSError ENOSPC at the user's max_user_watches."""
     return _inotify_add_watch(fd, os.fsencode(path), mask)
 
 
 def inotify_rm_watch(fd: int, watch: int) -> None:
+    """Remove a watch."""
     _inotify_rm_watch(fd, watch)
 
 
 def punch_hole(fd: int, offset: int, size: int) -> None:
-    """`size` bytes from `offset` on read as zero, and their whole pages go back to the system; the file stays as long as it is.
-    EPERM: it is sealed against writing. EOPNOTSUPP: its file system has no holes."""
+    """Make `size` bytes from `offset` on read as zero.
+
+    Their whole pages go back to the system, and the file keeps its size. Raises OSError EPERM if it
+    is sealed against writing, EOPNOTSUPP if its file system has no holes.
+    """
     _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, size)
 
 
 def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
-    """Pid, user and group of the process that connected (unix(7), SO_PEERCRED), as they were then."""
+    """Return pid, user and group of the process that connected, as they were then.
+
+    See unix(7), SO_PEERCRED.
+    """
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid, gid
 
 
 def set_process_name(name: str) -> None:
-    """What `ps -o comm` shows of this thread; 15 bytes are kept."""
+    """Set what `ps -o comm` shows of this thread; the kernel keeps 15 bytes."""
     buffer = ctypes.create_string_buffer(os.fsencode(name)[:15])
     _prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
 
 
 def set_no_new_privileges() -> None:
-    """From here on no exec of this process gains privileges."""
+    """Let no later exec of this process gain privileges."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""PCI functions as sysfs shows them (Linux's Documentation/ABI/testing/sysfs-bus-pci), and the kernel's word of their comings and
-goings. `root` is where sysfs is.
+"""PCI functions as sysfs shows them, and the kernel's events when they come and go.
+
+See Linux's Documentation/ABI/testing/sysfs-bus-pci. `root` is where sysfs is mounted.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ _RESOURCES = 6
 _CONFIG_BYTES, _STATUS, _HAS_CAPABILITIES, _CAPABILITIES = 256, 6, 0x10, 0x34
 _MSIX = 0x11
 _WINDOWS = 4
-"""Of a bridge: the last lines of its resources."""
+"""The last lines of a bridge's resources are its windows."""
 _MEMORY = 0x200
-"""Of a resource's flags (IORESOURCE_MEM)."""
+"""In a resource's flags: it is memory (IORESOURCE_MEM)."""
 _NOWHERE = 0x30000000
-"""Likewise (IORESOURCE_UNSET, IORESOURCE_DISABLED): it has a size, but no address."""
+"""In a resource's flags: it has a size, but no address (IORESOURCE_UNSET, IORESOURCE_DISABLED)."""
 
 
 class SysfsError(Exception):
-    """What sysfs says of a function can't be, or can't be had."""
+    """What sysfs shows of a function is invalid, or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A base address register's range; size 0 where it has no address."""
+    """The range of a base address register. Its size is 0 if it has no address."""
 
     start: int
     size: int
@@ -42,7 +43,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """One PCI function. `driver`: its name, or "". `group`: of its IOMMU, or ""."""
+    """One PCI function. `driver`: its name, or "". `group`: its IOMMU group, or ""."""
 
     address: str
     vendor: int
@@ -52,7 +53,7 @@ class Function:
     group: str
     bars: tuple[Bar, ...]
     has_msix: bool = True
-    """Also where that can't be told."""
+    """True also if that cannot be told."""
 
 
 def _folder(address: str, root: Path) -> Path:
@@ -91,8 +92,10 @@ def _bar(start: int, end: int, flags: int) -> Bar:
 
 
 def _has_capability(config: Path, wanted: int) -> bool:
-    """Whether it is in the list of a function's capabilities (PCI Local Bus Specification 3.0, 6.7); True where none can be
-    read."""
+    """Return whether a function's list of capabilities has this one.
+
+    See PCI Local Bus Specification 3.0, 6.7. Returns True if the list cannot be read.
+    """
     try:
         data = config.read_bytes()[:_CONFIG_BYTES]
     except OSError:
@@ -110,7 +113,7 @@ def _has_capability(config: Path, wanted: int) -> bool:
 
 
 def function(address: str, root: Path = SYS) -> Function:
-    """What sysfs says of it. SysfsError: it is not there, or what is said can't be."""
+    """Return a function as sysfs shows it. Raises SysfsError if it is missing or invalid."""
     if not _ADDRESS.fullmatch(address):
         raise SysfsError(f"{address[:40]!r} is no PCI address")
     folder = _folder(address, root)
@@ -127,7 +130,7 @@ def function(address: str, root: Path = SYS) -> Function:
 
 
 def bridge(address: str, root: Path = SYS) -> str:
-    """The bridge that a function is behind; "" where it is on a root complex."""
+    """Return the bridge that a function is behind, or "" if it is on a root complex."""
     try:
         above = _folder(address, root).resolve(strict=True).parent.name
     except OSError:
@@ -136,7 +139,7 @@ def bridge(address: str, root: Path = SYS) -> str:
 
 
 def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:
-    """The ranges of memory that a bridge lets through to what is behind it."""
+    """Return the ranges of memory that a bridge forwards to the functions behind it."""
     path = _folder(address, root) / "resource"
     try:
         lines = path.read_text().splitlines()[_RESOURCES:][-_WINDOWS:]
@@ -151,7 +154,7 @@ def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:
 
 
 def addresses(root: Path = SYS) -> list[str]:
-    """All functions', sorted."""
+    """Return the addresses of all functions, sorted."""
     try:
         return sorted(each.name for each in (root / "bus/pci/devices").iterdir())
     except OSError as error:
@@ -159,7 +162,7 @@ def addresses(root: Path = SYS) -> list[str]:
 
 
 def group_members(group: str, root: Path = SYS) -> list[str]:
-    """Addresses of the functions of an IOMMU group."""
+    """Return the addresses of the functions in an IOMMU group."""
     try:
         return sorted(each.name for each in (root / "kernel/iommu_groups" / group / "devices").iterdir())
     except OSError:
@@ -167,7 +170,7 @@ def group_members(group: str, root: Path = SYS) -> list[str]:
 
 
 def is_noiommu(group: str, root: Path = SYS) -> bool:
-    """Whether VFIO made the group, for a device that no IOMMU confines."""
+    """Return whether VFIO made the group, for a device that no IOMMU confines."""
     try:
         return (root / "kernel/iommu_groups" / group / "name").read_text().strip() == _NOIOMMU_GROUP
     except OSError:
@@ -182,7 +185,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def bind(address: str, driver: str, root: Path = SYS) -> None:
-    """Gives a function to a driver, taking it from the one it has."""
+    """Give a function to a driver, and take it from its present one."""
     folder = _folder(address, root)
     if _link(folder / "driver") == driver:
         return
@@ -195,25 +198,25 @@ def bind(address: str, driver: str, root: Path = SYS) -> None:
 
 
 def remove(address: str, root: Path = SYS) -> None:
-    """Makes the kernel forget a function, until rescan()."""
+    """Make the kernel forget a function until rescan()."""
     _write(_folder(address, root) / "remove", "1")
 
 
 def rescan(root: Path = SYS) -> None:
-    """Makes the kernel look for functions, and give addresses to those that have none."""
+    """Make the kernel look for functions, and give addresses to those that have none."""
     _write(root / "bus/pci/rescan", "1")
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A PCI function has come ("add"), been taken by a driver ("bind") or gone ("remove")."""
+    """A PCI function appeared ("add"), got a driver ("bind") or went ("remove")."""
 
     action: str
     address: str
 
 
 def parse_event(data: bytes) -> Event | None:
-    """What a uevent says, if it is of a PCI function."""
+    """Return what a uevent says if it is about a PCI function, else None."""
     head, *fields = data.split(b"\0")
     if b"@" not in head:
         return None
@@ -229,14 +232,17 @@ def parse_event(data: bytes) -> Event | None:
 
 
 class Events:
-    """The kernel's uevents. `sock` is readable when there are some."""
+    """The kernel's uevents. `sock` is readable when some are waiting."""
 
     def __init__(self) -> None:
         self.sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT)
         self.sock.bind((0, _KERNEL_GROUP))
 
     def take(self) -> Event | None:
-        """The next, if it is of a PCI function. OSError ENOBUFS: some were lost."""
+        """Return the next event, or None if it is not about a PCI function.
+
+        Raises OSError ENOBUFS if events were lost.
+        """
         try:
             data, (sender, _) = self.sock.recvfrom(_UEVENT_BYTES)
         except BlockingIOError:
@@ -244,4 +250,5 @@ class Events:
         return parse_event(data) if sender == 0 else None
 
     def close(self) -> None:
+        """Close the socket."""
         self.sock.close()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""VFIO (Linux's <linux/vfio.h>, Documentation/driver-api/vfio.rst): containers, groups and devices, by ioctl.
+"""VFIO containers, groups and devices, through ioctl.
 
-Every function raises OSError with the kernel's errno. All need a descriptor that the caller keeps.
+See <linux/vfio.h> and Linux's Documentation/driver-api/vfio.rst. Every function raises OSError with
+the kernel's errno. All descriptors stay the caller's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _TYPE, _BASE = ord(";"), 100
 
 
 def _io(number: int) -> int:
-    """_IO(VFIO_TYPE, VFIO_BASE + number)."""
+    """Return _IO(VFIO_TYPE, VFIO_BASE + number)."""
     return _TYPE << 8 | (_BASE + number)
 
 
@@ -46,13 +47,16 @@ IRQ_SET = struct.Struct("=IIIII")  # argsz, flags, index, start, count
 
 
 NOIOMMU_PREFIX = "noiommu-"
-"""Of the names in /dev/vfio of groups that VFIO made for devices without an IOMMU."""
+"""Begins the names in /dev/vfio of groups that VFIO made for devices without an IOMMU."""
 _ALLOW_NOIOMMU = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A BAR, or the configuration space: where it is in the device's descriptor, for pread, pwrite and mmap."""
+    """A BAR or the configuration space.
+
+    `offset` is its place in the device's descriptor, for pread, pwrite and mmap.
+    """
 
     size: int
     offset: int
@@ -60,8 +64,11 @@ class Region:
 
 
 def allow_noiommu() -> bool:
-    """Lets VFIO take devices without an IOMMU from now on, which taints the kernel once one is taken; whether it did not before.
-    ENOENT: the module vfio is absent, or made without that mode (CONFIG_VFIO_NOIOMMU)."""
+    """Let VFIO take devices without an IOMMU from now on. Returns whether it did not before.
+
+    Using such a device taints the kernel. ENOENT: the module vfio is missing, or was built without
+    that mode (CONFIG_VFIO_NOIOMMU).
+    """
     if _ALLOW_NOIOMMU.read_text().strip() == "Y":
         return False
     _ALLOW_NOIOMMU.write_text("Y")
@@ -69,7 +76,10 @@ def allow_noiommu() -> bool:
 
 
 def open_container() -> int:
-    """A new container. ENOENT, ENODEV: the module vfio is absent; ENOSYS: its version is another."""
+    """Open a new container.
+
+    ENOENT, ENODEV: the module vfio is missing. ENOSYS: its version is another.
+    """
     fd = os.open("/dev/vfio/vfio", os.O_RDWR | os.O_CLOEXEC)
     if fcntl.ioctl(fd, GET_API_VERSION) != API_VERSION:
         os.close(fd)
@@ -78,53 +88,68 @@ def open_container() -> int:
 
 
 def open_group(name: str) -> int:
-    """A group by its name in /dev/vfio. EBUSY: it, or a device of it, is open elsewhere. EPERM: one without an IOMMU, which
-    needs CAP_SYS_RAWIO."""
+    """Open a group by its name in /dev/vfio.
+
+    EBUSY: the group, or one of its devices, is open elsewhere. EPERM: a group without an IOMMU,
+    which needs CAP_SYS_RAWIO.
+    """
     return os.open(f"/dev/vfio/{name}", os.O_RDWR | os.O_CLOEXEC)
 
 
 def is_viable(group: int) -> bool:
-    """Whether every device of the group is VFIO's or nobody's."""
+    """Return whether every device of the group belongs to VFIO or to no driver."""
     status = fcntl.ioctl(group, GROUP_GET_STATUS, GROUP_STATUS.pack(GROUP_STATUS.size, 0))
     return bool(GROUP_STATUS.unpack(status)[1] & GROUP_VIABLE)
 
 
 def join(group: int, container: int) -> None:
-    """Puts a group into a container. EPERM: that has groups of the other kind, with or without an IOMMU."""
+    """Put a group into a container.
+
+    EPERM: the container has groups of the other kind, with or without an IOMMU.
+    """
     fcntl.ioctl(group, GROUP_SET_CONTAINER, struct.pack("=i", container))
 
 
 def has_iommu(container: int, kind: int) -> bool:
+    """Return whether a container's kernel can confine devices this way."""
     return fcntl.ioctl(container, CHECK_EXTENSION, kind) > 0
 
 
 def set_iommu(container: int, kind: int) -> None:
-    """After its first group has joined. ENODEV: no such IOMMU, or the module vfio_iommu_type1 is absent."""
+    """Set a container's IOMMU, after its first group has joined.
+
+    ENODEV: no such IOMMU, or the module vfio_iommu_type1 is missing.
+    """
     fcntl.ioctl(container, SET_IOMMU, kind)
 
 
 def open_device(group: int, address: str) -> int:
-    """A device of the group. ENODEV: its driver is not vfio-pci."""
+    """Open a device of the group. ENODEV: its driver is not vfio-pci."""
     fd: int = fcntl.ioctl(group, GROUP_GET_DEVICE_FD, bytearray(os.fsencode(address) + b"\0"), True)
     os.set_inheritable(fd, False)
     return fd
 
 
 def region(device: int, index: int) -> Region:
+    """Return one of a device's regions."""
     info = fcntl.ioctl(device, DEVICE_GET_REGION_INFO, REGION_INFO.pack(REGION_INFO.size, 0, index, 0, 0, 0))
     _, flags, _, _, size, offset = REGION_INFO.unpack(info)
     return Region(size, offset, bool(flags & REGION_MMAP))
 
 
 def irq_count(device: int, index: int) -> int:
+    """Return how many interrupts of a kind a device has."""
     info = fcntl.ioctl(device, DEVICE_GET_IRQ_INFO, IRQ_INFO.pack(IRQ_INFO.size, 0, index, 0))
     count: int = IRQ_INFO.unpack(info)[3]
     return count
 
 
 def set_irqs(device: int, index: int, events: list[int]) -> int:
-    """Lets each interrupt of a kind signal an eventfd; all at once. 0, or how many there could be where these are too many.
-    ENOSPC: the machine has too few interrupt vectors left."""
+    """Let each interrupt of a kind signal an eventfd, all at once.
+
+    Returns 0, or how many there could be if these are too many. ENOSPC: the machine has too few
+    interrupt vectors left.
+    """
     data = struct.pack(f"={len(events)}i", *events)
     header = IRQ_SET.pack(IRQ_SET.size + len(data), _IRQ_DATA_EVENTFD | _IRQ_ACTION_TRIGGER, index, 0, len(events))
     room: int = fcntl.ioctl(device, DEVICE_SET_IRQS, bytearray(header + data), True)

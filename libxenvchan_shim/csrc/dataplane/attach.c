@@ -147,8 +147,8 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 /* A client goes on from where the one before it stopped; a server starts on zeroed memory. */
 static int vchan_resume(struct vchan *v)
 {
-	v->in.own = observe(v->in.own_index);
-	v->out.own = observe(v->out.own_index);
+	v->in.own = shared_observe(v->in.own_index);
+	v->out.own = shared_observe(v->out.own_index);
 	if (ring_look(&v->in) == RING_BROKEN || ring_look(&v->out) == RING_BROKEN)
 		return fail(EPROTO, "the server's ring indexes can't be true");
 	return 0;
@@ -159,8 +159,8 @@ static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 {
 	if (grant->is_server)
 		return;
-	set_live(v->own_live, 1);
-	request_only(v->ask, VCHAN_NOTIFY_WRITE);
+	shared_set_live(v->own_live, 1);
+	shared_request_only(v->ask, VCHAN_NOTIFY_WRITE);
 	event_send(&v->event);
 }
 
@@ -210,7 +210,7 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 	struct vchan *v = vchan_of(ctrl);
 
 	vchan_show(v);
-	set_live(v->own_live, 0);
+	shared_set_live(v->own_live, 0);
 	event_send(&v->event);
 }
 

@@ -42,8 +42,8 @@ static inline struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct 
 /* Brings what the page shows up to date; its cache line is ours just now, or our end is going. */
 static inline void vchan_show(struct vchan *v)
 {
-	show(v->shown_in, v->in.own);
-	show(v->shown_out, v->out.own);
+	shared_show(v->shown_in, v->in.own);
+	shared_show(v->shown_out, v->out.own);
 }
 
 #endif

@@ -50,7 +50,7 @@ bool ends_find(uint32_t port, int32_t *peer, bool *is_there)
 		;
 	if (end) {
 		*peer = end->peer;
-		state = live(end->peer_live);
+		state = shared_live(end->peer_live);
 		*is_there = state && state != end->waiting;
 	}
 	unlock();

@@ -13,7 +13,7 @@ uint32_t ring_known(const struct ring *ring)
 
 uint32_t ring_look(struct ring *ring)
 {
-	uint32_t peer = observe(ring->peer_index);
+	uint32_t peer = shared_observe(ring->peer_index);
 	uint32_t filled = ring->produces ? ring->own - peer : peer - ring->own;
 
 	if (filled > ring->size)
@@ -40,7 +40,7 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 	if (count > first)
 		memcpy(ring->buffer, (const uint8_t *)data + first, count - first);
 	ring->own += count;
-	publish(ring->own_index, ring->own);
+	shared_publish(ring->own_index, ring->own);
 }
 
 void ring_get(struct ring *ring, void *data, uint32_t count)
@@ -53,5 +53,5 @@ void ring_get(struct ring *ring, void *data, uint32_t count)
 	if (count > first)
 		memcpy((uint8_t *)data + first, ring->buffer, count - first);
 	ring->own += count;
-	publish(ring->own_index, ring->own);
+	shared_publish(ring->own_index, ring->own);
 }

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "dataplane/atomics.h"
-
 /* About what a sleep and a wake-up cost in a virtual machine. */
 #define DEFAULT_LIMIT_US 50
 #define MAX_LIMIT_US 1000000
@@ -17,6 +15,18 @@
 #define GATHER_PENALTY_MAX 63
 /* Looks between two looks at the clock. */
 #define TURNS_PER_CLOCK 16
+
+/* Tell the processor that we spin, which frees its pipeline (and a sibling thread) meanwhile. */
+static inline void relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	__builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+	__asm__ volatile("yield" ::: "memory");
+#else
+	__asm__ volatile("" ::: "memory");
+#endif
+}
 
 static uint64_t now(void)
 {

@@ -30,7 +30,7 @@ static int fail_size(size_t size, const struct ring *ring)
 static int fail_broken(struct vchan *v)
 {
 	if (atomic_exchange(&v->state, BROKEN) != BROKEN) {
-		set_live(v->own_live, 0);
+		shared_set_live(v->own_live, 0);
 		event_send(&v->event);
 	}
 	return fail(EPROTO, "the peer broke the ring's rules: close the channel");
@@ -43,17 +43,17 @@ static int vchan_open(struct vchan *v)
 	if (atomic_load_explicit(&v->state, memory_order_relaxed) != USABLE)
 		return 0;
 	if (!v->ctrl.is_server)
-		return live(v->peer_live) != 0;
+		return shared_live(v->peer_live) != 0;
 	if (v->ctrl.server_persist)
 		return 1;
-	peer = live(v->peer_live);
+	peer = shared_live(v->peer_live);
 	return peer > 2 ? 1 : peer;
 }
 
-/* Tells the peer of what we did, if it asked. After publish(). */
+/* Tells the peer of what we did, if it asked. After shared_publish(). */
 static void tell_peer(struct vchan *v, uint8_t bit)
 {
-	if ((requested(v->asked) & bit) && take_request(v->asked, bit))
+	if ((shared_requested(v->asked) & bit) && shared_take_request(v->asked, bit))
 		event_send(&v->event);
 }
 
@@ -72,7 +72,7 @@ static void vchan_lose(struct vchan *v)
 static void vchan_ask(struct vchan *v, uint8_t bit)
 {
 	vchan_show(v);
-	request(v->ask, bit);
+	shared_request(v->ask, bit);
 }
 
 /*
@@ -284,12 +284,13 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 	if (wait.until)
 		result = event_try(&v->event);
 	if (result == EVENT_NONE) {
-		uint8_t asked = requested(v->ask), peer = live(v->peer_live);
+		uint8_t asked = shared_requested(v->ask), peer = shared_live(v->peer_live);
 		bool slept = true;
 
 		/* The peer clears a bit just before it sends the event. */
 		while (slept && spin_turn(&wait))
-			slept = requested(v->ask) == asked && live(v->peer_live) == peer;
+			slept =
+			    shared_requested(v->ask) == asked && shared_live(v->peer_live) == peer;
 		result = event_wait(&v->event);
 		spin_end(&v->spin_in, &wait, slept);
 	}

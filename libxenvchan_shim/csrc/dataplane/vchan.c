@@ -36,7 +36,7 @@ static int fail_broken(struct vchan *v)
 	return fail(EPROTO, "the peer broke the ring's rules: close the channel");
 }
 
-static int vchan_open(struct vchan *v)
+static int vchan_is_open(struct vchan *v)
 {
 	uint8_t peer;
 
@@ -120,14 +120,14 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 	spin_begin(spin, &wait);
 	while (spin_turn(&wait)) {
 		available = ring_look(ring);
-		if (available >= want || !vchan_open(v)) {
+		if (available >= want || !vchan_is_open(v)) {
 			spin_end(spin, &wait, false);
 			ring_gather(ring, spin, available);
 			return 0;
 		}
 	}
 	for (;;) {
-		if (ring_available(v, ring, want) >= want || !vchan_open(v)) {
+		if (ring_available(v, ring, want) >= want || !vchan_is_open(v)) {
 			spin_end(spin, &wait, true);
 			return 0;
 		}
@@ -174,7 +174,7 @@ static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 
 		if (available < most) {
 			/* Before the look, so that what was written before a close is seen. */
-			open = vchan_open(v);
+			open = vchan_is_open(v);
 			/* A call that is about to wait asks for no event yet: spinning may do. */
 			if (!open || !v->ctrl.blocking || least > v->in.size ||
 			    (available = ring_look(&v->in)) >= least)
@@ -211,7 +211,7 @@ int libxenvchan_read(struct libxenvchan *ctrl, void *data, size_t size)
 	if (check_call(v, size) < 0)
 		return -1;
 	if (size == 0 && ring_look(&v->in) == 0)
-		return vchan_open(v) ? 0 : fail_closed();
+		return vchan_is_open(v) ? 0 : fail_closed();
 	return receive(v, data, size ? 1 : 0, (uint32_t)size);
 }
 
@@ -224,7 +224,7 @@ int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size)
 	for (;;) {
 		uint32_t available = ring_known(&v->out);
 
-		if (!vchan_open(v))
+		if (!vchan_is_open(v))
 			return fail_closed();
 		if (available < size)
 			available = v->ctrl.blocking && size <= v->out.size
@@ -253,7 +253,7 @@ int libxenvchan_write(struct libxenvchan *ctrl, const void *data, size_t size)
 	for (;;) {
 		uint32_t available = ring_known(&v->out);
 
-		if (!vchan_open(v))
+		if (!vchan_is_open(v))
 			return fail_closed();
 		left = (uint32_t)size - done;
 		if (available < left)
@@ -304,7 +304,7 @@ int libxenvchan_wait(struct libxenvchan *ctrl)
 
 int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)->event.fd; }
 
-int libxenvchan_is_open(struct libxenvchan *ctrl) { return vchan_open(vchan_of(ctrl)); }
+int libxenvchan_is_open(struct libxenvchan *ctrl) { return vchan_is_open(vchan_of(ctrl)); }
 
 /* Asks for an event at the next change, then looks. An index that can't be true counts as nothing.
  */

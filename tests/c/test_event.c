@@ -18,9 +18,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "dataplane/page.h"
 #include "kvmchan.h"
 
-#define PAGE 4096u
 /* The device: a page that is BAR 0 where a test has a doorbell, a page of somebody else's, our
  * slice, and again a page of somebody else's. */
 #define SLICE (2 * PAGE)

@@ -8,10 +8,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "dataplane/page.h"
 #include "rig/fakedaemon.h"
 #include "xen/libxengnttab.h"
 
-#define PAGE 4096
 #define SELF 0x7ff0
 #define NONE UINT32_MAX
 

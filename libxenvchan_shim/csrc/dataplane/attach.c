@@ -9,9 +9,9 @@
 #include "dataplane/atomics.h"
 #include "dataplane/end.h"
 #include "dataplane/error.h"
+#include "dataplane/page.h"
 #include "dataplane/vchan.h"
 
-#define PAGE 4096u
 #define ORDER_IN_PAGE_MAX 11
 #define ORDER_MAX 30
 

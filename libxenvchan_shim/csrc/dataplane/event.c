@@ -13,8 +13,8 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
+#include "dataplane/page.h"
 
-#define PAGE 4096u
 /* BAR 0 of an ivshmem device: a store to this register interrupts a peer. */
 #define DOORBELL_REGISTER 12
 

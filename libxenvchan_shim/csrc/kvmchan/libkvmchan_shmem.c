@@ -10,11 +10,10 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
+#include "dataplane/page.h"
 #include "libkvmchan.h"
 #include "setup/daemon.h"
 #include "setup/peer.h"
-
-#define PAGE 4096u
 
 struct region {
 	struct region *next;

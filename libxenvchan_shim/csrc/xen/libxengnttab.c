@@ -13,10 +13,10 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
+#include "dataplane/page.h"
 #include "setup/daemon.h"
 #include "xen/libxengnttab.h"
 
-#define PAGE 4096u
 #define NO_OFFSET UINT32_MAX
 #define NO_PORT UINT32_MAX
 

@@ -9,10 +9,10 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
+#include "dataplane/page.h"
 #include "harness.h"
 #include "setup/daemon.h"
 
-#define PAGE 4096u
 #define MOST 128
 #define FIRST_REF 1000u
 

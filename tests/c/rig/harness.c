@@ -20,6 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "dataplane/page.h"
 #include "kvmchan.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -33,7 +34,6 @@
 #define ONE_MAPPING 0
 #endif
 
-#define PAGE 4096u
 /* The last resort against a hang, in seconds. A whole program takes less than a quarter of it. */
 #define WATCHDOG 60
 #define JOIN_SECONDS 40

@@ -96,7 +96,7 @@ class Vchan:
                 left_order=granted.left_order,
                 right_order=granted.right_order,
                 events=grant.events,
-                doorbell_value=granted.ring,
+                doorbell_value=granted.doorbell_value,
                 region_offset=granted.offset,
                 doorbell_offset=granted.doorbell,
             )

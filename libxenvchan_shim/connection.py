@@ -29,7 +29,7 @@ PATH_MAX = 4096
 DEADLINE = 40.0
 """Seconds the daemon may take to answer. The first channel between two guests costs a hot-plug in each."""
 _PAGE = 4096
-_RING_MAX = 2**32 - 1
+_DOORBELL_VALUE_MAX = 2**32 - 1
 """Of a doorbell's value: the register has 32 bits."""
 _REF_END = 2**32
 """Xen's grant references have 32 bits."""
@@ -232,7 +232,7 @@ class Connection:
                 or min(reply.left_order, reply.right_order) < 0
                 or reply.offset % _PAGE
                 or reply.doorbell % _PAGE
-                or reply.ring > _RING_MAX
+                or reply.doorbell_value > _DOORBELL_VALUE_MAX
             ):
                 raise ProtocolError(f"kvmchand at {self._path} granted a channel that can't be: use the same release")
             return Grant(reply, _all_above_stdio(fds))

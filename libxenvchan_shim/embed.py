@@ -61,7 +61,7 @@ def bind(ffi: Any) -> None:
         ffi.memmove(opened.path, path + b"\0", len(path) + 1)
         opened.left_order, opened.right_order = granted.left_order, granted.right_order
         opened.port = port_of(granted.channel, is_server=is_server)
-        opened.events, opened.doorbell_value = grant.events, granted.ring
+        opened.events, opened.doorbell_value = grant.events, granted.doorbell_value
         opened.region_offset, opened.doorbell_offset = granted.offset, granted.doorbell
         opened.notify_fd, opened.control_fd = grant.notify, connection.detach()
         opened.region_fd, opened.event_fd = grant.region, grant.event

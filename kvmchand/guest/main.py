@@ -303,7 +303,7 @@ class Guest:
             "doorbell",
             Size(function.memory + grant.offset),
             Size(function.doorbell),
-            grant.ring,
+            grant.doorbell_value,
         )
         self._clients.answer(requester, granted, (function.fd, event))
 

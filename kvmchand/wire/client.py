@@ -137,7 +137,7 @@ class Granted(Record):
     socket: the region, and this end of the event channel.
     eventfd, the peer is in a guest: the device's memory, an eventfd to wait on, and one whose writing interrupts the guest.
     doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is where mmap has BAR 0 of the
-    device, whose doorbell register takes `ring` to interrupt the peer.
+    device, whose doorbell register takes `doorbell_value` to interrupt the peer.
 
     `offset` is where mmap of the first descriptor has the region. What a kind has no use for is 0.
     """
@@ -149,7 +149,7 @@ class Granted(Record):
     events: str
     offset: Size
     doorbell: Size
-    ring: Size
+    doorbell_value: Size
 
 
 class Pages(Record):

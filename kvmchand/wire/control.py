@@ -99,7 +99,7 @@ class Reply(Record):
 
 class Grant(Record):
     """The answer to the client's request of that serial, which opened a channel: a slice at `offset` of the device that is `peer`
-    in the guest, woken by `vector`; its peer is woken by writing `ring` to the doorbell."""
+    in the guest, woken by `vector`; its peer is woken by writing `doorbell_value` to the doorbell."""
 
     client: ClientId
     serial: int
@@ -110,7 +110,7 @@ class Grant(Record):
     peer: int
     offset: Size
     vector: int
-    ring: Size
+    doorbell_value: Size
 
 
 class Pages(Record):
@@ -149,7 +149,7 @@ class Attach(Record):
     events: str
     offset: Size
     doorbell: Size
-    ring: Size
+    doorbell_value: Size
     rate: int
 
 

@@ -90,7 +90,7 @@ class Session:
             events=kind,
             region_offset=settings.offset,
             doorbell_offset=settings.doorbell,
-            doorbell_value=settings.ring,
+            doorbell_value=settings.doorbell_value,
         )
         self._ctrl = dataplane.attach(grant)
         ring = self._ctrl.contents.read

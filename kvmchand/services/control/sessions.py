@@ -44,7 +44,7 @@ class ControlEnd:
     fds: tuple[int, ...]
     offset: Size
     doorbell: Size
-    ring: Size
+    doorbell_value: Size
 
 
 class Sessions:
@@ -77,7 +77,9 @@ class Sessions:
 
     def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
         end, domain, fds = self._sessions[session]
-        message = control.Attach(Size(session), domain, self._is_host, end.events, end.offset, end.doorbell, end.ring, self._rate)
+        message = control.Attach(
+            Size(session), domain, self._is_host, end.events, end.offset, end.doorbell, end.doorbell_value, self._rate
+        )
         return control.to_control.encode(message), fds.borrow()
 
     def send(self, session: SessionId, message: object) -> None:

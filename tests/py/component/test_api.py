@@ -600,7 +600,7 @@ class FakeDaemon:
 
 GRANTED = (
     b'{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,'
-    b'"events":"socket","offset":0,"doorbell":0,"ring":0}'
+    b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}'
 )
 EVENTFD = GRANTED.replace(b"socket", b"eventfd")
 DOORBELL = GRANTED.replace(b"socket", b"doorbell")
@@ -629,8 +629,8 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(EVENTFD.replace(b'"offset":0', b'"offset":-4096'), 3)], ProtocolError, "offset"),
         ([(EVENTFD.replace(b'"offset":0', b'"offset":9223372036854771712'), 3)], OSError, "memory at 9223372036854771712"),
         ([(DOORBELL.replace(b'"doorbell":0', b'"doorbell":12'), 2)], ProtocolError, "can't be"),
-        ([(DOORBELL.replace(b'"ring":0', b'"ring":4294967296'), 2)], ProtocolError, "can't be"),
-        ([(DOORBELL.replace(b'"ring":0', b'"ring":-1'), 2)], ProtocolError, "ring"),
+        ([(DOORBELL.replace(b'"doorbell_value":0', b'"doorbell_value":4294967296'), 2)], ProtocolError, "can't be"),
+        ([(DOORBELL.replace(b'"doorbell_value":0', b'"doorbell_value":-1'), 2)], ProtocolError, "doorbell_value"),
         ([(b"not JSON", 2)], ProtocolError, "not JSON"),
         (
             [(b'{"type":"listing","domains":[],"guests":[],"links":[],"devices":[],"channels":[],"following":0}', 0)],

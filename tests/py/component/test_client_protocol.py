@@ -106,7 +106,7 @@ NO_REQUEST = {
     "a type of another type": b'{"type":1}',
     "a type that is a terminal's escape": b'{"type":"\\u001b[2J\\n"}',
     "a reply: granted": b'{"type":"granted","channel":1,"path":"x","left_order":10,"right_order":11,'
-    b'"events":"socket","offset":0,"doorbell":0,"ring":0}',
+    b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}',
     "a reply: listing": b'{"type":"listing","domains":[],"channels":[],"following":0}',
     "a reply: error": b'{"type":"error","code":"busy","sentence":"x"}',
     "a message of the daemon's own": b'{"type":"ask","client":1,"request":"x"}',

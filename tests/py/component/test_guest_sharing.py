@@ -125,7 +125,7 @@ def test_an_event_channel_wakes_a_guest_and_the_host(alice: Guest, host: Scripte
         os.eventfd_write(grant.notify, 1)
         woken = device.event(device.peer, bound.vector)
         assert select.select([woken], [], [], DEADLINE)[0]
-        os.eventfd_write(device.event(bound.ring >> 16, bound.ring & 0xFFFF), 1)
+        os.eventfd_write(device.event(bound.doorbell_value >> 16, bound.doorbell_value & 0xFFFF), 1)
         assert select.select([grant.event], [], [], DEADLINE)[0]
         for each in (grant.event, grant.notify):
             os.close(each)

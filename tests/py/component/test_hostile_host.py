@@ -55,7 +55,7 @@ class Grant:
     peer: int = PEER
     offset: int = 4096
     vector: int = 2
-    ring: int = 3 << 16 | 2
+    doorbell_value: int = 3 << 16 | 2
 
     def to(self, client: Client, *, number: int = 0, serial: int = 0) -> control.Grant:
         parts: dict[str, Any] = vars(self)
@@ -168,7 +168,7 @@ def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, dev
         '{"type":"listing"}',
         '{"type":"hello","version":3}',
         '{"type":"error","code":1,"sentence":""}',
-        '{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,"events":"socket","offset":0,"doorbell":0,"ring":0}',
+        '{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}',
     ],
 )
 def test_an_answer_that_can_not_be_understood_is_an_error_to_that_client(guest: GuestDaemon, device: Device, reply: str) -> None:

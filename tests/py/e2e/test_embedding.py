@@ -349,7 +349,7 @@ class FakeDaemon:
 
 GRANTED = (
     b'{"type":"granted","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11,'
-    b'"events":"socket","offset":0,"doorbell":0,"ring":0}'
+    b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}'
 )
 # What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the errno, part of the sentence
 FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
@@ -390,7 +390,13 @@ FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "grants an eventfd too few": (2, GRANTED.replace(b"socket", b"eventfd"), 2, 71, "2 descriptors, not 3"),
     "grants no eventfds": (2, GRANTED.replace(b"socket", b"eventfd"), 3, 22, "bytes of memory"),
     "grants a doorbell that is none": (2, GRANTED.replace(b"socket", b"doorbell"), 2, 13, "mapped"),
-    "grants a doorbell of 33 bits": (2, GRANTED.replace(b'"ring":0', b'"ring":4294967296'), 2, 71, "can't be"),
+    "grants a doorbell of 33 bits": (
+        2,
+        GRANTED.replace(b'"doorbell_value":0', b'"doorbell_value":4294967296'),
+        2,
+        71,
+        "can't be",
+    ),
     "grants memory between pages": (2, GRANTED.replace(b'"offset":0', b'"offset":2048'), 2, 71, "can't be"),
     "grants a doorbell between pages": (2, GRANTED.replace(b'"doorbell":0', b'"doorbell":12'), 2, 71, "can't be"),
     "grants rings that overlap": (2, GRANTED.replace(b"10", b"11"), 2, 22, "rings of orders 11 and 11"),

@@ -307,7 +307,7 @@ class End:
             dataplane.Grant(
                 region_fd=os.dup(device.memory),
                 event_fd=os.dup(device.event(device.peer, grant.vector)),
-                notify_fd=os.dup(device.event(grant.ring >> 16, grant.ring & 0xFFFF)),
+                notify_fd=os.dup(device.event(grant.doorbell_value >> 16, grant.doorbell_value & 0xFFFF)),
                 control_fd=-1,
                 is_server=int(is_server),
                 left_order=grant.left_order,

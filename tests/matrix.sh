@@ -1,15 +1,9 @@
-#!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
+# shellcheck shell=sh disable=SC2154 # a part of run, whose functions and variables it uses
 # ./run matrix [RELEASE] [demo | test [pytest's arguments]]: the README's commands, on Debian releases as a machine has them that
 # was just installed. A root of each is kept in build/matrix/RELEASE/bare; what a run does there happens in a copy, which a run
 # that passes removes. How this machine reaches package lists and registries is handed on.
-set -eu
-cd "$(dirname "$0")/.."
-matrix=$PWD/build/matrix
-path=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-
-say() { echo "matrix: $*" >&2; }
-die() { say "$*"; exit 1; }
+matrix=$build/matrix
 
 case ${1-} in
 12 | 13) releases=$1 && shift ;;
@@ -21,6 +15,8 @@ case ${1-} in
 demo | test) commands=$1 && shift ;;
 *) die "'$1' is no command of the matrix: demo or test" ;;
 esac
+[ "$(id -u)" = 0 ] || die "the matrix needs root, to make roots and to enter them"
+require "" debootstrap
 
 suite() {
     case $1 in
@@ -35,6 +31,10 @@ this_mirror() {
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | grep . | head -n 1
 }
 
+# Becomes a program whose mounts and processes are in namespaces, which end with it or with us. It is started by `&`, not in a
+# pipeline, whose shell would outlive this one.
+confine() { exec setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child --propagation private "$@"; }
+
 # A root with what debootstrap makes of a release, git, and a Python.
 make_bare() {
     bare=$matrix/$1/bare
@@ -42,8 +42,9 @@ make_bare() {
     [ "$(cat "$matrix/$1/made" 2>/dev/null)" != "$state" ] || return 0
     say "making a bare Debian $1"
     rm -rf "$bare" "$matrix/$1/made"
-    debootstrap --variant=minbase --include=git,python3,ca-certificates "$(suite "$1")" "$bare" "$mirror" \
-        >"$matrix/$1/debootstrap.log" 2>&1 || { say "debootstrap failed: see $matrix/$1/debootstrap.log"; return 1; }
+    confine debootstrap --variant=minbase --include=git,python3,ca-certificates "$(suite "$1")" "$bare" "$mirror" \
+        >"$matrix/$1/debootstrap.log" 2>&1 9>&- &
+    wait $! || { say "debootstrap failed: see $matrix/$1/debootstrap.log"; return 1; }
     printf '%s' "$state" >"$matrix/$1/made"
 }
 
@@ -69,15 +70,15 @@ clean_environment() {
         *) unset "$name" ;;
         esac
     done
-    export PATH="$path" HOME=/root LANG=C.UTF-8
+    export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 }
 
-# Runs a command in the root, where it finds the clone. Its mounts and processes are in namespaces, which end with it or with us.
+# Runs a command in the root's clone.
 enter() {
     entered=$1 && shift
     clean_environment
     # shellcheck disable=SC2016 # the inner shell's variables
-    exec setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child --propagation private sh -c '
+    confine sh -c '
         set -eu
         root=$1 cache=$2
         shift 2
@@ -115,11 +116,10 @@ run_release() {
     git clone -q --no-hardlinks . "$fresh/root/kvmchan"
     passed=yes
     for command in $commands; do
-        say "Debian $release: ./run $command $*"
+        say "Debian $release: ./run $command${*:+ $*}"
         log=$folder/$command.log
         tee "$log" <"$folder/output" &
         teeing=$!
-        # Not in a pipeline, whose shell would outlive this one.
         enter "$fresh" ./run "$command" "$@" >"$folder/output" 2>&1 9>&- &
         status=0
         wait $! || status=$?
@@ -127,10 +127,10 @@ run_release() {
         # pytest's own last line, without its colours and its frame.
         counted=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | sed -n 's/^=* *\([0-9].* in [0-9.]*s\b[^=]*[^= ]\) *=*$/\1/p' | tail -n 1)
         if [ "$status" = 0 ]; then
-            tell "$release" "$command $*" "passed${counted:+, $counted}"
+            tell "$release" "$command${*:+ $*}" "passed${counted:+, $counted}"
         else
             passed=
-            tell "$release" "$command $*" "FAILED with status $status${counted:+, $counted}; see $log"
+            tell "$release" "$command${*:+ $*}" "FAILED with status $status${counted:+, $counted}; see $log"
         fi
     done
     # What failed can be looked at until the next run.
@@ -139,6 +139,7 @@ run_release() {
 
 trap 'exit 1' HUP INT TERM
 mkdir -p "$matrix"
+install debootstrap
 exec 9>"$matrix/lock"
 flock -n 9 || die "another ./run matrix is running here"
 mirror=$(this_mirror || :)
@@ -148,4 +149,5 @@ results=$matrix/results
 : >"$results"
 for each in $releases; do run_release "$each" "$@"; done
 cat "$results"
-! grep -q ': FAILED' "$results"
+grep -q ': FAILED' "$results" && exit 1
+exit 0

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from report import Report, ratio, spread
@@ -34,12 +35,13 @@ class Xenstore:
 
     _free = ctypes.CDLL(None).free
 
-    def __init__(self, library: Any, daemon: Daemon, domain: int = 0) -> None:
-        os.environ["XENSTORED_PATH"] = str(daemon.store_path(domain))
+    def __init__(self, library: Any, path: Path) -> None:
+        """`path`: the socket of that domain's store."""
+        os.environ["XENSTORED_PATH"] = str(path)
         self._library = library
         self._handle = ctypes.c_void_p(library.xs_open(0))
         if not self._handle:
-            raise OSError(f"xs_open failed with {daemon.store_path(domain)}")
+            raise OSError(f"xs_open failed with {path}")
         self._size = ctypes.c_uint()
 
     def read(self) -> None:
@@ -73,6 +75,17 @@ def _reads_per_second(client: Xenstore) -> float:
     return READS / (time.perf_counter() - started)
 
 
+def reads_per_second(path: Path) -> float:
+    """Return how often a second one client can read a node of the store at this socket."""
+    client = Xenstore(_library(), path)
+    try:
+        client.write(b"x")
+        return _reads_per_second(client)
+    finally:
+        client.remove()
+        client.close()
+
+
 def _events_ms(writer: Xenstore, watcher: Xenstore) -> list[float]:
     """From each write until its event is there."""
     taken = []
@@ -92,7 +105,7 @@ def _late(taken: list[float]) -> float:
 @contextmanager
 def _watches(library: Any, daemon: Daemon) -> Iterator[None]:
     """Another domain has so many."""
-    other = Xenstore(library, daemon, 1)
+    other = Xenstore(library, daemon.store_path(1))
     try:
         for number in range(OTHERS_WATCHES):
             other.watch(b"data/%d" % number)
@@ -103,7 +116,7 @@ def _watches(library: Any, daemon: Daemon) -> Iterator[None]:
 
 def measure(daemon: Daemon, pairs: int, report: Report) -> None:
     library = _library()
-    writer, watcher = Xenstore(library, daemon), Xenstore(library, daemon)
+    writer, watcher = Xenstore(library, daemon.store_path()), Xenstore(library, daemon.store_path())
     writer.write(b"x")
     watcher.watch()
     watcher.event()

@@ -26,13 +26,20 @@ _SMALLEST = rings.choose(0, 0)
 
 class Channels:
     def __init__(
-        self, registry: Registry, allocator: Allocator, max_ring: int, again: Callable[[Requester, object], None]
+        self,
+        registry: Registry,
+        allocator: Allocator,
+        max_ring: int,
+        again: Callable[[Requester, object], None],
+        call_soon: Callable[[Callable[[], None]], object],
     ) -> None:
-        """`again`: serves a request once more that has waited."""
+        """Have no channel yet. `again` serves a request once more that has waited; `call_soon` makes a call when nothing else is
+        being served."""
         self._registry = registry
         self._allocator = allocator
         self._max_ring = max_ring
         self._again = again
+        self._call_soon = call_soon
         self._regions: dict[ChannelId, Region] = {}
         self._waiters: Waiters[tuple[Requester, client.Connect]] = Waiters()
         self._vacant: dict[Place, None] = {}
@@ -56,7 +63,7 @@ class Channels:
         region = self._allocator.make_region(chosen, requester.domain, peer)
         channel = self._registry.offer(requester.domain, peer, offer.path, chosen, end, once=offer.once)
         self._regions[channel.number] = region
-        self._vacant[requester.domain, path] = None
+        self._note_vacancy((requester.domain, path))
         self._grant(requester, channel, Side.SERVER)
 
     def bind(self, requester: Requester, request: client.Bind) -> None:
@@ -139,8 +146,14 @@ class Channels:
             if requester.domain == domain:
                 self._waiters.take(requester.number)
 
-    def welcome(self) -> None:
-        """Serves those who wait where there is a vchan for them now; to be called when nothing else is being served."""
+    def _note_vacancy(self, place: Place) -> None:
+        """Serve those who wait at a place, for whom there may be a vchan now."""
+        if self._waiters.at(place):
+            if not self._vacant:
+                self._call_soon(self._welcome)
+            self._vacant[place] = None
+
+    def _welcome(self) -> None:
         while self._vacant:
             place = next(iter(self._vacant))
             del self._vacant[place]
@@ -197,7 +210,7 @@ class Channels:
         if channel.number not in self._registry.channels:
             self._regions.pop(channel.number).close()
         if side is Side.CLIENT:
-            self._vacant[channel.server_domain, channel.path] = None
+            self._note_vacancy((channel.server_domain, channel.path))
 
     # ---- listing ----
 

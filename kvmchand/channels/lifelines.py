@@ -32,15 +32,29 @@ class Mapped(Protocol):
     def is_mapped(self, holder: ClientId) -> bool: ...
 
 
-class Lifelines:
-    """Calls `on_end` with the holder of each watched end whose mapping has gone."""
+class Timer(Protocol):
+    """A call that is to be made."""
 
-    def __init__(self, on_end: Callable[[ClientId], None]) -> None:
+    def cancel(self) -> None:
+        """Prevent the call."""
+
+
+CallAt = Callable[[float, Callable[[], None]], Timer]
+"""Makes a call once time.monotonic() has reached a deadline."""
+
+
+class Lifelines:
+    """Watches ends, and calls `on_end` with the holder of each whose mapping has gone."""
+
+    def __init__(self, call_at: CallAt, on_end: Callable[[ClientId], None]) -> None:
+        """Watch nothing yet. Raises OSError if the kernel has no inotify instance left."""
+        self._call_at = call_at
         self._on_end = on_end
         self._watched: dict[ClientId, tuple[Mapped, int]] = {}
         self._counts: Counter[int] = Counter()
         """Of the ends by watch: those on one device share it."""
-        self._looks: list[float] = []
+        self._reported = 0.0
+        self._next_look: Timer | None = None
         self.fd = libc.inotify_init()
 
     def watch(self, holder: ClientId, memory: Mapped) -> None:
@@ -62,6 +76,8 @@ class Lifelines:
         if not self._counts[watch]:
             del self._counts[watch]
             libc.inotify_rm_watch(self.fd, watch)
+        if not self._watched and self._next_look is not None:
+            self._next_look.cancel()
         self._on_end(holder)
 
     def on_event(self, _events: int) -> None:
@@ -70,22 +86,23 @@ class Lifelines:
         except BlockingIOError:
             return
         # Which watch it was does not matter: a device's says nothing of the end, and an overflow nothing at all.
-        self._look_later()
-        self.look()
-
-    def until_next_look(self) -> float | None:
-        """Looks, if it is time to. Seconds until it is again, or None."""
-        while self._looks and self._watched:
-            left = self._looks[0] - time.monotonic()
-            if left > 0:
-                return left
-            del self._looks[0]
+        if self._watched:
+            self._look_later()
             self.look()
-        return None
 
     def _look_later(self) -> None:
-        now = time.monotonic()
-        self._looks = [now + each for each in _LOOKS]
+        if self._next_look is not None:
+            self._next_look.cancel()
+        self._reported = time.monotonic()
+        self._plan_look(0)
+
+    def _plan_look(self, number: int) -> None:
+        self._next_look = self._call_at(self._reported + _LOOKS[number], lambda: self._look_again(number))
+
+    def _look_again(self, number: int) -> None:
+        if number + 1 < len(_LOOKS):
+            self._plan_look(number + 1)
+        self.look()
 
     def look(self) -> None:
         """Ends those whose mapping has gone."""

@@ -15,7 +15,7 @@ from kvmchand.channels.page import Page
 from kvmchand.channels.registry import Side
 from kvmchand.ids import Size
 from kvmchand.linux.eventfd import drain_event
-from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.control.sessions import ControlEnd
 from kvmchand.services.vfio.functions import Function
 
@@ -33,7 +33,7 @@ class Handshake:
         self._loop = loop
         self._on_met = on_met
         self._control: Function | None = None
-        self._look_at: float | None = None
+        self._next_look: Timer | None = None
 
     def start(self, control: Function) -> None:
         """Tells the host that all before is over, and waits for it. May call `on_met` at once."""
@@ -53,21 +53,22 @@ class Handshake:
         if page.live(Side.CLIENT) != _NONE_YET:
             page.set_live(Side.CLIENT, 0)
             os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
-        self._look_at = time.monotonic() + _LOOK_AGAIN
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._next_look = self._loop.call_at(time.monotonic() + _LOOK_AGAIN, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_later()
+        self._look()
 
     def stop(self) -> None:
         """Waits no more; the device may go."""
         if self._control is not None:
             self._loop.remove(self._control.events[0])
-            self._control, self._look_at = None, None
-
-    def until_next_look(self) -> float | None:
-        """Looks, if it is time to. Seconds until it is again, or None."""
-        now = time.monotonic()
-        if self._look_at is not None and self._look_at <= now:
-            self._look_at = now + _LOOK_AGAIN
-            self._look()
-        return max(0.0, self._look_at - now) if self._look_at is not None else None
+            self._control = None
+        if self._next_look is not None:
+            self._next_look.cancel()
 
     def _look(self) -> None:
         control = self._control

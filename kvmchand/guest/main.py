@@ -20,7 +20,7 @@ from kvmchand.ids import HOST, PAGE, ClientId, Size
 from kvmchand.linux import libc
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
-from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
 from kvmchand.runtime.signals import notify, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
@@ -40,7 +40,8 @@ class Waiting:
 
     requester: Requester
     request: object
-    deadline: float
+    patience: Timer
+    """Refuses the request if the link does not come up in time."""
 
 
 class Guest:
@@ -97,7 +98,7 @@ class Guest:
         self._clients.start()
 
     def run(self) -> None:
-        self._loop.run(self._until_next_look)
+        self._loop.run()
         if self._failure is not None:
             raise self._failure
 
@@ -106,15 +107,6 @@ class Guest:
         for function in self._devices.values():
             function.close()
         self._loop.close()
-
-    def _until_next_look(self) -> float | None:
-        now = time.monotonic()
-        for waiting in [each for each in self._waiting.values() if each.deadline <= now]:
-            del self._waiting[waiting.requester.number]
-            self._refuse(waiting.requester, Unreachable(self._refusal))
-        waits = [max(0.0, each.deadline - now) for each in self._waiting.values()]
-        looks = (self._handshake.until_next_look(), self._forward.until_next_look())
-        return min([*waits, *(each for each in looks if each is not None)], default=None)
 
     def on_failure(self, error: KvmchanError) -> None:
         self._failure = error
@@ -243,6 +235,7 @@ class Guest:
         self._tell_devices()
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
+            each.patience.cancel()
             self._ask(each.requester, each.request)
         self._forward.on_welcome()
 
@@ -343,7 +336,12 @@ class Guest:
         if self._is_welcome:
             self._ask(requester, request)
         else:
-            self._waiting[requester.number] = Waiting(requester, request, time.monotonic() + _HOST_DEADLINE)
+            patience = self._loop.call_at(time.monotonic() + _HOST_DEADLINE, lambda: self._give_up(requester))
+            self._waiting[requester.number] = Waiting(requester, request, patience)
+
+    def _give_up(self, requester: Requester) -> None:
+        del self._waiting[requester.number]
+        self._refuse(requester, Unreachable(self._refusal))
 
     def _ask(self, requester: Requester, request: object) -> None:
         self._asked.add(requester.number)
@@ -373,7 +371,9 @@ class Guest:
         self._drop_state(number)
 
     def _drop_state(self, number: ClientId) -> None:
-        self._waiting.pop(number, None)
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.patience.cancel()
         self._unanswered.pop(number, None)
         self._asked.discard(number)
         self._closing.discard(number)

@@ -30,7 +30,7 @@ from kvmchand.links.guests import Guests
 from kvmchand.links.pool import NotYet
 from kvmchand.linux import libc
 from kvmchand.runtime import log
-from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
 from kvmchand.runtime.signals import notify, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
@@ -63,6 +63,8 @@ class Pending:
     deadline: float
     reason: str
     devices: list[Device]
+    patience: Timer
+    """Refuses the request at `deadline`."""
 
 
 class Host:
@@ -73,7 +75,9 @@ class Host:
         self._loop = Loop()
         self._registry = Registry(settings.limits.max_channels, settings.limits.guest_channels)
         self._allocator = Allocator()
-        self._channels = Channels(self._registry, self._allocator, settings.limits.max_ring, self._serve_again)
+        self._channels = Channels(
+            self._registry, self._allocator, settings.limits.max_ring, self._serve_again, self._loop.call_soon
+        )
         grants = Grants(settings.limits.max_shared // PAGE, settings.limits.max_channels)
         self._sharing = Sharing(self._registry, grants, self._allocator, self._channels.wake)
         self._pending: dict[ClientId, Pending] = {}
@@ -92,7 +96,7 @@ class Host:
         require_user(settings.service_user)
         self._sockets = Sockets(settings.runtime_dir, settings.socket)
         self._undo.callback(self._sockets.close)
-        self._lifelines = Lifelines(self._end)
+        self._lifelines = Lifelines(self._loop.call_at, self._end)
         self._undo.callback(self._lifelines.close)
         self._loop.add(self._lifelines.fd, self._lifelines.on_event)
         self._undo.enter_context(stopped_by_signals(self._loop))
@@ -118,7 +122,7 @@ class Host:
 
     def run(self) -> None:
         """Serves until SIGTERM or SIGINT. Established channels outlive it, but nothing else does."""
-        self._loop.run(self._until_next_look)
+        self._loop.run()
         if self._failure is not None:
             raise self._failure
 
@@ -127,19 +131,6 @@ class Host:
         self._sharing.close()
         self._undo.close()
         self._loop.close()
-
-    def _until_next_look(self) -> float | None:
-        self._store.flush()
-        waits = [self._lifelines.until_next_look()]
-        if self._guests is not None:
-            waits.append(self._guests.until_next_look())
-        now = time.monotonic()
-        for waiting in list(self._pending.values()):
-            if waiting.deadline <= now:
-                self._refuse(waiting, TimedOut(waiting.reason))
-        self._channels.welcome()
-        waits += [max(0.0, waiting.deadline - now) for waiting in self._pending.values()]
-        return min((each for each in waits if each is not None), default=None)
 
     # ---- clients, here and in guests: ClientEvents ----
 
@@ -175,8 +166,13 @@ class Host:
         self._end(number)
 
     def _forget_request(self, number: ClientId) -> None:
-        self._pending.pop(number, None)
+        self._forget_pending(number)
         self._channels.forget_waiter(number)
+
+    def _forget_pending(self, number: ClientId) -> None:
+        forgotten = self._pending.pop(number, None)
+        if forgotten is not None:
+            forgotten.patience.cancel()
 
     def _end(self, holder: ClientId) -> None:
         """What a connection holds ends without a close."""
@@ -202,7 +198,7 @@ class Host:
     def on_guest_reset(self, domain: DomainId) -> None:
         self._store.reset(domain)
         for waiting in [each for each in self._pending.values() if each.requester.domain == domain]:
-            del self._pending[waiting.requester.number]
+            self._forget_pending(waiting.requester.number)
         self._channels.forget_waiters(domain)
         for holder in self._holders(domain):
             self._end(holder)
@@ -226,7 +222,7 @@ class Host:
 
     def on_devices_changed(self) -> None:
         for waiting in list(self._pending.values()):
-            del self._pending[waiting.requester.number]
+            self._forget_pending(waiting.requester.number)
             self._ask(waiting.requester, waiting.request, waiting.deadline)
 
     def on_device_failed(self, device: Device, error: KvmchanError) -> None:
@@ -234,8 +230,12 @@ class Host:
             if device in waiting.devices and all(each.is_closing for each in waiting.devices):
                 self._refuse(waiting, error)
 
+    def _give_up(self, number: ClientId) -> None:
+        waiting = self._pending[number]
+        self._refuse(waiting, TimedOut(waiting.reason))
+
     def _refuse(self, waiting: Pending, error: KvmchanError) -> None:
-        del self._pending[waiting.requester.number]
+        self._forget_pending(waiting.requester.number)
         self._fail(waiting.requester, waiting.request, error)
 
     # ---- the store: StoreEvents ----
@@ -274,7 +274,9 @@ class Host:
                 self._lifelines.look()  # who is dead must not stand in the way
                 self._serve(requester, request)
         except NotYet as waiting:
-            self._pending[requester.number] = Pending(requester, request, deadline, waiting.sentence, waiting.devices)
+            patience = self._loop.call_at(deadline, lambda: self._give_up(requester.number))
+            pending = Pending(requester, request, deadline, waiting.sentence, waiting.devices, patience)
+            self._pending[requester.number] = pending
         except KvmchanError as error:
             self._fail(requester, request, error)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from kvmchand.channels.device import Device
 from kvmchand.channels.requester import Requester
 from kvmchand.ids import ClientId, DomainId
+from kvmchand.runtime.loop import Timer
 from kvmchand.services.control.sessions import SessionId
 from kvmchand.wire import client, control
 
@@ -44,8 +45,10 @@ class Guest:
     """Where its clients' numbers start, in this session."""
     opened: float = 0.0
     """When its last session was, and when the next may be looked for: at the earliest a while after."""
-    renew_at: float | None = None
-    attach_at: float | None = None
+    renewal: Timer | None = None
+    """Looks for that session."""
+    attachment: Timer | None = None
+    """Plugs the control device again, which did not get into the guest."""
     patience: float = 1.0
     """Seconds until its control device is tried to be plugged again, and those of the next time but one."""
 

@@ -133,6 +133,8 @@ class Guests:
         log.info(f"domain {domain} ({guest.name}) is gone")
         self._end_session(guest)
         self._handshakes.remove(guest)
+        if guest.attachment is not None:
+            guest.attachment.cancel()
         self._owner.on_guest_gone(domain)
         del self._guests[domain]
         self.pool.remove_guest(domain)
@@ -158,23 +160,11 @@ class Guests:
         if failed is guest.control:
             failed.attached.discard(domain)
             log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
-            guest.attach_at = time.monotonic() + guest.patience
+            due = time.monotonic() + guest.patience
+            guest.attachment = self._loop.call_at(due, lambda: self.pool.attach(guest.control, guest.domain))
             guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
         else:
             self._fail(failed, domain, sentence)
-
-    def until_next_look(self) -> float | None:
-        """Does what is due, and says in how many seconds something is again."""
-        now = time.monotonic()
-        for guest in self._guests.values():
-            if guest.renew_at is not None and guest.renew_at <= now:
-                guest.renew_at = None
-                self._handshakes.renew_if_asked(guest)
-            if guest.attach_at is not None and guest.attach_at <= now:
-                guest.attach_at = None
-                self.pool.attach(guest.control, guest.domain)
-        due = [each for guest in self._guests.values() for each in (guest.renew_at, guest.attach_at) if each is not None]
-        return max(0.0, min(due) - now) if due else None
 
     def _fail(self, device: Device, domain: DomainId, sentence: str) -> None:
         """A device does not work in a guest: nothing waits for it any more."""

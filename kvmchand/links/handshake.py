@@ -65,6 +65,7 @@ class Handshakes:
 
     def remove(self, guest: Guest) -> None:
         """After end()."""
+        self._forget_renewal(guest)
         self._loop.remove(self._event(guest))
 
     def end(self, guest: Guest, *, hangs_up: bool) -> None:
@@ -90,12 +91,13 @@ class Handshakes:
 
     def renew(self, guest: Guest) -> None:
         """Waits for a new daemon in the guest."""
-        guest.opened, guest.renew_at = time.monotonic(), None
+        self._forget_renewal(guest)
+        guest.opened = time.monotonic()
         try:
             self._open(guest)
         except OutOfResources as error:
             log.warning(error.sentence)
-            guest.renew_at = guest.opened + _TRY_AGAIN
+            self._renew_at(guest, guest.opened + _TRY_AGAIN)
             return
         self._loop.remove(self._event(guest))
 
@@ -105,9 +107,17 @@ class Handshakes:
             return
         due = guest.opened + _INTERVAL
         if time.monotonic() < due:
-            guest.renew_at = due
+            self._renew_at(guest, due)
         else:
             self.renew(guest)
+
+    def _renew_at(self, guest: Guest, due: float) -> None:
+        self._forget_renewal(guest)
+        guest.renewal = self._loop.call_at(due, lambda: self.renew_if_asked(guest))
+
+    def _forget_renewal(self, guest: Guest) -> None:
+        if guest.renewal is not None:
+            guest.renewal.cancel()
 
     def _open(self, guest: Guest) -> None:
         """On a page that no guest's daemon has come to yet."""

@@ -162,7 +162,7 @@ class SupervisedService:
         if self._service is None:
             return
         self._service.marker.count_sent()
-        self.flush()
+        self._flush()
         if self._waiting or not self._send_now(self._service, data, fds):
             try:
                 self._wait(self._service, data, Fds.duplicates(fds))
@@ -171,13 +171,16 @@ class SupervisedService:
             self._watch(self._service)
 
     def queue(self, data: bytes) -> None:
-        """As send(), but it goes with the next send() or flush(), though it counts as sent: no client waits for that."""
+        """Tell the service before the loop waits again, with the next send() at the latest. Until then it counts as sent, and no
+        client waits for the call to be made."""
         if self._service is not None:
             self._service.marker.count_sent()
+            if not self._waiting:
+                self._loop.call_soon(self._flush)
             self._wait(self._service, data, Fds())
 
-    def flush(self) -> None:
-        """By who queues, before it waits for what comes next."""
+    def _flush(self) -> None:
+        """Send what waits, unless its socket is known to be full."""
         if self._service is not None and self._waiting and not self._is_full:
             self._send_waiting(self._service)
 

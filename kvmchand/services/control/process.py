@@ -16,6 +16,7 @@ from typing import Any
 from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime import log
+from kvmchand.runtime.loop import Timer
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
@@ -102,8 +103,8 @@ class Session:
         self._store_bucket = store_bucket
         self.held: str | None = None
         """A message of the store's that came too fast."""
-        self.due = 0.0
-        """When it may go on."""
+        self.turn: Timer | None = None
+        """The turn in which it may go on."""
         self._refused = 0
         self.to_send: deque[bytes] = deque()
         self.fd = int(dataplane.fd_for_select(self._ctrl))
@@ -158,13 +159,16 @@ class Session:
     def hold(self, packet: str) -> None:
         """Nothing more is taken until release() gives `packet`."""
         self.held = packet
-        self.due = time.monotonic() + self._store_bucket.wait()
+
+    def wait(self) -> float:
+        """Return the seconds until release() gives the packet that has to wait."""
+        return self._store_bucket.wait()
 
     def release(self) -> str | None:
         """The packet for main that had to wait, if it has for long enough."""
         held = self.held
         if held is not None and self._store_bucket.take():
-            self.held, self.due = None, 0.0
+            self.held = None
             return held
         return None
 
@@ -219,7 +223,7 @@ class Control(Worker):
     def run(self) -> None:
         try:
             if self._wait_for_start():
-                self._loop.run(self._take_turns)
+                self._loop.run()
         finally:
             for session in self._sessions.values():
                 session.hang_up()
@@ -252,7 +256,7 @@ class Control(Worker):
             return
         self._sessions[session.number] = session
         self._loop.add(session.fd, lambda _events: self._on_event(session))
-        self._busy[session.number] = session
+        self._wake(session)
 
     def _buckets_of(self, settings: control.Attach) -> tuple[Bucket, Bucket]:
         """A guest's, for all and for the store's, which a session after another does not fill again."""
@@ -284,18 +288,26 @@ class Control(Worker):
     def _forget(self, session: Session) -> None:
         del self._sessions[session.number]
         self._busy.pop(session.number, None)
+        if session.turn is not None:
+            session.turn.cancel()
         self._loop.remove(session.fd)
         session.close()
 
     def _on_event(self, session: Session) -> None:
         if self._try(session, session.take_events):
-            self._busy[session.number] = session
+            self._wake(session)
 
-    def _take_turns(self) -> float | None:
+    def _wake(self, session: Session) -> None:
+        """Give a session that may have packets a turn."""
+        if not self._busy:
+            self._loop.call_soon(self._take_turns)
+        self._busy[session.number] = session
+
+    def _take_turns(self) -> None:
         for session in list(self._busy.values()):
             self._try(session, lambda session=session: self._take_turn(session))
-        now = time.monotonic()
-        return min((max(0.0, each.due - now) for each in self._busy.values()), default=None)
+        if self._busy:
+            self._loop.call_soon(self._take_turns)
 
     def _take_turn(self, session: Session) -> None:
         is_open = session.is_open()  # before the look: what was written before a hang-up is still to be read
@@ -309,7 +321,13 @@ class Control(Worker):
         if packet is not None:
             self._marker.clear()
             self._say(control.Received(session.number, packet))
-        if packet is not None or data is not None or session.held is not None:
+        if session.held is not None:
+            del self._busy[session.number]
+            if session.turn is not None:
+                session.turn.cancel()
+            session.turn = self._loop.call_at(time.monotonic() + session.wait(), lambda: self._wake(session))
+            return
+        if packet is not None or data is not None:
             return
         del self._busy[session.number]
         if not is_open:

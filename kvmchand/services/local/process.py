@@ -17,7 +17,7 @@ from kvmchand.ids import ClientId
 from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
-from kvmchand.runtime.loop import HALF_CLOSED, READABLE
+from kvmchand.runtime.loop import HALF_CLOSED, READABLE, Timer
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.wire import client, local
@@ -47,7 +47,8 @@ class Client:
     sock: socket.socket
     listener: Listener
     phase: Phase
-    deadline: float = 0.0
+    patience: Timer | None = None
+    """Drops it if its first request does not come in time."""
 
 
 class Local(Acceptor):
@@ -59,7 +60,7 @@ class Local(Acceptor):
 
     def run(self) -> None:
         if self._wait_for_start():
-            self._loop.run(self._until_deadline)
+            self._loop.run()
 
     # ---- connections ----
 
@@ -71,7 +72,7 @@ class Local(Acceptor):
 
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         new = self._serve(number, sock, listener, Phase.NEW)
-        new.deadline = time.monotonic() + HELLO_DEADLINE
+        new.patience = self._loop.call_at(time.monotonic() + HELLO_DEADLINE, lambda: self._give_up(new))
         self._half_open[number] = new
         if len(self._half_open) > HALF_OPEN_MAX:
             oldest = next(iter(self._half_open.values()))
@@ -96,20 +97,18 @@ class Local(Acceptor):
 
     def _forget(self, gone: Client) -> None:
         """Closes our side of a connection; where main knows of it, it is main's to end."""
-        self._half_open.pop(gone.number, None)
+        self._stop_waiting(gone)
         gone.listener.clients -= 1
         self._loop.remove(gone.sock.fileno())
         gone.sock.close()
 
-    def _until_deadline(self) -> float | None:
-        """Drops who is overdue; seconds until the next one is."""
-        now = time.monotonic()
-        while self._half_open:
-            oldest = next(iter(self._half_open.values()))
-            if oldest.deadline > now:
-                return oldest.deadline - now
-            self._drop(oldest, TimedOut(f"no request came within {HELLO_DEADLINE:.0f} s"))
-        return None
+    def _stop_waiting(self, served: Client) -> None:
+        """Give a client up no more: it has made its first request, or is gone."""
+        if self._half_open.pop(served.number, None) is not None and served.patience is not None:
+            served.patience.cancel()
+
+    def _give_up(self, overdue: Client) -> None:
+        self._drop(overdue, TimedOut(f"no request came within {HELLO_DEADLINE:.0f} s"))
 
     # ---- clients ----
 
@@ -153,7 +152,7 @@ class Local(Acceptor):
             self._marker.clear()  # main may answer, and the client go on, before we get any further
             send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
             sender.phase = Phase.KNOWN
-            self._half_open.pop(sender.number, None)
+            self._stop_waiting(sender)
 
     def _greet(self, sender: Client, request: object) -> None:
         if not isinstance(request, client.Hello):

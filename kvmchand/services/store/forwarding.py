@@ -16,7 +16,7 @@ from typing import Protocol
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import ClientId
 from kvmchand.runtime import log
-from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.services.store.connections import Connections
@@ -32,8 +32,9 @@ class Asked:
     """What is under way of a connection."""
 
     waiting: store.Request | None = None
-    """The link to the host is not there yet."""
-    deadline: float = 0.0
+    """The request that waits for the link to the host."""
+    patience: Timer | None = None
+    """Ends the connection if the link does not come up in time."""
     is_known: bool = False
     """To the host."""
     is_asking: bool = False
@@ -54,6 +55,7 @@ class Forward:
     def __init__(
         self, loop: Loop, sockets: Sockets, owner: ForwardingEvents, user: str, next_generation: Callable[[], int]
     ) -> None:
+        self._loop = loop
         self._owner = owner
         self._user = user
         self._next_generation = next_generation
@@ -98,18 +100,10 @@ class Forward:
                     log.warning(f"the host has ended connection {message.client} to the store")
                     self._end(message.client)
 
-    def until_next_look(self) -> float | None:
-        """Ends who has waited for the host too long; in how many seconds the next has."""
-        now = time.monotonic()
-        waiting = {number: asked.deadline for number, asked in self._asked.items() if asked.waiting is not None}
-        for number, deadline in sorted(waiting.items(), key=lambda each: each[1]):
-            if deadline > now:
-                return deadline - now
-            log.warning(
-                f"connection {number} to the store is ended: there is no link to the host's within {_HOST_DEADLINE:.0f} s"
-            )
-            self._end(number)
-        return None
+    def _give_up(self, number: ClientId) -> None:
+        """End a connection that has waited for the host too long."""
+        log.warning(f"connection {number} to the store is ended: there is no link to the host's within {_HOST_DEADLINE:.0f} s")
+        self._end(number)
 
     def _end(self, number: ClientId) -> None:
         """Ends a connection, whoever knows of it yet."""
@@ -120,8 +114,10 @@ class Forward:
     def _forget(self, number: ClientId) -> None:
         self._connections.forget(number)
         gone = self._asked.pop(number, None)
-        if gone is not None and gone.is_known:
-            self._owner.tell_store(store.Ended(number))
+        if gone is not None:
+            _stop_waiting(gone)
+            if gone.is_known:
+                self._owner.tell_store(store.Ended(number))
 
     # ---- the forwarding process: ServiceEvents ----
 
@@ -163,10 +159,12 @@ class Forward:
     def _pass_on(self, asked: Asked, request: store.Request) -> None:
         asked.is_asking = True
         asked.is_known = self._owner.tell_store(request)
-        if not asked.is_known and asked.waiting is None:
-            asked.waiting, asked.deadline = request, time.monotonic() + _HOST_DEADLINE
-        elif asked.is_known:
-            asked.waiting = None
+        if asked.is_known:
+            _stop_waiting(asked)
+        elif asked.waiting is None:
+            asked.waiting = request
+            deadline = time.monotonic() + _HOST_DEADLINE
+            asked.patience = self._loop.call_at(deadline, lambda: self._give_up(request.client))
 
     def on_death(self, culprit: int | None) -> None:
         for number, asked in list(self._asked.items()):
@@ -175,3 +173,9 @@ class Forward:
 
     def on_failure(self, error: KvmchanError) -> None:
         self._owner.on_failure(error)
+
+
+def _stop_waiting(asked: Asked) -> None:
+    asked.waiting = None
+    if asked.patience is not None:
+        asked.patience.cancel()

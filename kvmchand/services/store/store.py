@@ -112,10 +112,6 @@ class Store:
         if self._offers.pop(channel.number, None) is not None:
             self._service.queue(store.to_store.encode(store.Withdrawn(channel.number)))
 
-    def flush(self) -> None:
-        """Before main waits for what comes next. Whoever asks the store meanwhile waits for this."""
-        self._service.flush()
-
     # ---- connections in guests ----
 
     def on_guest_message(self, domain: DomainId, message: object) -> None:

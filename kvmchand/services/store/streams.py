@@ -185,7 +185,7 @@ class Streams(Acceptor):
 
     def run(self) -> None:
         if self._wait_for_start():
-            self._loop.run(self._take_turns)
+            self._loop.run()
 
     @abstractmethod
     def _on_request(self, sender: Stream, taken: Taken) -> None:
@@ -251,10 +251,12 @@ class Streams(Acceptor):
     # ---- turns ----
 
     def _wake(self, stream: Stream) -> None:
-        """It may have requests."""
+        """Give a stream that may have requests a turn."""
+        if not self._busy:
+            self._loop.call_soon(self._take_turns)
         self._busy.setdefault(stream.domain, {})[stream.number] = stream
 
-    def _take_turns(self) -> float | None:
+    def _take_turns(self) -> None:
         for domain, busy in list(self._busy.items()):
             if busy:
                 stream = busy.pop(next(iter(busy)))
@@ -263,7 +265,8 @@ class Streams(Acceptor):
                 self._marker.clear()
             if not busy:
                 del self._busy[domain]
-        return 0 if self._busy else None
+        if self._busy:
+            self._loop.call_soon(self._take_turns)
 
     def _guard(self, stream: Stream, action: Callable[[Stream], None]) -> None:
         """Does something that may be a client's end; then main and, on a host, the tree hear of it."""

@@ -20,6 +20,7 @@ from kvmchand.ids import Size
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
+from kvmchand.runtime.loop import Timer
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
@@ -73,7 +74,7 @@ class Driver(Worker):
         self._foreign: set[str] = set()
         """Functions that another driver has, and were complained of."""
         self._tries: dict[str, int] = {}
-        self._try_at: float | None = None
+        self._next_try: Timer | None = None
         self._noiommu = False
 
     def run(self) -> None:
@@ -85,7 +86,7 @@ class Driver(Worker):
             self._scan()
             for name in self._groups.names():
                 self._close_group_if_unused(name)  # main may have let go of all that was in it
-            self._loop.run(self._until_next_try)
+            self._loop.run()
         finally:
             for device in self._devices.values():
                 for event in device.events:
@@ -139,16 +140,6 @@ class Driver(Worker):
             self._forget(event.address)
         else:
             self._scan()
-
-    def _until_next_try(self) -> float | None:
-        if self._try_at is None:
-            return None
-        left = self._try_at - time.monotonic()
-        if left > 0:
-            return left
-        self._try_at = None
-        self._scan()
-        return 0
 
     def _scan(self) -> None:
         """Takes every ivshmem function that is there and not ours yet."""
@@ -213,7 +204,9 @@ class Driver(Worker):
         try:
             self._drive(found)
         except Later:
-            self._try_at = time.monotonic() + _TRY_AGAIN
+            if self._next_try is not None:
+                self._next_try.cancel()
+            self._next_try = self._loop.call_at(time.monotonic() + _TRY_AGAIN, self._scan)
         except (Unusable, pci.SysfsError) as error:
             self._say(wire.Unusable(found.address, str(error)))
             self._devices[found.address] = Device(found.address, found.group, -1)

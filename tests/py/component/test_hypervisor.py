@@ -201,16 +201,14 @@ class Rig:
 
     def until(self, holds: Callable[[], bool], seconds: float = DEADLINE) -> None:
         """Runs main until something has come about."""
-        limit = time.monotonic() + seconds
 
-        def look() -> float:
-            assert time.monotonic() < limit, f"it does not come about: {self.told}, {self.failure}\n{self.log()}"
-            if holds():
-                self.loop.stop()
-                return 0
-            return limit - time.monotonic()
+        def fail() -> None:
+            raise AssertionError(f"it does not come about: {self.told}, {self.failure}\n{self.log()}")
 
-        self.loop.run(look)
+        overdue = self.loop.call_at(time.monotonic() + seconds, fail)
+        while not holds():
+            self.loop.turn()
+        overdue.cancel()
 
     def until_told(self, *expected: tuple[object, ...], seconds: float = DEADLINE) -> None:
         """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
@@ -220,15 +218,13 @@ class Rig:
 
     def until_logged(self, text: str, times: int = 1) -> None:
         while self.log().count(text) < times:
-            # Each look is a turn of main's.
-            self.loop.run(self._once())
+            self._turn()
 
-    def _once(self) -> Callable[[], float]:
-        def look() -> float:
-            self.loop.stop()
-            return 0.02
-
-        return look
+    def _turn(self) -> None:
+        """One of main's, and no long wait: the log says nothing to a loop."""
+        look = self.loop.call_at(time.monotonic() + 0.02, lambda: None)
+        self.loop.turn()
+        look.cancel()
 
     def device(self, domain: DomainId) -> Device:
         self._last += 1
@@ -259,7 +255,7 @@ class Rig:
         while ("unplugged", domain, device.number) not in self.told:
             assert time.monotonic() < limit, self.log()
             host.libvirtd.virsh("reset", name)
-            self.loop.run(self._once())
+            self._turn()
         told = [each for each in self.told if each != ("rebooted", domain)]
         assert told == [("unplugged", domain, device.number)]
         self.told.clear()

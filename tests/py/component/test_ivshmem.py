@@ -92,16 +92,14 @@ class Rig:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Runs main until something has come about."""
-        limit = time.monotonic() + DEADLINE
 
-        def look() -> float:
-            assert time.monotonic() < limit, f"it does not come about: {self.told}, {self.failure}"
-            if holds():
-                self.loop.stop()
-                return 0
-            return limit - time.monotonic()
+        def fail() -> None:
+            raise AssertionError(f"it does not come about: {self.told}, {self.failure}")
 
-        self.loop.run(look)
+        overdue = self.loop.call_at(time.monotonic() + DEADLINE, fail)
+        while not holds():
+            self.loop.turn()
+        overdue.cancel()
 
     def until_told(self, *expected: tuple[str, int, int]) -> None:
         """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""

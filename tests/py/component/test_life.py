@@ -376,13 +376,12 @@ def test_a_lock_that_goes_after_the_report_of_its_description_is_not_missed() ->
         ended.append(holder)
         loop.stop()
 
-    lifelines = Lifelines(end)
+    lifelines = Lifelines(loop.call_at, end)
     loop.add(lifelines.fd, lifelines.on_event)
     lifelines.watch(ClientId(7), stub)
     os.close(os.open(f"/proc/self/fd/{stub.memory}", os.O_RDWR))  # one report, and never another
-    loop.run(lifelines.until_next_look)
+    loop.run()
     assert ended == [7]
-    assert lifelines.until_next_look() is None
     lifelines.close()
     loop.close()
     os.close(stub.memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -46,9 +46,34 @@ def ended() -> list[int]:
     return []
 
 
+class Timers:
+    """Notes which calls are to be made. The tests make none."""
+
+    def __init__(self) -> None:
+        self.waiting: set[Timer] = set()
+
+    def call_at(self, _deadline: float, _callback: Callable[[], None]) -> Timer:
+        made = Timer(self.waiting)
+        self.waiting.add(made)
+        return made
+
+
+class Timer:
+    def __init__(self, waiting: set[Timer]) -> None:
+        self._waiting = waiting
+
+    def cancel(self) -> None:
+        self._waiting.discard(self)
+
+
 @pytest.fixture
-def lifelines(undo: ExitStack, ended: list[int]) -> Lifelines:
-    made = Lifelines(ended.append)
+def timers() -> Timers:
+    return Timers()
+
+
+@pytest.fixture
+def lifelines(undo: ExitStack, timers: Timers, ended: list[int]) -> Lifelines:
+    made = Lifelines(timers.call_at, ended.append)
     undo.callback(made.close)
     return made
 
@@ -71,10 +96,12 @@ def test_an_end_is_told_of_when_nobody_has_its_memory_any_more(lifelines: Lifeli
     assert ended == [1, 2]
 
 
-def test_an_end_that_went_before_it_was_watched_is_told_of(lifelines: Lifelines, undo: ExitStack, ended: list[int]) -> None:
+def test_an_end_that_went_before_it_was_watched_is_told_of(
+    lifelines: Lifelines, timers: Timers, undo: ExitStack, ended: list[int]
+) -> None:
     lifelines.watch(ClientId(1), Memory(undo))
     assert ended == [1]
-    assert lifelines.until_next_look() is None
+    assert not timers.waiting
 
 
 def test_many_ends_cost_a_look_at_each_when_they_come_and_when_they_go(

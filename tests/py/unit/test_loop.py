@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The event loop: who is called, in which order, and when it looks again."""
+"""The event loop: which callback is called, in which order, and which timers are."""
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, READABLE, WRITABLE, Loop
+from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, READABLE, WRITABLE, Loop, Timer
 
 
 @pytest.fixture
@@ -123,21 +124,112 @@ def test_a_callback_gets_the_events(loop: Loop) -> None:
     watched.close()
 
 
-def test_the_timeout_is_asked_before_each_wait_and_ends_it(loop: Loop) -> None:
-    answers = iter([0.0, 0.001, 0.0])
-    asked = 0
+class Clock:
+    """What time.monotonic() says, as the tests move it."""
 
-    def timeout() -> float:
-        nonlocal asked
-        asked += 1
-        answer = next(answers, None)
-        if answer is None:
-            loop.stop()
-            return 0.0
-        return answer
+    def __init__(self) -> None:
+        self.now = 1000.0
 
-    loop.run(timeout)
-    assert asked == 4
+    def __call__(self) -> float:
+        return self.now
+
+
+def turn(loop: Loop) -> None:
+    """One turn that does not wait."""
+    loop.stop()
+    loop.turn()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "monotonic", made)
+    return made
+
+
+def test_timers_are_called_by_their_deadlines_and_equal_ones_as_they_were_made(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    for name, deadline in (("late", 1003.0), ("second", 1001.0), ("third", 1001.0), ("first", 999.0)):
+        loop.call_at(deadline, lambda name=name: called.append(name))  # type: ignore[misc]
+    clock.now = 1001.0
+    loop.call_soon(loop.stop)
+    loop.run()
+    assert called == ["first", "second", "third"]
+    clock.now = 1003.0
+    turn(loop)
+    assert called[3:] == ["late"]
+
+
+def test_a_timer_is_not_called_before_its_deadline_and_then_once(loop: Loop) -> None:
+    called: list[float] = []
+    start = time.monotonic()
+    loop.call_at(start + 0.02, lambda: called.append(time.monotonic()))
+    loop.call_at(start + 0.03, loop.stop)
+    loop.run()
+    assert len(called) == 1
+    assert called[0] >= start + 0.02
+
+
+def test_a_cancelled_timer_is_not_called(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    first = loop.call_at(1001.0, lambda: called.append("first"))
+    loop.call_at(1002.0, lambda: called.append("second"))
+    assert first.is_waiting
+    first.cancel()
+    first.cancel()
+    assert not first.is_waiting
+    clock.now = 1002.0
+    turn(loop)
+    assert called == ["second"]
+
+
+def test_a_timer_may_cancel_another_that_is_due_at_the_same_time_and_itself(loop: Loop, clock: Clock) -> None:
+    called: list[str] = []
+    timers: dict[str, Timer] = {}
+
+    def cancel_both(name: str) -> None:
+        called.append(name)
+        for each in timers.values():
+            each.cancel()
+
+    for name in ("a", "b"):
+        timers[name] = loop.call_at(1000.0, lambda name=name: cancel_both(name))  # type: ignore[misc]
+    turn(loop)
+    assert called == ["a"]
+
+
+def test_a_timer_made_by_a_timer_is_called_in_the_next_turn(loop: Loop, pairs: Pairs) -> None:
+    called = pairs.called
+
+    def again() -> None:
+        called.append("again")
+        loop.call_soon(loop.stop)
+
+    def first() -> None:
+        called.append("first")
+        loop.call_soon(again)
+
+    loop.call_soon(first)
+    pairs.add("ready", then=lambda: None).send(b"x")
+    loop.run()
+    assert called == ["first", "ready", "again"]
+
+
+def test_a_loop_that_a_timer_stops_does_not_wait(loop: Loop) -> None:
+    loop.call_soon(loop.stop)
+    loop.run()
+
+
+def test_cancelled_timers_take_no_room_for_long(loop: Loop, clock: Clock) -> None:
+    called: list[int] = []
+    loop.call_at(1002.0, lambda: called.append(1))
+    loop.call_at(1003.0, lambda: called.append(2))
+    for _ in range(10_000):
+        loop.call_at(1001.0, lambda: called.append(0)).cancel()
+        assert len(loop._timers) < 200
+    clock.now = 1003.0
+    turn(loop)
+    assert called == [1, 2]
 
 
 def test_other_events_can_be_watched_later(loop: Loop) -> None:

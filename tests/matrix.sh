@@ -82,6 +82,7 @@ enter() {
         set -eu
         root=$1 cache=$2
         shift 2
+        mount --bind "$root" "$root"
         mount -t proc proc "$root/proc"
         mount --rbind /sys "$root/sys"
         mount --rbind /dev "$root/dev"
@@ -91,7 +92,13 @@ enter() {
         mount --bind "$cache/archives" "$root/var/cache/apt/archives"
         mkdir -p "$root/root/.cache/pip"
         mount --bind "$cache/pip" "$root/root/.cache/pip"
-        chroot "$root" sh -c "cd && cd kvmchan && exec \"\$@\"" sh "$@"
+        # A real root: in a chroot nobody can have a mount namespace of their own.
+        cd "$root"
+        pivot_root . .
+        umount -l .
+        cd
+        cd kvmchan
+        exec "$@"
     ' sh "$entered" "$(dirname "$entered")/cache" "$@"
 }
 

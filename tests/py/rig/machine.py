@@ -31,7 +31,7 @@ DOMAIN = """\
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>{files}/vmlinuz</kernel>
     <initrd>{files}/initrd</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
   <on_reboot>restart</on_reboot>

@@ -78,7 +78,7 @@ static void until_up(struct libkvmchan *chan)
 {
 	struct pollfd polled = {.fd = libkvmchan_get_eventfd(chan), .events = POLLIN};
 
-	equal(poll(&polled, 1, 60000), 1);
+	equal(poll(&polled, 1, -1), 1);
 }
 
 /* ---- the calls ---- */

@@ -9,7 +9,6 @@
  */
 #include "rig/harness.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -228,17 +227,25 @@ static void an_index_that_cannot_be_true_breaks_the_ring(void)
 
 #define STREAMED 400000u
 
+struct stream {
+	struct pair pair;
+	struct bell put, got;
+};
+
 static void *produce(void *argument)
 {
-	struct pair *pair = argument;
+	struct stream *stream = argument;
+	unsigned int looks = 0;
 	uint32_t done = 0, count;
 
 	while (done < STREAMED) {
-		while (!(count = ring_look(&pair->producer)))
-			sched_yield();
+		while (!(count = ring_look(&stream->pair.producer)))
+			if (looked_enough(&looks))
+				bell_await(&stream->got);
 		if (count > STREAMED - done)
 			count = STREAMED - done;
-		put(pair, done, count);
+		put(&stream->pair, done, count);
+		bell_ring(&stream->put);
 		done += count;
 	}
 	return NULL;
@@ -247,20 +254,27 @@ static void *produce(void *argument)
 static void bytes_are_there_when_their_index_is(void)
 {
 	uint32_t done = 0, count;
+	unsigned int looks = 0;
+	struct stream stream;
 	pthread_t thread;
-	struct pair pair;
 
-	pair_make(&pair, SIZE, UINT32_MAX - STREAMED / 2);
-	thread_start(&thread, produce, &pair);
+	pair_make(&stream.pair, SIZE, UINT32_MAX - STREAMED / 2);
+	bell_make(&stream.put);
+	bell_make(&stream.got);
+	thread_start(&thread, produce, &stream);
 	while (done < STREAMED) {
-		while (!(count = ring_look(&pair.consumer)))
-			sched_yield();
+		while (!(count = ring_look(&stream.pair.consumer)))
+			if (looked_enough(&looks))
+				bell_await(&stream.put);
 		check(count <= SIZE);
-		get(&pair, done, count);
+		get(&stream.pair, done, count);
+		bell_ring(&stream.got);
 		done += count;
 	}
 	thread_end(thread);
-	pair_free(&pair);
+	bell_end(&stream.put);
+	bell_end(&stream.got);
+	pair_free(&stream.pair);
 }
 
 static const struct test tests[] = {

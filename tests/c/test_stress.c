@@ -198,11 +198,12 @@ static void *answer_soon(void *argument)
 {
 	struct answerer *answerer = argument;
 	uint8_t byte, full[1024];
-	unsigned int trip;
+	unsigned int trip, looks = 0;
 
 	for (trip = 0; trip < 2 * ROUND_TRIPS; trip++) {
 		while (libxenvchan_recv(answerer->end, &byte, 1) == 0)
-			;
+			if (looked_enough(&looks))
+				equal(libxenvchan_wait(answerer->end), 0);
 		some_time(&answerer->seed, 600);
 		if (answerer->reads)
 			equal(libxenvchan_recv(answerer->end, full, 1023), 1023);
@@ -213,7 +214,7 @@ static void *answer_soon(void *argument)
 }
 
 /*
- * The one end never spins, the other never sleeps; so the answer comes right when the first looks
+ * The one end never spins, the other seldom sleeps; so the answer comes right when the first looks
  * for the last time, asks for an event and sleeps. An answer in between that makes no event is lost
  * for good, as there is one at a time.
  */
@@ -252,6 +253,7 @@ struct leaver {
 	uint32_t *prod;
 	uint8_t *live;
 	uint32_t round; /* which it may do */
+	struct bell begun, left;
 	uint64_t seed;
 };
 
@@ -262,16 +264,32 @@ static void *write_and_leave(void *argument)
 {
 	struct leaver *leaver = argument;
 	uint32_t round, prod = *leaver->prod;
+	unsigned int looks = 0;
 
 	for (round = 1; round <= LEAVES; round++) {
 		while (__atomic_load_n(&leaver->round, __ATOMIC_SEQ_CST) != round)
-			sched_yield();
+			if (looked_enough(&looks))
+				bell_await(&leaver->begun);
 		some_time(&leaver->seed, 300);
 		prod += 10;
 		__atomic_store_n(leaver->prod, prod, __ATOMIC_RELEASE);
 		__atomic_store_n(leaver->live, 0, __ATOMIC_RELEASE);
+		bell_ring(&leaver->left);
 	}
 	return NULL;
+}
+
+/* What a read that finds something finds. */
+static int read_until_met(struct libxenvchan *server, const struct leaver *leaver)
+{
+	unsigned int looks = 0;
+	uint8_t data[1024];
+	int count;
+
+	while ((count = libxenvchan_read(server, data, sizeof(data))) == 0)
+		if (looked_enough(&looks))
+			bell_await(&leaver->left);
+	return count;
 }
 
 /* Between a look at the ring and a look at the live byte: who looks in this order misses what was
@@ -280,27 +298,25 @@ static void a_close_meets_the_look_for_data(void)
 {
 	struct leaver leaver = {.seed = 4};
 	struct channel channel;
-	uint8_t data[1024];
 	pthread_t thread;
 	uint32_t round;
 
 	channel_open(&channel, 10, 11);
+	bell_make(&leaver.begun);
+	bell_make(&leaver.left);
 	leaver.prod = &channel.server->read.shr->prod;
 	leaver.live = &channel.server->ring->cli_live;
 	thread_start(&thread, write_and_leave, &leaver);
 	for (round = 1; round <= LEAVES; round++) {
-		int count;
-
 		__atomic_store_n(leaver.live, 1, __ATOMIC_SEQ_CST);
 		__atomic_store_n(&leaver.round, round, __ATOMIC_SEQ_CST);
-		while ((count = libxenvchan_read(channel.server, data, sizeof(data))) == 0)
-			;
-		equal(count, 10);
-		while ((count = libxenvchan_read(channel.server, data, sizeof(data))) == 0)
-			;
-		equal(count, -1);
+		bell_ring(&leaver.begun);
+		equal(read_until_met(channel.server, &leaver), 10);
+		equal(read_until_met(channel.server, &leaver), -1);
 	}
 	thread_end(thread);
+	bell_end(&leaver.begun);
+	bell_end(&leaver.left);
 	channel_close(&channel);
 }
 

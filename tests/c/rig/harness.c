@@ -7,21 +7,20 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "dataplane/page.h"
 #include "kvmchan.h"
+#include "watchdog.h"
 
 #if defined(__SANITIZE_THREAD__)
 #define ONE_MAPPING 1
@@ -34,9 +33,6 @@
 #define ONE_MAPPING 0
 #endif
 
-/* The last resort against a hang, in seconds. A whole program takes less than a quarter of it. */
-#define WATCHDOG 60
-#define JOIN_SECONDS 40
 #define FDS_MAX 1024
 
 /* ---- the library's mappings ---- */
@@ -122,15 +118,15 @@ int __wrap_munmap(void *address, size_t size)
 
 /* ---- the runner ---- */
 
-static const char *current = "(no test)";
-static char context[128];
+static struct watched *watched;
 
 void test_fail(const char *file, int line, const char *format, ...)
 {
 	va_list arguments;
 
 	fflush(stdout);
-	fprintf(stderr, "%s:%d: in %s%s%s: ", file, line, current, *context ? ", " : "", context);
+	fprintf(stderr, "%s:%d: in %s%s%s: ", file, line, watched->name,
+		*watched->context ? ", " : "", watched->context);
 	va_start(arguments, format);
 	vfprintf(stderr, format, arguments);
 	va_end(arguments);
@@ -143,7 +139,7 @@ void test_context(const char *format, ...)
 	va_list arguments;
 
 	va_start(arguments, format);
-	vsnprintf(context, sizeof(context), format, arguments);
+	vsnprintf(watched->context, sizeof(watched->context), format, arguments);
 	va_end(arguments);
 }
 
@@ -182,19 +178,6 @@ void check_call_fails(const char *file, int line, struct call *call, int expecte
 
 	check_failure(file, line, call_name(call->kind), result, call->error, call->sentence,
 		      expected);
-}
-
-static void on_alarm(int number)
-{
-	static const char text[] = ": hangs; the watchdog ends it\n";
-
-	(void)number;
-	if (write(STDERR_FILENO, current, strlen(current)) < 0 ||
-	    write(STDERR_FILENO, ": ", 2) < 0 ||
-	    write(STDERR_FILENO, context, strlen(context)) < 0 ||
-	    write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
-		_exit(3);
-	_exit(3);
 }
 
 static void fds_list(bool fds[FDS_MAX])
@@ -242,14 +225,13 @@ static void run_one(const struct test *test)
 	bool fds[FDS_MAX];
 
 	printf("%s\n", test->name);
-	current = test->name;
-	*context = '\0';
+	snprintf(watched->name, sizeof(watched->name), "%s", test->name);
+	*watched->context = '\0';
 	unsetenv("KVMCHAN_SPIN_US");
 	unsetenv("KVMCHAN_DEBUG");
 	fds_list(fds);
-	alarm(WATCHDOG);
+	watchdog_begin();
 	test->run();
-	alarm(0);
 	check_fds(fds);
 	check_maps();
 	equal(waitpid(-1, NULL, WNOHANG), -1);
@@ -271,10 +253,7 @@ int run_tests(const struct test *tests, size_t count, int argc, char **argv)
 	size_t index, done = 0;
 
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	/* Not signal(): with TSan's, waits would end at other signals too. */
-	check(sigaction(SIGALRM,
-			&(struct sigaction){.sa_handler = on_alarm, .sa_flags = SA_RESTART},
-			NULL) == 0);
+	watched = watchdog_fork();
 	for (index = 0; index < count; index++) {
 		if (!picked(tests[index].name, argc, argv))
 			continue;
@@ -544,26 +523,6 @@ void call_start(struct call *call)
 
 bool call_is_done(struct call *call) { return __atomic_load_n(&call->done, __ATOMIC_SEQ_CST); }
 
-/* The state letter of a process or thread; 0 where there is none. */
-static char task_state(pid_t process, pid_t thread)
-{
-	char path[64], line[512], *end;
-	ssize_t count;
-	int fd;
-
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/stat", process, thread);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	if (fd < 0)
-		return 0;
-	count = read(fd, line, sizeof(line) - 1);
-	close(fd);
-	if (count <= 0)
-		return 0;
-	line[count] = '\0';
-	end = strrchr(line, ')');
-	return end && end[1] ? end[2] : 0;
-}
-
 void call_until_asleep(struct call *call)
 {
 	pid_t id;
@@ -585,6 +544,31 @@ int call_end(struct call *call)
 	return call->result;
 }
 
+/* ---- waits for what another thread writes into memory ---- */
+
+/* Tens of microseconds, as ThreadSanitizer makes each look slower: about what a peer needs to wake
+ * up and do its part. */
+#define LOOKS (ONE_MAPPING ? 200 : 2000)
+
+bool looked_enough(unsigned int *looks) { return ++*looks % LOOKS == 0; }
+
+void bell_make(struct bell *bell)
+{
+	bell->fd = eventfd(0, EFD_CLOEXEC);
+	check(bell->fd >= 0);
+}
+
+void bell_end(struct bell *bell) { equal(close(bell->fd), 0); }
+
+void bell_ring(const struct bell *bell) { equal(eventfd_write(bell->fd, 1), 0); }
+
+void bell_await(const struct bell *bell)
+{
+	eventfd_t rings;
+
+	equal(eventfd_read(bell->fd, &rings), 0);
+}
+
 /* ---- threads and processes ---- */
 
 void thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
@@ -592,15 +576,7 @@ void thread_start(pthread_t *thread, void *(*run)(void *), void *argument)
 	equal(pthread_create(thread, NULL, run, argument), 0);
 }
 
-void thread_end(pthread_t thread)
-{
-	struct timespec until;
-
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += JOIN_SECONDS;
-	if (pthread_timedjoin_np(thread, NULL, &until) != 0)
-		test_fail(__FILE__, __LINE__, "a thread's call is still blocked");
-}
+void thread_end(pthread_t thread) { equal(pthread_join(thread, NULL), 0); }
 
 pid_t child_start(void (*run)(void *), void *argument)
 {
@@ -611,7 +587,7 @@ pid_t child_start(void (*run)(void *), void *argument)
 	check(child >= 0);
 	if (child)
 		return child;
-	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	watchdog_forked();
 	run(argument);
 	_exit(0);
 }

@@ -154,10 +154,30 @@ int call_end(struct call *call);
 #define call_fails(call, expected) check_call_fails(__FILE__, __LINE__, call, expected)
 void check_call_fails(const char *file, int line, struct call *call, int expected);
 
+/* ---- waits for what another thread writes into memory ---- */
+
+/*
+ * A test that looks for a race looks at memory again and again, so that it is there at the very
+ * moment. But while another program has the processors, who never sleeps only keeps its own peer
+ * from running, a whole time slice for each round; and sched_yield() is no better. So after as many
+ * looks in vain as are worth it, a wait sleeps until it is told.
+ */
+bool looked_enough(unsigned int *looks);
+
+/* Tells a thread that it may look again. */
+struct bell {
+	int fd;
+};
+void bell_make(struct bell *bell);
+void bell_end(struct bell *bell);
+void bell_ring(const struct bell *bell);
+/* Sleeps until it was rung since the last time. */
+void bell_await(const struct bell *bell);
+
 /* ---- threads and processes ---- */
 
 void thread_start(pthread_t *thread, void *(*run)(void *), void *argument);
-/* Fails the test if the thread does not end. */
+/* A thread that does not end is a hang, which the watchdog sees. */
 void thread_end(pthread_t thread);
 /* Runs in a child that dies with us, and ends with status 0 unless a check fails. */
 pid_t child_start(void (*run)(void *), void *argument);

@@ -18,15 +18,15 @@
 #include <getopt.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "rig/watchdog.h"
+
 #define MAX_RING (1U << 20)
-#define STEP_SECONDS 30
 
 /* What is known of one ring: how many bytes ever went in and came out. */
 struct flow {
@@ -50,6 +50,7 @@ static bool path_lost;		/* closing old removed now's path: the reference's defec
 static unsigned char buf[2 * MAX_RING + 16];
 static uint64_t rng_state;
 static long step;
+static struct watched *watched;
 
 static uint64_t rng(uint64_t below)
 {
@@ -73,14 +74,33 @@ static unsigned int salt_of(const struct flow *f)
 	return f == &now.left || f == &old.left ? 0x1234567 : 0x7654321;
 }
 
-static void on_alarm(int sig)
+/* Both ends are in this one thread, so a call that should not block but does is a hang, which the
+ * watchdog sees. Only these calls ask the daemon, and may wait for it. */
+static struct libxenvchan *server_init(size_t want_read, size_t want_write)
 {
-	static const char text[] = "differential: a call that should not block did\n";
+	struct libxenvchan *server;
 
-	(void)sig;
-	if (write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
-		_exit(4);
-	_exit(3);
+	watchdog_awaits_others(true);
+	server = libxenvchan_server_init(NULL, domain, path, want_read, want_write);
+	watchdog_awaits_others(false);
+	return server;
+}
+
+static struct libxenvchan *client_init(const char *server_path)
+{
+	struct libxenvchan *client;
+
+	watchdog_awaits_others(true);
+	client = libxenvchan_client_init(NULL, domain, server_path);
+	watchdog_awaits_others(false);
+	return client;
+}
+
+static void end_close(struct libxenvchan *end)
+{
+	watchdog_awaits_others(true);
+	libxenvchan_close(end);
+	watchdog_awaits_others(false);
 }
 
 static int readable(struct libxenvchan *end)
@@ -249,7 +269,7 @@ static void do_close(struct channel *ch, bool server)
 
 	if (!*end)
 		return;
-	libxenvchan_close(*end);
+	end_close(*end);
 	*end = NULL;
 	if (!server)
 		ch->client_gone = true;
@@ -280,7 +300,7 @@ static void do_server_init(void)
 		old = now;
 	}
 	memset(&now, 0, sizeof(now));
-	now.server = libxenvchan_server_init(NULL, domain, path, read_min, write_min);
+	now.server = server_init(read_min, write_min);
 	path_lost = false;
 	begin(&now, "server_init");
 	printf(" = %s", now.server ? "ok" : "NULL");
@@ -301,7 +321,7 @@ static void do_client_init(void)
 		return;
 	if (now.client && now.server && !try_second_client)
 		return;
-	client = libxenvchan_client_init(NULL, domain, path);
+	client = client_init(path);
 	begin(&now, "client_init");
 	printf(" = %s", client ? "ok" : "NULL");
 	if (client) {
@@ -321,7 +341,7 @@ static void do_client_init_nobody(void)
 
 	snprintf(other, sizeof(other), "%s-nobody", path);
 	begin(&now, "client_init(nobody)");
-	printf(" = %s\n", libxenvchan_client_init(NULL, domain, other) ? "ok" : "NULL");
+	printf(" = %s\n", client_init(other) ? "ok" : "NULL");
 }
 
 static void do_step(void)
@@ -393,24 +413,24 @@ static void table_row(size_t want_read, size_t want_write)
 {
 	struct libxenvchan *server, *client;
 
-	alarm(STEP_SECONDS);
-	server = libxenvchan_server_init(NULL, domain, path, want_read, want_write);
+	watchdog_begin();
+	server = server_init(want_read, want_write);
 	printf("server_init(%zu, %zu) = %s\n", want_read, want_write, server ? "ok" : "NULL");
 	if (!server)
 		return;
 	show_ends(server);
-	client = libxenvchan_client_init(NULL, domain, path);
+	client = client_init(path);
 	printf(" client_init = %s\n", client ? "ok" : "NULL");
 	if (client) {
 		show_ends(server);
 		show_ends(client);
-		libxenvchan_close(client);
+		end_close(client);
 		show_ends(server);
 	}
-	libxenvchan_close(server);
-	client = libxenvchan_client_init(NULL, domain, path);
+	end_close(server);
+	client = client_init(path);
 	printf(" client_init after close = %s\n", client ? "ok" : "NULL");
-	libxenvchan_close(client);
+	end_close(client);
 }
 
 static void table(void)
@@ -449,15 +469,15 @@ static void sequence(uint64_t seed, long steps)
 {
 	rng_state = seed;
 	for (step = 0; step < steps; step++) {
-		alarm(STEP_SECONDS);
+		watchdog_begin();
+		snprintf(watched->name, sizeof(watched->name), "step %ld", step);
 		do_step();
 	}
-	alarm(STEP_SECONDS);
 	do_close(&old, true);
 	do_close(&old, false);
 	do_close(&now, chance(50));
 	do_close(&now, now.server);
-	libxenvchan_close(NULL);
+	end_close(NULL);
 	printf("end\n");
 }
 
@@ -496,7 +516,7 @@ int main(int argc, char **argv)
 	}
 	argv += optind;
 	argc -= optind;
-	signal(SIGALRM, on_alarm);
+	watched = watchdog_fork();
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	if (as_table && argc == 1) {
 		path = argv[0];

@@ -18,7 +18,6 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "dataplane/page.h"
 #include "kvmchan.h"
 
 /* The device: a page that is BAR 0 where a test has a doorbell, a page of somebody else's, our
@@ -269,15 +268,12 @@ static void a_full_counter_holds_nobody_up(void)
 	device_close(&device);
 }
 
-static void on_signal(int number) { (void)number; }
-
 static void a_signal_ends_a_wait(void)
 {
-	struct sigaction action = {.sa_handler = on_signal};
 	struct device device;
 	struct call call;
 
-	equal(sigaction(SIGUSR1, &action, NULL), 0);
+	signals_go(0);
 	device_open(&device);
 	server_blocks(&device, &call, RECV);
 	while (!call_is_done(&call)) {
@@ -287,17 +283,15 @@ static void a_signal_ends_a_wait(void)
 	call_fails(&call, EINTR);
 	equal(libxenvchan_is_open(device.channel.server), 1);
 	device_close(&device);
-	signal(SIGUSR1, SIG_DFL);
 }
 
 static void a_signal_with_sa_restart_ends_nothing(void)
 {
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
 	struct device device;
 	struct call call;
 	int round;
 
-	equal(sigaction(SIGUSR1, &action, NULL), 0);
+	signals_go(SA_RESTART);
 	device_open(&device);
 	server_blocks(&device, &call, WAIT);
 	for (round = 0; round < 20; round++) {
@@ -308,7 +302,6 @@ static void a_signal_with_sa_restart_ends_nothing(void)
 	client_puts(&device, 0, 2);
 	equal(call_end(&call), 0);
 	device_close(&device);
-	signal(SIGUSR1, SIG_DFL);
 }
 
 /* ---- the slice ---- */

@@ -450,8 +450,6 @@ struct hostile {
 	size_t offsets[4]; /* of left cons, left prod, right cons, right prod */
 };
 
-#define PAGE_SIZE 4096u
-
 static bool told(int leash, char *word)
 {
 	ssize_t count = recv(leash, word, 1, MSG_DONTWAIT);
@@ -619,7 +617,7 @@ static void hostile_start(struct hostile *hostile, uint32_t left, uint32_t right
 
 	hostile->server = server;
 	channel_make(channel, left, right);
-	hostile->size = PAGE_SIZE;
+	hostile->size = PAGE;
 	hostile->size += left < 12 ? 0 : 1u << left;
 	hostile->size += right < 12 ? 0 : 1u << right;
 	channel_attach_server(channel);
@@ -654,7 +652,7 @@ static void live_through(uint32_t left, uint32_t right, bool server)
 	/* Its socket is its alone, so that its exit can be noticed. */
 	close(server ? channel->server_socket : channel->client_socket);
 	*(server ? &channel->server_socket : &channel->client_socket) = -1;
-	page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, channel->region, 0);
+	page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, channel->region, 0);
 	check(page != MAP_FAILED);
 	for (round = 0; round < ROUNDS; round++) {
 		bool blocking = round & 1, quietly = round % 8 < 6;
@@ -697,7 +695,7 @@ static void live_through(uint32_t left, uint32_t right, bool server)
 	call_fails(&call, EPIPE);
 	/* Many rounds got further than their first call. */
 	check(calls > ROUNDS);
-	equal(munmap(page, PAGE_SIZE), 0);
+	equal(munmap(page, PAGE), 0);
 	close(hostile.leash[0]);
 	channel_close(channel);
 }
@@ -730,7 +728,7 @@ static void attach_lives_through_anything(void)
 	hostile_start(&hostile, 10, 11, true);
 	child = child_start(hostile_runs, &hostile);
 	close(hostile.leash[1]);
-	page = mmap(NULL, PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, channel->region, 0);
+	page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, channel->region, 0);
 	check(page != MAP_FAILED);
 	for (batch = 0; batch < 20; batch++) {
 		memset(page, 0, 1024);
@@ -751,7 +749,7 @@ static void attach_lives_through_anything(void)
 		equal(recv(hostile.leash[0], &word, 1, 0), 1);
 	}
 	check(came);
-	equal(munmap(page, PAGE_SIZE), 0);
+	equal(munmap(page, PAGE), 0);
 	tell(&hostile, 'e');
 	child_end(child);
 	close(hostile.leash[0]);

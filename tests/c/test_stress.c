@@ -492,8 +492,6 @@ static void one_client_after_another(void)
 
 /* ---- signals ---- */
 
-static void on_signal(int number) { (void)number; }
-
 static void *get_through_signals(void *argument)
 {
 	struct part *part = argument;
@@ -517,10 +515,9 @@ static void *get_through_signals(void *argument)
 static void signals_lose_nothing(void)
 {
 	struct part put = {.seed = 5, .messages = MESSAGES / 5, .whole = true}, get = put;
-	struct sigaction action = {.sa_handler = on_signal};
 	struct channel channel;
 
-	equal(sigaction(SIGUSR1, &action, NULL), 0);
+	signals_go(0);
 	channel_open(&channel, 10, 11);
 	set_blocking(channel.server, true);
 	set_blocking(channel.client, true);
@@ -535,7 +532,6 @@ static void signals_lose_nothing(void)
 	thread_end(put.thread);
 	thread_end(get.thread);
 	channel_close(&channel);
-	signal(SIGUSR1, SIG_DFL);
 }
 
 static const struct test tests[] = {

@@ -342,15 +342,6 @@ static void data_that_comes_with_the_last_breath_is_taken(void)
 	}
 }
 
-static void on_signal(int number) { (void)number; }
-
-static void signals_go(int flags)
-{
-	struct sigaction action = {.sa_handler = on_signal, .sa_flags = flags};
-
-	equal(sigaction(SIGUSR1, &action, NULL), 0);
-}
-
 static void a_signal_ends_each_blocked_call(void)
 {
 	struct channel channel;
@@ -385,7 +376,6 @@ static void a_signal_ends_each_blocked_call(void)
 			server_gets(&channel, 0, 10);
 			channel_close(&channel);
 		}
-	signal(SIGUSR1, SIG_DFL);
 }
 
 static void a_signal_with_sa_restart_ends_nothing(void)
@@ -412,7 +402,6 @@ static void a_signal_with_sa_restart_ends_nothing(void)
 		equal(call_end(&call), kind == WAIT ? 0 : 2);
 		channel_close(&channel);
 	}
-	signal(SIGUSR1, SIG_DFL);
 }
 
 static void a_spinning_wait_takes_an_event_too(void)

@@ -8,7 +8,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "dataplane/page.h"
 #include "rig/fakedaemon.h"
 #include "xen/libxengnttab.h"
 

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
-#include "dataplane/page.h"
 #include "harness.h"
 #include "setup/daemon.h"
 

@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,7 +19,6 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "dataplane/page.h"
 #include "kvmchan.h"
 #include "watchdog.h"
 
@@ -232,6 +232,7 @@ static void run_one(const struct test *test)
 	fds_list(fds);
 	watchdog_begin();
 	test->run();
+	signal(SIGUSR1, SIG_DFL);
 	check_fds(fds);
 	check_maps();
 	equal(waitpid(-1, NULL, WNOHANG), -1);
@@ -567,6 +568,24 @@ void bell_await(const struct bell *bell)
 	eventfd_t rings;
 
 	equal(eventfd_read(bell->fd, &rings), 0);
+}
+
+/* ---- signals ---- */
+
+int signals_came;
+
+static void on_signal(int number)
+{
+	(void)number;
+	__atomic_fetch_add(&signals_came, 1, __ATOMIC_RELAXED);
+}
+
+void signals_go(int flags)
+{
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = flags};
+
+	signals_came = 0;
+	equal(sigaction(SIGUSR1, &action, NULL), 0);
 }
 
 /* ---- threads and processes ---- */

@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "dataplane/page.h"
 #include "dataplane/vchan.h"
 
 /* ---- the runner ---- */
@@ -173,6 +174,12 @@ void bell_end(struct bell *bell);
 void bell_ring(const struct bell *bell);
 /* Sleeps until it was rung since the last time. */
 void bell_await(const struct bell *bell);
+
+/* ---- signals ---- */
+
+/* Until the test ends SIGUSR1 is handled, with these flags of sigaction(): it is counted. */
+void signals_go(int flags);
+extern int signals_came;
 
 /* ---- threads and processes ---- */
 

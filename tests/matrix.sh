@@ -16,7 +16,7 @@ demo | test) commands=$1 && shift ;;
 *) die "'$1' is no command of the matrix: demo or test" ;;
 esac
 [ "$(id -u)" = 0 ] || die "the matrix needs root, to make roots and to enter them"
-require "" debootstrap
+require debootstrap
 
 suite() {
     case $1 in

@@ -317,8 +317,10 @@ def compile_c(folder: Path, source: Path, *flags: str) -> Path:
 
 def pkg_config(*arguments: str) -> list[str]:
     """What pkg-config says of the build."""
-    told = run("pkg-config", *arguments, env={**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}).stdout
-    return shlex.split(told)
+    environment = {**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}
+    # It escapes each byte of a letter that ASCII has not, and only a shell puts these together.
+    words = shlex.split(run("pkg-config", *arguments, env=environment, errors="surrogateescape").stdout)
+    return [os.fsdecode(os.fsencode(word)) for word in words]
 
 
 def our_flags(package: str = "xenvchan") -> list[str]:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem process: the server side of QEMU's ivshmem protocol, for every device there is.
+"""The ivshmem process: the server side of QEMU's ivshmem protocol, for all devices.
 
-It makes nothing itself: memory, event descriptors and listening sockets come from main, and it hands them to the QEMU that a
-device is in. The protocol (QEMU's docs/specs/ivshmem-spec, version 0) has the server speak only: each message is a number of 8
-bytes, and at most one descriptor. A peer's id comes once a vector with the eventfd of that vector. A QEMU that says anything
-loses its connection and nothing else does.
+It makes nothing itself: memory, event descriptors and listening sockets come from main, and it
+hands them to the QEMU that gets a device. In this protocol (QEMU's docs/specs/ivshmem-spec, version
+0) only the server speaks: each message is an 8-byte number with at most one descriptor. A peer's id
+comes once for each vector, with the eventfd of that vector. A QEMU that says anything loses its
+connection, and nothing else does.
 
-A QEMU is told of every peer that its device will ever have, in its handshake, and nothing after that: a peer's eventfds are the
-device's and there before the peer is. The protocol also has a message for a peer that goes, and we never send it: a QEMU that
-got it frees that peer's eventfds twice when the device is unplugged later, and ends (close_peer_eventfds in QEMU 7.2).
+In its handshake, a QEMU is told of every peer that its device will ever have, and nothing after
+that: a peer's eventfds belong to the device, and exist before the peer does. The protocol also has
+a message for a peer that goes, which we never send: QEMU 7.2 would free that peer's eventfds twice
+when the device is unplugged later, and crash (close_peer_eventfds).
 """
 
 from __future__ import annotations
@@ -39,7 +41,10 @@ Telling = tuple[int, int | None]
 
 
 def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]]) -> list[Telling]:
-    """What the QEMU that is `peer` is told: of itself last, as it is complete then."""
+    """Return what the QEMU that is `peer` is told.
+
+    It hears of itself last, because it takes that as the end.
+    """
     told: list[Telling] = [(_VERSION, None), (peer, None), (_MEMORY, memory)]
     for other in (*(each for each in events if each != peer), peer):
         told += [(other, event) for event in events[other]]
@@ -48,13 +53,13 @@ def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]]) -> li
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """A QEMU's. `queue`: what it is yet to be sent."""
+    """A QEMU's connection. `queue`: what remains to be sent."""
 
     sock: socket.socket
     queue: deque[Telling] = field(default_factory=deque)
 
     def close(self) -> None:
-        """Ends it, also for main, which has a duplicate."""
+        """End the connection, for main's duplicate, too."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -64,7 +69,10 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Port:
-    """Where one QEMU connects: one at a time. `listener`: None after the only connection that there may be."""
+    """Where one QEMU connects, one at a time.
+
+    `listener`: None after the only connection that there may be.
+    """
 
     device: Device
     peer: int
@@ -78,7 +86,7 @@ class Port:
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """`events`: each peer's, one a vector. The descriptors in here are closed by close()."""
+    """A device. `events`: one for each peer and vector. close() closes all descriptors in it."""
 
     number: DeviceId
     memory: int
@@ -86,12 +94,13 @@ class Device:
     ports: dict[int, Port] = field(default_factory=dict)
 
     def signal(self) -> None:
-        """An event for everyone."""
+        """Send an event to everyone."""
         for events in self.events.values():
             for event in events:
                 signal_event(event)
 
     def close(self) -> None:
+        """Close the descriptors."""
         os.close(self.memory)
         for events in self.events.values():
             for event in events:
@@ -107,9 +116,11 @@ class Ivshmem(Worker):
         self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def run(self) -> None:
+        """Serve until main ends."""
         if self._wait_for_start():
             self._loop.run()
-        # Main has ended: who waits for an event on a device would wait for ever, and must find that it has.
+        # Main has ended: who waits for an event on a device would wait for ever, and must find that
+        # it has.
         for device in self._devices.values():
             device.signal()
 
@@ -169,7 +180,8 @@ class Ivshmem(Worker):
             self._refuse_without_descriptors(listener)
             return
         if port.connection is not None:
-            self._on_ready(port, port.connection, READABLE)  # it may have gone, and the loop be about to say so
+            # It may have gone, and the loop be about to say so.
+            self._on_ready(port, port.connection, READABLE)
         if port.connection is not None:
             log.warning(f"{port} is connected: another that connected is refused")
             sock.close()
@@ -181,7 +193,10 @@ class Ivshmem(Worker):
             self._stop_listening(port)
 
     def _refuse_without_descriptors(self, listener: socket.socket) -> None:
-        """Takes a connection off the backlog and closes it, or it would keep us awake."""
+        """Take a connection off the backlog and close it.
+
+        Otherwise it would keep waking the loop.
+        """
         os.close(self._spare)
         try:
             listener.accept()[0].close()
@@ -215,7 +230,7 @@ class Ivshmem(Worker):
         self._end(port, connection, "said something, which the protocol does not have" if said else "")
 
     def _send(self, port: Port, connection: Connection) -> None:
-        """Until the queue is empty; BlockingIOError if that is not now."""
+        """Send until the queue is empty. Raises BlockingIOError if the socket is full."""
         while connection.queue:
             number, fd = connection.queue[0]
             send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), socket.MSG_DONTWAIT)
@@ -224,7 +239,7 @@ class Ivshmem(Worker):
         self._say(ivshmem.Served(port.device.number, port.peer))
 
     def _end(self, port: Port, connection: Connection, why: str) -> None:
-        """`why`: what its QEMU did, if it did anything wrong."""
+        """End a connection. `why`: what its QEMU did, if it broke the protocol."""
         if why:
             log.warning(f"{port} {why}: its connection is ended")
         port.connection = None
@@ -234,4 +249,5 @@ class Ivshmem(Worker):
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-ivshm", Ivshmem, socket_fd, marker_fd)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem device that a domain has from its start, in its libvirt XML: a <shmem> on the root complex, where firmware makes
-room for any size. Its name says the size, since libvirt has no place for that where a server gives the memory.
+"""The ivshmem device that a domain has from its start, in its libvirt XML.
+
+It is a <shmem> on the root complex, where firmware makes room for any size. Its name contains the
+size, because libvirt has no place for the size if a server provides the memory.
 """
 
 from __future__ import annotations
@@ -18,19 +20,22 @@ from kvmchand.ids import Size
 SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
 _VECTORS = 64
 _VECTORS_MIN = 2
-"""A channel within the guest takes as many."""
+"""A channel within the guest takes two."""
 _NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")
 _SOCKET = re.compile(r"start-[0-9a-f]{26}")
 """As long as the name of a socket that the daemon makes."""
 _ROOT_BUS = 0
 _SLOTS: tuple[int, ...] = (*range(0x10, 0x1D), *range(0x02, 0x10))
-"""Of the root complex, in the order in which one is looked for: chipsets have theirs at both ends."""
+"""Slots of the root complex in the order they are tried: chipsets use those at both ends."""
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 @dataclass(frozen=True, slots=True)
 class StartLink:
-    """`socket`: the ivshmem server's, by its name in the daemon's folder."""
+    """A device from the start.
+
+    `socket`: the name of the ivshmem server's socket in the daemon's folder.
+    """
 
     socket: str
     size: Size
@@ -38,7 +43,10 @@ class StartLink:
 
 
 def parse_size(text: str) -> Size:
-    """Bytes, from "64M" or the like. InvalidArgument: no device can have that size. 0: no device is wanted."""
+    """Parse a size such as "64M" to bytes; 0 means no device.
+
+    Raises InvalidArgument if no device can have that size.
+    """
     matched = re.fullmatch(r"([0-9]{1,12})([KMG]?)", text.upper().removesuffix("IB").removesuffix("B"))
     size = int(matched[1]) * _UNITS[matched[2]] if matched else -1
     if size and not _is_possible(size):
@@ -47,12 +55,12 @@ def parse_size(text: str) -> Size:
 
 
 def is_start(shmem: ElementTree.Element) -> bool:
-    """Whether a <shmem> is one of these."""
+    """Return whether a <shmem> is one of these."""
     return _NAME.fullmatch(shmem.get("name", "")) is not None
 
 
 def _is_possible(size: int) -> bool:
-    """QEMU ends where it is no power of two."""
+    """Return whether a device may have this size. QEMU exits if it is not a power of two."""
     return SIZE_MIN <= size <= SIZE_MAX and not size & (size - 1)
 
 
@@ -61,7 +69,7 @@ def _ours(root: ElementTree.Element) -> list[ElementTree.Element]:
 
 
 def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
-    """That of a domain's XML, with a socket in `folder`."""
+    """Return the device in a domain's XML whose socket is in `folder`, or None."""
     for each in _ours(root):
         size, server, msi = _NAME.fullmatch(each.get("name", "")), each.find("server"), each.find("msi")
         path = Path("" if server is None else server.get("path", ""))
@@ -75,13 +83,17 @@ def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
 
 
 def new_socket() -> str:
-    """A name that nobody else knows."""
+    """Return a name that nobody else knows."""
     return f"start-{secrets.token_hex(13)}"
 
 
 def put(root: ElementTree.Element, size: Size, folder: Path, socket: str) -> list[str]:
-    """Gives a domain's XML a device of that size, or none where it is 0; what has changed, a sentence each. InvalidArgument: it
-    has no room for one."""
+    """Give a domain's XML a device of that size, or none if it is 0.
+
+    Returns what changed, in sentences.
+
+    Raises InvalidArgument if it has no room for one.
+    """
     known = find(root, folder)
     if (known.size if known else 0) == size and len(_ours(root)) == bool(size):
         return []

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Our devices in a domain's libvirt XML: which it has, where one more goes, and why it can't have any. Pure."""
+"""Our devices in a domain's libvirt XML.
+
+Which devices it has, where the next one goes, and why it can have none. The only I/O is to ask
+whether a socket exists.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,16 @@ from kvmchand.services.libvirt import coldplug_xml
 from kvmchand.wire.libvirt import Attach
 
 _SLOTS = range(1, 32)
-"""Of a conventional PCI bridge."""
+"""Slots of a conventional PCI bridge."""
 _BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
 
 
 class Refused(Exception):
-    """A sentence that says why a domain can't have a device."""
+    """A sentence that says why a domain cannot have a device."""
 
 
 def shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
-    """The device whose ivshmem server is at `path`."""
+    """Return the device whose ivshmem server is at `path`, or None."""
     return next(
         (
             each
@@ -31,8 +35,11 @@ def shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
 
 
 def stale_devices(tree: ElementTree.Element, folder: Path) -> list[str]:
-    """Of a domain's devices with sockets in `folder`, the paths of those that are not there: an earlier daemon's. One that a
-    domain has from its start can't be unplugged, and stays."""
+    """Return the server paths in `folder` that the domain's devices name and that do not exist.
+
+    They belong to an earlier daemon. A device that a domain has from its start cannot be unplugged,
+    and is left out.
+    """
     paths = [
         Path(server.get("path", ""))
         for each in tree.findall("devices/shmem")
@@ -53,8 +60,11 @@ def _bus(address: ElementTree.Element) -> int:
 
 
 def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
-    """Bus and slot for one more device: on the bridge that has the fewest of ours, since each bridge has a window of its own.
-    None where libvirt had better choose. Refused where there is no place."""
+    """Return bus and slot for one more device: on the bridge that has the fewest of ours.
+
+    Each bridge has a window of its own. Returns None if libvirt should choose. Raises Refused if
+    there is no place.
+    """
     controllers = [each for each in tree.findall("devices/controller") if each.get("type") == "pci"]
     if any(each.get("model") == "pci-root" for each in controllers):
         return None  # a machine of conventional PCI
@@ -80,7 +90,7 @@ def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
 
 
 def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
-    """The <shmem> to attach to a domain. Refused: it has no place for one."""
+    """Return the <shmem> to attach to a domain. Raises Refused if it has no place for one."""
     try:
         place = _place(tree)
     except ValueError as error:

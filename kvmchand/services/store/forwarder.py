@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store process of a guest: passes on, whole, what programs ask the store on the host, and what that tells them.
+"""The store process of a guest: forwards programs' requests to the host's store.
 
-It understands of a request only where it ends. Each connection has one request under way at a time, and one Output.
+Of a request it understands only where it ends. Each connection has one request and one Output under
+way at a time.
 """
 
 from __future__ import annotations
@@ -53,4 +54,5 @@ class Forward(Streams):
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-store", Forward, socket_fd, marker_fd)

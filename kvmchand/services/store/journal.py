@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a store process notes so that another can go on where it was killed: in a memory file of main's, who never reads it.
+"""What a store process records so that another one can continue after it was killed.
 
-The file starts with two numbers: where the first entry is, and how many processes have tried to read it in vain. An entry is
-its length, a checksum, its kind and its bytes. What is killed in the midst of writing leaves an entry that can't be true, which
-is the end. When much of it is outdated, the state is written behind it anew, and what was before becomes a hole.
+The journal is a memory file of main's, which main never reads. It starts with two numbers: the
+place of the first entry, and how many processes have failed to read it. An entry is its length, a
+checksum, its kind and its bytes. A process killed while writing leaves an invalid entry, which is
+the end. When much of the journal is outdated, the present state is written behind it, and what was
+before becomes a hole.
 """
 
 from __future__ import annotations
@@ -23,25 +25,27 @@ _ENTRY = struct.Struct("=II")
 _NUMBER = struct.Struct("=Q")
 _TRIES_MAX = 2
 _LEAST = 1 << 20
-"""Bytes that are not worth writing anew."""
+"""Bytes below which compacting is not worth it."""
 
 
 class Kind(IntEnum):
+    """The kinds of entries."""
+
     RECORD = 1
-    """A change of the tree, in its own words."""
+    """A change of the tree, as the tree encodes it."""
     EVENT = 2
-    """A client is to be told of it."""
+    """A client must be notified of it."""
     TOLD = 3
-    """All events until here are told, or wait to be taken."""
+    """All events up to here were sent, or wait in a queue."""
     OWED = 4
-    """A client has not taken all it was told."""
+    """A client has not taken everything it was sent."""
     PAID = 5
-    """It has."""
+    """It has taken everything."""
 
 
 @dataclass(slots=True)
 class Found:
-    """What a process before has left. `owed`: clients that lack a part of what they were told, which is lost."""
+    """What an earlier process left. `owed`: clients that lost a part of what they were sent."""
 
     records: list[bytes] = field(default_factory=list)
     events: list[tuple[ClientId, bytes]] = field(default_factory=list)
@@ -49,8 +53,10 @@ class Found:
 
 
 class Journal:
+    """The file, and where it ends."""
+
     def __init__(self, fd: int) -> None:
-        """Takes the descriptor."""
+        """Take ownership of the descriptor."""
         self._fd = fd
         if os.fstat(fd).st_size < _HEADER.size:
             os.pwrite(fd, _HEADER.pack(_HEADER.size, 0), 0)
@@ -59,7 +65,10 @@ class Journal:
         self._compact = _LEAST
 
     def read(self) -> Found | None:
-        """What is there; None: reading it has ended processes before, so it is not tried again. Then start() or clear()."""
+        """Return the entries, or None if reading them has ended processes before.
+
+        start() or clear() must follow.
+        """
         if self._tries >= _TRIES_MAX:
             return None
         os.pwrite(self._fd, _HEADER.pack(self._first, self._tries + 1), 0)
@@ -77,26 +86,28 @@ class Journal:
         return found
 
     def clear(self) -> None:
-        """Nothing of it counts any more."""
+        """Drop all entries."""
         self._end = self._first = _HEADER.size
         os.pwrite(self._fd, _HEADER.pack(self._first, self._tries), 0)
         os.ftruncate(self._fd, self._end)
 
     def start(self) -> None:
-        """It was understood, and is written from now on."""
+        """Note that the entries were understood. From now on the journal is written."""
         os.pwrite(self._fd, _HEADER.pack(self._first, 0), 0)
         self._compact = max(2 * (self._end - self._first), _LEAST)
 
     def append(self, records: Sequence[bytes], events: Sequence[tuple[ClientId, bytes]]) -> None:
-        """A change, and what is to be told of it: all of it stands when this returns, before anyone hears of it."""
+        """Record a change and the events that it causes, before anyone hears of it."""
         made = [_entry(Kind.RECORD, record) for record in records]
         made += [_entry(Kind.EVENT, _NUMBER.pack(client) + packet) for client, packet in events]
         self._write(made)
 
     def told(self) -> None:
+        """Record that all events were sent."""
         self._write([_entry(Kind.TOLD, b"")])
 
     def owe(self, client: ClientId, owes: bool) -> None:
+        """Record whether a client has output waiting."""
         self._write([_entry(Kind.OWED if owes else Kind.PAID, _NUMBER.pack(client))])
 
     def _write(self, entries: Iterable[bytes]) -> None:
@@ -105,11 +116,11 @@ class Journal:
         self._end += len(data)
 
     def is_large(self) -> bool:
-        """Whether compact() is due."""
+        """Return whether compact() is due."""
         return bool(self._end - self._first > self._compact)
 
     def compact(self, records: Iterable[bytes], owed: Iterable[ClientId]) -> None:
-        """The whole state takes the place of all that led to it."""
+        """Replace everything recorded by the whole present state."""
         first = self._end
         self._write(_entry(Kind.RECORD, record) for record in records)
         self._write(_entry(Kind.OWED, _NUMBER.pack(client)) for client in owed)
@@ -125,7 +136,7 @@ def _entry(kind: Kind, content: bytes) -> bytes:
 
 
 def _entry_at(data: bytes, at: int) -> bytes | None:
-    """The kind and bytes of the entry there, unless it is none."""
+    """Return the kind and bytes of the entry at a place, or None if it is invalid."""
     if at + _ENTRY.size > len(data):
         return None
     size, checksum = _ENTRY.unpack_from(data, at)

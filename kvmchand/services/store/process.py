@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store process of a host: xenstore's protocol, for the programs of this machine and, by their daemons, of guests.
+"""The store process of a host: xenstore's protocol for programs of this machine and of guests.
 
-It has the tree (kvmchand.core.store), and notes each change where main keeps it before anyone hears of it, so that programs and
-their watches outlive the process. What it is told of vchans it has done before it looks at what a program asked later; and a
-program that removes a vchan's nodes is answered when main has withdrawn the vchan.
+It has the tree (kvmchand.xenstore.store). It records each change where main keeps it before anyone
+hears of the change, so programs and their watches outlive the process. It obeys everything that
+main said before it looks at a program's later request. A program that removes a vchan's nodes is
+answered when main has withdrawn the vchan.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _NOT_SHOWN = {
     errno.ENOMEM: f"its quota of {_QUOTAS.bytes} bytes has no room: let it remove nodes",
     errno.EACCES: "it may not write there: offer the vchan elsewhere, or let it",
 }
-"""Why a domain's vchan does not stand in the store."""
+"""Why the store does not show a domain's vchan."""
 
 
 class RemoteStream(Stream):
-    """A connection to the store of a guest's daemon. One Output is on its way at a time."""
+    """A connection of a guest's daemon to the store. One Output at a time is under way."""
 
     def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], say: Callable[[object], None]) -> None:
         super().__init__(number, domain, waiting)
@@ -46,20 +47,30 @@ class RemoteStream(Stream):
         self._is_sent = False
 
     def feed(self, data: bytes) -> None:
+        """Take a request that the guest's daemon passed on.
+
+        Raises ProtocolError if one is pending.
+        """
         if self._request is not None:
             raise ProtocolError("its daemon passed on a request before the answer to the one before")
         self._request = data
 
     def on_taken(self) -> None:
+        """Send the next Output, now that the guest has taken the last one."""
         self._is_sent = False
         self.flush()
 
     def flush(self) -> None:
+        """Send the next Output, unless one is under way."""
         if self._queue and not self._is_sent:
             self._is_sent = True
             self._say(store.Output(self.number, *self._next(store.OUTPUT_BYTES)))
 
     def take(self) -> Taken | None:
+        """Return the request, if there is one.
+
+        Raises ProtocolError if it is not exactly one request.
+        """
         data, self._request = self._request, None
         if data is None:
             return None
@@ -69,6 +80,7 @@ class RemoteStream(Stream):
         return Taken(found[0], data, is_last=True)
 
     def close(self) -> None:
+        """Do nothing: the connection is the guest's."""
         pass
 
 
@@ -80,11 +92,11 @@ class Store(Streams):
         self._journal: Journal
         self._found = Found()
         self._records: list[bytes] = []
-        """Not noted yet."""
+        """Not yet written to the journal."""
         self._events: list[tuple[ClientId, bytes]] = []
-        """Not told yet."""
+        """Not yet sent."""
         self._removed: set[ChannelId] = set()
-        """Vchans whose nodes a program has removed, as main has not confirmed yet."""
+        """Vchans whose nodes a program removed, until main confirms."""
         self._is_lost = False
         """The journal could not be read."""
         self._tree = self._new_tree()
@@ -93,7 +105,11 @@ class Store(Streams):
         return Tree(_QUOTAS, self._expect, self._removed.add, self._records.append)
 
     def _expect(self, client: ClientId, packet: bytes) -> None:
-        """An event, which waits to be noted. Who has too many ends here: one change may make more than there is memory for."""
+        """Queue an event until it is recorded.
+
+        A client for which too much waits is dropped here: one change may cause more events than
+        there is memory for.
+        """
         stream = self._streams.get(client)
         if stream is None:
             return
@@ -162,7 +178,7 @@ class Store(Streams):
             self._is_lost = True
 
     def _settle(self) -> None:
-        """All is told that there is: what else the journal has of it is over."""
+        """End what the journal contains and main has not mentioned: main has said everything."""
         for stream in list(self._streams.values()):
             if self._is_lost or stream.number in self._found.owed:
                 self._end(stream)
@@ -198,7 +214,7 @@ class Store(Streams):
             raise SystemExit
 
     def _commit(self, asked: Stream | None = None, reply: bytes = b"") -> None:
-        """What was done is noted, and main knows of it, before anyone is told: first of all who asked for it."""
+        """Record what was done and let main know, then notify everyone, the asking client first."""
         told: set[ChannelId] = set()
         while self._removed:
             # What main says meanwhile may remove nodes of other vchans.
@@ -227,4 +243,5 @@ class Store(Streams):
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-store", Store, socket_fd, marker_fd)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Connections that speak xenstore's protocol, as a store process has them, and the turns that they get.
+"""Connections that speak xenstore's protocol, as a store process has them, and the turns they get.
 
-A request is taken off a socket only whole, so that a process that is started again goes on where this one was. Who does not read
-what it is told is not heard meanwhile, so that only events can pile up for it, and those to a limit.
+A request is taken off a socket only when it is complete, so a restarted process continues where
+this one was. A client that does not read is not heard, so only events can pile up for it, up to a
+limit.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from kvmchand.wire.packet import Fds
 from kvmchand.xenstore import protocol
 
 OUTPUT_MAX = 1 << 20
-"""Bytes that wait for a client to read: some ten thousand events of usual paths."""
+"""Bytes that may wait for a client: some ten thousand events of usual paths."""
 DOMAIN_OUTPUT_MAX = 16 << 20
-"""Bytes of events that wait for all clients of a domain other than 0."""
+"""Bytes of events that may wait for all clients of a domain other than 0."""
 _IDLE = READABLE | HALF_CLOSED | EDGE
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A request, and the bytes it was. `is_last`: no other was there behind it."""
+    """A request and its bytes. `is_last`: no other request was waiting behind it."""
 
     request: protocol.Request
     data: bytes
@@ -45,23 +46,25 @@ class Stream(ABC):
     """A connection: where its requests come from, and its output goes."""
 
     def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId]) -> None:
-        """`waiting`: bytes of all streams together, by domain."""
+        """Make an empty stream. `waiting`: bytes of all streams together, by domain."""
         self.number = number
         self.domain = domain
         self._waiting = waiting
         self._queue: deque[tuple[bytes, bool]] = deque()
         """Packets, and whether each is an event."""
         self._events: set[bytes] = set()
-        """Those in the queue, and expected there."""
+        """Events in the queue, or expected there."""
         self._bytes = 0
         self.was_waiting = False
-        """As is_waiting was at the last look."""
+        """is_waiting at the last look."""
         self.is_asking = False
-        """Its last request has no answer yet, and it is not heard."""
+        """Its last request has no answer yet, so it is not heard."""
 
     def expect_event(self, packet: bytes) -> bool:
-        """Makes room for an event, which put_event() then fills; False where the same waits already. LimitReached: too much
-        does."""
+        """Make room for an event that put_event() adds later.
+
+        Returns False if the same event waits already. Raises LimitReached if too much waits.
+        """
         if packet in self._events:
             return False
         if self.domain != HOST and self._waiting[self.domain] > DOMAIN_OUTPUT_MAX:
@@ -71,12 +74,12 @@ class Stream(ABC):
         return True
 
     def put_event(self, packet: bytes) -> None:
-        """One that is expected. OSError: it is gone."""
+        """Add an expected event. Raises OSError if the client is gone."""
         self._queue.append((packet, True))
         self.flush()
 
     def put(self, data: bytes) -> None:
-        """What the client has asked for. LimitReached: too much waits already. OSError: it is gone."""
+        """Add a reply. Raises LimitReached if too much waits, OSError if the client is gone."""
         self._count(data)
         self._queue.append((data, False))
         self.flush()
@@ -88,12 +91,15 @@ class Stream(ABC):
         self._waiting[self.domain] += len(data)
 
     def forget_output(self) -> None:
-        """It is over: nothing waits for it any more."""
+        """Drop what waits: the connection is over."""
         self._waiting[self.domain] -= self._bytes
         self._bytes = 0
 
     def _next(self, most: int) -> tuple[bytes, bool]:
-        """The packets that go next, of `most` bytes together or one, and whether a reply is among them."""
+        """Return the next packets, and whether a reply is among them.
+
+        They have at most `most` bytes, or are a single packet.
+        """
         found: list[bytes] = []
         size, answers = 0, False
         while self._queue and (not found or size + len(self._queue[0][0]) <= most):
@@ -110,35 +116,43 @@ class Stream(ABC):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it has not taken all it was told."""
+        """Return whether it has not taken everything it was sent."""
         return bool(self._queue)
 
     @abstractmethod
     def flush(self) -> None:
-        """Passes on what it takes. OSError: it is gone."""
+        """Send as much as it takes. Raises OSError if the client is gone."""
 
     @abstractmethod
     def take(self) -> Taken | None:
-        """Its next request, if it is there whole. ProtocolError, or another OSError: it is gone."""
+        """Return its next request, or None if none is complete.
+
+        Raises OSError if the client is gone.
+        """
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """End the connection."""
 
 
 class SocketStream(Stream):
+    """A connection of a program of this machine."""
+
     def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], sock: socket.socket) -> None:
         super().__init__(number, domain, waiting)
         self.sock = sock
         self._rest = b""
-        """Of what is being sent."""
+        """What remains of the packets being sent."""
         self.is_closing = False
         """It says nothing more."""
 
     @property
     def is_waiting(self) -> bool:
+        """Return whether it has not taken everything it was sent."""
         return bool(self._rest or self._queue)
 
     def flush(self) -> None:
+        """Send as much as the socket takes."""
         while self._rest or self._queue:
             data = self._rest or self._next(store.OUTPUT_BYTES)[0]
             try:
@@ -150,6 +164,7 @@ class SocketStream(Stream):
                 return
 
     def take(self) -> Taken | None:
+        """Return its next request, or None if none is complete."""
         try:
             data = self.sock.recv(store.REQUEST_BYTES, socket.MSG_PEEK)
         except BlockingIOError:
@@ -166,6 +181,7 @@ class SocketStream(Stream):
         return Taken(request, taken, size == len(data))
 
     def close(self) -> None:
+        """End the connection, for main's duplicate, too."""
         try:
             self.sock.shutdown(socket.SHUT_RDWR)  # main has a duplicate
         except OSError:
@@ -174,28 +190,33 @@ class SocketStream(Stream):
 
 
 class Streams(Acceptor):
-    """A store process: what the one with the tree and the one that forwards have in common."""
+    """What both store processes have in common: the one with the tree and the one that forwards."""
 
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
         super().__init__(main, marker, incoming, outgoing)
         self._streams: dict[ClientId, Stream] = {}
         self._waiting: Counter[DomainId] = Counter()
         self._busy: dict[DomainId, dict[ClientId, Stream]] = {}
-        """Those that may have requests. Each turn takes one of each domain, so that none stalls another by many connections."""
+        """Streams that may have requests.
+
+        Each turn takes one of each domain, so that no domain delays another by having many
+        connections.
+        """
 
     def run(self) -> None:
+        """Serve until main ends."""
         if self._wait_for_start():
             self._loop.run()
 
     @abstractmethod
     def _on_request(self, sender: Stream, taken: Taken) -> None:
-        """Does what a client asks; an OSError ends the client."""
+        """Do what a client asks. An OSError ends the client."""
 
     def _on_output(self, stream: Stream) -> None:
-        """What is told it has changed, or has been taken."""
+        """Note that what waits for a client changed, or was taken."""
 
     def _on_gone(self, stream: Stream) -> None:
-        """It is over, and main not told yet."""
+        """Clean up after a connection, before main is told."""
 
     # ---- main ----
 
@@ -234,7 +255,7 @@ class Streams(Acceptor):
             self._guard(stream, lambda stream: stream.flush())
 
     def _end(self, ended: Stream) -> None:
-        """A connection that is over, as main does not know yet."""
+        """End a connection, and tell main."""
         self._forget(ended)
         self._say(store.Ended(ended.number))
 
@@ -251,7 +272,7 @@ class Streams(Acceptor):
     # ---- turns ----
 
     def _wake(self, stream: Stream) -> None:
-        """Give a stream that may have requests a turn."""
+        """Note that a stream may have requests."""
         if not self._busy:
             self._loop.call_soon(self._take_turns)
         self._busy.setdefault(stream.domain, {})[stream.number] = stream
@@ -269,7 +290,7 @@ class Streams(Acceptor):
             self._loop.call_soon(self._take_turns)
 
     def _guard(self, stream: Stream, action: Callable[[Stream], None]) -> None:
-        """Does something that may be a client's end; then main and, on a host, the tree hear of it."""
+        """Do something that may end a client, and see to its output afterwards."""
         try:
             action(stream)
         except OSError as error:
@@ -292,7 +313,7 @@ class Streams(Acceptor):
             self._on_request(stream, taken)
 
     def _see_output(self, stream: Stream) -> None:
-        """After output, or an attempt at it."""
+        """Follow a change of whether output waits for a client."""
         if stream.is_waiting != stream.was_waiting:
             stream.was_waiting = stream.is_waiting
             if isinstance(stream, SocketStream):

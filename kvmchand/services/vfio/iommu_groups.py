@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""IOMMU groups that a guest's daemon has open, each in a VFIO container of its own, for nothing of ours needs DMA.
+"""The IOMMU groups that a guest's daemon has open, each in a VFIO container of its own.
 
-A group lives from the first device that is opened by way of it to the last: a kernel that sees the last one unplugged makes
-another group of the same name for the next, and the descriptor of the one before is good for nothing then.
+They need no common container because nothing of ours uses DMA. A group lives from the first device
+that is opened in it to the last: a kernel that sees the last one unplugged makes another group of
+the same name for the next device, and the old descriptor is useless.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ DRIVER = "vfio-pci"
 
 
 class Unusable(Exception):
-    """A sentence that says why a device can't be used, and what to do."""
+    """A sentence that says why a device cannot be used, and what to do."""
 
 
 class Later(Exception):
-    """It can't be used yet."""
+    """The device cannot be used yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`fd` and `container`: descriptors, closed when Groups closes it."""
+    """A group. `fd` and `container` are descriptors, closed when Groups closes it."""
 
     name: str
     fd: int
@@ -36,18 +37,20 @@ class Group:
 
 
 class Groups:
+    """The open groups."""
+
     def __init__(self, on_open: Callable[[Group], None]) -> None:
         self._on_open = on_open
         self._groups: dict[str, Group] = {}
         self._busy: set[str] = set()
-        """Groups that are open elsewhere, and were complained of."""
+        """Groups that are open elsewhere, and were reported."""
 
     def restore(self, group: Group) -> None:
-        """Takes over what a process before this one opened."""
+        """Take over a group that an earlier process opened."""
         self._groups[group.name] = group
 
     def open(self, name: str) -> Group:
-        """Unusable, or Later where it is open elsewhere."""
+        """Return a group, opened if need be. Raises Unusable, or Later if it is open elsewhere."""
         known = self._groups.get(name)
         if known is not None:
             return known
@@ -65,11 +68,11 @@ class Groups:
         return group
 
     def names(self) -> list[str]:
-        """Of those that are open."""
+        """Return the names of the open groups."""
         return list(self._groups)
 
     def close(self, name: str) -> None:
-        """When no device of it is open any more."""
+        """Close a group whose last device was closed."""
         group = self._groups.pop(name)
         os.close(group.fd)
         os.close(group.container)
@@ -94,7 +97,7 @@ class Groups:
         return ", ".join(f"{each.address} ({each.driver})" for each in members if each.driver not in ("", DRIVER, "pcieport"))
 
     def _contain(self, group: int, *, is_noiommu: bool) -> int:
-        """A container that the group is in."""
+        """Return a container that has the group."""
         container = vfio.open_container()
         try:
             vfio.join(group, container)

@@ -81,7 +81,6 @@ class RemoteStream(Stream):
 
     def close(self) -> None:
         """Do nothing: the connection is the guest's."""
-        pass
 
 
 class Store(Streams):

@@ -106,6 +106,7 @@ attach = _declare("kvmchan_attach", _CONTROL, ctypes.POINTER(Grant), errcheck=_n
 hang_up = _declare("kvmchan_hang_up", None, _CONTROL)
 steal_control = _declare("kvmchan_steal_control", ctypes.c_int, _CONTROL)
 detach = _declare("kvmchan_detach", None, _CONTROL)
+peek = _declare("kvmchan_peek", ctypes.c_int, *_BYTES, errcheck=_not_negative)
 recv = _declare("libxenvchan_recv", ctypes.c_int, *_BYTES, errcheck=_not_negative)
 read = _declare("libxenvchan_read", ctypes.c_int, *_BYTES, errcheck=_not_negative)
 send = _declare("libxenvchan_send", ctypes.c_int, *_BYTES, errcheck=_not_negative)

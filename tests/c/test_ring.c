@@ -83,6 +83,27 @@ static void an_empty_ring_has_all_its_room_and_no_data(void)
 	}
 }
 
+static void a_peek_leaves_what_it_copies(void)
+{
+	uint8_t data[SIZE + 1];
+	struct pair pair;
+	size_t index;
+
+	for (index = 0; index < STARTS; index++) {
+		pair_make(&pair, SIZE, starts[index]);
+		put(&pair, 0, SIZE);
+		equal(ring_look(&pair.consumer), SIZE);
+		data[SIZE] = 0x5a;
+		ring_peek(&pair.consumer, data, SIZE);
+		pattern_check(1, 0, data, SIZE);
+		equal(data[SIZE], 0x5a);
+		equal(ring_known(&pair.consumer), SIZE);
+		equal(pair.shared.cons, starts[index]);
+		get(&pair, 0, SIZE);
+		pair_free(&pair);
+	}
+}
+
 static void a_full_ring_uses_every_byte(void)
 {
 	struct pair pair;
@@ -279,6 +300,7 @@ static void bytes_are_there_when_their_index_is(void)
 
 static const struct test tests[] = {
     TEST(an_empty_ring_has_all_its_room_and_no_data),
+    TEST(a_peek_leaves_what_it_copies),
     TEST(a_full_ring_uses_every_byte),
     TEST(a_copy_of_any_length_goes_around_the_end),
     TEST(bytes_keep_their_places_whatever_the_pieces),

@@ -94,11 +94,7 @@ class Session:
             doorbell_value=settings.doorbell_value,
         )
         self._ctrl = dataplane.attach(grant)
-        ring = self._ctrl.contents.read
-        self._mask = (1 << ring.order) - 1
-        self._buffer = (ctypes.c_ubyte * (1 << ring.order)).from_address(ring.buffer)
-        # Our own index: in the page once, to go on from, and from then on only ours.
-        self._cons = ctypes.c_uint32.from_address(ring.shr).value
+        self._copy = ctypes.create_string_buffer(control.LENGTH.size + control.PACKET_MAX)
         self._bucket = bucket
         self._store_bucket = store_bucket
         self.held: str | None = None
@@ -132,29 +128,19 @@ class Session:
         self.flush()
 
     def take(self) -> bytes | None:
-        """The next packet, if it is there whole. OSError, ProtocolError among them: the ring can't be."""
-        ready = int(dataplane.data_ready(self._ctrl))
-        if ready < control.LENGTH.size:
-            self._require_true()
+        """Return the next packet if all of it has come. Raises OSError if the other end broke the ring's rules."""
+        head = control.LENGTH.size
+        if not dataplane.peek(self._ctrl, self._copy, head):
             return None
-        (size,) = control.LENGTH.unpack(bytes(self._buffer[(self._cons + at) & self._mask] for at in range(control.LENGTH.size)))
+        (size,) = control.LENGTH.unpack_from(self._copy)
         if not 0 < size <= control.PACKET_MAX:
             raise ProtocolError(f"a packet of {size} bytes came, and {control.PACKET_MAX} are the most")
-        whole = control.LENGTH.size + size
-        if ready < whole:
-            return None
-        data = ctypes.create_string_buffer(whole)
-        if dataplane.recv(self._ctrl, data, whole) != whole:
-            raise ProtocolError("the ring's indexes went back")
-        self._cons = (self._cons + whole) & 0xFFFFFFFF
-        return data.raw[control.LENGTH.size :]
-
-    def _require_true(self) -> None:
-        """OSError where the indexes can't be true: for data_ready() that is only 0 bytes."""
         try:
-            dataplane.recv(self._ctrl, None, self._mask + 2)  # more than the ring ever has: none are taken
+            if not dataplane.recv(self._ctrl, self._copy, head + size):
+                return None
         except ChannelClosed:
-            pass  # since the caller's look; an event says so too
+            return None  # the caller looks for that, once nothing more comes
+        return ctypes.string_at(self._copy, head + size)[head:]
 
     def hold(self, packet: str) -> None:
         """Nothing more is taken until release() gives `packet`."""

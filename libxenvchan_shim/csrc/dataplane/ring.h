@@ -30,8 +30,11 @@ struct ring {
 uint32_t ring_known(const struct ring *ring);
 /* The same after a look at the peer's index: RING_BROKEN if it can't be true. */
 uint32_t ring_look(struct ring *ring);
-/* Copies @count bytes, at most ring_known(), and publishes our index. */
+/* Copy @count bytes into the ring, at most ring_known(), and publish our index. */
 void ring_put(struct ring *ring, const void *data, uint32_t count);
+/* Copy @count bytes out of the ring, at most ring_known(), and publish our index. */
 void ring_get(struct ring *ring, void *data, uint32_t count);
+/* Copy the bytes that ring_get() would, and leave them in the ring. */
+void ring_peek(const struct ring *ring, void *data, uint32_t count);
 
 #endif

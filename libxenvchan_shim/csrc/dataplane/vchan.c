@@ -215,6 +215,22 @@ int libxenvchan_read(struct libxenvchan *ctrl, void *data, size_t size)
 	return receive(v, data, size ? 1 : 0, (uint32_t)size);
 }
 
+int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size)
+{
+	struct vchan *v = vchan_of(ctrl);
+	uint32_t available;
+
+	if (check_call(v, size) < 0)
+		return -1;
+	available = ring_available(v, &v->in, size);
+	if (available == RING_BROKEN)
+		return fail_broken(v);
+	if (available < size)
+		return 0;
+	ring_peek(&v->in, data, (uint32_t)size);
+	return (int)size;
+}
+
 int libxenvchan_send(struct libxenvchan *ctrl, const void *data, size_t size)
 {
 	struct vchan *v = vchan_of(ctrl);

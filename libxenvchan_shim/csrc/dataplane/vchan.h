@@ -8,6 +8,7 @@
 #ifndef KVMCHAN_VCHAN_H
 #define KVMCHAN_VCHAN_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 /* The libraries' version maps decide what of these they export. */
@@ -48,6 +49,14 @@ struct kvmchan_grant {
  * indexes can't be true), ENOMEM.
  */
 struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant);
+
+/*
+ * Copy the next @size bytes, and leave them to be read. Never blocks. Returns @size; 0 if fewer are
+ * there, and then asks for an event when there are more; or -1 with errno EINVAL (@size is too
+ * large for any call) or EPROTO (the peer broke the ring's rules). As the peer may change the bytes
+ * until they are taken, look at the copy only.
+ */
+int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size);
 
 /* Says that our end is gone, and tells the peer. */
 void kvmchan_hang_up(struct libxenvchan *ctrl);

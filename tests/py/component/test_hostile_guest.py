@@ -681,7 +681,7 @@ def kill_link(host: ScriptedHost, *, reading: int = 0) -> None:
     eventually(lambda: is_asleep(pid))
     os.kill(pid, signal.SIGSTOP)
     fds = Path(f"/proc/{pid}/fd").iterdir()
-    marker = next(each for each in fds if str(each.readlink()).startswith("/memfd:kvmchand-ctrl"))
+    marker = next(each for each in fds if str(each.readlink()).startswith("/memfd:kvmchand-control"))
     with marker.open("r+b") as file:
         file.write(struct.pack("=Q", reading))
     os.kill(pid, signal.SIGKILL)

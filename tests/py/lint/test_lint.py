@@ -270,6 +270,13 @@ def test_python_and_c_agree_on_the_shared_page() -> None:
         assert re.search(rf"#define {name} {value}\b", text), name
 
 
+def test_python_touches_no_mapped_ring() -> None:
+    """Only C does, in atomics.h and ring.c: no Python object is made of a ring's address."""
+    touches = re.compile(r"\.from_address\(|\.(read|write)\.(buffer|shr)\b")
+    for path in python_files("kvmchand", "libxenvchan_shim"):
+        assert not touches.search(path.read_text()), path
+
+
 def test_every_installed_module_is_in_the_build() -> None:
     for folder in ("kvmchand", "libxenvchan_shim"):
         listed = (ROOT / folder / "meson.build").read_text()

@@ -18,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py"))
 
-from rig.daemon import BUILD, KVMCHAN, PYTHON, ROOT, compile_c, xen_flags
+from rig.compiler import compile_c, xen_flags
 from rig.libvirtd import PrivateLibvirtd, lacking
 from rig.machine import Machine, Program
 from rig.network import GUEST_ENVIRONMENT, HostProgram, Network
+from rig.paths import BUILD, KVMCHAN, PYTHON, ROOT
 
 FILE_BYTES = 64 << 20
 PATH = "data/demo"

@@ -26,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 import proxy
 import store
 from report import KIB, Report, pss, ratio, size, spread
-from rig.daemon import C_BUILD, LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT, XEN_LIBDIR, Daemon, children
+from rig.daemon import Daemon
+from rig.paths import C_BUILD, LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT, XEN_LIBDIR
+from rig.processes import children
 
 RING = 1 << 20
 PEER = C_BUILD / "benchpeer"

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
 import store
 from report import KIB, ratio, spread
-from rig.daemon import C_BUILD, PREFIX, XEN_RELEASE
+from rig.paths import C_BUILD, PREFIX, XEN_RELEASE
 
 RING = 1 << 20
 _CALLS = ("server_init", "client_init", "client_close", "server_close")

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import time
 
-from rig.daemon import REFERENCE_PROGRAMS
+from rig.paths import REFERENCE_PROGRAMS
 
 PROGRAM = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 SERVER, CLIENT = 1, 2

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from report import Report, ratio, spread
-from rig.daemon import REFERENCE_LIBDIR, Daemon
+from rig.daemon import Daemon
+from rig.paths import REFERENCE_LIBDIR
 
 READS = 10_000
 EVENTS = 2_000

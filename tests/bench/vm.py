@@ -17,10 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
 from report import KIB, Report, private, pss, ratio, spread
-from rig.daemon import C_BUILD, ROOT, children, eventually
+from rig.deadline import eventually
 from rig.libvirtd import PrivateLibvirtd, lacking
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
+from rig.paths import C_BUILD, ROOT
+from rig.processes import children
 
 PROGRAM = C_BUILD / "benchvm"
 RING = 1 << 19
@@ -31,7 +33,6 @@ TRIPS = 300
 CHANNELS = 9
 FIRSTS = 3
 LEAST_RATE, MOST_TRIP, MOST_NEXT_MS, MOST_FIRST_MS, MOST_GUEST_KIB = 5.0, 0.5, 100.0, 3000.0, 4 * KIB
-DEADLINE = 120.0
 WHY = {
     "guest → host, 64 KiB calls": (
         "a guest without KVM copies by emulated SSE instructions, and the memcpy beside it is the limit of what a program there "
@@ -54,7 +55,7 @@ class End:
 
     def answer(self, to: str) -> list[int]:
         """The numbers in the line that begins so."""
-        line = self._program.wait_line(to, DEADLINE)
+        line = self._program.wait_line(to)
         return [int(word) for word in line.removeprefix(to).split() if word.isdecimal()]
 
     def end(self) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rig.daemon import Daemon, serving
+from rig.deadline import in_time
 from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd
 from rig.xen_program import xen, xen_program
 
@@ -26,6 +27,28 @@ __all__ = [
 ]
 
 
+DEADLINE = 120.0
+"""Seconds that each step of a test may take, not counting those in which it waits for a processor."""
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with in_time(DEADLINE, f"the set-up of {item.nodeid}"):
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with in_time(DEADLINE, item.nodeid):
+        yield
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    with in_time(DEADLINE, f"the teardown of {item.nodeid}"):
+        yield
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Leaves a line for each skipped test, with the reason, to ./run, which sums them up."""
     if path := os.environ.get("KVMCHAN_SKIPPED"):
@@ -33,6 +56,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             for report in terminalreporter.stats.get("skipped", []):
                 reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
                 print(" ".join(reason.removeprefix("Skipped: ").split()), file=file)
+
+
+@pytest.fixture
+def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a short path, as sockets need."""
+    return tmp_path_factory.mktemp("t")
 
 
 @pytest.fixture

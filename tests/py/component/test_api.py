@@ -36,25 +36,12 @@ from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, listen
 from libxenvchan_shim.connection import Connection, Grant
-from rig.daemon import (
-    DEADLINE,
-    LIBDIR,
-    PYTHON,
-    Daemon,
-    Program,
-    acting_as,
-    compile_c,
-    in_time,
-    next_fd,
-    our_flags,
-)
+from rig.compiler import compile_c, our_flags
+from rig.daemon import Daemon, acting_as
 from rig.device import end_on_device, slice_of_device
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
+from rig.paths import LIBDIR, PYTHON
+from rig.processes import next_fd
+from rig.program import Program
 
 
 @pytest.fixture
@@ -196,7 +183,7 @@ def test_a_blocking_pair_moves_more_than_its_rings_hold(pair: tuple[Vchan, Vchan
     got = b""
     while len(got) < len(data):
         got += server.read(65536)
-    thread.join(DEADLINE)
+    thread.join()
     assert (sent, got) == ([len(data)], data)
 
 
@@ -288,7 +275,7 @@ def test_asyncio_is_told_by_the_descriptor(pair: tuple[Vchan, Vchan]) -> None:
         loop.add_reader(client, on_client)
         send_more()
         try:
-            result: bytes = await asyncio.wait_for(done, DEADLINE)
+            result: bytes = await done
         finally:
             loop.remove_reader(server)
             loop.remove_reader(client)
@@ -321,7 +308,7 @@ def test_threads_with_a_channel_each(daemon: Daemon) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(DEADLINE)
+            thread.join()
     assert failures == []
 
 
@@ -456,7 +443,7 @@ def test_a_program_may_end_with_a_vchan_open(daemon: Daemon) -> None:
     """Nothing on stderr, status 0, and the peer learns of it."""
     with acting_as(daemon), listen(0, "x") as server:
         code = "import libxenvchan_shim as v; c = v.connect(0, 'x'); c.send(b'bye')"
-        done = subprocess.run([PYTHON, "-c", code], env=daemon.environment(), capture_output=True, timeout=DEADLINE)
+        done = subprocess.run([PYTHON, "-c", code], env=daemon.environment(), capture_output=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
         while server.state is not State.GONE:
             server.wait()
@@ -593,7 +580,7 @@ class FakeDaemon:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        self.thread.join(DEADLINE)
+        self.thread.join()
         for sock in (self.listener, *self.kept):
             sock.close()
 
@@ -690,7 +677,7 @@ def test_a_daemon_that_dies_takes_the_ends_with_it_whose_peer_is_in_a_guest() ->
         assert dataplane.send(far, b"last", 4) == 4
         daemon.close()
         os.eventfd_write(event, 1)  # what is left of the daemon sees to that
-        assert select.select([server], [], [], DEADLINE)[0]
+        assert select.select([server], [], [])[0]
         server.wait()
         assert server.state is State.GONE
         assert server.recv(4) == b"last"
@@ -725,7 +712,7 @@ def test_granted_descriptors_are_kept_out_of_stdios_numbers() -> None:
         "assert len(moved) == 3 and min(moved) > 2 and not any(os.get_inheritable(fd) for fd in moved);"
         "spare = os.dup(made[0]); os._exit(7 if spare == 0 else 1)"
     )
-    done = subprocess.run([PYTHON, "-c", code], timeout=DEADLINE, check=False)
+    done = subprocess.run([PYTHON, "-c", code], check=False)
     assert done.returncode == 7
 
 
@@ -783,7 +770,6 @@ def test_without_the_library_its_absence_is_named(tmp_path: Path) -> None:
         env={**os.environ, "KVMCHAN_LIBDIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=DEADLINE,
     )
     assert done.returncode != 0
     assert f"{tmp_path}/libkvmchan-dataplane.so" in done.stderr

@@ -20,7 +20,12 @@ import pytest
 
 from kvmchand.wire import dataplane
 from libxenvchan_shim import State, connect, listen
-from rig.daemon import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep, serving
+from rig.clients import RawClient
+from rig.daemon import Daemon, acting_as, serving
+from rig.deadline import eventually
+from rig.paths import PYTHON
+from rig.processes import is_asleep
+from rig.program import Program
 
 HELLO = {"type": "hello", "version": 3}
 OFFER = {"type": "offer", "peer": 0, "path": "raw", "read_min": 1, "write_min": 1, "once": False}
@@ -35,12 +40,6 @@ CLI_LIVE = 20
 def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """One daemon for all of them: who breaks the protocol must not have an effect on who comes later."""
     yield from serving(Daemon(tmp_path_factory.mktemp("served")), request)
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture(autouse=True)
@@ -397,7 +396,7 @@ def test_shutting_down_its_receiving_direction_ends_the_connection_at_the_first_
         client.say(OFFER)
         poll = select.poll()
         poll.register(client.sock, select.POLLHUP)
-        assert poll.poll(DEADLINE * 1000)
+        assert poll.poll()
         eventually(lambda: len(served.channels()) == 1)
 
 

@@ -16,7 +16,6 @@ from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.services.libvirt.coldplug_xml import StartLink
-from rig.daemon import DEADLINE
 
 __all__ = ["rig"]
 
@@ -30,7 +29,6 @@ class Start:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(DEADLINE)
         self._path = path
         self.memory = ""
         self._fds: list[int] = []

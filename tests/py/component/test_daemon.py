@@ -25,21 +25,12 @@ from kvmchand.runtime.supervisor import Marker, Service
 from kvmchand.wire import local
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, listen
-from rig.daemon import (
-    DEADLINE,
-    KVMCHAND,
-    NOBODY,
-    PYTHON,
-    Daemon,
-    Program,
-    RawClient,
-    acting_as,
-    children,
-    eventually,
-    in_time,
-    run_as,
-    socket_of,
-)
+from rig.clients import RawClient
+from rig.daemon import Daemon, acting_as
+from rig.deadline import eventually
+from rig.paths import KVMCHAND, PYTHON
+from rig.processes import NOBODY, children, run_as, socket_of
+from rig.program import Program
 
 ASK = """
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -59,12 +50,6 @@ except ConnectionResetError:
     reply = sock.recv(65536)
 print({"listing": "welcome"}.get(json.loads(reply)["type"]) or json.loads(reply)["code"])
 """
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture
@@ -107,7 +92,6 @@ def launched(folder: Path, *arguments: str | Path, notify: str = "") -> Iterator
     environment.pop("KVMCHAN_RUNTIME_DIR", None)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + address[1:] if address.startswith("@") else address)
-        manager.settimeout(DEADLINE)
         with subprocess.Popen(
             [KVMCHAND, "host", "--no-libvirt", *arguments], stderr=subprocess.DEVNULL, env=environment
         ) as process:
@@ -121,7 +105,7 @@ def launched(folder: Path, *arguments: str | Path, notify: str = "") -> Iterator
 
 def refusal(*arguments: str | Path) -> str:
     """kvmchand does not start: its status is 1, and what it says is one line."""
-    done = subprocess.run([KVMCHAND, "host", "--no-libvirt", *arguments], capture_output=True, text=True, timeout=DEADLINE)
+    done = subprocess.run([KVMCHAND, "host", "--no-libvirt", *arguments], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert done.stderr.startswith("kvmchand: ")
     assert done.stderr.count("\n") == 1, done.stderr
@@ -184,7 +168,7 @@ def test_a_signal_ends_it_cleanly_and_channels_go_on(start: Start, tmp_path: Pat
     server, client = pair(started)
     local = started.local_pid
     started.process.send_signal(number)
-    assert started.process.wait(DEADLINE) == 0
+    assert started.process.wait() == 0
     assert not Path(f"/proc/{local}").exists()
     assert list(started.runtime_dir.iterdir()) == []
     assert started.log().count("\n") == 1, started.log()
@@ -203,7 +187,7 @@ def test_a_signal_to_all_its_processes_ends_it_cleanly(start: Start, tmp_path: P
     assert started.channels() == []
     assert started.local_pid == local  # main's end is what ends it
     started.process.send_signal(signal.SIGTERM)
-    assert started.process.wait(DEADLINE) == 0
+    assert started.process.wait() == 0
     assert started.log().count("\n") == 1, started.log()
 
 
@@ -444,7 +428,6 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         listener.listen()
         client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
-        client.settimeout(DEADLINE)
         client.connect(str(tmp_path / "sock"))
         client.send(b"not JSON")
         service = Service("local")
@@ -514,7 +497,7 @@ def test_a_local_process_that_is_killed_over_and_over_ends_the_daemon_with_a_sen
     for _ in range(6):
         assert started.process.poll() is None
         kill_local(started)
-    assert started.process.wait(DEADLINE) == 1
+    assert started.process.wait() == 1
     last = started.log().splitlines()[-1]
     assert "the local process ended 6 times in a row" in last
     assert "Traceback" not in started.log()
@@ -713,6 +696,5 @@ def test_the_local_process_short_of_descriptors_ends_connections_and_goes_on(dae
         assert many[0].hello().list()["type"] == "listing"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as over:
             over.connect(str(daemon.socket_path()))
-            over.settimeout(DEADLINE)
             assert over.recv(100) == b""
     assert daemon.channels() == []

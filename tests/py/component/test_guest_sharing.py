@@ -17,17 +17,13 @@ from kvmchand.errors import NotFound
 from kvmchand.ids import Size
 from kvmchand.wire import client, control
 from libxenvchan_shim.connection import Connection
-from rig.daemon import DEADLINE, RawClient, acting_as, eventually, in_time
+from rig.clients import RawClient
+from rig.daemon import acting_as
+from rig.deadline import eventually
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
 from rig.host import GuestDaemon
 
 PAGE = mmap.PAGESIZE
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture
@@ -103,13 +99,13 @@ def test_when_a_guest_is_destroyed_its_peer_finds_the_byte_cleared_and_is_woken(
         grant = joining.join(ALICE, Size(port))
         for each in (grant.region, grant.notify):
             os.close(each)
-        assert select.select([grant.event], [], [], DEADLINE)[0]
+        assert select.select([grant.event], [], [])[0]
         os.eventfd_read(grant.event)
         with mmap.mmap(fd, mapped.pages * PAGE, offset=mapped.offset) as memory:
             os.close(fd)
             memory[5] = 1
             alice.stop()
-            assert select.select([grant.event], [], [], DEADLINE)[0]
+            assert select.select([grant.event], [], [])[0]
             eventually(lambda: memory[5] == 0)
         os.close(grant.event)
 
@@ -120,13 +116,13 @@ def test_an_event_channel_wakes_a_guest_and_the_host(alice: Guest, host: Scripte
     with acting_as(host), Connection.from_environment() as joining:
         grant = joining.join(ALICE, Size(client.port_of(bound.channel, is_server=True)))
         os.close(grant.region)
-        assert select.select([grant.event], [], [], DEADLINE)[0]
+        assert select.select([grant.event], [], [])[0]
         os.eventfd_read(grant.event)
         os.eventfd_write(grant.notify, 1)
         woken = device.event(device.peer, bound.vector)
-        assert select.select([woken], [], [], DEADLINE)[0]
+        assert select.select([woken], [], [])[0]
         os.eventfd_write(device.event(bound.doorbell_value >> 16, bound.doorbell_value & 0xFFFF), 1)
-        assert select.select([grant.event], [], [], DEADLINE)[0]
+        assert select.select([grant.event], [], [])[0]
         for each in (grant.event, grant.notify):
             os.close(each)
 

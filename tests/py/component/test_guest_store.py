@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -17,18 +16,13 @@ from kvmchand.wire import control, store
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
 from rig.clients import StoreClient, packet, write_packet
-from rig.daemon import eventually, in_time, is_asleep
+from rig.deadline import eventually
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, offer
 from rig.host import GuestDaemon
+from rig.processes import is_asleep
 
 FIRST, SECOND = ClientId(1001), ClientId(1002)
 """Connections in a guest, by numbers that no client of the guest's has."""
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 # ---- guests that the test is ----

@@ -23,7 +23,8 @@ from kvmchand.wire import control
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
 from libxenvchan_shim import listen as host_listen
-from rig.daemon import acting_as, eventually, in_time, is_asleep, serving
+from rig.daemon import acting_as, serving
+from rig.deadline import eventually
 from rig.guest import (
     ALICE,
     BOB,
@@ -41,12 +42,7 @@ from rig.guest import (
     offer,
     stopped,
 )
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
+from rig.processes import is_asleep
 
 
 class Run(Protocol):

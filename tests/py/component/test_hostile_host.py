@@ -7,7 +7,6 @@ import os
 import select
 import struct
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,17 +17,12 @@ from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
-from rig.daemon import DEADLINE, RawClient, eventually, in_time
+from rig.clients import RawClient
+from rig.deadline import eventually
 from rig.host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture
@@ -224,7 +218,7 @@ def test_a_host_whose_bytes_can_not_be_loses_the_link_and_is_met_anew(guest: Gue
     guest.put(BAD[case])
     guest.wait_log("the link to the host is lost: ")
     # Its channel's other end can't be reached any more: its wait ends, and so does its connection.
-    assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+    assert select.select([reply["fds"][1]], [], [])[0]
     client.hear_end()
     client.close()
     guest.greet()
@@ -263,7 +257,7 @@ def test_a_host_that_hangs_up_ends_the_channels_and_is_met_anew(guest: GuestDaem
     guest.page[SERVER_LIVE] = 0
     guest.wake()
     guest.wait_log("the link to the host is lost: the other end is gone")
-    assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+    assert select.select([reply["fds"][1]], [], [])[0]
     client.hear_end()
     client.close()
     guest.greet()
@@ -296,7 +290,7 @@ def test_a_device_that_goes_ends_the_channels_on_it_alone(guest: GuestDaemon, de
         memory, _ = staying.hear()["fds"]
         assert os.fstat(memory).st_ino == os.fstat(other.memory).st_ino
         guest.unplug(device)
-        assert select.select([reply["fds"][1]], [], [], DEADLINE)[0]
+        assert select.select([reply["fds"][1]], [], [])[0]
         client.hear_end()
         assert guest.hear() == control.Close(client.number)
         gone = guest.hear()

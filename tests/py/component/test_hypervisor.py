@@ -26,8 +26,11 @@ from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire.libvirt import Prepared
 from rig import libvirtd as private
-from rig.daemon import DEADLINE, KVMCHAND, Daemon, eventually, in_time, services_of
+from rig.daemon import Daemon
+from rig.deadline import eventually, in_time, run_until
 from rig.libvirtd import PrivateLibvirtd
+from rig.paths import KVMCHAND
+from rig.processes import services_of
 
 AT_ONCE = 3.0
 """Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose timer would wake a loop that
@@ -51,12 +54,6 @@ DOMAIN = """\
 </domain>
 """
 BRIDGE_BUS, BRIDGE_SLOTS = 2, range(1, 32)
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time(4 * DEADLINE):
-        yield
 
 
 class Host:
@@ -199,20 +196,13 @@ class Rig:
     def on_failure(self, error: KvmchanError) -> None:
         self.failure = error
 
-    def until(self, holds: Callable[[], bool], seconds: float = DEADLINE) -> None:
+    def until(self, holds: Callable[[], bool]) -> None:
         """Runs main until something has come about."""
+        run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}\n{self.log()}")
 
-        def fail() -> None:
-            raise AssertionError(f"it does not come about: {self.told}, {self.failure}\n{self.log()}")
-
-        overdue = self.loop.call_at(time.monotonic() + seconds, fail)
-        while not holds():
-            self.loop.turn()
-        overdue.cancel()
-
-    def until_told(self, *expected: tuple[object, ...], seconds: float = DEADLINE) -> None:
+    def until_told(self, *expected: tuple[object, ...]) -> None:
         """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
-        self.until(lambda: len(self.told) >= len(expected), seconds)
+        self.until(lambda: len(self.told) >= len(expected))
         assert sorted(map(repr, self.told)) == sorted(map(repr, expected))
         self.told.clear()
 
@@ -240,20 +230,18 @@ class Rig:
         (domain,) = device.peers
         self.hypervisor.attach(domain, device.number, self.path(device), device.vectors)
 
-    def attached(self, domain: DomainId, seconds: float = DEADLINE) -> Device:
+    def attached(self, domain: DomainId) -> Device:
         """A new device, in the domain."""
         device = self.device(domain)
         self.attach(device)
-        self.until_told(("attached", domain, device.number), ("served", domain, device.number), seconds=seconds)
+        self.until_told(("attached", domain, device.number), ("served", domain, device.number))
         return device
 
     def until_unplugged(self, host: Host, name: str, device: Device) -> None:
         """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset. Asserts that nothing else is
         told."""
         (domain,) = device.peers
-        limit = time.monotonic() + DEADLINE
         while ("unplugged", domain, device.number) not in self.told:
-            assert time.monotonic() < limit, self.log()
             host.libvirtd.virsh("reset", name)
             self._turn()
         told = [each for each in self.told if each != ("rebooted", domain)]
@@ -464,11 +452,14 @@ def test_a_domain_whose_qemu_hangs_keeps_no_other_waiting(host: Host, rig: Rig, 
     hanging = rig.device(domain)
     with host.stopped("one"):
         rig.attach(hanging)
-        rig.attached(two, AT_ONCE)
+        with in_time(AT_ONCE, "the plugging"):
+            rig.attached(two)
         three = host.create("three")
-        rig.until_told(("found", three, "three"), seconds=AT_ONCE)
+        with in_time(AT_ONCE, "the news of a start"):
+            rig.until_told(("found", three, "three"))
         host.libvirtd.virsh("destroy", "two")
-        rig.until(lambda: ("gone", two) in rig.told, AT_ONCE)
+        with in_time(AT_ONCE, "the news of an end"):
+            rig.until(lambda: ("gone", two) in rig.told)
         assert ("attached", domain, hanging.number) not in rig.told
     rig.until(lambda: ("attached", domain, hanging.number) in rig.told)
 
@@ -672,7 +663,7 @@ def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(tmp_p
         assert daemon.log().count("the libvirt process ended") == 2  # as it ends, and as it is given up
     finally:
         daemon.process.terminate()
-        assert daemon.process.wait(DEADLINE) == 0
+        assert daemon.process.wait() == 0
 
 
 def test_a_domain_whose_number_is_a_local_domains_is_not_served(host: Host, tmp_path: Path) -> None:
@@ -690,4 +681,4 @@ def test_a_domain_whose_number_is_a_local_domains_is_not_served(host: Host, tmp_
         assert {each["domain"] for each in daemon.listing(one)["domains"]} == {0, one}
     finally:
         daemon.process.terminate()
-        assert daemon.process.wait(DEADLINE) == 0
+        assert daemon.process.wait() == 0

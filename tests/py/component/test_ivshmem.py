@@ -15,7 +15,6 @@ import socket
 import stat
 import struct
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -28,7 +27,8 @@ from kvmchand.ids import DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.wire.packet import receive_packet
-from rig.daemon import DEADLINE, children, in_time, open_fds
+from rig.deadline import run_until
+from rig.processes import children, open_fds
 
 MIB = 1 << 20
 ALICE, BOB = DomainId(11), DomainId(12)
@@ -40,12 +40,6 @@ SECRET = re.compile("[0-9a-f]{32}")
 
 Heard = tuple[int, str]
 """A message: the number, and what came beside it: "", or the name of Rig.names."""
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 def identity(fd: int) -> str:
@@ -92,14 +86,7 @@ class Rig:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Runs main until something has come about."""
-
-        def fail() -> None:
-            raise AssertionError(f"it does not come about: {self.told}, {self.failure}")
-
-        overdue = self.loop.call_at(time.monotonic() + DEADLINE, fail)
-        while not holds():
-            self.loop.turn()
-        overdue.cancel()
+        run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}")
 
     def until_told(self, *expected: tuple[str, int, int]) -> None:
         """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
@@ -169,7 +156,6 @@ class Qemu:
         """What came, by name; the last of each name. Ours until close()."""
         self._all: list[int] = []
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(DEADLINE)
         self.sock.connect(str(rig.devices.socket_path(device, domain)))
 
     def hear(self, count: int) -> list[Heard]:
@@ -673,7 +659,6 @@ class RealQemu:
         for name, sock in self._sockets.items():
             sock.bind(str(folder / name))
             sock.listen(1)
-            sock.settimeout(DEADLINE)
         made = ["-machine", f"{machine},accel=tcg", "-nodefaults", "-display", "none", "-S"]
         chardev = ["-chardev", f"socket,path={path},id=c"]
         device = ["-device", f"ivshmem-doorbell,id=d,chardev=c,vectors={vectors},addr={self.SLOT:#x},ioeventfd=on"]
@@ -683,7 +668,6 @@ class RealQemu:
         self._events: list[str] = []
         for name, sock in self._sockets.items():
             connection, _ = sock.accept()
-            connection.settimeout(DEADLINE)
             self._files[name] = connection.makefile("rw")
             connection.close()
         assert "QMP" in json.loads(self._files["qmp"].readline())
@@ -732,14 +716,12 @@ class RealQemu:
 
     def ring(self, peer: int, vector: int, event: int) -> None:
         """Until that wakes: a peer's doorbell is dead until QEMU has come to read of that peer."""
-        until = time.monotonic() + DEADLINE
         while not is_signalled(event):
-            assert time.monotonic() < until
             self.bus("writel", self.DOORBELL_BAR + 12, peer << 16 | vector)
 
     def quit(self) -> int:
         self.command("quit")
-        return self.process.wait(DEADLINE)
+        return self.process.wait()
 
     def __enter__(self) -> Self:
         return self

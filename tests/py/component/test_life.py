@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,12 @@ from kvmchand.errors import AccessDenied, Busy, ChannelClosed, NotFound
 from kvmchand.ids import ClientId
 from kvmchand.runtime.loop import Loop
 from libxenvchan_shim import State, Vchan, connect, listen
-from rig.daemon import DEADLINE, PYTHON, Daemon, Program, RawClient, acting_as, eventually, in_time, is_asleep
+from rig.clients import RawClient
+from rig.daemon import Daemon, acting_as
+from rig.deadline import eventually
+from rig.paths import PYTHON
+from rig.processes import is_asleep
+from rig.program import Program
 
 PEER = """
 import os, sys, libxenvchan_shim as v
@@ -44,12 +49,6 @@ for line in sys.stdin:
     exec(line, names)
     print("done", flush=True)
 """
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 class Peer(Program):
@@ -82,7 +81,7 @@ def has_event(vchan: Vchan) -> bool:
 def await_death(vchan: Vchan) -> None:
     """Until the other end counts as gone, woken by events only; the last of them is still pending."""
     while True:
-        assert select.select([vchan], [], [], DEADLINE)[0], "no event came"
+        assert select.select([vchan], [], [])[0], "no event came"
         if vchan.state is State.GONE:
             return
         vchan.wait()

@@ -17,21 +17,13 @@ from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, N
 from kvmchand.ids import Size
 from kvmchand.wire import client
 from libxenvchan_shim.connection import Connection, Grant
-from rig.daemon import (
-    DEADLINE,
-    NOBODY,
-    PYTHON,
-    Daemon,
-    Program,
-    RawClient,
-    acting_as,
-    eventually,
-    in_time,
-    next_fd,
-    run_as,
-    serving,
-)
+from rig.clients import RawClient
+from rig.daemon import Daemon, acting_as, serving
+from rig.deadline import eventually
 from rig.guest import stopped
+from rig.paths import PYTHON
+from rig.processes import NOBODY, next_fd, run_as
+from rig.program import Program
 
 PAGE = mmap.PAGESIZE
 IDLE_MAX = 1024
@@ -47,8 +39,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 def _clean(daemon: Daemon) -> Iterator[None]:
     """Each ends in time, with nothing left in the daemon or here."""
     free = next_fd()
-    with in_time():
-        yield
+    yield
     daemon.assert_clean()
     assert next_fd() == free
 
@@ -132,7 +123,7 @@ def is_pending(event: int) -> bool:
 
 def take(event: int) -> None:
     """Waits for an event, and takes all there are."""
-    assert select.select([event], [], [], DEADLINE)[0]
+    assert select.select([event], [], [])[0]
     assert os.read(event, 64).strip(b"\0") == b""
 
 

@@ -10,7 +10,6 @@ import signal
 import socket
 import struct
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -28,27 +27,12 @@ from kvmchand.wire.packet import receive_packet, send_packet
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
 from libxenvchan_shim import Vchan, connect, listen
-from rig.clients import StoreClient, packet, write_packet
-from rig.daemon import (
-    DEADLINE,
-    NOBODY,
-    PYTHON,
-    Daemon,
-    Program,
-    RawClient,
-    acting_as,
-    eventually,
-    in_time,
-    is_asleep,
-    run_as,
-    socket_of,
-)
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
+from rig.clients import RawClient, StoreClient, packet, write_packet
+from rig.daemon import Daemon, acting_as
+from rig.deadline import eventually
+from rig.paths import PYTHON
+from rig.processes import NOBODY, is_asleep, run_as, socket_of
+from rig.program import Program
 
 
 def store(daemon: Daemon, domain: int = 0) -> StoreClient:
@@ -351,7 +335,7 @@ def test_who_does_not_read_its_answers_is_not_heard_meanwhile(daemon: Daemon) ->
             while True:
                 assert deaf.sock.send(request) == len(request)
                 asked += 1
-        deaf.sock.settimeout(DEADLINE)
+        deaf.sock.setblocking(True)
         assert other.read("domid") == "0"
         assert [len(deaf.reply()) for _ in range(asked)] == [4000] * asked
         other.remove("/long")
@@ -583,7 +567,6 @@ def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_
         listener.listen()
         service = Service("store")
         stack.callback(service.stop)
-        service.sock.settimeout(DEADLINE)
 
         def say(message: object, *fds: int) -> None:
             service.marker.count_sent()

@@ -31,7 +31,7 @@ from kvmchand.services.vfio import functions as mains
 from kvmchand.services.vfio import process as service
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
-from rig.daemon import DEADLINE, in_time, next_fd
+from rig.processes import next_fd
 
 ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"
@@ -209,8 +209,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     made = Kernel(monkeypatch)
     monkeypatch.setattr(service, "_MODULES", ())
     monkeypatch.setattr(service, "_TRY_AGAIN", 0.001)
-    with in_time():
-        yield made
+    yield made
     made.close()
     assert next_fd() == before, "descriptors are left open"
 
@@ -222,7 +221,6 @@ def driving(*, noiommu: bool = False, functions: mains.Functions | None = None) 
     page = os.memfd_create("page")
     os.ftruncate(page, 4096)
     with ours, theirs:
-        ours.settimeout(DEADLINE)
         driver = service.Driver(theirs, Marker(page))
         thread = threading.Thread(target=driver.run)
         start: list[tuple[bytes, Sequence[int]]] = [(wire.to_vfio.encode(wire.Start(noiommu)), ())]
@@ -276,7 +274,7 @@ def test_one_of_a_crowd_is_used_and_the_others_are_given_addresses_anew(kernel: 
     plug_crowd(kernel)
     with driving() as main:
         assert main.hear_device().address == ADDRESS
-        assert kernel.rescanned.wait(DEADLINE)
+        assert kernel.rescanned.wait()
     assert kernel.removed == {STRANGER, THIRD}
 
 
@@ -293,7 +291,7 @@ def test_one_of_a_crowd_that_goes_meanwhile_does_not_keep_the_others_from_coming
     monkeypatch.setattr(pci, "bind", bind)  # when the first is taken
     with driving() as main:
         assert main.hear_device().address == ADDRESS
-        assert kernel.rescanned.wait(DEADLINE)
+        assert kernel.rescanned.wait()
     assert kernel.removed == {STRANGER, THIRD} - {gone}
 
 

@@ -9,17 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import (
-    LIBDIR,
-    REFERENCE,
-    REFERENCE_LIBXENVCHAN,
-    ROOT,
-    XEN_MINOR,
-    XEN_RELEASE,
-    compile_c,
-    run,
-    xen_flags,
-)
+from rig.compiler import compile_c, xen_flags
+from rig.paths import LIBDIR, REFERENCE, REFERENCE_LIBXENVCHAN, ROOT, XEN_MINOR, XEN_RELEASE
+from rig.processes import run
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 OUR_INCLUDE = ROOT / "include"

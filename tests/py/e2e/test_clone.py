@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import ROOT
+from rig.paths import ROOT
 
 SCRIPTS = """
 import sys

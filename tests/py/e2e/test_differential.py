@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import C_BUILD, KVMCHAN, REFERENCE_LIBDIR, Daemon, run
+from rig.daemon import Daemon
+from rig.paths import C_BUILD, KVMCHAN, REFERENCE_LIBDIR
+from rig.processes import run
 
 PROGRAM = C_BUILD / "differential"
 STEPS = 1500

@@ -18,20 +18,13 @@ from pathlib import Path
 import pytest
 
 from kvmchand.wire import dataplane
-from rig.daemon import (
-    DEADLINE,
-    LIBDIR,
-    PYTHON,
-    ROOT,
-    SITE,
-    Daemon,
-    Program,
-    compile_c,
-    eventually,
-    our_flags,
-    run,
-)
+from rig.compiler import compile_c, our_flags
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.device import end_on_device, slice_of_device
+from rig.paths import LIBDIR, PYTHON, ROOT, SITE
+from rig.processes import run
+from rig.program import Program
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 SHIM_DEADLINE = 10.0
@@ -120,7 +113,7 @@ def test_starts_whatever_pythons_environment_and_the_working_directory_hold(
 
     # The test tests something: each of the two keeps an ordinary Python from starting.
     for spoiled in ({"PYTHONPATH": str(hostile)}, {"PYTHONHOME": str(hostile)}):
-        done = subprocess.run([PYTHON, "-c", "import json"], env={**os.environ, **spoiled}, capture_output=True, timeout=DEADLINE)
+        done = subprocess.run([PYTHON, "-c", "import json"], env={**os.environ, **spoiled}, capture_output=True)
         assert done.returncode != 0
 
 
@@ -176,7 +169,7 @@ def test_channel_goes_on_in_a_daemon_whose_parent_has_ended(daemon: Daemon, comp
         with peer_of(compiled, daemon, 1, "client 0 /local/domain/0/data/fork") as peer:
             assert peer.ask("send hello") == "5"
             assert peer.ask("recv 5") == "hello"
-            assert program.process.wait(DEADLINE) == 0
+            assert program.process.wait() == 0
             assert peer.ask("open") == "1"
             assert peer.ask("send after") == "5"
             assert peer.ask("recv 5") == "after"
@@ -325,7 +318,6 @@ class FakeDaemon:
 
     def __init__(self, folder: Path) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.settimeout(DEADLINE)
         self._listener.bind(str(folder / "kvmchand.sock"))
         self._listener.listen()
 
@@ -339,7 +331,6 @@ class FakeDaemon:
         """Accepts a client, takes so many packets of it, answers if there is an answer, and closes."""
         client, _ = self._listener.accept()
         with client:
-            client.settimeout(DEADLINE)
             for _ in range(packets):
                 assert client.recv(65536)
             if answer:

@@ -6,36 +6,22 @@ from __future__ import annotations
 import errno
 import resource
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rig.daemon import (
-    KVMCHAN,
-    LIBDIR,
-    ROOT,
-    Daemon,
-    Program,
-    compile_c,
-    eventually,
-    in_time,
-    is_asleep,
-    our_flags,
-    pkg_config,
-    run,
-)
+from rig.compiler import compile_c, our_flags, pkg_config
+from rig.daemon import Daemon
+from rig.deadline import eventually
+from rig.paths import KVMCHAN, LIBDIR, ROOT
+from rig.processes import is_asleep, run
+from rig.program import Program
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
 PAGE = 4096
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture(scope="module")

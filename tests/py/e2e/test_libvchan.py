@@ -7,37 +7,22 @@ import errno
 import select
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rig.daemon import (
-    KVMCHAN,
-    LIBDIR,
-    PYTHON,
-    ROOT,
-    Daemon,
-    Program,
-    compile_c,
-    eventually,
-    in_time,
-    is_asleep,
-    our_flags,
-    pkg_config,
-    run,
-)
+from rig.compiler import compile_c, our_flags, pkg_config
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
+from rig.paths import KVMCHAN, LIBDIR, PYTHON, ROOT
+from rig.processes import is_asleep, run
+from rig.program import Program
 
 PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from rig.daemon import REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, Daemon, Program, alone, eventually, in_time, is_asleep
+from rig.compiler import alone
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, offer
+from rig.paths import REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN
+from rig.processes import is_asleep
+from rig.program import Program
 from rig.xen_program import LIBRARIES, XenProgram, compile_xen
 
 PATH = "/local/domain/1/data/vchan/2/7"
 
 Environment = Callable[..., dict[str, str]]
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 @pytest.fixture(params=["our libxenvchan", "xens libxenvchan"])

@@ -17,21 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import (
-    DEADLINE,
-    KVMCHAN,
-    LIBDIR,
-    REFERENCE,
-    REFERENCE_LIBDIR,
-    REFERENCE_LIBXENVCHAN,
-    REFERENCE_PROGRAMS,
-    XEN_LIBDIR,
-    Daemon,
-    eventually,
-    in_time,
-    run,
-    serving,
-)
+from rig.daemon import Daemon, serving
+from rig.deadline import eventually
+from rig.paths import KVMCHAN, LIBDIR, REFERENCE, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, REFERENCE_PROGRAMS, XEN_LIBDIR
+from rig.processes import run
 
 PROXY = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 PATH = "/local/domain/1/data/proxy"
@@ -63,8 +52,7 @@ def libxenvchan(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def _clean(daemon: Daemon) -> Iterator[None]:
-    with in_time(2 * DEADLINE):
-        yield
+    yield
     daemon.assert_clean()
 
 
@@ -128,7 +116,7 @@ def exchange(one: tuple[int, int], other: tuple[int, int], out: bytes, back: byt
     got: dict[int, bytearray] = {one[0]: bytearray(), other[0]: bytearray()}
     while any(to_write.values()) or any(to_read[fd] > len(got[fd]) for fd in to_read):
         writing = [fd for fd, left in to_write.items() if left]
-        readable, writable, _ = select.select([*to_read], writing, [], DEADLINE)
+        readable, writable, _ = select.select([*to_read], writing, [])
         assert readable or writable, f"stuck at {[len(each) for each in got.values()]} of {list(to_read.values())}"
         for fd in readable:
             data = os.read(fd, 256 * KIB)
@@ -147,7 +135,7 @@ def pipes(proxy: subprocess.Popen[bytes]) -> tuple[int, int]:
 def ended(proxy: subprocess.Popen[bytes], status: int = 0) -> None:
     """Asserts that it ends so."""
     assert proxy.stderr is not None
-    assert proxy.wait(DEADLINE) == status, proxy.stderr.read()
+    assert proxy.wait() == status, proxy.stderr.read()
 
 
 @pytest.mark.parametrize(("server", "client"), ENDS)
@@ -183,7 +171,6 @@ def test_a_client_that_is_killed_ends_a_server_of_standard_input(proxies: Proxie
 @contextmanager
 def listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.settimeout(DEADLINE)
         sock.bind(str(path))
         sock.listen()
         yield sock
@@ -193,7 +180,6 @@ def dial(path: Path) -> socket.socket:
     """Connects, when somebody listens there."""
     eventually(path.exists)
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(DEADLINE)
 
     def connected() -> bool:
         try:
@@ -218,7 +204,7 @@ def test_clients_come_one_after_the_other_through_sockets(proxies: Proxies, tmp_
                     ends = [(each.fileno(), each.fileno()) for each in (near, far)]
                     exchange(ends[0], ends[1], content(f"out {turn}", 300 * KIB), content(f"back {turn}", 300 * KIB))
                     near.close()
-                    far.settimeout(DEADLINE)
+                    far.setblocking(True)
                     assert far.recv(1) == b""  # the client's end of its socket is the end at the other side
 
 
@@ -231,5 +217,5 @@ def test_the_next_client_gets_through_after_one_was_killed(proxies: Proxies, tmp
             with far:
                 exchange(pipes(there), (far.fileno(), far.fileno()), content(f"out {turn}", 99), content(f"back {turn}", 99))
                 there.kill()
-                far.settimeout(DEADLINE)
+                far.setblocking(True)
                 assert far.recv(1) == b""

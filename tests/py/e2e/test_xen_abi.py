@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from e2e.test_abi import COMMON, CONTROL, OUR_INCLUDE, PROGRAMS, VERSION_NODES, XEN_INCLUDE, dynamic, exported
-from rig.daemon import LIBDIR, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR, XEN_RELEASE, compile_c, run
+from rig.compiler import compile_c
+from rig.paths import LIBDIR, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR, XEN_RELEASE
+from rig.processes import run
 
 CSRC = ROOT / "libxenvchan_shim" / "csrc"
 LIBRARIES = sorted(COMMON | set(CONTROL))

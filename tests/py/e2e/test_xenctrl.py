@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import LIBDIR, PYTHON, ROOT, XEN_MINOR, XEN_RELEASE, Daemon, eventually, run
+from rig.daemon import Daemon
+from rig.deadline import eventually
+from rig.paths import LIBDIR, PYTHON, ROOT, XEN_MINOR, XEN_RELEASE
+from rig.processes import run
 from rig.xen_program import LIBRARIES, OLD_NAMES, Start, compile_xen, start_in
 
 SELF = 0x7FF0

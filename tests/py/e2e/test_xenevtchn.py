@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import Daemon, eventually
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.xen_program import LIBRARIES, Start, XenProgram, start_in
 
 SELF = 0x7FF0

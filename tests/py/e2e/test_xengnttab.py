@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from rig.daemon import DEADLINE, Daemon, eventually
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.xen_program import Start, XenProgram
 
 PAGE = 4096
@@ -75,7 +76,7 @@ def test_pages_shared_to_be_read_can_only_be_read(xen: Start) -> None:
         owner.number("poke 9 4")
         assert peer.number("peek 9") == 4
         peer.tell("poke 9 5")
-        assert peer.process.wait(DEADLINE) == -11
+        assert peer.process.wait() == -11
         peer.status = -11
 
 

@@ -11,20 +11,12 @@ from pathlib import Path
 import pytest
 
 from e2e.test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
-from rig.daemon import (
-    LIBDIR,
-    REFERENCE_LIBDIR,
-    REFERENCE_LIBXENVCHAN,
-    ROOT,
-    Daemon,
-    Program,
-    alone,
-    compile_c,
-    eventually,
-    is_asleep,
-    run,
-    xen_flags,
-)
+from rig.compiler import alone, compile_c, xen_flags
+from rig.daemon import Daemon
+from rig.deadline import eventually
+from rig.paths import LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT
+from rig.processes import is_asleep, run
+from rig.program import Program
 from rig.xen_program import LIBRARIES, XenProgram
 
 PATH = "/local/domain/1/data/vchan/2/7"

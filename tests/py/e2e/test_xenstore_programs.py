@@ -5,34 +5,17 @@ pyxs."""
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 import pyxs
 
 from libxenvchan_shim import listen
-from rig.daemon import (
-    DEADLINE,
-    KVMCHAN,
-    PYTHON,
-    REFERENCE,
-    REFERENCE_LIBDIR,
-    REFERENCE_PROGRAMS,
-    Daemon,
-    Program,
-    acting_as,
-    in_time,
-    run,
-)
+from rig.daemon import Daemon, acting_as
+from rig.paths import KVMCHAN, PYTHON, REFERENCE, REFERENCE_LIBDIR, REFERENCE_PROGRAMS
+from rig.processes import run
+from rig.program import Program
 
 TEST_XENSTORE = REFERENCE_PROGRAMS / "test-xenstore"
-
-
-@pytest.fixture(autouse=True)
-def _deadline() -> Iterator[None]:
-    with in_time():
-        yield
 
 
 def environment(daemon: Daemon, domain: int) -> dict[str, str]:
@@ -50,7 +33,7 @@ def xenstore(daemon: Daemon, what: str, *arguments: str, domain: int = 0) -> str
 
 def status(daemon: Daemon, what: str, *arguments: str, domain: int = 0) -> int:
     words = [str(each) for each in command(REFERENCE / "bin" / f"xenstore-{what}", *arguments)]
-    return subprocess.run(words, env=environment(daemon, domain), capture_output=True, timeout=DEADLINE).returncode
+    return subprocess.run(words, env=environment(daemon, domain), capture_output=True).returncode
 
 
 def watching(daemon: Daemon, *arguments: str, domain: int = 0) -> Program:

@@ -17,7 +17,7 @@ import pytest
 
 from kvmchand import config
 from kvmchand.channels import page
-from rig.daemon import ROOT
+from rig.paths import ROOT
 
 # What the modules of a folder may import beside each other, a row a folder, from the top down. "" is the root.
 MAY_IMPORT = {

@@ -1,16 +1,95 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A client of the store, that speaks xenstore's protocol with nothing of ours between."""
+"""Clients of the daemon and of its store, with nothing of ours between: they can say anything."""
 
 from __future__ import annotations
 
 import errno
+import json
+import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Protocol, Self
 
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
-from rig.daemon import DEADLINE
+
+
+class HasSockets(Protocol):
+    """A daemon, as far as its clients see it."""
+
+    def socket_path(self, domain: int = 0) -> Path: ...
+
+
+class RawClient:
+    """A connection to the daemon that says what a test wants, and hears what the daemon says to that."""
+
+    def __init__(self, daemon: HasSockets, domain: int = 0) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.sock.connect(str(daemon.socket_path(domain)))
+        self._granted: list[int] = []
+
+    def say(self, message: bytes | dict[str, Any], fds: Sequence[int] = ()) -> None:
+        data = message if isinstance(message, bytes) else json.dumps(message).encode()
+        socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
+
+    def hello(self, **fields: Any) -> Self:
+        self.say({"type": "hello", "version": 3, **fields})
+        return self
+
+    def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:
+        """Asks for a channel."""
+        self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, "once": False, **fields})
+        return self.hear()
+
+    def connect(self, domain: int = 0, path: str = "raw", *, waits: bool = False) -> dict[str, Any]:
+        self.say({"type": "connect", "domain": domain, "path": path, "waits": waits})
+        return self.hear()
+
+    def list(self) -> dict[str, Any]:
+        self.say({"type": "list", "after": 0})
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """The next reply, with its descriptors as `fds`, which stay this connection's."""
+        try:
+            data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)
+        except ConnectionResetError:
+            data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)  # what it said before it left ours unread
+        assert data, "the daemon ended the connection without a word"
+        self._granted += fds
+        return {**json.loads(data), "fds": fds}
+
+    def hear_end(self) -> None:
+        """Asserts that the daemon has ended the connection, and says nothing more."""
+        try:
+            assert self.sock.recv(1 << 16) == b""
+        except ConnectionResetError:
+            pass
+
+    def hear_error(self, code: str) -> str:
+        """Asserts that the reply is this error; its sentence."""
+        reply = self.hear()
+        assert (reply["type"], reply.get("code"), reply["fds"]) == ("error", code, []), reply
+        sentence: str = reply["sentence"]
+        assert len(sentence) > 10
+        assert sentence.isprintable()
+        return sentence
+
+    def let_go(self) -> None:
+        """Closes the descriptors that came with replies."""
+        while self._granted:
+            os.close(self._granted.pop())
+
+    def close(self) -> None:
+        self.let_go()
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
 
 
 def packet(kind: int, *strings: str | bytes, transaction: int = 0, request: int = 0) -> bytes:
@@ -30,7 +109,6 @@ class StoreClient:
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(str(path))
-        self.sock.settimeout(DEADLINE)
         self.events: list[tuple[str, str]] = []
         """Those that came while a reply was waited for."""
 

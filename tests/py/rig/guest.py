@@ -27,7 +27,10 @@ from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import PAGE
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.packet import receive_packet, send_packet
-from rig.daemon import DEADLINE, SITE, Daemon, eventually, is_asleep, open_fds, services_of
+from rig.daemon import Daemon
+from rig.deadline import eventually
+from rig.paths import SITE
+from rig.processes import is_asleep, open_fds, services_of
 
 RELAY = Path(__file__).with_name("relay.py")
 CLIENT_LIVE, SERVER_LIVE = 20, 21
@@ -61,7 +64,6 @@ class Plugged:
         self.vectors = vectors
         self._events: dict[int, list[int]] = {}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._sock.settimeout(DEADLINE)
         self._sock.connect(path)
         version, _ = self._hear()
         self.peer, _ = self._hear()
@@ -198,7 +200,7 @@ class Hypervisor:
     def wait(self, holds: Callable[[], Any], what: str) -> None:
         """Until something of the machines holds."""
         with self.changed:
-            self.changed.wait_for(lambda: self.failure is not None or holds(), DEADLINE)
+            self.changed.wait_for(lambda: self.failure is not None or holds())
             assert self.failure is None, repr(self.failure)
             assert holds(), what
 
@@ -239,7 +241,7 @@ class Hypervisor:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as last:
             last.connect(str(self.path))
             socket.send_fds(last, [b"\0"], [last.fileno()])
-        self._thread.join(DEADLINE)
+        self._thread.join()
         self._listener.close()
         self.path.unlink()
 
@@ -409,7 +411,7 @@ class Guest:
         return self
 
     def _wait(self, event: int, what: str) -> None:
-        assert select.select([event], [], [], DEADLINE)[0], f"the host {what}: {self.host.log()}"
+        assert select.select([event], [], [])[0], f"the host {what}: {self.host.log()}"
 
     def greet(self) -> Self:
         """meet(), and hello and welcome; and it takes the device of its link to the host."""

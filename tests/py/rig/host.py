@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -24,7 +23,10 @@ from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
 from kvmchand.wire import control, dataplane, vfio
 from kvmchand.wire.packet import receive_packet, send_packet
-from rig.daemon import DEADLINE, Daemon, RawClient, eventually, is_asleep, open_fds
+from rig.clients import RawClient
+from rig.daemon import Daemon
+from rig.deadline import eventually
+from rig.processes import is_asleep, open_fds
 
 DOMAIN = DomainId(7)
 """What the host calls the guest."""
@@ -62,7 +64,6 @@ class GuestDaemon(Daemon):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asked, self.log_path.open("ab") as log:
             asked.bind(str(folder / "vfio"))
             asked.listen(1)
-            asked.settimeout(DEADLINE)
             environment = {**os.environ, "KVMCHAN_TEST_SERVICE": str(folder / "vfio")}
             command = [str(program), "guest", "--runtime-dir", str(self.runtime_dir)]
             self.process = subprocess.Popen(command, stderr=log, env=environment)
@@ -114,10 +115,7 @@ class GuestDaemon(Daemon):
     # ---- the host ----
 
     def until(self, holds: Callable[[], Any], what: str) -> None:
-        limit = time.monotonic() + DEADLINE
-        while not holds():
-            assert time.monotonic() < limit, f"{what}: {self.log()}"
-            os.sched_yield()
+        eventually(holds, lambda: f"{what}: {self.log()}")
 
     def wait_log(self, part: str) -> None:
         self.until(lambda: part in self.log(), f"no {part!r} in the log")
@@ -201,7 +199,7 @@ class GuestDaemon(Daemon):
     def stop(self) -> None:
         self.assert_clean()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(DEADLINE) == 0, self.log()
+        assert self.process.wait() == 0, self.log()
         assert list(self.runtime_dir.iterdir()) == [], "sockets are left"
         assert "Traceback" not in self.log(), self.log()
 

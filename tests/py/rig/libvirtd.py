@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
-DEADLINE = 30.0
+from rig.deadline import count_too, eventually
+
 _PARTS = {
     "etc": "/etc/libvirt",
     "lib": "/var/lib/libvirt",
@@ -95,18 +95,19 @@ class PrivateLibvirtd:
                 stdout=log,
                 stderr=log,
             )
-        until = time.monotonic() + DEADLINE
-        while self.virsh("version", check=False).returncode:
-            if time.monotonic() > until or self._process.poll() is not None:
-                raise AssertionError(f"libvirtd did not start: {self.log()}")
+        count_too(self._folder / "run" / "qemu")
+        eventually(self._answers, self.log)
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, f"libvirtd did not start: {self.log()}"
+        return self.virsh("version", check=False).returncode == 0
 
     def log(self) -> str:
         return (self._folder / "libvirtd.log").read_text(errors="replace")[-4000:]
 
     def virsh(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            ["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True, timeout=2 * DEADLINE, check=False
-        )
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True, check=False)
         assert not check or done.returncode == 0, f"virsh {arguments}: {done.stderr}"
         return done
 
@@ -124,9 +125,5 @@ class PrivateLibvirtd:
         for name in self.virsh("list", "--name", check=False).stdout.split():
             self.virsh("destroy", name, check=False)
         self._process.terminate()
-        try:
-            self._process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.wait()
         self._process = None

@@ -11,16 +11,15 @@ import queue
 import socket
 import subprocess
 import threading
-import time
 from pathlib import Path
 from urllib.parse import quote
 from xml.sax.saxutils import escape
 
-ROOT = Path(__file__).resolve().parents[3]
+from rig.deadline import Hangs
+from rig.paths import ROOT
+
 FILES = ROOT / "build" / "guest"
 AGENT = ROOT / "tests" / "py" / "vm" / "guest" / "agent.py"
-BOOT_DEADLINE = 90.0
-DEADLINE = 60.0
 
 DOMAIN = """\
 <domain type='qemu'>
@@ -82,14 +81,11 @@ class Program:
         self.is_lost = False
         """The guest ended before it did."""
 
-    def _next(self, deadline: float) -> dict[str, object]:
+    def _take(self) -> None:
         try:
-            return self._queue.get(timeout=max(0.0, deadline - time.monotonic()))
-        except queue.Empty:
-            raise GuestError(f"{self.argv} in {self._machine.name} wrote only {self.lines}") from None
-
-    def _take(self, deadline: float) -> None:
-        message = self._next(deadline)
+            message = self._queue.get()
+        except Hangs as hangs:
+            raise Hangs(f"{hangs}: {self.argv} in {self._machine.name} wrote only {self.lines}") from None
         match message:
             case {"line": str(line)}:
                 self.lines.append(line)
@@ -99,9 +95,8 @@ class Program:
                 self.is_lost = True
                 raise GuestError(f"{self._machine.name} is gone: {self._machine.console()}")
 
-    def wait_line(self, part: str, timeout: float = DEADLINE) -> str:
+    def wait_line(self, part: str) -> str:
         """The first line with `part` in it, from those not waited for yet."""
-        deadline = time.monotonic() + timeout
         seen = 0
         while True:
             for line in self.lines[seen:]:
@@ -110,12 +105,11 @@ class Program:
             seen = len(self.lines)
             if self.status is not None:
                 raise GuestError(f"{self.argv} in {self._machine.name} ended ({self.status}) without {part!r}: {self.lines}")
-            self._take(deadline)
+            self._take()
 
-    def wait(self, timeout: float = DEADLINE) -> int:
-        deadline = time.monotonic() + timeout
+    def wait(self) -> int:
         while self.status is None:
-            self._take(deadline)
+            self._take()
         return self.status
 
     def kill(self, signal: int = 9) -> None:
@@ -159,7 +153,7 @@ class Machine:
         )
 
     def virsh(self, *arguments: str) -> str:
-        done = subprocess.run(["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True, timeout=DEADLINE)
+        done = subprocess.run(["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True)
         if done.returncode:
             raise GuestError(f"virsh {' '.join(arguments)}: {done.stderr.strip()}")
         return done.stdout
@@ -223,9 +217,11 @@ class Machine:
             program.is_lost = True
             program.heard({"gone": True})
 
-    def wait_ready(self, timeout: float = BOOT_DEADLINE) -> None:
-        if not self._ready.wait(timeout):
-            raise GuestError(f"{self.name} did not start: {self.console()}")
+    def wait_ready(self) -> None:
+        try:
+            self._ready.wait()
+        except Hangs as hangs:
+            raise Hangs(f"{hangs}: {self.name} did not start: {self.console()}") from None
 
     def say(self, **order: object) -> None:
         if self._sock is None:
@@ -239,10 +235,10 @@ class Machine:
         self.say(start=self._last, argv=list(argv), env=env or {})
         return program
 
-    def run(self, *argv: str, env: dict[str, str] | None = None, timeout: float = DEADLINE) -> str:
+    def run(self, *argv: str, env: dict[str, str] | None = None) -> str:
         """What a program that succeeds writes."""
         program = self.start(*argv, env=env)
-        status = program.wait(timeout)
+        status = program.wait()
         if status:
             raise GuestError(f"{argv} in {self.name} ended with {status}: {program.lines}")
         return "\n".join(program.lines)

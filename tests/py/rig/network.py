@@ -8,9 +8,12 @@ import subprocess
 import threading
 from pathlib import Path
 
-from rig.daemon import DEADLINE, KVMCHAN, KVMCHAND, LIBDIR, PYTHON, SITE, Daemon, eventually, open_fds
+from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.libvirtd import PrivateLibvirtd
 from rig.machine import Machine, Program
+from rig.paths import KVMCHAN, KVMCHAND, LIBDIR, PYTHON, SITE
+from rig.processes import open_fds
 
 GUEST_RUNTIME_DIR = "/run/kvmchand"
 GUEST_ENVIRONMENT = {"PYTHONPATH": str(SITE), "KVMCHAN_LIBDIR": str(LIBDIR)}
@@ -50,19 +53,19 @@ class HostProgram:
             self._ended = True
             self._new.notify_all()
 
-    def wait_line(self, part: str, timeout: float = DEADLINE) -> str:
+    def wait_line(self, part: str) -> str:
         def found() -> str | None:
             return next((line for line in self.lines if part in line), None)
 
         with self._new:
-            self._new.wait_for(lambda: found() is not None or self._ended, timeout)
+            self._new.wait_for(lambda: found() is not None or self._ended)
             line = found()
         assert line is not None, f"{self.argv} on the host said only {self.lines}"
         return line
 
-    def wait(self, timeout: float = DEADLINE) -> int:
-        status = self._process.wait(timeout)
-        self._reader.join(timeout)
+    def wait(self) -> int:
+        status = self._process.wait()
+        self._reader.join()
         self._close()
         return status
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import REFERENCE, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR, Daemon, Program, compile_c
+from rig.compiler import compile_c
+from rig.daemon import Daemon
+from rig.paths import REFERENCE, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR
+from rig.program import Program
 
 LIBRARIES = str(XEN_LIBDIR)
 """For the loader."""

@@ -15,7 +15,7 @@ import pytest
 from kvmchand.errors import ProtocolError
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
-from rig.daemon import next_fd
+from rig.processes import next_fd
 
 FDS_MAX = 253
 """The kernel's SCM_MAX_FD."""

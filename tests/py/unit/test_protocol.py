@@ -12,7 +12,7 @@ import pytest
 from kvmchand.errors import InvalidArgument, ProtocolError
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind, Request
-from rig.daemon import REFERENCE
+from rig.paths import REFERENCE
 
 READ = struct.pack("=IIII", Kind.READ, 7, 9, 4) + b"abc\0"
 

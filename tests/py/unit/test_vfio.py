@@ -7,7 +7,8 @@ import struct
 from pathlib import Path
 
 from kvmchand.linux import vfio
-from rig.daemon import compile_c, run
+from rig.compiler import compile_c
+from rig.processes import run
 
 NUMBERS = {
     "VFIO_GET_API_VERSION": vfio.GET_API_VERSION,

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import BUILD, compile_c, our_flags
+from rig.compiler import compile_c, our_flags
 from rig.libvirtd import PrivateLibvirtd
 from rig.machine import Machine
 from rig.network import Network
+from rig.paths import BUILD
 
 PROGRAMS = Path(__file__).parent / "programs"
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import KVMCHAN, eventually, run
+from rig.deadline import eventually
 from rig.libvirtd import PrivateLibvirtd
 from rig.machine import Machine
 from rig.network import Network
+from rig.paths import KVMCHAN
+from rig.processes import run
 from vm.test_streams import MIB, move
 
 SIZE = 64 * MIB

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from libxenvchan_shim import State, listen
-from rig.daemon import acting_as, eventually
+from rig.daemon import acting_as
+from rig.deadline import eventually
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
 from vm.test_streams import MIB, move

@@ -12,7 +12,6 @@ from rig.machine import Machine
 from rig.network import Network
 
 MIB = 1 << 20
-STREAM_DEADLINE = 120.0
 
 
 def move(
@@ -36,7 +35,7 @@ def move(
     numbers = [str(each) for each in (channels, back, out, call, ring)]
     connecting = network.run_on(client, stream, "client", str(here), path, *numbers)
     for each in (serving, connecting):
-        each.wait_line("done", STREAM_DEADLINE)
+        each.wait_line("done")
     for each in (connecting, serving):
         each.end_input()
         each.wait_line("closed")

@@ -13,9 +13,11 @@ import pytest
 
 from kvmchand.admin.doctor import WRITE_BACK
 from libxenvchan_shim import listen
-from rig.daemon import DEADLINE, KVMCHAN, PYTHON, acting_as, eventually
+from rig.daemon import acting_as
+from rig.deadline import eventually
 from rig.machine import Machine
 from rig.network import GUEST_ENVIRONMENT, Network
+from rig.paths import KVMCHAN, PYTHON
 
 MIB = 1 << 20
 
@@ -23,9 +25,7 @@ MIB = 1 << 20
 def kvmchan(network: Network, machine: Machine | None, *arguments: str) -> tuple[int, list[str]]:
     """Its status and what it says, run in a guest, or on the host where `machine` is None."""
     if machine is None:
-        done = subprocess.run(
-            [KVMCHAN, *arguments], env=network.daemon.environment(), capture_output=True, text=True, timeout=DEADLINE
-        )
+        done = subprocess.run([KVMCHAN, *arguments], env=network.daemon.environment(), capture_output=True, text=True)
         return done.returncode, (done.stdout + done.stderr).splitlines()
     program = machine.start(PYTHON, str(KVMCHAN), *arguments, env=GUEST_ENVIRONMENT)
     return program.wait(), program.lines

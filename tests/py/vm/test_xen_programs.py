@@ -12,22 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from rig.daemon import (
-    BUILD,
-    DEADLINE,
-    KVMCHAN,
-    LIBDIR,
-    PYTHON,
-    REFERENCE,
-    REFERENCE_LIBDIR,
-    REFERENCE_LIBXENVCHAN,
-    REFERENCE_PROGRAMS,
-    ROOT,
-    compile_c,
-    our_flags,
-)
+from rig.compiler import compile_c, our_flags
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
+from rig.paths import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, REFERENCE_PROGRAMS, ROOT
 
 PROXY = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 FILES_BYTES = 200_000
@@ -135,7 +123,6 @@ def test_clients_in_a_guest_reach_a_server_on_the_host_one_after_the_other_throu
 ) -> None:
     path, size = "/local/domain/0/data/sockets", 20_000
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.settimeout(DEADLINE)
         listening.bind(str(tmp_path / "in"))
         listening.listen()
         shell(network, None, shlex.join(["exec", str(PROXY), "--mode=server", str(guest.domain), path, str(tmp_path / "in")]))
@@ -144,7 +131,6 @@ def test_clients_in_a_guest_reach_a_server_on_the_host_one_after_the_other_throu
         for turn in range(TURNS):
             connection, _ = listening.accept()
             with connection, connection.makefile("rb") as incoming:
-                connection.settimeout(DEADLINE)
                 assert incoming.read(size) == hashlib.shake_128(f"there {turn}".encode()).digest(size)
                 connection.sendall(hashlib.shake_128(f"back {turn}".encode()).digest(size))
                 assert incoming.read() == b""  # the client has gone

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Processes: what they have open, started and wait for, as seen from outside; and programs that run to their end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rig.paths import PYTHON
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def services_of(main: int) -> dict[str, int]:
+    """A kvmchand's processes beside main, by name. One that is just starting is not there yet."""
+    found = {}
+    for pid in children(main):
+        try:
+            *_, entry, name, _socket, _page, _end = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            continue  # it has ended, or not begun
+        if entry.endswith(b"services/__main__.py"):
+            found[name.decode()] = pid
+    return found
+
+
+def socket_of(service: int) -> socket.socket:
+    """A service process's socket to main, as somebody has it who took over the process."""
+    number = int(Path(f"/proc/{service}/cmdline").read_bytes().split(b"\0")[-3])
+    process = os.pidfd_open(service)
+    pidfd_getfd = 438
+    fd = ctypes.CDLL(None, use_errno=True).syscall(pidfd_getfd, process, number, 0)
+    os.close(process)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    return socket.socket(fileno=fd)
+
+
+def open_fds(pid: int) -> list[str]:
+    """What a process's descriptors are, sorted, without the numbers of sockets."""
+    found = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found.append(str(each.readlink()).split(":[")[0])
+        except FileNotFoundError:
+            continue
+    return sorted(found)
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process waits for something, as far as can be told from outside."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+
+def next_fd() -> int:
+    """The number the next descriptor gets: the same before and after, where none leaks."""
+    fd = os.dup(0)
+    os.close(fd)
+    return fd
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end, and shows what it printed if that was not a success."""
+    done = subprocess.run([str(each) for each in command], env=env, capture_output=True, text=True, **options)
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+NOBODY = 65534
+
+
+def run_as(
+    user: int, code: str, *arguments: str | Path, group: int = NOBODY, groups: Sequence[int] = (), fds: Sequence[int] = ()
+) -> str:
+    """What Python code prints that runs as another user, which needs root. Its modules are os, json, socket and sys: the process
+    becomes that user when it has these, for another user can't run Python in a home that is closed to others."""
+    become = f"""
+import json, os, socket, sys
+os.chdir("/")
+os.setgroups({list(groups)})
+os.setresgid({group}, {group}, {group})
+os.setresuid({user}, {user}, {user})
+"""
+    return run(PYTHON, "-I", "-S", "-c", become + code, *arguments, pass_fds=fds).stdout

@@ -132,7 +132,7 @@ run_release() {
         wait $! || status=$?
         wait "$teeing"
         # pytest's own last line, without its colours and its frame.
-        counted=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | sed -n 's/^=* *\([0-9].* in [0-9.]*s\b[^=]*[^= ]\) *=*$/\1/p' | tail -n 1)
+        counted=$(sed 's/\x1b\[[0-9;]*m//g' "$log" | sed -nE 's/^=* *([0-9]+ [a-z].* in [0-9.]+s( \([0-9:]+\))?) *=*$/\1/p' | tail -n 1)
         if [ "$status" = 0 ]; then
             tell "$release" "$command${*:+ $*}" "passed${counted:+, $counted}"
         else

@@ -78,7 +78,7 @@ class Guests:
         self._sessions = Sessions(loop, self, settings.service_user, is_host=True, rate=limits.guest_requests)
         self._handshakes = Handshakes(loop, self._devices, self._sessions, next_generation)
         self._hypervisor = Hypervisor(loop, settings.libvirt, folder, self)
-        self.pool = Pool(self._links, self._devices, self._hypervisor, settings.links)
+        self.pool = Pool(loop, self._links, self._devices, self._hypervisor, settings.links)
 
     def start(self) -> None:
         self._devices.start()
@@ -157,8 +157,8 @@ class Guests:
         failed, guest = self._links.devices.get(device), self._guests.get(domain)
         if failed is None or guest is None:
             return
+        failed.attached.discard(domain)
         if failed is guest.control:
-            failed.attached.discard(domain)
             log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
             due = time.monotonic() + guest.patience
             guest.attachment = self._loop.call_at(due, lambda: self.pool.attach(guest.control, guest.domain))

@@ -6,6 +6,8 @@ A device goes into a guest only when that guest itself, or the host, needs it: s
 
 from __future__ import annotations
 
+import time
+
 from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
@@ -18,11 +20,14 @@ from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
 from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
+_LOOK_INTERVAL = 0.02
+"""Seconds between two looks at whether a QEMU has read what it was sent: nothing tells us."""
 
 
 class NotYet(Exception):
@@ -42,12 +47,16 @@ def _device_of(memory: Region | SharedMemory) -> Device | None:
 
 
 class Pool:
-    def __init__(self, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
+    def __init__(self, loop: Loop, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
+        self._loop = loop
         self._links = links
         self._devices = devices
         self._hypervisor = hypervisor
         self._settings = settings
         self._guests: set[DomainId] = set()
+        self._unread: list[tuple[Device, DomainId]] = []
+        """Devices to be unplugged, once that guest's QEMU has read what it was sent of them."""
+        self._look: Timer | None = None
         self.cold_plug = ColdPlug(links, devices)
 
     # ---- guests ----
@@ -61,6 +70,7 @@ class Pool:
     def remove_guest(self, guest: DomainId) -> None:
         """It is gone, and its devices with it."""
         self._guests.discard(guest)
+        self._unread = [each for each in self._unread if each[1] != guest]
         for device in self._links.of(guest):
             self.cold_plug.on_lost(device)
             device.attached.discard(guest)
@@ -100,16 +110,42 @@ class Pool:
             log.warning(f"domains {one} and {other} get no link yet: {error.sentence}")
 
     def detach(self, device: Device, domain: DomainId) -> None:
-        """A guest can't have, or use, a device: it goes, and no channel gets a slice of it."""
+        """Give up a device that a guest can't have, or can't use.
+
+        No channel gets a slice of it any more, and it is unplugged.
+        """
         device.is_closing = True
         self._ask_back(device, domain)
         self.reap(device)
 
     def _ask_back(self, device: Device, domain: DomainId) -> None:
-        if domain in device.attached:
-            self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
-            device.attached.discard(domain)
-            device.ready.discard(domain)
+        if domain not in device.attached:
+            return
+        device.attached.discard(domain)
+        device.ready.discard(domain)
+        self._unread.append((device, domain))
+        self._unplug()
+
+    def _unplug(self) -> None:
+        """Unplug the devices that their QEMUs have read all of.
+
+        A QEMU that still reads of a device that it has lost crashes, because it has freed what it
+        reads into (ivshmem_exit, QEMU 7.2).
+        """
+        self._devices.drain()  # a QEMU may have connected that we have not been told of yet
+        for device, domain in list(self._unread):
+            if (device, domain) in self._unread and self._devices.has_read(device, domain):
+                self._unread.remove((device, domain))
+                self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
+        if self._unread and (self._look is None or not self._look.is_waiting):
+            self._look = self._loop.call_at(time.monotonic() + _LOOK_INTERVAL, self._look_again)
+
+    def _look_again(self) -> None:
+        """Called when a QEMU may have read all of a device."""
+        waiting = {device for device, _ in self._unread}
+        self._unplug()
+        for device in waiting:
+            self.reap(device)
 
     def reap(self, device: Device) -> None:
         """Does away with a device that no channel is on and none will be. It counts until every guest has let it go: else one
@@ -118,7 +154,7 @@ class Pool:
             return
         for domain in device.attached & self._guests:
             self._ask_back(device, domain)
-        if device.plugged:
+        if device.plugged or any(each is device for each, _ in self._unread):
             return
         self._links.remove(device)
         self._devices.remove(device)

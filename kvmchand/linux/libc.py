@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +39,7 @@ _fallocate = _declare("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_long, ct
 IN_CLOSE = 0x18  # IN_CLOSE_WRITE | IN_CLOSE_NOWRITE
 _FALLOC_FL_KEEP_SIZE = 0x1
 _FALLOC_FL_PUNCH_HOLE = 0x2
+_INT = struct.Struct("=i")
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _PR_SET_NAME = 15
 _PR_SET_NO_NEW_PRIVS = 38
@@ -76,6 +79,15 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     """
     pid, uid, gid = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return pid, uid, gid
+
+
+def unread(fd: int) -> int:
+    """Return how much a local socket's peer was sent and has not read yet (SIOCOUTQ).
+
+    In bytes of the kernel's memory, so only 0 says how many there are.
+    """
+    (count,) = _INT.unpack(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(_INT.size)))
+    return int(count)
 
 
 def set_process_name(name: str) -> None:

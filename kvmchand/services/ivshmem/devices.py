@@ -226,6 +226,11 @@ class Devices:
         """Whether that guest's QEMU has the device, or is about to."""
         return self._made[device.number].ports[device.peers[domain]].connection is not None
 
+    def has_read(self, device: Device, domain: DomainId) -> bool:
+        """Return whether that guest's QEMU has nothing left to read: it has read all of the device, or it is not connected."""
+        connection = self._made[device.number].ports[device.peers[domain]].connection
+        return connection is None or (connection.served and libc.unread(connection.sock.fileno()) == 0)
+
     def zero(self, device: Device, offset: int, size: int) -> None:
         """A part of the memory reads as zero, and costs nothing until it is written again."""
         libc.punch_hole(self._made[device.number].memory, offset, size)

@@ -57,9 +57,9 @@ def stand_in(folder: Path, service: str) -> Path:
 
 
 class Plugged:
-    """A device in a machine, as its QEMU has it."""
+    """A device in a machine, as its QEMU has it. `lazy`: the eventfds are not read before they are needed."""
 
-    def __init__(self, path: str, vectors: int) -> None:
+    def __init__(self, path: str, vectors: int, *, lazy: bool = False) -> None:
         self.path = path
         self.vectors = vectors
         self._events: dict[int, list[int]] = {}
@@ -69,8 +69,12 @@ class Plugged:
         self.peer, _ = self._hear()
         minus_one, self.memory = self._hear()
         assert (version, minus_one) == (0, -1)
-        for peer in (HOST_PEER, self.peer):
-            self.event(peer, vectors - 1)
+        if not lazy:
+            self.read()
+
+    def read(self) -> None:
+        """To the end of what the server says."""
+        self.event(self.peer, self.vectors - 1)
 
     def _hear(self) -> tuple[int, int]:
         data, fds, _, _ = socket.recv_fds(self._sock, 8, 1, socket.MSG_WAITALL)
@@ -84,6 +88,9 @@ class Plugged:
             assert event >= 0, f"peer {about} went"
             self._events.setdefault(about, []).append(event)
         return self._events[peer][vector]
+
+    def has_read(self) -> bool:
+        return len(self._events.get(self.peer, ())) == self.vectors
 
     def unplug(self) -> None:
         self._sock.close()
@@ -106,6 +113,8 @@ class Machine:
         """Why it takes no device any more."""
         self.is_stubborn = False
         """Its guest lets no device go."""
+        self.is_lazy = False
+        """Its QEMU does not read of more devices than it must."""
         self.unplugging: list[str] = []
         """The devices that it should have let go."""
 
@@ -180,11 +189,12 @@ class Hypervisor:
                     sentence = taker.refusal if taker else "it is gone"
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
-                    taker.devices[message.socket] = Plugged(message.socket, message.vectors)
+                    taker.devices[message.socket] = Plugged(message.socket, message.vectors, lazy=taker.is_lazy)
                     yield libvirt.Attached(message.domain, message.device)
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
                 if asked is not None and message.socket in asked.devices:
+                    assert asked.devices[message.socket].has_read(), "QEMU is to lose a device that it still reads of"
                     asked.unplugging.append(message.socket)
                     if not asked.is_stubborn:
                         self.let_go(asked)
@@ -478,7 +488,7 @@ class Guest:
     def stop(self) -> None:
         """The machine is gone, all of a sudden."""
         self.part()
-        if self.machine.number in self.host.hypervisor.machines:
+        if self.host.hypervisor.machines.get(self.machine.number) is self.machine:
             self.host.hypervisor.stop(self.machine)
 
     # ---- its clients ----

@@ -74,6 +74,22 @@ def lack(reason: str) -> None:
     pytest.skip(f"{reason} (KVMCHAN_TEST_VM=1 makes this a failure)")
 
 
+def require_kvm() -> None:
+    """Skip the test, with a sentence, where QEMU can't use KVM. KVMCHAN_TEST_KVM=1 makes that a failure."""
+    quit = ["-machine", "none,accel=kvm", "-nodefaults", "-display", "none", "-monitor", "stdio"]
+    try:
+        probe = subprocess.run(["qemu-system-x86_64", *quit], input="quit\n", capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        reason = "there is no qemu-system-x86_64"
+    else:
+        if not probe.returncode:
+            return
+        reason = f"QEMU has no KVM here: {probe.stderr.strip()}"
+    if os.environ.get("KVMCHAN_TEST_KVM", "") == "1":
+        pytest.fail(f"KVMCHAN_TEST_KVM=1, but {reason}")
+    pytest.skip(f"{reason} (KVMCHAN_TEST_KVM=1 makes this a failure)")
+
+
 class PrivateLibvirtd:
     """Running from start() to stop(). Its domains outlive kill(), and a start() after that finds them."""
 

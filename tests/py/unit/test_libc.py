@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -42,3 +43,16 @@ def test_a_hole_can_not_be_where_writing_is_sealed(memory: int) -> None:
     fcntl.fcntl(memory, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
     with pytest.raises(PermissionError, match="fallocate"):
         libc.punch_hole(memory, 0, PAGE)
+
+
+def test_what_a_peer_has_not_read_is_there_until_it_has() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert libc.unread(ours.fileno()) == 0
+        ours.send(b"one")
+        ours.send(b"two")
+        assert libc.unread(ours.fileno()) > 0
+        theirs.recv(5)
+        assert libc.unread(ours.fileno()) > 0
+        theirs.recv(1)
+        assert libc.unread(ours.fileno()) == 0

@@ -351,6 +351,13 @@ def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -
         for hint in made.hints:
             yield Finding(Grade.NOTE, subject, hint)
     tree = ElementTree.fromstring(live)
+    if tree.get("type") == "qemu":
+        yield Finding(
+            Grade.NOTE,
+            subject,
+            "it runs without KVM, so that it is slow, and keeps each device that it was given until it ends: where the host has "
+            "/dev/kvm, put type='kvm' into its XML (virsh edit), shut it down and start it",
+        )
     devices = [each for each in tree.iterfind("devices/shmem") if each.get("name", "").startswith(_PREFIX)]
     free = free_slots(tree)
     if free == 0:

@@ -99,13 +99,14 @@ class Guests:
     def on_unprepared(self, uuid: str) -> None:
         self.pool.cold_plug.withdraw(uuid)
 
-    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
+    def on_found(self, found: libvirt.Found) -> None:
+        domain, name = found.domain, found.name
         if domain in self._guests:
             return
         if domain in self._settings.local_domains:
             log.warning(f"domain {domain} ({name}) is not served: its number is a local domain's, so give that another")
             return
-        self.pool.add_guest(domain, uuid)
+        self.pool.add_guest(found)
         try:
             device = self.pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
             self.pool.attach(device, domain)
@@ -115,7 +116,7 @@ class Guests:
             return
         guest = self._guests[domain] = Guest(domain, name, device)
         log.info(f"domain {domain} ({name}) is here")
-        self._owner.on_guest(domain, name, uuid)
+        self._owner.on_guest(domain, name, found.uuid)
         self._handshakes.add(guest)
 
     def _prepare_links(self, guest: Guest) -> None:
@@ -158,6 +159,8 @@ class Guests:
         if failed is None or guest is None:
             return
         failed.attached.discard(domain)
+        if not self._devices.is_connected(failed, domain):
+            failed.plugged.discard(domain)  # given up while it was on its way
         if failed is guest.control:
             log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
             due = time.monotonic() + guest.patience

@@ -32,6 +32,8 @@ class Links:
     dedicated: bool = False
     """A device for each channel, so that processes of one domain can't reach each other's."""
     devices: dict[DeviceId, Device] = field(default_factory=dict)
+    keepers: dict[DomainId, int] = field(default_factory=dict)
+    """Guests that keep every device until they end, as they run without KVM, and how many each has of an earlier daemon."""
     _last: int = 0
 
     def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
@@ -76,11 +78,21 @@ class Links:
         have = [each for each in self.of(guest) if guest in each.attached | each.plugged and each.peers[guest] != START_PEER]
         if device.is_control:
             have.clear()  # without it the guest has nothing at all
-        if len(have) >= self.limits.max_devices:
-            raise LimitReached(f"domain {guest} has {len(have)} devices: guest_devices in the host's settings")
+        left = self.keepers.get(guest, 0)
+        useless = left + sum(guest not in each.attached for each in have)
+        remedy = ""
+        if guest in self.keepers and useless:
+            remedy = (
+                f"; {useless} of them are of no use any more and stay until it ends, as it runs without KVM: shut it down and "
+                "start it again, or run it with KVM (type='kvm')"
+            )
+        if len(have) + left >= self.limits.max_devices:
+            raise LimitReached(f"domain {guest} has {len(have) + left} devices: guest_devices in the host's settings{remedy}")
         if sum(each.size for each in have) + device.size > self.limits.max_bytes:
             most = self.limits.max_bytes
-            raise LimitReached(f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings")
+            raise LimitReached(
+                f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings{remedy}"
+            )
         device.attached.add(guest)
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:

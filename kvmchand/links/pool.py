@@ -23,6 +23,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
+from kvmchand.wire import libvirt
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
@@ -61,15 +62,19 @@ class Pool:
 
     # ---- guests ----
 
-    def add_guest(self, guest: DomainId, uuid: str) -> None:
+    def add_guest(self, found: libvirt.Found) -> None:
+        guest = found.domain
         self._guests.add(guest)
-        present = self.cold_plug.take(uuid, guest)
+        if not found.kvm:
+            self._links.keepers[guest] = found.left
+        present = self.cold_plug.take(found.uuid, guest)
         if present is not None:
             log.info(f"domain {guest} has {present.size} bytes from its start")
 
     def remove_guest(self, guest: DomainId) -> None:
         """It is gone, and its devices with it."""
         self._guests.discard(guest)
+        self._links.keepers.pop(guest, None)
         self._unread = [each for each in self._unread if each[1] != guest]
         for device in self._links.of(guest):
             self.cold_plug.on_lost(device)
@@ -112,7 +117,8 @@ class Pool:
     def detach(self, device: Device, domain: DomainId) -> None:
         """Give up a device that a guest can't have, or can't use.
 
-        No channel gets a slice of it any more, and it is unplugged.
+        No channel gets a slice of it any more, and it is unplugged. A guest without KVM keeps it
+        until it ends.
         """
         device.is_closing = True
         self._ask_back(device, domain)
@@ -123,6 +129,13 @@ class Pool:
             return
         device.attached.discard(domain)
         device.ready.discard(domain)
+        if domain in self._links.keepers:
+            device.plugged.add(domain)  # or it is on its way
+            log.info(
+                f"domain {domain}, which runs without KVM, keeps device {device.number} until it ends: nothing uses it any more, "
+                "and it counts for guest_devices"
+            )
+            return
         self._unread.append((device, domain))
         self._unplug()
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 class Start(Record):
     """main → libvirt: connect to `uri`, and report its domains from now on. `folder`: where the sockets of our devices are. A
-    domain's device whose socket was there and is no more was left by an earlier daemon, and is detached."""
+    domain's device whose socket was there and is no more was left by an earlier daemon, and is detached if the domain has KVM."""
 
     uri: str
     folder: str
@@ -30,7 +30,8 @@ class Attach(Record):
 
 
 class Detach(Record):
-    """main → libvirt: unplug a device, if the domain still has it. No reply: the device's QEMU then leaves the ivshmem server."""
+    """main → libvirt: unplug a device, if the domain still has it. Never from a domain without KVM. No reply: the device's QEMU
+    then leaves the ivshmem server."""
 
     domain: DomainId
     device: DeviceId
@@ -43,11 +44,13 @@ class Started(Record):
 
 class Found(Record):
     """libvirt → main: a domain runs: it did at the start, or started now. Also again after a reconnect to libvirtd; main knows
-    which it has."""
+    which it has. `kvm`: QEMU runs it with KVM. `left`: how many devices of an earlier daemon it keeps until it ends."""
 
     domain: DomainId
     name: Text
     uuid: Text
+    kvm: bool
+    left: Size
 
 
 class Prepared(Record):

@@ -19,7 +19,7 @@ from kvmchand.wire.packet import Fds
 
 
 class HypervisorEvents(Protocol):
-    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
+    def on_found(self, found: libvirt.Found) -> None:
         """A domain runs. Told once."""
 
     def on_gone(self, domain: DomainId) -> None: ...
@@ -69,7 +69,7 @@ class Hypervisor:
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
-        """Asks the guest to let the device go: the ivshmem server sees when it has."""
+        """Asks the guest to let the device go: the ivshmem server sees when it has. Never of a domain without KVM."""
         self._attaching.pop((domain, device), None)
         message = libvirt.Detach(domain, device, str(socket))
         if domain in self._domains:
@@ -107,7 +107,7 @@ class Hypervisor:
                 if self._domains.get(message.domain) != message.uuid:
                     self._lose(message.domain)
                     self._domains[message.domain] = message.uuid
-                    self._owner.on_found(message.domain, message.name, message.uuid)
+                    self._owner.on_found(message)
             case libvirt.Listed():
                 self._service.reset_failures()
                 for domain in self._domains.keys() - self._found:

@@ -17,10 +17,11 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmchand.ids import DomainId
+from kvmchand.ids import DomainId, Size
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.supervisor import HOPELESS
@@ -61,6 +62,15 @@ def _register_events(loop: asyncio.AbstractEventLoop) -> None:
     libvirt.virEventRegisterImpl(*map(waking, handles + timeouts))
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A domain that runs: what main is told of it, and the paths of the sockets of those devices
+    that it has of an earlier daemon."""
+
+    found: wire.Found
+    stale: list[str]
+
+
 class Domains:
     """The process's whole state."""
 
@@ -73,10 +83,10 @@ class Domains:
         self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
-        self._lost = asyncio.Event()
         self._connected = asyncio.Event()
-        self._early: list[Callable[[], None]] | None = None
-        """What happened while we were requester which domains run, to be looked at after that."""
+        self._events: asyncio.Queue[tuple[Any, int | None] | None] = asyncio.Queue()
+        """What happened to which domain: a lifecycle event, or None where it was reset. None alone
+        says that the connection is lost."""
 
     async def run(self) -> None:
         _register_events(asyncio.get_running_loop())
@@ -148,46 +158,82 @@ class Domains:
     async def _serve(self, again: bool) -> None:
         """Until the connection is lost."""
         connection, loop = self._connection, asyncio.get_running_loop()
-        lost = self._lost = asyncio.Event()
-        connection.registerCloseCallback(lambda *_arguments: loop.call_soon_threadsafe(lost.set), None)
+        events = self._events = asyncio.Queue()
+        connection.registerCloseCallback(lambda *_arguments: loop.call_soon_threadsafe(events.put_nowait, None), None)
         connection.setKeepAlive(*_KEEP_ALIVE)
         callbacks: list[int] = []
-        self._early = []
         try:
             for event, callback in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
             ):
                 callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
-            running = await asyncio.to_thread(_running, connection)
+            running = await asyncio.to_thread(self._running, connection)
             self._list(running, await asyncio.to_thread(self._persistent, connection))
             self._connected.set()
             log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
-            await lost.wait()
+            while (happened := await events.get()) is not None:
+                await self._note(*happened)
         finally:
             self._connected.clear()
             await asyncio.to_thread(_deregister, connection, callbacks)
 
-    def _list(self, running: list[tuple[Any, bool]], persistent: list[object]) -> None:
+    def _list(self, running: list[tuple[_Running, bool]], persistent: list[object]) -> None:
         """At once, for main takes it for whole. `running`: of each, whether it is paused. `persistent`: what main is told."""
-        early, self._early = self._early or [], None
         self._ids.clear()
         for domain, paused in running:
             self._find(domain)
-            self._say(wire.Paused(DomainId(domain.ID()), paused))
+            self._say(wire.Paused(domain.found.domain, paused))
         for message in persistent:
             self._say(message)
         self._say(wire.Listed())
-        for happened in early:
-            happened()
 
-    def _find(self, domain: Any) -> None:
-        number = domain.ID()
-        if number <= 0:
-            return  # it has ended already
-        self._ids[domain.UUIDString()] = DomainId(number)
-        self._say(wire.Found(DomainId(number), domain.name(), domain.UUIDString()))
-        self._spawn(self._detach_stale(DomainId(number)))
+    def _find(self, running: _Running) -> None:
+        found, stale = running.found, running.stale
+        self._ids[found.uuid] = found.domain
+        self._say(found)
+        if stale and found.kvm:
+            log.info(f"domain {found.domain} has {len(stale)} devices of an earlier daemon: they are unplugged")
+            self._spawn(self._detach_stale(found.domain, stale))
+        elif stale:
+            log.info(
+                f"domain {found.domain}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends"
+            )
+
+    def _running(self, connection: Any) -> list[tuple[_Running, bool]]:
+        """Return the domains that run, and of each whether it is paused."""
+        running = []
+        for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+            try:
+                state, reason = domain.state()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                    raise
+                continue  # it has ended meanwhile
+            look = self._look_at(domain)
+            if look is not None:
+                paused = state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
+                running.append((look, paused))
+        return running
+
+    def _look_at(self, domain: Any) -> _Running | None:
+        """Ask what a domain that runs is like. None: the domain has ended, or the connection has."""
+        number, start = domain.ID(), self._start
+        if number <= 0 or start is None:
+            return None
+        kvm, stale = False, list[str]()
+        try:
+            tree = ElementTree.fromstring(domain.XMLDesc())
+            kvm = hotplug_xml.has_kvm(tree)
+            stale = hotplug_xml.stale_devices(tree, Path(start.folder))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
+                return None
+            log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
+        except ElementTree.ParseError as error:
+            log.warning(f"what libvirt says of domain {number} is no XML: {error}")
+        left = Size(0 if kvm else len(stale))
+        return _Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
 
     def _persistent(self, connection: Any) -> list[object]:
         """What main is told of each domain that has a configuration."""
@@ -212,16 +258,18 @@ class Domains:
             self._say(message)
 
     def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-        if self._early is None:
-            self._note(domain, event)
-        else:
-            self._early.append(lambda: self._note(domain, event))
+        self._events.put_nowait((domain, event))
 
-    def _note(self, domain: Any, event: int) -> None:
+    def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
+        self._events.put_nowait((domain, None))
+
+    async def _note(self, domain: Any, event: int | None) -> None:
         uuid = domain.UUIDString()
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
-                self._find(domain)
+                running = await asyncio.to_thread(self._look_at, domain)
+                if running is not None:
+                    self._find(running)
             case libvirt.VIR_DOMAIN_EVENT_DEFINED:
                 self._spawn(self._tell_if_prepared(domain))
             case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
@@ -232,10 +280,9 @@ class Domains:
             case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_RESUMED:
                 if uuid in self._ids:
                     self._say(wire.Paused(self._ids[uuid], event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED))
-
-    def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
-        if domain.UUIDString() in self._ids:
-            self._say(wire.Rebooted(self._ids[domain.UUIDString()]))
+            case None:
+                if uuid in self._ids:
+                    self._say(wire.Rebooted(self._ids[uuid]))
 
     # ---- devices ----
 
@@ -253,7 +300,7 @@ class Domains:
                         raise
                     if connection is self._connection:
                         self._connected.clear()
-                        self._lost.set()
+                        self._events.put_nowait(None)
 
     async def _attach(self, attach: wire.Attach) -> None:
         try:
@@ -275,13 +322,10 @@ class Domains:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
 
-    async def _detach_stale(self, number: DomainId) -> None:
-        """Devices that an earlier daemon left: their sockets are no more. Before any is attached, which may have their ids."""
-        start = self._start
-        if start is None:
-            return
+    async def _detach_stale(self, number: DomainId, stale: list[str]) -> None:
+        """Unplug the devices that an earlier daemon left, before any is attached that may have their ids."""
         try:
-            await self._do(number, _detach_stale_now, number, start.folder)
+            await self._do(number, _detach_stale_now, number, stale)
         except libvirt.libvirtError:
             pass  # it has ended
 
@@ -300,17 +344,7 @@ def _detach_now(connection: Any, number: DomainId, path: str) -> None:
         domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
-    tree = ElementTree.fromstring(connection.lookupByID(number).XMLDesc())
-    stale = hotplug_xml.stale_devices(tree, Path(folder))
-    if not stale:
-        return
-    if tree.get("type") == "qemu":
-        # Without KVM QEMU goes on watching an unplugged device's eventfds by their numbers, and ends when the next devices'
-        # descriptors get these in another order (watch_vector_notifier, QEMU 7.2).
-        log.info(f"domain {number}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends")
-        return
-    log.info(f"domain {number} has {len(stale)} devices of an earlier daemon: they are unplugged")
+def _detach_stale_now(connection: Any, number: DomainId, stale: list[str]) -> None:
     for path in stale:
         try:
             _detach_now(connection, number, path)
@@ -318,20 +352,6 @@ def _detach_stale_now(connection: Any, number: DomainId, folder: str) -> None:
             if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
-
-
-def _running(connection: Any) -> list[tuple[Any, bool]]:
-    """The domains that run, and of each whether it is paused."""
-    found = []
-    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-        try:
-            state, reason = domain.state()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-            continue  # it has ended meanwhile
-        found.append((domain, state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP))
-    return found
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

@@ -24,7 +24,7 @@ from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
-from kvmchand.wire.libvirt import Prepared
+from kvmchand.wire.libvirt import Found, Prepared
 from rig import libvirtd as private
 from rig.daemon import Daemon
 from rig.deadline import eventually, in_time, run_until
@@ -40,12 +40,12 @@ BRIDGE = """\
     <controller type='pci' index='2' model='pcie-to-pci-bridge'><address type='pci' bus='1' slot='0'/></controller>
 """
 DOMAIN = """\
-<domain type='qemu'>
+<domain type='{type}'>
   <name>{name}</name>
   <memory unit='MiB'>64</memory>
   <os><type arch='x86_64' machine='q35'>hvm</type></os>
   <on_reboot>restart</on_reboot>
-  <devices>
+  {cpu}<devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='pci' index='0' model='pcie-root'/>
 {devices}    <controller type='usb' model='none'/>
@@ -63,9 +63,10 @@ class Host:
         self._folder = folder
         self.libvirtd = PrivateLibvirtd(folder)
 
-    def create(self, name: str, devices: str = BRIDGE, *, paused: bool = False) -> DomainId:
+    def create(self, name: str, devices: str = BRIDGE, *, paused: bool = False, type: str = "qemu") -> DomainId:
         path = self._folder / f"{name}.xml"
-        path.write_text(DOMAIN.format(name=name, devices=devices))
+        cpu = "<cpu mode='host-passthrough'/>\n  " if type == "kvm" else ""
+        path.write_text(DOMAIN.format(name=name, devices=devices, type=type, cpu=cpu))
         self.libvirtd.virsh("create", str(path), *(["--paused"] if paused else []))
         return DomainId(int(self.libvirtd.virsh("domid", name).stdout))
 
@@ -142,21 +143,24 @@ class Rig:
     def __init__(self, folder: Path, uri: str) -> None:
         self.loop = Loop()
         self.told: list[tuple[object, ...]] = []
+        self.found: dict[DomainId, Found] = {}
         self.failure: KvmchanError | None = None
         self.sentence = ""
         """Why the last device was not attached."""
         self._log = folder / "log"
-        self.devices = Devices(self.loop, folder / "devices", self, "nobody")
-        self.hypervisor = Hypervisor(self.loop, uri, folder / "devices", self)
+        self.folder = folder / "devices"
+        self.devices = Devices(self.loop, self.folder, self, "nobody")
+        self.hypervisor = Hypervisor(self.loop, uri, self.folder, self)
         self._last = 0
 
     def start(self) -> None:
         self.devices.start()
         self.hypervisor.start()
 
-    def on_found(self, domain: DomainId, name: str, uuid: str) -> None:
-        assert re.fullmatch(r"[0-9a-f-]{36}", uuid)
-        self.told.append(("found", domain, name))
+    def on_found(self, found: Found) -> None:
+        assert re.fullmatch(r"[0-9a-f-]{36}", found.uuid)
+        self.found[found.domain] = found
+        self.told.append(("found", found.domain, found.name))
 
     def on_gone(self, domain: DomainId) -> None:
         self.told.append(("gone", domain))
@@ -237,6 +241,13 @@ class Rig:
         self.until_told(("attached", domain, device.number), ("served", domain, device.number))
         return device
 
+    def detach(self, device: Device) -> None:
+        """Once its QEMU has read all of it, as main does."""
+        (domain,) = device.peers
+        while not self.devices.has_read(device, domain):
+            self._turn()
+        self.hypervisor.detach(domain, device.number, self.path(device))
+
     def until_unplugged(self, host: Host, name: str, device: Device) -> None:
         """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset. Asserts that nothing else is
         told."""
@@ -244,7 +255,7 @@ class Rig:
         while ("unplugged", domain, device.number) not in self.told:
             host.libvirtd.virsh("reset", name)
             self._turn()
-        told = [each for each in self.told if each != ("rebooted", domain)]
+        told = [each for each in self.told if each[0] not in ("rebooted", "paused", "resumed")]
         assert told == [("unplugged", domain, device.number)]
         self.told.clear()
 
@@ -301,6 +312,16 @@ def rig(host: Host, make_rig: Callable[[str], Rig]) -> Iterator[Rig]:
 def domain(host: Host, rig: Rig) -> DomainId:
     """A running domain `one`, and main, which knows it."""
     made = host.create("one")
+    rig.start()
+    rig.until_told(("found", made, "one"))
+    return made
+
+
+@pytest.fixture
+def with_kvm(host: Host, rig: Rig) -> DomainId:
+    """A running domain `one` that devices can be unplugged from, and main, which knows it."""
+    private.require_kvm()
+    made = host.create("one", type="kvm")
     rig.start()
     rig.until_told(("found", made, "one"))
     return made
@@ -392,9 +413,9 @@ def test_a_device_that_is_attached_already_is_attached_once(host: Host, rig: Rig
     assert len(host.shmems("one")) == 1
 
 
-def test_a_detached_device_leaves_its_qemu(host: Host, rig: Rig, domain: DomainId) -> None:
-    device, staying = rig.attached(domain), rig.attached(domain)
-    rig.hypervisor.detach(domain, device.number, rig.path(device))
+def test_a_detached_device_leaves_its_qemu(host: Host, rig: Rig, with_kvm: DomainId) -> None:
+    device, staying = rig.attached(with_kvm), rig.attached(with_kvm)
+    rig.detach(device)
     rig.until_unplugged(host, "one", device)
     eventually(lambda: host.paths("one") == [str(rig.path(staying))])
     assert host.taints("one") == {"high-privileges"}
@@ -498,11 +519,11 @@ def test_a_device_that_was_on_its_way_when_libvirtd_ended_is_attached_by_the_nex
     assert "failed" not in [each[0] for each in rig.told]
 
 
-def test_a_device_that_was_to_go_while_libvirtd_was_away_goes(host: Host, rig: Rig, domain: DomainId) -> None:
-    device = rig.attached(domain)
+def test_a_device_that_was_to_go_while_libvirtd_was_away_goes(host: Host, rig: Rig, with_kvm: DomainId) -> None:
+    device = rig.attached(with_kvm)
     host.libvirtd.kill()
     rig.until_logged("is lost")
-    rig.hypervisor.detach(domain, device.number, rig.path(device))
+    rig.detach(device)
     host.libvirtd.start()
     rig.until_unplugged(host, "one", device)
 
@@ -522,12 +543,12 @@ def test_that_a_domain_is_paused_is_told_once_and_that_it_went_on_before_we_conn
     rig.until_told(("resumed", domain))
 
 
-def test_a_device_that_was_to_go_when_the_process_died_goes(host: Host, rig: Rig, domain: DomainId) -> None:
-    device = rig.attached(domain)
+def test_a_device_that_was_to_go_when_the_process_died_goes(host: Host, rig: Rig, with_kvm: DomainId) -> None:
+    device = rig.attached(with_kvm)
     pid = rig.pid()
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
-    rig.hypervisor.detach(domain, device.number, rig.path(device))  # which it does not come to
+    rig.detach(device)  # which it does not come to
     rig.kill()
     rig.until_unplugged(host, "one", device)
 
@@ -578,6 +599,50 @@ def test_a_device_that_an_earlier_daemon_left_stays_where_there_is_no_kvm(host: 
     rig.until_logged("keeps 1 devices of an earlier daemon")
     assert len(host.shmems("one")) == 2
     assert str(rig.path(staying)) in host.paths("one")
+
+
+def test_a_device_that_an_earlier_daemon_left_goes_where_there_is_kvm(host: Host, rig: Rig, with_kvm: DomainId) -> None:
+    left, staying = rig.attached(with_kvm), rig.attached(with_kvm)
+    rig.detach(staying)  # so that both have been read, and this one can be told to have gone
+    rig.devices.remove(left)  # its QEMU keeps it
+    rig.kill()
+    rig.until_logged("has 1 devices of an earlier daemon: they are unplugged")
+    rig.until_unplugged(host, "one", staying)
+    eventually(lambda: (host.libvirtd.virsh("reset", "one"), host.shmems("one") == [])[1])
+
+
+def test_what_a_domain_keeps_of_an_earlier_daemon_is_told_with_whether_it_has_kvm(
+    host: Host, rig: Rig, domain: DomainId, tmp_path: Path
+) -> None:
+    assert (rig.found[domain].kvm, rig.found[domain].left) == (False, 0)
+    rig.devices.remove(rig.attached(domain))
+    rig.attached(domain)
+    rig.hypervisor.close()
+    rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig)
+    rig.hypervisor.start()
+    rig.until_told(("found", domain, "one"))
+    assert (rig.found[domain].kvm, rig.found[domain].left) == (False, 1)
+
+
+def test_a_domain_with_kvm_is_known_to_be_one_and_keeps_nothing(rig: Rig, with_kvm: DomainId) -> None:
+    assert (rig.found[with_kvm].kvm, rig.found[with_kvm].left) == (True, 0)
+
+
+def test_domains_that_come_and_go_at_once_are_told_in_their_order(host: Host, rig: Rig) -> None:
+    rig.start()
+    rig.until_logged("connected to libvirt")
+    numbers: list[object] = []
+    for _ in range(5):
+        numbers.append(host.create("one", paused=True))
+        host.libvirtd.virsh("destroy", "one")
+    last = host.create("one", paused=True)
+    rig.until(lambda: ("found", last, "one") in rig.told)
+    told = [each for each in rig.told if each[0] != "paused"]
+    found = [each[1] for each in told if each[0] == "found"]
+    gone = [each[1] for each in told if each[0] == "gone"]
+    # One that had gone before libvirt was asked of it may never have been.
+    assert found == [*gone, last]
+    assert gone == [each for each in numbers if each in gone]
 
 
 def test_a_device_of_someone_elses_is_let_alone(host: Host, rig: Rig, domain: DomainId, tmp_path: Path) -> None:
@@ -664,6 +729,38 @@ def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(tmp_p
     finally:
         daemon.process.terminate()
         assert daemon.process.wait() == 0
+
+
+def test_a_domain_without_kvm_outlives_one_daemon_after_another_until_it_is_full(host: Host, tmp_path: Path) -> None:
+    rounds = 4
+    one = host.create("one")
+    pid = host.pid("one")
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f"[limits]\nguest_devices = {rounds}\n")
+
+    def daemon() -> GuestsDaemon:
+        return GuestsDaemon(tmp_path, "--config", str(settings), libvirt=host.libvirtd.uri, domains=())
+
+    for number in range(rounds):
+        made = daemon()
+        try:
+            eventually(lambda number=number: len(host.shmems("one")) == number + 1, made.log)  # type: ignore[misc]
+            if number:
+                assert f"domain {one}, which runs without KVM, keeps {number} devices of an earlier daemon" in made.log()
+        finally:
+            made.kill()
+    last = daemon()
+    try:
+        eventually(lambda: f"domain {one} (one) gets no control device: domain {one} has {rounds} devices" in last.log())
+        assert "shut it down and start it again, or run it with KVM" in last.log()
+        assert len(host.shmems("one")) == rounds
+        assert is_running(pid)
+        host.libvirtd.virsh("destroy", "one")
+        again = host.create("one")
+        eventually(lambda: f"domain {again} (one) is here" in last.log(), last.log)
+    finally:
+        last.process.terminate()
+        assert last.process.wait() == 0
 
 
 def test_a_domain_whose_number_is_a_local_domains_is_not_served(host: Host, tmp_path: Path) -> None:

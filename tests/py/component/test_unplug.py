@@ -1,18 +1,51 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""When a device is unplugged from a guest: never before its QEMU has read all of it.
+"""When a device is unplugged from a guest: never before its QEMU has read all of it, and never from a QEMU without KVM.
 
 The scripted hypervisor fails the test when it is asked for anything else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import pytest
 
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
+from rig.daemon import serving
 from rig.deadline import eventually
 from rig.guest import ALICE, BOB, Guest, Plugged, ScriptedHost, connect, offer
+
+REMEDY = "as it runs without KVM: shut it down and start it again, or run it with KVM"
+
+
+class Run(Protocol):
+    def __call__(self, settings: str) -> ScriptedHost: ...
+
+
+@pytest.fixture
+def run(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[Run]:
+    """Starts a host with settings, in TOML."""
+    with contextlib.ExitStack() as undo:
+
+        def start(settings: str) -> ScriptedHost:
+            path = folder / "settings.toml"
+            path.write_text(settings)
+            made = ScriptedHost(folder, "--config", str(path), program=host_program)
+            return undo.enter_context(contextlib.contextmanager(serving)(made, request))
+
+        yield start
+
+
+@pytest.fixture
+def plain(host: ScriptedHost) -> Guest:
+    """A guest without KVM."""
+    return host.guest(ALICE, kvm=False).greet()
 
 
 def devices(host: ScriptedHost) -> dict[int, int]:
@@ -38,6 +71,163 @@ def settle(host: ScriptedHost, guest: Guest) -> None:
     """Until the hypervisor has done all that main has asked of it so far: what this asks for comes after that."""
     guest.offer(900, guest.domain, "settled", grows=True)
     guest.close(900)
+
+
+# ---- without KVM ----
+
+
+def test_a_device_that_can_not_be_used_stays_and_counts_until_its_domain_ends(
+    host: ScriptedHost, plain: Guest, bob: Guest
+) -> None:
+    device = fail_device(plain, 1, offer(BOB))
+    host.wait_log(f"domain {ALICE}, which runs without KVM, keeps device")
+    settle(host, bob)
+    assert device.path in plain.machine.devices
+    assert devices(host) == {ALICE: 3, BOB: 4}  # the one that failed is Bob's by its peers, and never went in
+    # The next request gets another.
+    server = plain.offer(2, BOB, grows=True)
+    assert server.grant.peer != device.peer
+    plain.stop()
+    eventually(lambda: devices(host) == {BOB: 3})
+    assert Path(device.path).name not in host.devices_left()
+
+
+def test_a_device_that_is_with_two_guests_goes_from_the_one_with_kvm_alone(host: ScriptedHost, plain: Guest, bob: Guest) -> None:
+    server = plain.offer(1, BOB, grows=True)
+    far = bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
+    here, there = plain.wait_device(server.grant.peer), bob.wait_device(far.grant.peer)
+    plain.say(control.Unusable(here.peer, "I can not use it any more"))
+    plain.close(1)
+    bob.close(1)
+    host.hypervisor.wait(lambda: there.path not in bob.machine.devices, "the device is left in the guest with KVM")
+    assert here.path in plain.machine.devices
+
+
+def test_a_device_whose_other_guest_has_gone_stays(host: ScriptedHost, plain: Guest) -> None:
+    kept = []
+    for _ in range(3):
+        bob = host.guest(BOB).greet()
+        server = plain.offer(1, BOB, grows=True)
+        bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
+        kept.append(plain.wait_device(server.grant.peer).path)
+        bob.stop()
+        host.wait_log(f"domain {BOB} (guest-{BOB}) is gone", len(kept))
+        plain.close(1)
+    assert len(set(kept)) == 3
+    assert set(kept) < plain.machine.devices.keys()
+    assert devices(host) == {ALICE: 5}
+
+
+def test_a_device_that_is_idle_is_used_again(host: ScriptedHost, plain: Guest, bob: Guest) -> None:
+    used = set()
+    for number in range(5):
+        server = plain.offer(1, BOB, grows=not number)
+        client = bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=not number)
+        used.add((server.grant.peer, client.grant.peer))
+        for guest, end in ((plain, server), (bob, client)):
+            end.close()
+            guest.close(1)
+    assert len(used) == 1
+    assert devices(host) == {ALICE: 3, BOB: 3}
+
+
+def test_a_device_stays_usable_when_the_guest_starts_anew(host: ScriptedHost, plain: Guest) -> None:
+    plain.offer(1)
+    before = set(plain.machine.devices)
+    plain.part()
+    host.hypervisor.reboot(plain.machine)
+    host.wait_log(f"domain {ALICE} (guest-{ALICE}) starts anew")
+    plain.greet().offer(1)
+    assert set(plain.machine.devices) == before
+
+
+def test_a_device_that_was_not_got_in_counts_no_more(host: ScriptedHost, plain: Guest) -> None:
+    plain.machine.refusal = "its bridges have no free slot"
+    assert "no free slot" in plain.refused(1, offer(ALICE), "limit")
+    plain.machine.refusal = ""
+    assert devices(host) == {ALICE: 2}
+    plain.offer(1, ALICE, grows=True)
+
+
+def test_the_limit_is_reached_with_a_sentence_that_says_what_to_do(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 4")
+    plain = host.guest(ALICE, kvm=False).greet()
+    for number in range(2):
+        fail_device(plain, number, offer(ALICE, f"x/{number}"))
+    sentence = plain.refused(2, offer(ALICE, "x/2"), "limit")
+    assert sentence.startswith(f"domain {ALICE} has 4 devices: guest_devices in the host's settings; 2 of them are of no use")
+    assert REMEDY in sentence
+    host.wait_log(REMEDY)
+    assert len(plain.machine.devices) == 4
+    # What it has goes on.
+    plain.offer(3)
+    plain.stop()
+    host.wait_log(f"domain {ALICE} (guest-{ALICE}) is gone")
+    again = host.guest(ALICE, kvm=False).greet()
+    again.offer(1, ALICE, grows=True)
+
+
+def test_a_guest_with_kvm_that_has_enough_devices_is_not_told_to_get_it(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 3")
+    alice = host.guest(ALICE).greet()
+    alice.machine.is_stubborn = True
+    fail_device(alice, 1, offer(ALICE))
+    assert "KVM" not in alice.refused(2, offer(ALICE), "limit")
+
+
+def test_devices_of_one_channel_each_stay_when_it_ends(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 4\n[links]\ndedicated = true")
+    plain = host.guest(ALICE, kvm=False).greet()
+    paths = []
+    for number in range(3):
+        end = plain.offer(number, path=str(number), grows=number > 0)
+        paths.append(plain.wait_device(end.grant.peer).path)
+        end.close()
+        plain.close(number)
+    assert len(set(paths)) == 3
+    assert set(paths) < plain.machine.devices.keys()
+    assert REMEDY in plain.refused(3, offer(path="3"), "limit")
+
+
+def test_devices_of_an_earlier_daemon_count(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 5")
+    plain = host.guest(ALICE, kvm=False, left=2).greet()
+    plain.offer(1, ALICE, grows=True)
+    sentence = plain.refused(2, offer(ALICE, "y", 1 << 20), "limit")
+    assert f"domain {ALICE} has 5 devices" in sentence
+    assert "2 of them are of no use" in sentence
+    assert REMEDY in sentence
+
+
+def test_a_guest_full_of_an_earlier_daemons_devices_is_not_served_and_the_log_says_what_to_do(run: Run) -> None:
+    host = run("[limits]\nguest_devices = 5")
+    machine = host.hypervisor.start(ALICE, kvm=False, left=5)
+    host.wait_log(f"domain {ALICE} (guest-{ALICE}) gets no control device: domain {ALICE} has 5 devices")
+    assert REMEDY in host.log()
+    host.guest(BOB).greet()
+    assert machine.devices == {}
+    host.hypervisor.stop(machine)
+
+
+def test_a_device_that_its_qemu_was_cut_off_from_may_be_there_and_counts(run: Run) -> None:
+    # More vectors than a connection takes at once, so that QEMU is served only when it reads.
+    host = run("[links]\nvectors = 255")
+    bob = host.guest(BOB).greet()
+    plain = host.guest(ALICE, kvm=False).greet()
+    plain.machine.is_lazy = True
+    plain.request(1, offer(BOB))
+    host.hypervisor.wait(plain.new_devices, "no device")
+    (device,) = plain.new_devices()
+    os.kill(host.services()["ivshmem"], signal.SIGKILL)
+    answer = plain.answer(1)
+    assert isinstance(answer, wire.Error)
+    assert "cut off" in answer.sentence
+    settle(host, bob)
+    assert device.path in plain.machine.devices
+    assert devices(host)[ALICE] == 3
+
+
+# ---- with KVM ----
 
 
 def test_a_device_that_can_not_be_used_is_unplugged(host: ScriptedHost, alice: Guest, bob: Guest) -> None:

@@ -103,10 +103,12 @@ class Plugged:
 
 
 class Machine:
-    """A virtual machine, as the hypervisor has it. `devices`: by their sockets' paths."""
+    """A virtual machine, as the hypervisor has it. `left`: devices of an earlier daemon. `devices`: by their sockets' paths."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, *, kvm: bool = True, left: int = 0) -> None:
         self.number = number
+        self.kvm = kvm
+        self.left = left
         self.name = f"guest-{number}"
         self.devices: dict[str, Plugged] = {}
         self.refusal = ""
@@ -194,6 +196,7 @@ class Hypervisor:
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
                 if asked is not None and message.socket in asked.devices:
+                    assert asked.kvm, "QEMU without KVM is to lose a device"
                     assert asked.devices[message.socket].has_read(), "QEMU is to lose a device that it still reads of"
                     asked.unplugging.append(message.socket)
                     if not asked.is_stubborn:
@@ -201,7 +204,7 @@ class Hypervisor:
 
     @staticmethod
     def _found(machine: Machine) -> object:
-        return libvirt.Found(machine.number, machine.name, f"uuid-{machine.number}")  # type: ignore[arg-type]
+        return libvirt.Found(machine.number, machine.name, f"uuid-{machine.number}", machine.kvm, machine.left)  # type: ignore[arg-type]
 
     def _tell(self, message: object) -> None:
         assert self._main is not None
@@ -219,9 +222,9 @@ class Hypervisor:
 
     # ---- machines ----
 
-    def start(self, number: int) -> Machine:
+    def start(self, number: int, *, kvm: bool = True, left: int = 0) -> Machine:
         with self.changed:
-            machine = self.machines[number] = Machine(number)
+            machine = self.machines[number] = Machine(number, kvm=kvm, left=left)
             self._tell(self._found(machine))
         return machine
 
@@ -284,9 +287,9 @@ class ScriptedHost(Daemon):
         eventually(lambda: ours <= self.services().keys() and all(is_asleep(pid) for pid in services_of(self.pid).values()))
         return super()._fds_at_rest()
 
-    def guest(self, number: int) -> Guest:
+    def guest(self, number: int, *, kvm: bool = True, left: int = 0) -> Guest:
         """A machine that starts, with a control device that no daemon uses yet."""
-        made = Guest(self, self.hypervisor.start(number))
+        made = Guest(self, self.hypervisor.start(number, kvm=kvm, left=left))
         self.guests.append(made)
         return made
 

@@ -13,6 +13,7 @@ import subprocess
 import threading
 from pathlib import Path
 from urllib.parse import quote
+from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from rig.deadline import Hangs
@@ -188,6 +189,11 @@ class Machine:
     @property
     def domain(self) -> int:
         return int(self.virsh("domid", self.name))
+
+    def devices(self) -> set[str]:
+        """Return the paths of the sockets of its ivshmem devices."""
+        servers = ElementTree.fromstring(self.virsh("dumpxml", self.name)).findall("devices/shmem/server")
+        return {server.get("path", "") for server in servers}
 
     def console(self) -> str:
         try:

@@ -411,6 +411,13 @@ def test_a_prepared_domain_is_well() -> None:
     )
 
 
+def test_a_domain_without_kvm_is_a_note_with_the_remedy() -> None:
+    note, well = findings_of(PREPARED.replace("<domain type='kvm'>", "<domain type='qemu'>"))
+    assert (note.grade, well.grade) == (Grade.NOTE, Grade.OK)
+    assert "keeps each device that it was given until it ends" in note.sentence
+    assert "put type='kvm' into its XML" in note.sentence
+
+
 def test_devices_of_ours_are_counted_and_their_slots_are_taken() -> None:
     devices = "".join(
         f"<shmem name='{name}'><address type='pci' bus='0x{bus:02x}' slot='0x{slot:02x}'/></shmem>"

@@ -153,6 +153,40 @@ def test_devices_that_are_in_no_guest_count_for_none() -> None:
     links.attach(devices[-1], ONE)
 
 
+def test_a_guest_without_kvm_is_told_what_to_do_when_useless_devices_fill_it() -> None:
+    links = Links(LinkLimits(max_devices=3, max_bytes=2 * SIZE))
+    links.keepers[ONE] = 1
+    given_up, good, third = (link(links, ONE, TWO, size=Size(PAGE)) for _ in range(3))
+    large = link(links, ONE, TWO, size=Size(2 * SIZE))
+    links.attach(good, ONE)
+    with pytest.raises(LimitReached, match="guest_bytes in the host's settings; 1 of them are of no use"):
+        links.attach(large, ONE)
+    links.attach(given_up, ONE)
+    given_up.plugged.add(ONE)
+    given_up.attached.discard(ONE)
+    with pytest.raises(LimitReached, match=r"has 3 devices: guest_devices .*; 2 of them are of no use .* run it with KVM"):
+        links.attach(third, ONE)
+    links.attach(third, TWO)  # the other guest lets devices go
+
+
+def test_a_guest_without_kvm_whose_devices_are_all_of_use_is_not_told_to_restart() -> None:
+    links = Links(LinkLimits(max_devices=1, max_bytes=1 << 40))
+    links.keepers[ONE] = 0
+    links.attach(link(links), ONE)
+    with pytest.raises(LimitReached, match=r"guest_devices in the host's settings$"):
+        links.attach(link(links), ONE)
+
+
+def test_a_control_device_is_refused_only_by_what_an_earlier_daemon_left() -> None:
+    links = Links(LinkLimits(max_devices=1, max_bytes=SIZE))
+    links.keepers[ONE] = 0
+    links.attach(link(links), ONE)
+    links.attach(links.add((HOST, ONE), {ONE}, SIZE, 1, control=True), ONE)
+    links.keepers[TWO] = 1
+    with pytest.raises(LimitReached, match="1 of them are of no use"):
+        links.attach(links.add((HOST, TWO), {TWO}, SIZE, 1, control=True), TWO)
+
+
 # ---- slices ----
 
 

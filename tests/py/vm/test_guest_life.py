@@ -91,8 +91,10 @@ def test_a_killed_program_in_one_guest_is_gone_at_once_in_the_other(
 def test_a_destroyed_guest_is_gone_at_once_and_the_other_is_not_touched(
     network: Network, watch: Path, stream: Path, guest: Machine, other: Machine
 ) -> None:
+    move(network, stream, guest, other, out=100_000, back=100_000)
     on_host, _ = pair(network, watch, None, guest)
     staying, kept = pair(network, watch, other, None)
+    before = other.devices()
     with acting_as(network.daemon), listen(guest.domain, "data/never") as waiting:
         guest.virsh("destroy", guest.name)
         with at_once():
@@ -106,13 +108,15 @@ def test_a_destroyed_guest_is_gone_at_once_and_the_other_is_not_touched(
     network.restore()
     assert_usable(network, stream, guest)
     move(network, stream, guest, other, out=100_000, back=100_000)
+    # Without KVM the other keeps the devices that it had with the one that is gone.
+    assert before < other.devices()
 
 
 @pytest.mark.parametrize("how", ["reset", "crash"])
 def test_a_guest_that_starts_anew_has_no_channels_and_can_open_some(
     network: Network, watch: Path, stream: Path, guest: Machine, other: Machine, how: str
 ) -> None:
-    domain = guest.domain
+    domain, before = guest.domain, guest.devices()
     on_host, _ = pair(network, watch, None, guest)
     guest.reboot(how)
     on_host.wait_line("gone")
@@ -122,6 +126,7 @@ def test_a_guest_that_starts_anew_has_no_channels_and_can_open_some(
     network.wait_linked(guest)
     assert_usable(network, stream, guest)
     move(network, stream, guest, other, out=100_000, back=100_000)
+    assert before <= guest.devices()
 
 
 def test_a_guest_that_shuts_down_is_gone(network: Network, watch: Path, stream: Path, guest: Machine) -> None:
@@ -208,6 +213,7 @@ def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
     network: Network, watch: Path, stream: Path, guest: Machine, other: Machine
 ) -> None:
     serving, connecting = pair(network, watch, guest, other)
+    before = guest.devices(), other.devices()
     with at_once():
         network.daemon.kill()
         for each in (serving, connecting):
@@ -217,6 +223,8 @@ def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
     assert_usable(network, stream, guest)
     move(network, stream, guest, other, out=100_000, back=100_000)
     # Without KVM they keep the devices of the daemon before until they end.
+    assert before[0] < guest.devices()
+    assert before[1] < other.devices()
     for machine in (guest, other):
         machine.destroy()
 

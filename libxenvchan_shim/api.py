@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from kvmchand.errors import ChannelClosed, InvalidArgument
 from kvmchand.wire import dataplane
-from kvmchand.wire.client import port_of
-from libxenvchan_shim.connection import Connection, Grant
+from libxenvchan_shim.connection import Connection
 
 if TYPE_CHECKING:
     from kvmchand.ids import Size
+    from libxenvchan_shim.connection import Granted
 
     Buffer = bytes | bytearray | memoryview
 
@@ -77,30 +77,15 @@ def _uninterrupted(function: Any, *arguments: Any) -> int:
 class Vchan:
     """One end of a vchan. Use it in one thread at a time; made by listen() and connect()."""
 
-    def __init__(self, connection: Connection, grant: Grant, *, is_server: bool) -> None:
-        """Takes both the connection and the grant."""
-        granted = grant.granted
-        self.path = granted.path
+    def __init__(self, connection: Connection, granted: Granted, *, is_server: bool) -> None:
+        """Take ownership of the connection, and of what it was granted."""
+        self.path = granted.grant.path
         """Absolute."""
         self.is_server = is_server
         self._process = os.getpid()
         # blocking and server_persist are plain fields of the structure, as for C programs.
-        self._ctrl = dataplane.attach(
-            dataplane.Grant(
-                region_fd=grant.region,
-                event_fd=grant.event,
-                notify_fd=grant.notify,
-                control_fd=connection.detach(),
-                is_server=int(is_server),
-                port=port_of(granted.channel, is_server=is_server),
-                left_order=granted.left_order,
-                right_order=granted.right_order,
-                events=grant.events,
-                doorbell_value=granted.doorbell_value,
-                region_offset=granted.offset,
-                doorbell_offset=granted.doorbell,
-            )
-        )
+        fds = (granted.region, granted.event, granted.notify)
+        self._ctrl = dataplane.attach_end(granted.grant, fds, is_server=is_server, control_fd=connection.detach())
         self._read_ring = 1 << self._ctrl.contents.read.order
 
     def _open(self) -> Any:

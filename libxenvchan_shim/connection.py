@@ -30,7 +30,7 @@ DEADLINE = 40.0
 """Seconds the daemon may take to answer. The first channel between two guests costs a hot-plug in each."""
 _PAGE = 4096
 _DOORBELL_VALUE_MAX = 2**32 - 1
-"""Of a doorbell's value: the register has 32 bits."""
+"""The register has 32 bits."""
 _REF_END = 2**32
 """Xen's grant references have 32 bits."""
 _STDIO_MAX = 2
@@ -156,11 +156,11 @@ class Connection:
             raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted.__name__}")
         return reply
 
-    def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Grant:
+    def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Granted:
         """`once`: no other client can come after the first."""
         return self._granted(client.Offer(peer, _carried(path), read_min, write_min, once))
 
-    def connect(self, domain: int, path: str, *, waits: bool = False) -> Grant:
+    def connect(self, domain: int, path: str, *, waits: bool = False) -> Granted:
         """`waits`: for as long as `domain` is there and offers nothing at `path`, or has another client there."""
         self.ask_to_connect(domain, path, waits=waits)
         return self.answer(waits=waits)
@@ -169,18 +169,18 @@ class Connection:
         """Does not wait for the answer: the connection is readable when it is there, for answer()."""
         self._send(client.Connect(domain, _carried(path), waits))
 
-    def answer(self, *, waits: bool) -> Grant:
+    def answer(self, *, waits: bool) -> Granted:
         """To ask_to_connect(). `waits`: however long it takes."""
         self._sock.settimeout(None if waits else DEADLINE)
         try:
-            return self._grant_of(*self._receive(client.Granted))
+            return self._grant_of(*self._receive(client.Grant))
         finally:
             self._sock.settimeout(DEADLINE)
 
-    def bind(self, peer: int) -> Grant:
+    def bind(self, peer: int) -> Granted:
         return self._granted(client.Bind(peer))
 
-    def join(self, domain: int, port: Size) -> Grant:
+    def join(self, domain: int, port: Size) -> Granted:
         return self._granted(client.Join(domain, port))
 
     def share(self, peer: int, pages: int, *, writable: bool) -> tuple[client.Pages, int]:
@@ -215,27 +215,27 @@ class Connection:
         fds.close()
         return reply
 
-    def _granted(self, request: object) -> Grant:
-        return self._grant_of(*self._ask(request, client.Granted))
+    def _granted(self, request: object) -> Granted:
+        return self._grant_of(*self._ask(request, client.Grant))
 
-    def _grant_of(self, reply: client.Granted, fds: Fds) -> Grant:
+    def _grant_of(self, grant: client.Grant, fds: Fds) -> Granted:
         with fds:
-            if reply.events not in client.EVENTS:
+            if grant.events not in client.EVENTS:
                 raise ProtocolError(
-                    f"kvmchand at {self._path} granted a channel with {reply.events[:40]!r} for events: use the same release"
+                    f"kvmchand at {self._path} granted a channel with {grant.events[:40]!r} for events: use the same release"
                 )
-            wanted = 3 if reply.events == "eventfd" else 2
+            wanted = 3 if grant.events == "eventfd" else 2
             if len(fds) != wanted:
                 raise ProtocolError(f"kvmchand at {self._path} granted a channel with {len(fds)} descriptors, not {wanted}")
             if (
-                not reply.path.isascii()
-                or min(reply.left_order, reply.right_order) < 0
-                or reply.offset % _PAGE
-                or reply.doorbell % _PAGE
-                or reply.doorbell_value > _DOORBELL_VALUE_MAX
+                not grant.path.isascii()
+                or min(grant.left_order, grant.right_order) < 0
+                or grant.offset % _PAGE
+                or grant.doorbell % _PAGE
+                or grant.doorbell_value > _DOORBELL_VALUE_MAX
             ):
-                raise ProtocolError(f"kvmchand at {self._path} granted a channel that can't be: use the same release")
-            return Grant(reply, _all_above_stdio(fds))
+                raise ProtocolError(f"kvmchand at {self._path} granted an invalid channel: use the same release")
+            return Granted(grant, *_all_above_stdio(fds))
 
     def close_channel(self) -> None:
         """Ends this connection and its end of its channel, and returns when the daemon has released it."""
@@ -271,16 +271,16 @@ class Connection:
         self.close()
 
 
-class Grant:
-    """What a connection was granted. The descriptors are the holder's."""
+class Granted:
+    """A grant, and the descriptors that came beside it, which are the holder's."""
 
-    __slots__ = ("event", "events", "granted", "notify", "region")
+    __slots__ = ("event", "grant", "notify", "region")
 
-    def __init__(self, granted: client.Granted, fds: list[int]) -> None:
-        self.granted = granted
-        self.events = client.EVENTS.index(granted.events)
-        """The number in enum kvmchan_events."""
-        self.region, self.event, self.notify = [*fds, -1][:3]
+    def __init__(self, grant: client.Grant, region: int, event: int, notify: int = -1) -> None:
+        self.grant = grant
+        self.region = region
+        self.event = event
+        self.notify = notify
 
 
 def _carried(path: str) -> str:

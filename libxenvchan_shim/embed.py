@@ -10,7 +10,7 @@ import errno
 from os import dup
 
 from kvmchand.errors import KvmchanError
-from kvmchand.wire.client import DOMAINS_MAX, PORT_STATES, port_of
+from kvmchand.wire.client import DOMAINS_MAX, EVENTS, PORT_STATES, port_of
 from libxenvchan_shim.connection import Connection, socket_path
 
 TYPE_CHECKING = False
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from kvmchand.ids import Size
     from kvmchand.wire.client import Pages
-    from libxenvchan_shim.connection import Grant
+    from libxenvchan_shim.connection import Granted
 
 OFFER, CONNECT, BIND, JOIN = range(4)
 """enum kvmchan_what."""
@@ -55,18 +55,18 @@ def bind(ffi: Any) -> None:
     def connection_to(where: Any) -> Connection:
         return Connection(socket_path(text(where.runtime_dir), text(where.domain)))
 
-    def fill(opened: Any, connection: Connection, grant: Grant, *, is_server: bool) -> None:
-        granted = grant.granted
-        path = granted.path.encode()
+    def fill(opened: Any, connection: Connection, granted: Granted, *, is_server: bool) -> None:
+        grant = granted.grant
+        path = grant.path.encode()
         ffi.memmove(opened.path, path + b"\0", len(path) + 1)
-        opened.left_order, opened.right_order = granted.left_order, granted.right_order
-        opened.port = port_of(granted.channel, is_server=is_server)
-        opened.events, opened.doorbell_value = grant.events, granted.doorbell_value
-        opened.region_offset, opened.doorbell_offset = granted.offset, granted.doorbell
-        opened.notify_fd, opened.control_fd = grant.notify, connection.detach()
-        opened.region_fd, opened.event_fd = grant.region, grant.event
+        opened.left_order, opened.right_order = grant.left_order, grant.right_order
+        opened.port = port_of(grant.channel, is_server=is_server)
+        opened.events, opened.doorbell_value = EVENTS.index(grant.events), grant.doorbell_value
+        opened.region_offset, opened.doorbell_offset = grant.offset, grant.doorbell
+        opened.notify_fd, opened.control_fd = granted.notify, connection.detach()
+        opened.region_fd, opened.event_fd = granted.region, granted.event
 
-    def open_end(connection: Connection, request: Any) -> Grant:
+    def open_end(connection: Connection, request: Any) -> Granted:
         what = request.what
         if what == OFFER:
             path, once = text(request.path), bool(request.once)
@@ -80,8 +80,8 @@ def bind(ffi: Any) -> None:
     @function
     def open(request: Any, opened: Any) -> None:
         with connection_to(request.where) as connection:
-            grant = open_end(connection, request)
-            fill(opened, connection, grant, is_server=request.what in (OFFER, BIND))
+            granted = open_end(connection, request)
+            fill(opened, connection, granted, is_server=request.what in (OFFER, BIND))
 
     @function
     def ask(request: Any, control_fd: Any) -> None:

@@ -11,6 +11,7 @@ from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import ClientId, DomainId
+from kvmchand.wire import client
 
 
 @dataclass(slots=True, eq=False)
@@ -24,7 +25,7 @@ class Requester:
 
 
 class Source(Protocol):
-    def answer(self, requester: Requester, reply: object) -> bool:
+    def answer(self, requester: Requester, reply: client.Reply) -> bool:
         """Whether it took the answer: one that does not read, or is gone, is dropped, and with it what it asked for."""
 
     def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
@@ -49,7 +50,7 @@ class Source(Protocol):
 class RequesterEvents(Protocol):
     """What main does for the sources."""
 
-    def on_request(self, requester: Requester, request: object) -> None: ...
+    def on_request(self, requester: Requester, request: client.Request) -> None: ...
 
     def on_close(self, closing: Requester) -> None:
         """It waits for its end to be released, and then for forget()."""

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from kvmchand.channels.device import HOST_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.registry import Side
-from kvmchand.ids import Size
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.control.sessions import ControlEnd
 from kvmchand.services.vfio.functions import Function
+from kvmchand.wire.control import grant
 
 _LOOK_AGAIN = 1.0
 """Seconds after which we look again whether the host has made the control page anew, though no event said so."""
@@ -79,4 +79,4 @@ class Handshake:
             return
         self.stop()
         fds = (control.fd, control.events[0])
-        self._on_met(ControlEnd("doorbell", fds, Size(control.memory), Size(control.doorbell), Size(HOST_PEER << 16)))
+        self._on_met(ControlEnd(grant("doorbell", control.memory, control.doorbell, HOST_PEER << 16), fds))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.requester import Requester
 from kvmchand.config import Settings
-from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, TooLong, Unreachable
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, Unreachable
 from kvmchand.guest.handshake import Handshake
 from kvmchand.ids import HOST, PAGE, ClientId, Size
 from kvmchand.linux import libc
@@ -39,7 +39,7 @@ class Waiting:
     """A request that came before the link to the host."""
 
     requester: Requester
-    request: object
+    request: client.Request
     patience: Timer
     """Refuses the request if the link does not come up in time."""
 
@@ -200,9 +200,9 @@ class Guest:
                 log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
             case control.Reply():
                 self._on_reply(message)
-            case control.Grant():
+            case control.Granted():
                 self._on_grant(message)
-            case control.Pages():
+            case control.Shared():
                 self._on_pages(message)
             case control.Closed():
                 if message.client in self._closing:
@@ -245,7 +245,7 @@ class Guest:
             self._tell(message)
         return self._is_welcome
 
-    def _answered(self, answer: control.Reply | control.Grant | control.Pages) -> Requester | None:
+    def _answered(self, answer: control.Reply | control.Granted | control.Shared) -> Requester | None:
         """Who is being answered; None where nobody waits for that: it has gone, and the host been told, or was answered."""
         ask = self._unanswered.get(answer.client)
         if ask is None or ask.serial != answer.serial:
@@ -257,12 +257,9 @@ class Guest:
         requester = self._answered(reply)
         if requester is None:
             return
-        try:
-            content: object = client.replies.decode(reply.reply.encode())
-            if isinstance(content, client.Granted | client.Pages):
-                raise ProtocolError("the host granted memory as to a client of its own")
-        except ProtocolError as error:
-            content = client.Error(ProtocolError.code, f"the host's answer can't be understood: {error}")
+        content = reply.reply
+        if isinstance(content, client.Grant | client.Pages):
+            content = client.Error(ProtocolError.code, "the host granted memory as to a client of its own")
         if isinstance(content, client.Listing) and any(each.domain == HOST for each in content.domains):
             content = self._with_devices(content)
         code = content.code if isinstance(content, client.Error) else ""
@@ -275,45 +272,36 @@ class Guest:
         devices = tuple(each.info for each in self._devices.values())
         return client.Listing(listing.domains, listing.guests, listing.links, devices, listing.channels, listing.following)
 
-    def _on_grant(self, grant: control.Grant) -> None:
-        requester = self._answered(grant)
+    def _on_grant(self, granted: control.Granted) -> None:
+        requester = self._answered(granted)
         if requester is None:
             return
         try:
-            function = self._channel_device(grant.peer)
-            function.require(grant)
+            function = self._channel_device(granted.peer)
+            function.require(granted)
         except ProtocolError as error:
             self._distrust(requester, error)
             return
-        event = function.events[grant.vector]
-        self._ends[grant.client] = (function, event)
+        event = function.events[granted.vector]
+        self._ends[granted.client] = (function, event)
         self._clients.mark_busy(requester)
-        granted = client.Granted(
-            grant.channel,
-            grant.path,
-            grant.left_order,
-            grant.right_order,
-            "doorbell",
-            Size(function.memory + grant.offset),
-            Size(function.doorbell),
-            grant.doorbell_value,
-        )
-        self._clients.answer(requester, granted, (function.fd, event))
+        self._clients.answer(requester, function.place(granted.grant), (function.fd, event))
 
-    def _on_pages(self, given: control.Pages) -> None:
-        requester = self._answered(given)
+    def _on_pages(self, shared: control.Shared) -> None:
+        requester = self._answered(shared)
         if requester is None:
             return
+        pages = shared.pages
         try:
-            function = self._channel_device(given.peer)
-            function.require_within(given.offset, given.pages * PAGE)
+            function = self._channel_device(shared.peer)
+            function.require_within(pages.offset, pages.pages * PAGE)
         except ProtocolError as error:
             self._distrust(requester, error)
             return
-        self._ends[given.client] = (function, -1)
+        self._ends[shared.client] = (function, -1)
         self._clients.mark_busy(requester)
-        pages = client.Pages(given.ref, given.pages, Size(function.memory + given.offset))
-        self._clients.answer(requester, pages, (function.fd,))
+        placed = client.Pages(pages.ref, pages.pages, Size(function.memory + pages.offset))
+        self._clients.answer(requester, placed, (function.fd,))
 
     def _distrust(self, requester: Requester, error: ProtocolError) -> None:
         log.warning(f"the host granted client {requester.number} what can't be: {error.sentence}")
@@ -332,7 +320,7 @@ class Guest:
         log.info(f"ready: {self._sockets}")
         notify("READY=1")
 
-    def on_request(self, requester: Requester, request: object) -> None:
+    def on_request(self, requester: Requester, request: client.Request) -> None:
         if self._is_welcome:
             self._ask(requester, request)
         else:
@@ -343,15 +331,11 @@ class Guest:
         del self._waiting[requester.number]
         self._refuse(requester, Unreachable(self._refusal))
 
-    def _ask(self, requester: Requester, request: object) -> None:
+    def _ask(self, requester: Requester, request: client.Request) -> None:
         self._asked.add(requester.number)
         self._serial += 1
-        ask = control.Ask(requester.number, self._serial, requester.pid, client.requests.encode(request).decode())
-        try:
-            self._tell(ask)
-            self._unanswered[requester.number] = ask
-        except ProtocolError:
-            self._refuse(requester, TooLong("the request is too long for the link to the host: give a shorter path"))
+        ask = self._unanswered[requester.number] = control.Ask(requester.number, self._serial, requester.pid, request)
+        self._tell(ask)
 
     def _refuse(self, requester: Requester, error: KvmchanError) -> None:
         self._clients.answer(requester, client.Error(error.code, error.sentence))

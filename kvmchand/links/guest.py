@@ -53,6 +53,6 @@ class Guest:
     """Seconds until its control device is tried to be plugged again, and those of the next time but one."""
 
 
-def reply_to(remote: ClientId, serial: int, content: object) -> control.Reply:
-    """An answer that is no grant, for the guest's daemon to pass on."""
-    return control.Reply(remote, serial, client.replies.encode(content).decode())
+def reply_to(remote: ClientId, serial: int, content: client.Reply) -> control.Reply:
+    """Return an answer that is no grant, for the guest's daemon to pass on."""
+    return control.Reply(remote, serial, content)

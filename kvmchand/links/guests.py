@@ -325,10 +325,9 @@ class Guests:
             if ask.serial == remote.serial and remote.answer is not None:
                 self._sessions.send(session, remote.answer)  # what it was told may be lost
             return
-        request: object = client.requests.decode(ask.request.encode())
-        if isinstance(request, client.Hello):
+        if isinstance(ask.request, client.Hello):
             raise ProtocolError("a client's hello is the guest's own to answer")
-        self._owner.on_request(remote, request)
+        self._owner.on_request(remote, ask.request)
 
     def _session_of(self, requester: Requester) -> tuple[Remote, SessionId | None]:
         if not isinstance(requester, Remote):
@@ -336,7 +335,7 @@ class Guests:
         here = requester.guest.remotes.get(requester.remote) is requester
         return requester, requester.guest.session if here else None
 
-    def answer(self, requester: Requester, reply: object) -> bool:
+    def answer(self, requester: Requester, reply: client.Reply) -> bool:
         if isinstance(reply, client.Error) and isinstance(requester, Remote):
             log.info(f"domain {requester.domain}, client {requester.number}: refused: {reply.sentence}")
         remote, session = self._session_of(requester)
@@ -358,18 +357,10 @@ class Guests:
         if side is Side.CLIENT:
             region.signal(Side.CLIENT)
         place.given = True
-        remote.answer = control.Grant(
-            remote.remote,
-            remote.serial,
-            channel.number,
-            channel.path,
-            channel.rings.left,
-            channel.rings.right,
-            place.device.peers[requester.domain],
-            place.offset,
-            vector,
-            Size(region.bell(side)),
-        )
+        rings = channel.rings
+        value = Size(region.bell(side))
+        grant = client.Grant(channel.number, channel.path, rings.left, rings.right, "doorbell", place.offset, Size(0), value)
+        remote.answer = control.Granted(remote.remote, remote.serial, place.device.peers[requester.domain], vector, grant)
         self._sessions.send(session, remote.answer)
         return True
 
@@ -381,7 +372,8 @@ class Guests:
             return False
         memory.slice.given = True
         peer = memory.slice.device.peers[requester.domain]
-        remote.answer = control.Pages(remote.remote, remote.serial, Size(share.ref), share.pages, peer, memory.offset)
+        pages = client.Pages(Size(share.ref), share.pages, memory.offset)
+        remote.answer = control.Shared(remote.remote, remote.serial, peer, pages)
         self._sessions.send(session, remote.answer)
         return True
 

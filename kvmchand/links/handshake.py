@@ -126,7 +126,7 @@ class Handshakes:
         event = self._event(guest)
         fds = (self._devices.memory(guest.control), event, self._bell(guest))
         drain_event(event)
-        guest.session = self._sessions.open(ControlEnd("eventfd", fds, Size(0), Size(0), Size(0)), guest.domain)
+        guest.session = self._sessions.open(ControlEnd(control.grant("eventfd"), fds), guest.domain)
         guest.numbers = self._next_generation() * GENERATION
         guest.is_greeted = False
         self._guests[guest.session] = guest

@@ -23,7 +23,6 @@ from typing import Protocol
 from kvmchand.errors import InternalError, KvmchanError
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
-from kvmchand.wire.codec import SERVICE_PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _NOBODY = 0
@@ -251,9 +250,9 @@ class SupervisedService:
             return
         try:
             try:
-                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)
+                data, fds = receive_packet(service.sock)
             except ConnectionResetError:
-                data, fds = receive_packet(service.sock, SERVICE_PACKET_MAX)  # it ended, and left what we said unread
+                data, fds = receive_packet(service.sock)  # it ended, and left what we said unread
             if not data:
                 self._on_end(service)
                 return

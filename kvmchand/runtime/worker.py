@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from kvmchand.linux import libc
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import Marker
-from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
+from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 
@@ -55,7 +55,7 @@ class Worker(ABC):
     def _hear_main(self) -> bool:
         """Does what main says next. False: it has ended."""
         try:
-            data, fds = receive_packet(self._main, SERVICE_PACKET_MAX)
+            data, fds = receive_packet(self._main)
         except ConnectionResetError:
             return False
         if not data:

@@ -10,6 +10,7 @@ Changes by version:
     1: the first.
     2: ends in guests, and guests in listings.
     3: what Xen programs use beside vchans: event channels, shared pages, domains; offers to one client only, connect that waits.
+    4: a grant is called so, and its fields by the names that they have everywhere; text as it is, in UTF-8.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 3
+VERSION = 4
 
 EVENTS = ("socket", "eventfd", "doorbell")
-"""What `Granted.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/vchan.h."""
+"""What `Grant.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/vchan.h."""
 
 PORT_STATES = ("closed", "unbound", "interdomain")
 """What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""
@@ -61,7 +62,7 @@ class Hello(Record):
 
 class Offer(Record):
     """libxenvchan_server_init: offers `peer` a vchan at `path`. `once`: no other client finds it after the first. Reply:
-    Granted."""
+    Grant."""
 
     peer: int
     path: str
@@ -72,7 +73,7 @@ class Offer(Record):
 
 class Connect(Record):
     """libxenvchan_client_init: connects to what `domain` offers at `path`. `waits`: where nothing is offered there, the reply
-    comes when something is, or the domain is gone. Reply: Granted."""
+    comes when something is, or the domain is gone. Reply: Grant."""
 
     domain: int
     path: str
@@ -80,13 +81,13 @@ class Connect(Record):
 
 
 class Bind(Record):
-    """xenevtchn_bind_unbound_port: an event channel for `peer` to join. Reply: Granted, of which only the events are of use."""
+    """xenevtchn_bind_unbound_port: an event channel for `peer` to join. Reply: Grant, of which only the events are of use."""
 
     peer: int
 
 
 class Join(Record):
-    """xenevtchn_bind_interdomain: joins the event channel that is `port` in `domain`. Reply: Granted."""
+    """xenevtchn_bind_interdomain: joins the event channel that is `port` in `domain`. Reply: Grant."""
 
     domain: int
     port: Size
@@ -131,7 +132,7 @@ class GetDomains(Record):
     first: int
 
 
-class Granted(Record):
+class Grant(Record):
     """An end of a channel. `events`: what it waits on and how it wakes its peer, and so which descriptors come beside this:
 
     socket: the region, and this end of the event channel.
@@ -139,7 +140,7 @@ class Granted(Record):
     doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is where mmap has BAR 0 of the
     device, whose doorbell register takes `doorbell_value` to interrupt the peer.
 
-    `offset` is where mmap of the first descriptor has the region. What a kind has no use for is 0.
+    `offset` is where mmap of the first descriptor has the region. What has no use is 0.
     """
 
     channel: ChannelId
@@ -273,7 +274,7 @@ REQUESTS: dict[str, type] = {
 }
 
 REPLIES: dict[str, type] = {
-    "granted": Granted,
+    "grant": Grant,
     "pages": Pages,
     "done": Done,
     "port": Port,
@@ -282,5 +283,9 @@ REPLIES: dict[str, type] = {
     "error": Error,
 }
 
+if TYPE_CHECKING:
+    Request = Hello | Offer | Connect | Bind | Join | Share | Map | Notify | GetPort | GetDomains | List
+    Reply = Grant | Pages | Done | Port | Domains | Listing | Error
+
 requests = Codec(REQUESTS)
-replies = Codec(REPLIES, (DomainInfo, GuestInfo, LinkInfo, DeviceInfo, ChannelInfo))
+replies = Codec(REPLIES, {each.__name__: each for each in (DomainInfo, GuestInfo, LinkInfo, DeviceInfo, ChannelInfo)})

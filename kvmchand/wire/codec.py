@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Messages to bytes and back: one JSON object a packet, `type` naming the message. Pure.
+"""Messages to bytes and back. Pure.
 
-A message is a Record, and its annotations are the schema. Decoding believes nothing: the object has exactly the
-fields of its class, each of its type and in its range, or a ProtocolError says which is not.
+A packet is one JSON object, whose `type` names the message. Where the message has bytes, its field has their number, and
+they follow the object behind a newline. A message is a Record, and its annotations are the schema. Decoding believes
+nothing: the object has exactly the fields of its class, each of its type and in its range, or a ProtocolError says which
+has not.
 """
 
 from __future__ import annotations
 
-from binascii import a2b_base64, b2a_base64
 from json import JSONDecoder, JSONEncoder
 
 from kvmchand.errors import ProtocolError
@@ -17,16 +18,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-    Packet = str  # a packet inside a packet
-    Text = str  # of which bytes are made
+    Check = Callable[[Any], Any]
 
-PACKET_MAX = 32 * 1024
-"""Bytes of one packet: a path of xenstore's longest (3072) in JSON's longest spelling (6 for 1), and room."""
-SERVICE_PACKET_MAX = 64 * 1024
-"""The same between main and its services, where packets stand within packets, each of their quotes spelled anew."""
+TEXT_MAX = 4096
+"""Bytes of a string. The longest is a path, of which xenstore allows 3072: a longer one gets an error with a reason."""
+PACKET_MAX = 28 * 1024
+"""Bytes of a packet, on every socket and in the control ring, whose smaller side (32 KiB) holds one with its length.
+
+The longest request has one string of TEXT_MAX bytes, in JSON's longest spelling (6 bytes for 1). 4 KiB are left for what
+stands around it. Encoding what was decoded never makes it longer, so whatever one process takes, the next one takes too."""
 
 
-def _integer(least: int, most: int) -> Callable[[Any], Any]:
+def _integer(least: int, most: int) -> Check:
     def check(value: Any) -> Any:
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"an integer from {least} to {most}")
@@ -35,35 +38,14 @@ def _integer(least: int, most: int) -> Callable[[Any], Any]:
     return check
 
 
-def _text_of(most: int) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
-        if type(value) is not str or len(value) > most:
-            raise ValueError(f"a string of at most {most} characters")
-        return value
-
-    return check
-
-
-def _whole(most: int) -> Callable[[Any], Any]:
+def _text(value: Any) -> Any:
     """JSON can spell half of a surrogate pair, of which no bytes can be made."""
-    is_text = _text_of(most)
-
-    def check(value: Any) -> Any:
-        try:
-            is_text(value).encode()
-        except UnicodeEncodeError:
-            raise ValueError("a string of whole characters") from None
-        return value
-
-    return check
-
-
-def _data(value: Any) -> Any:
-    """Bytes stand in base64."""
     try:
-        return a2b_base64(_text_of(PACKET_MAX)(value).encode("ascii"), strict_mode=True)
-    except ValueError:
-        raise ValueError("bytes in base64") from None
+        if type(value) is str and len(value.encode()) <= TEXT_MAX:
+            return value
+    except UnicodeEncodeError:
+        raise ValueError("a string of whole characters") from None
+    raise ValueError(f"a string of at most {TEXT_MAX} bytes")
 
 
 def _flag(value: Any) -> Any:
@@ -73,96 +55,146 @@ def _flag(value: Any) -> Any:
 
 
 # How a decoded value is judged, by the annotation of its field.
-_CHECKS: dict[str, Callable[[Any], Any]] = {
+_CHECKS: dict[str, Check] = {
     "int": _integer(-(2**31), 2**31 - 1),
     "Size": _integer(0, 2**63 - 1),
     "DomainId": _integer(0, 2**31 - 1),
     "ChannelId": _integer(0, 2**63 - 1),
     "ClientId": _integer(0, 2**63 - 1),
     "DeviceId": _integer(0, 2**63 - 1),
-    "str": _text_of(4096),
+    "str": _text,
     "bool": _flag,
-    "Packet": _whole(PACKET_MAX),
-    "Text": _whole(4096),
-    "bytes": _data,
+    "bytes": _integer(0, PACKET_MAX),
 }
 
 
 _from_json = JSONDecoder().decode
+_to_json = JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class _Plan:
-    """How one record stands in JSON."""
+    """Judges one record that stands in JSON, and makes JSON of it."""
 
-    def __init__(self, cls: type, checks: Mapping[str, Callable[[Any], Any]]) -> None:
+    def __init__(self, cls: type, inner: Mapping[str, type | Codec]) -> None:
         self.cls = cls
-        self.fields = [(name, checks[kind]) for name, kind in cls.__annotations__.items()]
+        self.data: str | None = None
+        """The field of the bytes that follow, if there is one."""
+        self.fields: list[tuple[str, Check, Check | None]] = []
+        """Of each field, what judges it, and what makes JSON of it where it is none itself."""
+        for name, kind in cls.__annotations__.items():
+            if kind == "bytes":
+                self.data = name
+            self.fields.append((name, *self._field(kind, inner)))
 
-    def build(self, value: Any) -> Any:
+    def _field(self, kind: str, inner: Mapping[str, type | Codec]) -> tuple[Check, Check | None]:
+        if kind in _CHECKS:
+            return _CHECKS[kind], len if kind == "bytes" else None
+        if kind.startswith("tuple["):
+            check, show = self._field(kind.removeprefix("tuple[").removesuffix(", ...]"), inner)
+            return _list_of(check), lambda values: [show(each) if show else each for each in values]
+        found = inner[kind]
+        if isinstance(found, Codec):
+            return found.build_inner, found.show
+        plan = _Plan(found, inner)
+        return plan.build, plan.show
+
+    def build(self, value: Any, following: bytes = b"") -> Any:
         if type(value) is not dict:
             raise ValueError("an object")
         values = []
-        for name, check in self.fields:
+        for name, check, _ in self.fields:
             if name not in value:
                 raise ValueError(f"a field '{name}'")
             try:
-                values.append(check(value[name]))
+                values.append(self._judge(name, check, value[name], following))
             except ValueError as error:
                 raise ValueError(f"in '{name}' {error}") from None
         if len(value) != len(values):
-            unknown = sorted(set(value) - {name for name, _ in self.fields})
+            unknown = sorted(set(value) - {name for name, _, _ in self.fields})
             raise ValueError(f"no field {str(unknown[0])[:40]!r}")
+        if self.data is None and following:
+            raise ValueError("no bytes behind it")
         return self.cls(*values)
 
+    def _judge(self, name: str, check: Check, value: Any, following: bytes) -> Any:
+        judged = check(value)
+        if name != self.data:
+            return judged
+        if judged != len(following):
+            raise ValueError(f"the number of bytes that follow, {len(following)}")
+        return following
+
     def show(self, message: Any) -> dict[str, Any]:
-        return {name: getattr(message, name) for name, _ in self.fields}
+        shown = {}
+        for name, _, show in self.fields:
+            value = getattr(message, name)
+            shown[name] = show(value) if show else value
+        return shown
 
 
 class Codec:
-    """The messages of one protocol. `records` are those that stand inside messages, in tuples; `most`: bytes of a packet."""
+    """The messages of one protocol."""
 
-    def __init__(self, kinds: Mapping[str, type], records: tuple[type, ...] = (), most: int = PACKET_MAX) -> None:
-        checks = dict(_CHECKS)
-        self._records: dict[type, _Plan] = {}
-        for cls in records:
-            plan = self._records[cls] = _Plan(cls, checks)
-            checks[f"tuple[{cls.__name__}, ...]"] = _tuple_check(plan)
-        self._by_kind = {kind: _Plan(cls, checks) for kind, cls in kinds.items()}
-        self._to_json = JSONEncoder(separators=(",", ":"), default=self._show_value).encode
-        self._most = most
+    def __init__(self, kinds: Mapping[str, type], inner: Mapping[str, type | Codec] | None = None) -> None:
+        """`inner`: by the annotation of a field, the record that stands there, or the protocol whose messages may."""
+        self._by_kind = {kind: _Plan(cls, inner or {}) for kind, cls in kinds.items()}
         self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
 
     def encode(self, message: Any) -> bytes:
+        """Return a message as a packet. Raises ProtocolError if it is too long for one."""
+        data = _to_json(self.show(message)).encode(errors="replace")
         kind, plan = self._by_class[type(message)]
-        return self._to_json({"type": kind, **plan.show(message)}).encode()
+        if plan.data is not None:
+            data = b"%s\n%s" % (data, getattr(message, plan.data))
+        if len(data) > PACKET_MAX:
+            raise ProtocolError(f"the message '{kind}' has {len(data)} bytes; at most {PACKET_MAX} are allowed")
+        return data
 
-    def _show_value(self, value: Any) -> Any:
-        if type(value) is bytes:
-            return b2a_base64(value, newline=False).decode()
-        return self._records[type(value)].show(value)
-
-    def decode(self, data: bytes) -> Any:
-        """The message in one packet; ProtocolError if it is none of this protocol's."""
-        if len(data) > self._most:
-            raise ProtocolError(f"a packet has more than {self._most} bytes")
+    def decode(self, packet: bytes) -> Any:
+        """Return the message of a packet. Raises ProtocolError if it is none of this protocol's."""
+        if len(packet) > PACKET_MAX:
+            raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
+        head, _, following = packet.partition(b"\n")
         try:
-            value = _from_json(data.decode())
+            value = _from_json(head.decode())
         except (ValueError, RecursionError):
             raise ProtocolError("a packet is not JSON") from None
-        kind = value.pop("type", None) if type(value) is dict else None
-        plan = self._by_kind.get(kind) if type(kind) is str else None
+        kind = _kind_of(value)
+        plan = self._by_kind.get(kind)
         if plan is None:
-            raise ProtocolError(f"unknown message {str(kind)[:40]!r}")
+            raise ProtocolError(f"unknown message {kind[:40]!r}")
         try:
-            return plan.build(value)
+            return plan.build(value, following)
         except ValueError as error:
             raise ProtocolError(f"the message '{kind}' must have {error}") from None
 
+    def show(self, message: Any) -> dict[str, Any]:
+        """Return what stands in JSON for a message."""
+        kind, plan = self._by_class[type(message)]
+        return {"type": kind, **plan.show(message)}
 
-def _tuple_check(plan: _Plan) -> Callable[[Any], Any]:
-    def check(value: Any) -> Any:
+    def build_inner(self, value: Any) -> Any:
+        """Return the message that stands in another's JSON. Raises ValueError if there is none of this protocol's."""
+        kind = _kind_of(value)
+        plan = self._by_kind.get(kind)
+        if plan is None:
+            raise ValueError(f"a message that is known, not {kind[:40]!r}")
+        try:
+            return plan.build(value)
+        except ValueError as error:
+            raise ValueError(f"a valid '{kind}', with {error}") from None
+
+
+def _kind_of(value: Any) -> str:
+    """Take the name of the message out of what was decoded; "" where it has none."""
+    kind = value.pop("type", "") if type(value) is dict else ""
+    return kind if type(kind) is str else ""
+
+
+def _list_of(check: Check) -> Check:
+    def check_all(value: Any) -> Any:
         if type(value) is not list:
             raise ValueError("a list")
-        return tuple([plan.build(each) for each in value])
+        return tuple([check(each) for each in value])
 
-    return check
+    return check_all

@@ -2,36 +2,37 @@
 """The messages between a guest's daemon and the host's, over the control vchan; and those between a control process, which
 reads them, and its main.
 
-On the ring each packet is 4 bytes of length, little-endian, and so many of JSON. The host is the vchan's server. A guest that
-starts says hello, is welcomed, and asks on behalf of its clients. The control vchan's end is the end of the session: all channels
+Each packet on the ring follows its length, of 4 bytes, little-endian. The host is the vchan's server. A guest that starts
+says hello, is welcomed, and asks on behalf of its clients. The control vchan's end is the end of the session: all channels
 of the guest end with it.
 
 Changes by version:
     1: the first.
     2: shared pages; the store's connections, for programs in a guest that speak xenstore's protocol.
+    3: messages as fields of others, and not packets within packets; bytes as they are, and not in base64.
 """
 
 from __future__ import annotations
 
 import struct
 
-from kvmchand.wire import store
-from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
+from kvmchand.ids import ChannelId, Size
+from kvmchand.wire import client, store
+from kvmchand.wire.codec import Codec
 from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvmchand.ids import ChannelId, ClientId, DomainId, Size
-    from kvmchand.wire.codec import Packet
+    from kvmchand.ids import ClientId, DomainId
+    from kvmchand.wire.client import Grant, Pages, Request
+    from kvmchand.wire.client import Reply as ClientReply
 
-VERSION = 2
+VERSION = 3
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""
 DEVICE_BYTES = 128 * 1024
 """Of the control device, which has the vchan at its start."""
-PACKET_MAX = 24 * 1024
-"""Bytes of one packet on the ring, less than the smaller ring holds."""
 LENGTH = struct.Struct("<I")
 
 
@@ -45,13 +46,13 @@ class Hello(Record):
 
 
 class Ask(Record):
-    """A client of the guest's asks the host. `request` is a packet of kvmchand.wire.client, `serial` counts this client's from 1.
-    Reply: Reply, Grant or Pages."""
+    """A client of the guest's asks the host. `serial` counts this client's requests from 1. Reply: Reply, Granted or
+    Shared."""
 
     client: ClientId
     serial: int
     pid: int
-    request: Packet
+    request: Request
 
 
 class Close(Record):
@@ -90,39 +91,31 @@ class Refused(Record):
 
 
 class Reply(Record):
-    """The answer to the client's request of that serial: a packet of kvmchand.wire.client."""
+    """The answer to the client's request of that serial, where that is no Granted and no Shared."""
 
     client: ClientId
     serial: int
-    reply: Packet
+    reply: ClientReply
 
 
-class Grant(Record):
-    """The answer to the client's request of that serial, which opened a channel: a slice at `offset` of the device that is `peer`
-    in the guest, woken by `vector`; its peer is woken by writing `doorbell_value` to the doorbell."""
+class Granted(Record):
+    """The answer to the client's request of that serial, which opened a channel: a slice of the device whose ivshmem id in the
+    guest is `peer`, woken by `vector`. The grant's `offset` is that in the device, and its `doorbell` is the guest's to know."""
 
     client: ClientId
     serial: int
-    channel: ChannelId
-    path: str
-    left_order: int
-    right_order: int
     peer: int
-    offset: Size
     vector: int
-    doorbell_value: Size
+    grant: Grant
 
 
-class Pages(Record):
-    """The answer to the client's request of that serial, which shared or mapped pages: a slice, as Grant's. The rest is as of
-    kvmchand.wire.client.Pages."""
+class Shared(Record):
+    """The answer to the client's request of that serial, which shared or mapped pages: a slice, as Granted's."""
 
     client: ClientId
     serial: int
-    ref: Size
-    pages: int
     peer: int
-    offset: Size
+    pages: Pages
 
 
 class Closed(Record):
@@ -140,24 +133,21 @@ class Again(Record):
 
 
 class Attach(Record):
-    """main → control: serve an end of a control vchan. `is_server`: the host's. The rest and the descriptors are as of
-    kvmchand.wire.client.Granted. `rate`: requests a second that are passed on, of the guest `domain`, in whichever session."""
+    """main → control: serve an end of a control vchan. `is_server`: the host's. The descriptors are as of `grant`, whose channel
+    and path say nothing. `rate`: requests a second that are passed on, of the guest `domain`, in whichever session."""
 
     session: Size
     domain: DomainId
     is_server: bool
-    events: str
-    offset: Size
-    doorbell: Size
-    doorbell_value: Size
     rate: int
+    grant: Grant
 
 
 class Send(Record):
-    """main → control: put a packet into the session's ring."""
+    """main → control: put a packet into the session's ring, as it is."""
 
     session: Size
-    packet: Packet
+    packet: bytes
 
 
 class Detach(Record):
@@ -179,10 +169,10 @@ class Started(Record):
 
 
 class Received(Record):
-    """control → main: what came, encoded anew from what was decoded."""
+    """control → main: a packet came, here encoded anew from what was decoded."""
 
     session: Size
-    packet: Packet
+    packet: bytes
 
 
 class Lost(Record):
@@ -206,8 +196,8 @@ TO_GUEST: dict[str, type] = {
     "welcome": Welcome,
     "refused": Refused,
     "reply": Reply,
-    "grant": Grant,
-    "pages": Pages,
+    "granted": Granted,
+    "shared": Shared,
     "closed": Closed,
     "again": Again,
     "store-output": store.Output,
@@ -216,7 +206,20 @@ TO_GUEST: dict[str, type] = {
 TO_CONTROL: dict[str, type] = {"attach": Attach, "send": Send, "detach": Detach, "start": Start}
 TO_MAIN: dict[str, type] = {"started": Started, "received": Received, "lost": Lost}
 
-to_host = Codec(TO_HOST)
-to_guest = Codec(TO_GUEST)
-to_control = Codec(TO_CONTROL, most=SERVICE_PACKET_MAX)
-to_main = Codec(TO_MAIN, most=SERVICE_PACKET_MAX)
+_INNER: dict[str, type | Codec] = {
+    "Request": client.requests,
+    "ClientReply": client.replies,
+    "Grant": client.Grant,
+    "Pages": client.Pages,
+}
+
+to_host = Codec(TO_HOST, _INNER)
+to_guest = Codec(TO_GUEST, _INNER)
+to_control = Codec(TO_CONTROL, _INNER)
+to_main = Codec(TO_MAIN)
+
+
+def grant(events: str, offset: int = 0, doorbell: int = 0, doorbell_value: int = 0) -> client.Grant:
+    """Return the grant of a control vchan's end."""
+    numbers = Size(offset), Size(doorbell), Size(doorbell_value)
+    return client.Grant(ChannelId(0), "", LEFT_ORDER, RIGHT_ORDER, events, *numbers)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from kvmchand.errors import from_errno
+from kvmchand.wire import client
 
 _NAME = "libkvmchan-dataplane.so"
 
@@ -71,6 +72,27 @@ def _library() -> Path:
 _lib = ctypes.CDLL(str(_library()), use_errno=True)
 _lib.kvmchan_last_error.restype = ctypes.c_char_p
 _lib.kvmchan_last_error.argtypes = ()
+
+
+def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, control_fd: int = -1) -> Any:
+    """Attach to an end as it was granted, with the descriptors that came beside the grant. Takes ownership of all of them."""
+    region, event, notify = [*fds, -1][:3]
+    return attach(
+        Grant(
+            region_fd=region,
+            event_fd=event,
+            notify_fd=notify,
+            control_fd=control_fd,
+            is_server=int(is_server),
+            port=client.port_of(grant.channel, is_server=is_server),
+            left_order=grant.left_order,
+            right_order=grant.right_order,
+            events=client.EVENTS.index(grant.events),
+            doorbell_value=grant.doorbell_value,
+            region_offset=grant.offset,
+            doorbell_offset=grant.doorbell,
+        )
+    )
 
 
 def last_error() -> OSError:

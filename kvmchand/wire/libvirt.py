@@ -9,7 +9,6 @@ from kvmchand.wire.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import DeviceId, DomainId, Size
-    from kvmchand.wire.codec import Text
 
 
 class Start(Record):
@@ -47,8 +46,8 @@ class Found(Record):
     which it has. `kvm`: QEMU runs it with KVM. `left`: how many devices of an earlier daemon it keeps until it ends."""
 
     domain: DomainId
-    name: Text
-    uuid: Text
+    name: str
+    uuid: str
     kvm: bool
     left: Size
 

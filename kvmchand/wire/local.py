@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from kvmchand.wire import client
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ClientId, DomainId, Size
-    from kvmchand.wire.codec import Packet
+    from kvmchand.wire.client import Request
 
 
 class Listen(Record):
@@ -42,15 +43,14 @@ class Started(Record):
 
 
 class Ask(Record):
-    """local → main: `client` asks `request`, encoded anew from what was decoded. With a client's first, its connection is
-    beside this; main answers on it."""
+    """local → main: `client` asks `request`. The client's connection is beside its first; main answers on it."""
 
     client: ClientId
-    request: Packet
+    request: Request
 
 
 TO_LOCAL: dict[str, type] = {"listen": Listen, "restore": Restore, "start": Start}
 TO_MAIN: dict[str, type] = {"started": Started, "ask": Ask}
 
 to_local = Codec(TO_LOCAL)
-to_main = Codec(TO_MAIN)
+to_main = Codec(TO_MAIN, {"Request": client.requests})

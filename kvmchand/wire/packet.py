@@ -24,14 +24,14 @@ _FDS_MAX = 253
 
 
 class Fds:
-    """Descriptors in transit, owned: what is not stolen is closed."""
+    """Owned descriptors in transit: what is not stolen is closed."""
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fds = list(fds)
 
     @classmethod
     def duplicates(cls, fds: Sequence[int]) -> Fds:
-        """Of descriptors that stay the caller's. OSError: no more can be had."""
+        """Duplicate descriptors, which stay the caller's. Raises OSError if there are no more to have."""
         made = cls()
         try:
             for fd in fds:
@@ -45,19 +45,20 @@ class Fds:
         return len(self._fds)
 
     def add(self, fd: int) -> None:
-        """Takes one more."""
+        """Take ownership of one more."""
         self._fds.append(fd)
 
     def borrow(self) -> list[int]:
-        """The numbers; they stay ours."""
+        """Return the numbers; the descriptors stay ours."""
         return list(self._fds)
 
     def steal(self) -> list[int]:
-        """The numbers; the caller closes them."""
+        """Return the numbers; the caller closes them."""
         fds, self._fds = self._fds, []
         return fds
 
     def close(self) -> None:
+        """Close what was not stolen."""
         for fd in self.steal():
             os.close(fd)
 
@@ -69,15 +70,14 @@ class Fds:
 
 
 def send_packet(sock: socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
-    """Sends one packet; OSError as sendmsg, never SIGPIPE. The descriptors stay the caller's."""
+    """Send one packet. Raises OSError as sendmsg, but never SIGPIPE. The descriptors stay the caller's."""
     beside = [(SOL_SOCKET, SCM_RIGHTS, b"".join([fd.to_bytes(_FD_SIZE, sys.byteorder) for fd in fds]))] if fds else []
     sock.sendmsg([data], beside, MSG_NOSIGNAL | flags)
 
 
-def receive_packet(sock: socket, most: int = PACKET_MAX) -> tuple[bytes, Fds]:
-    """Receives one packet: b"" at the end. OSError as recvmsg; ProtocolError for one that did not arrive whole, or has over
-    `most` bytes."""
-    data, beside, status, _ = sock.recvmsg(most, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC)
+def receive_packet(sock: socket) -> tuple[bytes, Fds]:
+    """Receive one packet; b"" at the end. Raises OSError as recvmsg, or ProtocolError if the packet did not arrive whole."""
+    data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC)
     numbers: list[int] = []
     for level, kind, payload in beside:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:
@@ -86,6 +86,6 @@ def receive_packet(sock: socket, most: int = PACKET_MAX) -> tuple[bytes, Fds]:
     fds = Fds(numbers)
     if status & (MSG_TRUNC | MSG_CTRUNC):
         fds.close()
-        what = f"a packet has more than {most} bytes" if status & MSG_TRUNC else "a packet's descriptors were cut off"
+        what = f"a packet has more than {PACKET_MAX} bytes" if status & MSG_TRUNC else "a packet's descriptors were cut off"
         raise ProtocolError(what)
     return data, fds

@@ -9,18 +9,17 @@ number of a connection; each side knows it by one of its own as well.
 from __future__ import annotations
 
 from kvmchand.wire import local
-from kvmchand.wire.codec import SERVICE_PACKET_MAX, Codec
+from kvmchand.wire.codec import Codec
 from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, ClientId, DomainId
-    from kvmchand.wire.codec import Text
 
 REQUEST_BYTES = 4112
-"""Bytes of a request, at the most: xenstore's header and its longest payload."""
+"""The most bytes of a request: xenstore's header and its longest payload."""
 OUTPUT_BYTES = 8192
-"""Bytes that one Output carries, at the most: any reply or event is smaller."""
+"""The most bytes that one Output carries. Any reply or event is smaller."""
 
 
 # ---- what is, to the one with the tree ----
@@ -34,8 +33,8 @@ class Domain(Record):
     """main → store: a domain is there. `uuid`: its hypervisor's, or empty."""
 
     domain: DomainId
-    name: Text
-    uuid: Text
+    name: str
+    uuid: str
 
 
 class Gone(Record):
@@ -131,7 +130,7 @@ FROM_STORE: dict[str, type] = {**_FROM_SOCKETS, "withdraw": Withdraw, "output": 
 TO_FORWARDER: dict[str, type] = {**_SOCKETS, "output": Output}
 FROM_FORWARDER: dict[str, type] = {**_FROM_SOCKETS, **FROM_GUEST}
 
-to_store = Codec(TO_STORE, most=SERVICE_PACKET_MAX)
-from_store = Codec(FROM_STORE, most=SERVICE_PACKET_MAX)
-to_forwarder = Codec(TO_FORWARDER, most=SERVICE_PACKET_MAX)
-from_forwarder = Codec(FROM_FORWARDER, most=SERVICE_PACKET_MAX)
+to_store = Codec(TO_STORE)
+from_store = Codec(FROM_STORE)
+to_forwarder = Codec(TO_FORWARDER)
+from_forwarder = Codec(FROM_FORWARDER)

@@ -21,6 +21,7 @@ from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.wire import client, control, dataplane, store
+from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds
 
 _BUCKETS_MAX = 1024
@@ -74,30 +75,14 @@ class Session:
 
     def __init__(self, settings: control.Attach, fds: list[int], bucket: Bucket, store_bucket: Bucket) -> None:
         """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
-        region, event, *rest = fds
-        notify = rest[0] if rest else -1
-        kind = {"socket": 0, "eventfd": 1, "doorbell": 2}[settings.events]
         self.number = settings.session
         self.domain = settings.domain
         self._incoming = control.to_host if settings.is_server else control.to_guest
-        grant = dataplane.Grant(
-            region_fd=region,
-            event_fd=event,
-            notify_fd=notify,
-            control_fd=-1,
-            is_server=int(settings.is_server),
-            left_order=control.LEFT_ORDER,
-            right_order=control.RIGHT_ORDER,
-            events=kind,
-            region_offset=settings.offset,
-            doorbell_offset=settings.doorbell,
-            doorbell_value=settings.doorbell_value,
-        )
-        self._ctrl = dataplane.attach(grant)
-        self._copy = ctypes.create_string_buffer(control.LENGTH.size + control.PACKET_MAX)
+        self._ctrl = dataplane.attach_end(settings.grant, fds, is_server=settings.is_server)
+        self._copy = ctypes.create_string_buffer(control.LENGTH.size + PACKET_MAX)
         self._bucket = bucket
         self._store_bucket = store_bucket
-        self.held: str | None = None
+        self.held: bytes | None = None
         """A message of the store's that came too fast."""
         self.turn: Timer | None = None
         """The turn in which it may go on."""
@@ -119,12 +104,11 @@ class Session:
                 return  # an event comes when there is room
             self.to_send.popleft()
 
-    def put(self, packet: str) -> None:
-        """Queues a packet. ProtocolError: the other end does not read."""
+    def put(self, packet: bytes) -> None:
+        """Queue a packet. Raises ProtocolError if the other end does not read."""
         if len(self.to_send) >= QUEUE_MAX:
             raise ProtocolError(f"{QUEUE_MAX} packets wait to be read by the other end: it does not")
-        data = packet.encode()
-        self.to_send.append(control.LENGTH.pack(len(data)) + data)
+        self.to_send.append(control.LENGTH.pack(len(packet)) + packet)
         self.flush()
 
     def take(self) -> bytes | None:
@@ -133,8 +117,8 @@ class Session:
         if not dataplane.peek(self._ctrl, self._copy, head):
             return None
         (size,) = control.LENGTH.unpack_from(self._copy)
-        if not 0 < size <= control.PACKET_MAX:
-            raise ProtocolError(f"a packet of {size} bytes came, and {control.PACKET_MAX} are the most")
+        if not 0 < size <= PACKET_MAX:
+            raise ProtocolError(f"a packet of {size} bytes came; at most {PACKET_MAX} are allowed")
         try:
             if not dataplane.recv(self._ctrl, self._copy, head + size):
                 return None
@@ -142,30 +126,26 @@ class Session:
             return None  # the caller looks for that, once nothing more comes
         return ctypes.string_at(self._copy, head + size)[head:]
 
-    def hold(self, packet: str) -> None:
-        """Nothing more is taken until release() gives `packet`."""
+    def hold(self, packet: bytes) -> None:
+        """Take nothing more until release() has returned `packet`."""
         self.held = packet
 
     def wait(self) -> float:
         """Return the seconds until release() gives the packet that has to wait."""
         return self._store_bucket.wait()
 
-    def release(self) -> str | None:
-        """The packet for main that had to wait, if it has for long enough."""
+    def release(self) -> bytes | None:
+        """Return the packet for main that had to wait, if it has waited for long enough."""
         held = self.held
         if held is not None and self._store_bucket.take():
             self.held = None
             return held
         return None
 
-    def decode(self, data: bytes) -> str | None:
-        """A packet for main, encoded anew; None for one that is refused here, or has to wait."""
+    def decode(self, data: bytes) -> bytes | None:
+        """Return a packet for main, encoded anew; None for one that is refused here, or has to wait."""
         message = self._incoming.decode(data)
-        anew = self._incoming.encode(message).decode()
-        if len(anew) > control.PACKET_MAX:
-            raise ProtocolError(
-                f"a packet came of {len(anew)} bytes when it is spelled as we do: {control.PACKET_MAX} are the most"
-            )
+        anew = self._incoming.encode(message)
         if isinstance(message, store.Request | store.Output | store.Taken | store.Ended):
             if self._store_bucket.take():
                 return anew
@@ -184,8 +164,8 @@ class Session:
         if self._refused == 1:
             log.warning(f"session {self.number}: requests come faster than guest_requests in the settings, and are refused")
         error = LimitReached("this domain asks too often (guest_requests in the host's settings): wait, and ask again")
-        reply = client.replies.encode(client.Error(error.code, error.sentence)).decode()
-        self.put(control.to_guest.encode(control.Reply(message.client, message.serial, reply)).decode())
+        reply = control.Reply(message.client, message.serial, client.Error(error.code, error.sentence))
+        self.put(control.to_guest.encode(reply))
         return None
 
     def hang_up(self) -> None:

@@ -15,7 +15,7 @@ from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import SupervisedService
-from kvmchand.wire import control
+from kvmchand.wire import client, control
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
 
@@ -38,13 +38,10 @@ class SessionEvents(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ControlEnd:
-    """What an end of a control vchan is made of. The descriptors stay the caller's until open() has dup'ed them."""
+    """What an end of a control vchan is made of. The descriptors stay the caller's; open() duplicates them."""
 
-    events: str
+    grant: client.Grant
     fds: tuple[int, ...]
-    offset: Size
-    doorbell: Size
-    doorbell_value: Size
 
 
 class Sessions:
@@ -77,18 +74,14 @@ class Sessions:
 
     def _attach(self, session: SessionId) -> tuple[bytes, Sequence[int]]:
         end, domain, fds = self._sessions[session]
-        message = control.Attach(
-            Size(session), domain, self._is_host, end.events, end.offset, end.doorbell, end.doorbell_value, self._rate
-        )
+        message = control.Attach(Size(session), domain, self._is_host, self._rate, end.grant)
         return control.to_control.encode(message), fds.borrow()
 
     def send(self, session: SessionId, message: object) -> None:
-        """To the other end; nothing where the session is over. ProtocolError: the message is too long."""
-        packet = self._outgoing.encode(message)
-        if len(packet) > control.PACKET_MAX:
-            raise ProtocolError(f"a message of {len(packet)} bytes is more than a control ring's packet may have")
+        """Send a message to the other end, unless the session is over."""
         if session in self._sessions:
-            self._service.send(control.to_control.encode(control.Send(Size(session), packet.decode())))
+            packet = self._outgoing.encode(message)
+            self._service.send(control.to_control.encode(control.Send(Size(session), packet)))
 
     def close_session(self, session: SessionId, *, hangs_up: bool = True) -> None:
         """`hangs_up`: the other end is told, after what it was sent before. Without that nothing more is written to its page."""
@@ -112,7 +105,7 @@ class Sessions:
         if message.session > self._last:
             raise ProtocolError(f"there is no session {message.session}")
         if isinstance(message, control.Received):
-            return message.session, self._incoming.decode(message.packet.encode())
+            return message.session, self._incoming.decode(message.packet)
         return message.session, message
 
     def on_message(self, message: object) -> None:

@@ -27,7 +27,6 @@ from kvmchand.runtime import log
 from kvmchand.runtime.supervisor import HOPELESS
 from kvmchand.services.libvirt import coldplug_xml, hotplug_xml
 from kvmchand.wire import libvirt as wire
-from kvmchand.wire.codec import SERVICE_PACKET_MAX
 from kvmchand.wire.packet import receive_packet, send_packet
 
 try:
@@ -108,7 +107,7 @@ class Domains:
 
     def _hear_main(self) -> None:
         try:
-            data, fds = receive_packet(self._main, SERVICE_PACKET_MAX)
+            data, fds = receive_packet(self._main)
         except BlockingIOError:
             return
         except ConnectionResetError:

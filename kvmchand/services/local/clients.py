@@ -81,11 +81,10 @@ class Clients:
         told += [(local.Start(ClientId(self._first), self._user), [])]
         return [(local.to_local.encode(message), fds) for message, fds in told]
 
-    def decode(self, data: bytes, fds: Fds) -> tuple[Client, object] | local.Started | None:
+    def decode(self, data: bytes, fds: Fds) -> tuple[Client, client.Request] | local.Started | None:
         message = local.to_main.decode(data)
         if isinstance(message, local.Started):
             return message
-        request: object = client.requests.decode(message.request.encode())
         requester = self._clients.get(message.client)
         if requester is None:
             if len(fds) != 1:
@@ -93,7 +92,7 @@ class Clients:
             if not self._first <= message.client < self._first + GENERATION:
                 raise ProtocolError(f"{message.client} is no number for a new client")
             requester = self._adopt(message.client, fds)
-        return requester, request
+        return requester, message.request
 
     def on_message(self, message: object) -> None:
         if not isinstance(message, tuple):
@@ -151,7 +150,7 @@ class Clients:
     def mark_idle(self, idle: Requester) -> None:
         self._idle[idle.domain][idle.number] = idle
 
-    def answer(self, requester: Requester, reply: object, fds: Sequence[int] = ()) -> bool:
+    def answer(self, requester: Requester, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
         try:
             send_packet(_sock(requester), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
         except OSError:
@@ -166,10 +165,10 @@ class Clients:
             if side is Side.CLIENT:
                 region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
             rings = channel.rings
-            granted = client.Granted(
+            grant = client.Grant(
                 channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
             )
-            return self.answer(requester, granted, (given.memory, *given.events))
+            return self.answer(requester, grant, (given.memory, *given.events))
         finally:
             os.close(given.memory)
 

@@ -21,7 +21,6 @@ from kvmchand.runtime.loop import HALF_CLOSED, READABLE, Timer
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.wire import client, local
-from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 HELLO_DEADLINE = 5.0
@@ -145,10 +144,7 @@ class Local(Acceptor):
         elif isinstance(request, client.Hello):
             raise ProtocolError("a second hello came")
         else:
-            encoded = client.requests.encode(request).decode()
-            ask = local.to_main.encode(local.Ask(sender.number, encoded))
-            if len(ask) > PACKET_MAX:
-                raise ProtocolError("a request is too long to be passed on")
+            ask = local.to_main.encode(local.Ask(sender.number, request))
             self._marker.clear()  # main may answer, and the client go on, before we get any further
             send_packet(self._main, ask, () if sender.phase is Phase.KNOWN else (sender.sock.fileno(),))
             sender.phase = Phase.KNOWN

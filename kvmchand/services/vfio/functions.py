@@ -54,17 +54,25 @@ class Function:
         """What `kvmchan ls` shows of it."""
         return client.DeviceInfo(self.address, Size(self.size), len(self.events), self.settings.speed)
 
-    def require(self, grant: control.Grant) -> None:
-        """ProtocolError unless there can be such rings, and they and the vector lie within the device."""
+    def require(self, granted: control.Granted) -> None:
+        """Raise ProtocolError unless such rings can exist, and they and the vector lie within the device."""
+        grant = granted.grant
         orders = (grant.left_order, grant.right_order)
         if not all(_ORDER_MIN <= order < RING_MAX.bit_length() for order in orders):
             raise ProtocolError(f"no rings have the orders {orders}")
         self.require_within(grant.offset, Rings(*orders).size)
-        if not 0 <= grant.vector < len(self.events):
-            raise ProtocolError(f"the device has no vector {grant.vector}")
+        if not 0 <= granted.vector < len(self.events):
+            raise ProtocolError(f"the device has no vector {granted.vector}")
+
+    def place(self, grant: client.Grant) -> client.Grant:
+        """Return a grant as a client uses it: with the places that mmap has, and not those in the device."""
+        places = Size(self.memory + grant.offset), Size(self.doorbell)
+        return client.Grant(
+            grant.channel, grant.path, grant.left_order, grant.right_order, "doorbell", *places, grant.doorbell_value
+        )
 
     def require_within(self, offset: int, size: int) -> None:
-        """ProtocolError unless the device has so many bytes there."""
+        """Raise ProtocolError unless the device has so many bytes there."""
         if size <= 0 or offset + size > self.size:
             raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
 

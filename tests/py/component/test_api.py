@@ -35,7 +35,7 @@ from kvmchand.errors import (
 from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, listen
-from libxenvchan_shim.connection import Connection, Grant
+from libxenvchan_shim.connection import Connection, Granted
 from rig.compiler import compile_c, our_flags
 from rig.daemon import Daemon, acting_as
 from rig.device import end_on_device, slice_of_device
@@ -586,7 +586,7 @@ class FakeDaemon:
 
 
 GRANTED = (
-    b'{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,'
+    b'{"type":"grant","channel":1,"path":"/x","left_order":10,"right_order":11,'
     b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}'
 )
 EVENTFD = GRANTED.replace(b"socket", b"eventfd")
@@ -603,7 +603,7 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(GRANTED, 0)], ProtocolError, "0 descriptors"),
         ([(GRANTED, 3)], ProtocolError, "3 descriptors"),
         ([(GRANTED.replace(b"11", b"10"), 2)], OSError, "can't be"),
-        ([(GRANTED.replace(b"11", b"-1"), 2)], OSError, "can't be"),
+        ([(GRANTED.replace(b"11", b"-1"), 2)], ProtocolError, "invalid channel"),
         ([(GRANTED, 2)], OSError, "memory"),
         ([(EVENTFD, 2)], ProtocolError, "2 descriptors, not 3"),
         ([(EVENTFD, 4)], ProtocolError, "4 descriptors, not 3"),
@@ -612,11 +612,11 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(DOORBELL, 3)], ProtocolError, "3 descriptors, not 2"),
         ([(GRANTED.replace(b"socket", b"pigeon"), 2)], ProtocolError, "'pigeon' for events"),
         ([(GRANTED.replace(b"socket", b""), 2)], ProtocolError, "'' for events"),
-        ([(EVENTFD.replace(b'"offset":0', b'"offset":1'), 3)], ProtocolError, "can't be"),
+        ([(EVENTFD.replace(b'"offset":0', b'"offset":1'), 3)], ProtocolError, "invalid channel"),
         ([(EVENTFD.replace(b'"offset":0', b'"offset":-4096'), 3)], ProtocolError, "offset"),
         ([(EVENTFD.replace(b'"offset":0', b'"offset":9223372036854771712'), 3)], OSError, "memory at 9223372036854771712"),
-        ([(DOORBELL.replace(b'"doorbell":0', b'"doorbell":12'), 2)], ProtocolError, "can't be"),
-        ([(DOORBELL.replace(b'"doorbell_value":0', b'"doorbell_value":4294967296'), 2)], ProtocolError, "can't be"),
+        ([(DOORBELL.replace(b'"doorbell":0', b'"doorbell":12'), 2)], ProtocolError, "invalid channel"),
+        ([(DOORBELL.replace(b'"doorbell_value":0', b'"doorbell_value":4294967296'), 2)], ProtocolError, "invalid channel"),
         ([(DOORBELL.replace(b'"doorbell_value":0', b'"doorbell_value":-1'), 2)], ProtocolError, "doorbell_value"),
         ([(b"not JSON", 2)], ProtocolError, "not JSON"),
         (
@@ -644,9 +644,9 @@ def granted_on_device() -> Iterator[tuple[Vchan, Any, socket.socket, int]]:
     before = next_fd()
     ours, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with daemon, slice_of_device() as (memory, event, notify, offset):
-        granted = client.replies.decode(EVENTFD.replace(b'"offset":0', f'"offset":{offset}'.encode()))
-        grant = Grant(granted, [os.dup(memory), os.dup(event), os.dup(notify)])
-        server = Vchan(Connection.adopt(ours.detach()), grant, is_server=True)
+        grant = client.replies.decode(EVENTFD.replace(b'"offset":0', f'"offset":{offset}'.encode()))
+        granted = Granted(grant, os.dup(memory), os.dup(event), os.dup(notify))
+        server = Vchan(Connection.adopt(ours.detach()), granted, is_server=True)
         far = end_on_device(memory, notify, event, offset, is_server=False)
         yield server, far, daemon, event
         dataplane.detach(far)

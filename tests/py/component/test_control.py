@@ -17,7 +17,8 @@ from kvmchand.channels.rings import Rings
 from kvmchand.errors import ProtocolError
 from kvmchand.ids import PAGE, ClientId, DomainId, Size
 from kvmchand.services.control.process import Bucket, Session
-from kvmchand.wire import control, dataplane
+from kvmchand.wire import client, control, dataplane
+from kvmchand.wire.codec import PACKET_MAX
 
 CONS, PROD = LEFT_INDEXES, LEFT_INDEXES + 4
 INDEX = struct.Struct("=I")
@@ -32,7 +33,7 @@ class Ring:
         os.ftruncate(self.fds[0], control.DEVICE_BYTES)
         Page(self.fds[0]).initialize(Rings(control.LEFT_ORDER, control.RIGHT_ORDER))
         self.page = mmap.mmap(self.fds[0], control.DEVICE_BYTES)
-        settings = control.Attach(Size(1), DomainId(1), True, "eventfd", Size(0), Size(0), Size(0), RATE)
+        settings = control.Attach(Size(1), DomainId(1), True, RATE, control.grant("eventfd"))
         self.session = Session(settings, [os.dup(fd) for fd in self.fds], Bucket(RATE), Bucket(RATE))
 
     def set(self, where: int, value: int) -> None:
@@ -85,7 +86,7 @@ def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], None]], N
 CLOSE = packet(control.Close(ClientId(12345)))
 
 
-@pytest.mark.parametrize("length", [0, 1, control.PACKET_MAX, control.PACKET_MAX + 1, 2**32 - 1])
+@pytest.mark.parametrize("length", [0, 1, PACKET_MAX, PACKET_MAX + 1, 2**32 - 1])
 def test_a_length_that_changes_after_the_look_counts_as_it_was(
     ring: Ring, between: Callable[[Callable[[], None]], None], length: int
 ) -> None:
@@ -107,7 +108,7 @@ def test_bytes_that_change_are_understood_as_they_were_taken(ring: Ring, between
     data = ring.session.take()
     assert data == changed[4:]
     ring.page[at : at + len(CLOSE)] = CLOSE
-    assert ring.session.decode(data) == changed[4:].decode()
+    assert ring.session.decode(data) == changed[4:]
 
 
 def test_an_index_that_goes_back_after_the_look_ends_the_session_at_the_next(
@@ -176,7 +177,7 @@ def test_a_flood_is_over_when_a_second_has_passed_without_one(clock: list[float]
 
 
 def test_a_flood_is_two_lines_in_the_log(clock: list[float], ring: Ring, capfd: pytest.CaptureFixture[str]) -> None:
-    asking = control.to_host.encode(control.Ask(ClientId(1), 1, 1, "{}"))
+    asking = control.to_host.encode(control.Ask(ClientId(1), 1, 1, client.List(Size(0))))
     passed = 0
     for _ in range(500):
         clock[0] += 0.5 / RATE

@@ -23,6 +23,7 @@ from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfRe
 from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.runtime.supervisor import Marker, Service
 from kvmchand.wire import local
+from kvmchand.wire.client import VERSION
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import State, Vchan, connect, listen
 from rig.clients import RawClient
@@ -40,7 +41,7 @@ except PermissionError:
     print("file mode")
     sys.exit()
 try:
-    sock.send(b'{"type":"hello","version":3}')
+    sock.send(b'{"type":"hello","version":%d}' % int(sys.argv[2]))
     sock.send(b'{"type":"list","after":0}')
 except ConnectionError:
     pass
@@ -334,7 +335,7 @@ def test_a_socket_that_can_not_be_replaced(tmp_path: Path) -> None:
 
 def asks(daemon: Daemon, *, user: int, group: int = NOBODY, groups: tuple[int, ...] = ()) -> str:
     """What the daemon says to a user's process: "welcome", or the code of an error, or "file mode" if that keeps it out."""
-    return run_as(user, ASK, daemon.socket_path(), group=group, groups=groups).strip()
+    return run_as(user, ASK, daemon.socket_path(), str(VERSION), group=group, groups=groups).strip()
 
 
 @pytest.mark.parametrize(
@@ -534,8 +535,8 @@ def test_only_the_client_whose_bytes_were_being_read_is_dropped(daemon: Daemon) 
         rogue.say(b"not JSON")
         rogue.hear_error("protocol")
         number = int(daemon.log().rpartition(", client ")[2].partition(":")[0]) + 1  # connections are numbered as they come
-        assert first.hello().offer(path="first")["type"] == "granted"
-        assert second.hello().offer(path="second")["type"] == "granted"
+        assert first.hello().offer(path="first")["type"] == "grant"
+        assert second.hello().offer(path="second")["type"] == "grant"
         # The page in which the local process notes whom it reads.
         marker = next(
             each for each in Path(f"/proc/{daemon.local_pid}/fd").iterdir() if "memfd:kvmchand-local" in str(each.readlink())

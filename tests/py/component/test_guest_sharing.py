@@ -33,14 +33,14 @@ def here(host: ScriptedHost) -> Iterator[Connection]:
         yield connection
 
 
-def page_of(guest: Guest, given: control.Pages, at: int, size: int = 4) -> bytes:
+def page_of(guest: Guest, given: control.Shared, at: int, size: int = 4) -> bytes:
     """What a guest sees in pages it was given."""
-    assert isinstance(given, control.Pages), given
-    return os.pread(guest.wait_device(given.peer).memory, size, given.offset + at)
+    assert isinstance(given, control.Shared), given
+    return os.pread(guest.wait_device(given.peer).memory, size, given.pages.offset + at)
 
 
-def write(guest: Guest, given: control.Pages, at: int, data: bytes) -> None:
-    os.pwrite(guest.wait_device(given.peer).memory, data, given.offset + at)
+def write(guest: Guest, given: control.Shared, at: int, data: bytes) -> None:
+    os.pwrite(guest.wait_device(given.peer).memory, data, given.pages.offset + at)
 
 
 def share(peer: int, pages: int = 2) -> client.Share:
@@ -49,7 +49,7 @@ def share(peer: int, pages: int = 2) -> client.Share:
 
 def test_a_guest_shares_pages_with_the_host(alice: Guest, here: Connection) -> None:
     given = alice.ask(1, share(0))
-    mapped, fd = here.map(ALICE, given.ref, writable=True)
+    mapped, fd = here.map(ALICE, given.pages.ref, writable=True)
     with mmap.mmap(fd, mapped.pages * PAGE, offset=mapped.offset) as memory:
         os.close(fd)
         assert memory[:] == bytes(2 * PAGE)
@@ -63,7 +63,7 @@ def test_two_guests_share_pages_and_the_second_gets_the_device_for_it(alice: Gue
     alice.request(1, share(BOB))
     alice.take_device()
     given = alice.answer(1)
-    bob.request(1, client.Map(ALICE, given.ref, True))
+    bob.request(1, client.Map(ALICE, given.pages.ref, True))
     bob.take_device()
     mapped = bob.answer(1)
     write(alice, given, 0, b"here")
@@ -74,17 +74,17 @@ def test_pages_are_no_others_until_all_have_let_them_go_and_are_zero_then(
     host: ScriptedHost, alice: Guest, here: Connection
 ) -> None:
     given = alice.ask(1, share(0))
-    _, fd = here.map(ALICE, given.ref, writable=True)
+    _, fd = here.map(ALICE, given.pages.ref, writable=True)
     os.close(fd)
     write(alice, given, 0, b"mine")
     alice.close(1)
     other = alice.ask(2, share(0))
-    assert other.offset != given.offset
+    assert other.pages.offset != given.pages.offset
     here.close_channel()
     eventually(lambda: page_of(alice, given, 0) == bytes(4))
     third = alice.ask(3, share(0))
-    assert third.offset == given.offset
-    assert third.ref not in (given.ref, other.ref)
+    assert third.pages.offset == given.pages.offset
+    assert third.pages.ref not in (given.pages.ref, other.pages.ref)
 
 
 def test_when_a_guest_is_destroyed_its_peer_finds_the_byte_cleared_and_is_woken(
@@ -92,9 +92,9 @@ def test_when_a_guest_is_destroyed_its_peer_finds_the_byte_cleared_and_is_woken(
 ) -> None:
     given = alice.ask(1, share(0))
     bound = alice.ask(2, client.Bind(0))
-    port = client.port_of(bound.channel, is_server=True)
+    port = client.port_of(bound.grant.channel, is_server=True)
     assert alice.ask(1, client.Notify(True, Size(5), Size(port))) == client.Done()
-    mapped, fd = here.map(ALICE, given.ref, writable=True)
+    mapped, fd = here.map(ALICE, given.pages.ref, writable=True)
     with acting_as(host), Connection.from_environment() as joining:
         grant = joining.join(ALICE, Size(port))
         for each in (grant.region, grant.notify):
@@ -114,14 +114,14 @@ def test_an_event_channel_wakes_a_guest_and_the_host(alice: Guest, host: Scripte
     bound = alice.ask(1, client.Bind(0))
     device = alice.wait_device(bound.peer)
     with acting_as(host), Connection.from_environment() as joining:
-        grant = joining.join(ALICE, Size(client.port_of(bound.channel, is_server=True)))
+        grant = joining.join(ALICE, Size(client.port_of(bound.grant.channel, is_server=True)))
         os.close(grant.region)
         assert select.select([grant.event], [], [])[0]
         os.eventfd_read(grant.event)
         os.eventfd_write(grant.notify, 1)
         woken = device.event(device.peer, bound.vector)
         assert select.select([woken], [], [])[0]
-        os.eventfd_write(device.event(bound.doorbell_value >> 16, bound.doorbell_value & 0xFFFF), 1)
+        os.eventfd_write(device.event(bound.grant.doorbell_value >> 16, bound.grant.doorbell_value & 0xFFFF), 1)
         assert select.select([grant.event], [], [])[0]
         for each in (grant.event, grant.notify):
             os.close(each)
@@ -148,7 +148,7 @@ def test_who_waits_for_a_guests_offer_is_told_when_the_guest_is_gone(alice: Gues
 
 def test_a_client_waits_on_where_the_device_it_needed_is_taken_away(alice: Guest, bob: Guest) -> None:
     path = f"/local/domain/{ALICE}/x"
-    peer = alice.offer(1, BOB, path, grows=True).grant.peer
+    peer = alice.offer(1, BOB, path, grows=True).peer
     bob.request(1, client.Connect(ALICE, path, True))
     bob.host.hypervisor.wait(bob.new_devices, "bob gets no device")
     bob.lose(bob.new_devices()[0])
@@ -165,7 +165,7 @@ def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, 
     alice.greet()
     grant = here.offer(ALICE, "late", Size(1), Size(1))
     assert alice.is_answered()
-    assert isinstance(alice.ask(1, connect(0, "/local/domain/0/late")), control.Grant)
+    assert isinstance(alice.ask(1, connect(0, "/local/domain/0/late")), control.Granted)
     for each in (grant.region, grant.event, grant.notify):
         os.close(each)
 
@@ -173,7 +173,7 @@ def test_a_guests_clients_that_wait_are_forgotten_with_its_daemon(alice: Guest, 
 def test_a_guest_shares_no_more_than_its_devices_may_be(alice: Guest) -> None:
     sentence = alice.refused(1, share(0, 1 << 17), "limit")
     assert "guest_bytes" in sentence
-    assert isinstance(alice.ask(2, offer(0)), control.Grant)
+    assert isinstance(alice.ask(2, offer(0)), control.Granted)
 
 
 # ---- a real guest's daemon ----
@@ -193,9 +193,10 @@ def asked_for_pages(guest: GuestDaemon, asking: RawClient) -> control.Ask:
     return guest.hear_ask()
 
 
-def pages(ask: control.Ask, **spoilt: Any) -> control.Pages:
-    honest = {"ref": Size(9), "pages": 2, "peer": PEER, "offset": Size(PAGE)}
-    return control.Pages(client=ask.client, serial=ask.serial, **{**honest, **spoilt})
+def pages(ask: control.Ask, **spoilt: Any) -> control.Shared:
+    peer = spoilt.pop("peer", PEER)
+    given = client.Pages(**{"ref": Size(9), "pages": 2, "offset": Size(PAGE), **spoilt})
+    return control.Shared(ask.client, ask.serial, peer, given)
 
 
 def test_a_guests_program_gets_the_pages_within_the_device(guest: GuestDaemon) -> None:
@@ -252,8 +253,7 @@ def test_who_breaks_the_protocol_goes_though_it_has_pages(guest: GuestDaemon) ->
         asking.hear()
         asking.say({"type": "bind", "peer": 0})
         ask = guest.hear_ask()
-        packet = client.replies.encode(client.Error("protocol", "one connection for each")).decode()
-        guest.say(control.Reply(ask.client, ask.serial, packet))
+        guest.say(control.Reply(ask.client, ask.serial, client.Error("protocol", "one connection for each")))
         asking.hear_error("protocol")
         asking.hear_end()
     assert guest.hear() == control.Close(ask.client)
@@ -262,7 +262,6 @@ def test_who_breaks_the_protocol_goes_though_it_has_pages(guest: GuestDaemon) ->
 def test_pages_in_a_reply_as_for_a_client_of_the_hosts_own_are_not_believed(guest: GuestDaemon) -> None:
     with RawClient(guest) as asking:
         ask = asked_for_pages(guest, asking)
-        packet = client.replies.encode(client.Pages(Size(9), 2, Size(0))).decode()
-        guest.say(control.Reply(ask.client, ask.serial, packet))
+        guest.say(control.Reply(ask.client, ask.serial, client.Pages(Size(9), 2, Size(0))))
         asking.hear_error("protocol")
     assert guest.hear() == control.Close(ask.client)

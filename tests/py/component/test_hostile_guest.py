@@ -19,7 +19,8 @@ import pytest
 from kvmchand.ids import PAGE, ClientId, Size
 from kvmchand.services.control.process import QUEUE_MAX
 from kvmchand.wire import client as wire
-from kvmchand.wire import control
+from kvmchand.wire import control, store
+from kvmchand.wire.codec import PACKET_MAX
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
 from libxenvchan_shim import listen as host_listen
@@ -154,25 +155,25 @@ def packet(data: bytes) -> bytes:
 
 
 def asking(request: bytes) -> bytes:
-    """A client's request, by a guest's daemon that looks at nothing; `request`: as it stands in a JSON string."""
-    return packet(b'{"type":"ask","client":50,"serial":1,"pid":1,"request":"' + request + b'"}')
+    """A client's request, by a guest's daemon that looks at nothing."""
+    return packet(b'{"type":"ask","client":50,"serial":1,"pid":1,"request":' + request + b"}")
 
 
 BAD = {
     "a packet of nothing": (bytes(4), "a packet of 0 bytes"),
     "a packet of one byte more than the most": (
-        control.LENGTH.pack(control.PACKET_MAX + 1) + bytes(control.PACKET_MAX + 1),
+        control.LENGTH.pack(PACKET_MAX + 1) + bytes(PACKET_MAX + 1),
         "bytes came",
     ),
     "a packet of all that 32 bits can say": (b"\xff" * 4, "a packet of 4294967295 bytes"),
     "zeroes": (bytes(LEFT_BYTES), "a packet of 0 bytes"),
-    "letters that are six when spelled anew": (
-        packet(b'{"type":"ask","client":1,"serial":1,"pid":1,"request":"' + "é".encode() * 11900 + b'"}'),
-        "bytes when it is spelled as we do",
+    "bytes for which a packet to main has no room beside its head": (
+        packet(control.to_host.encode(store.Request(ClientId(1), bytes(PACKET_MAX - 60)))),
+        f"at most {PACKET_MAX} are allowed",
     ),
     "no UTF-8": (packet(b"\xff\xfe{}"), "not JSON"),
     "no JSON": (packet(b'{"type":"hello"'), "not JSON"),
-    "JSON of great depth": (packet(b"[" * control.PACKET_MAX), "not JSON"),
+    "JSON of great depth": (packet(b"[" * PACKET_MAX), "not JSON"),
     "a number of many digits": (packet(b'{"type":"close","client":' + b"9" * 20000 + b"}"), "not JSON"),
     "no object": (packet(b"[]"), "unknown message"),
     "no type": (packet(b"{}"), "unknown message"),
@@ -186,11 +187,25 @@ BAD = {
     "a fraction": (packet(b'{"type":"ready","peer":2.0,"vectors":1}'), "in 'peer' an integer"),
     "a missing field": (packet(b'{"type":"ready","peer":2}'), "a field 'vectors'"),
     "a field too many": (packet(b'{"type":"close","client":1,"domain":12}'), "no field 'domain'"),
+    "bytes behind a message that has none": (packet(b'{"type":"close","client":1}\nx'), "no bytes behind it"),
+    "fewer bytes than the message says": (
+        packet(b'{"type":"store-request","client":1,"data":2}\nx'),
+        "'data' the number of",
+    ),
+    "more bytes than the message says": (
+        packet(b'{"type":"store-request","client":1,"data":0}\nx'),
+        "'data' the number of",
+    ),
     "a request that is no JSON": (asking(b"offer"), "not JSON"),
-    "a request that is a reply": (asking(rb"{\"type\":\"error\",\"code\":\"\",\"sentence\":\"\"}"), "unknown message 'error'"),
-    "a client's own hello": (asking(rb"{\"type\":\"hello\",\"version\":2}"), "hello"),
-    "half a surrogate pair for a request": (asking(rb"\ud800"), "in 'request' a string of whole characters"),
-    "an ill-typed request": (asking(rb"{\"type\":\"list\",\"after\":null}"), "in 'after' an integer"),
+    "a request that is a text": (asking(b'"offer"'), "in 'request' a message that is known"),
+    "a request that is a packet": (asking(rb'"{\"type\":\"list\",\"after\":0}"'), "in 'request' a message that is known"),
+    "a request that is a reply": (asking(b'{"type":"error","code":"","sentence":""}'), "known, not 'error'"),
+    "a client's own hello": (asking(b'{"type":"hello","version":2}'), "hello"),
+    "half a surrogate pair in a request": (
+        asking(rb'{"type":"connect","domain":0,"path":"\ud800","waits":false}'),
+        "whole characters",
+    ),
+    "an ill-typed request": (asking(b'{"type":"list","after":null}'), "in 'after' an integer"),
 }
 
 
@@ -370,8 +385,8 @@ def test_a_clients_number_means_the_guests_own_client(host: ScriptedHost, alice:
 
 def test_a_guest_speaks_of_its_own_devices_alone(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     loop = bob.offer(1, BOB, grows=True)
-    assert alice.machine.of_peer(loop.grant.peer) is None
-    for peer in (loop.grant.peer, 0, 1, -1, 2**31 - 1, -(2**31)):
+    assert alice.machine.of_peer(loop.peer) is None
+    for peer in (loop.peer, 0, 1, -1, 2**31 - 1, -(2**31)):
         alice.say(control.Ready(peer, 0))
         alice.say(control.Ready(peer, -(2**31)))
         alice.say(control.Ready(peer, 2**31 - 1))
@@ -394,7 +409,7 @@ def test_no_memory_is_in_two_guests_but_their_pairs(alice: Guest, bob: Guest) ->
     assert not memories(alice) & memories(bob)
     shared = alice.offer(2, BOB, "shared", grows=True)
     bob.connect(2, ALICE, f"/local/domain/{ALICE}/shared", grows=True)
-    assert memories(alice) & memories(bob) == {os.fstat(alice.wait_device(shared.grant.peer).memory).st_ino}
+    assert memories(alice) & memories(bob) == {os.fstat(alice.wait_device(shared.peer).memory).st_ino}
 
 
 def test_a_request_that_waits_for_a_device_is_not_refused_for_another_ones(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
@@ -734,7 +749,7 @@ def test_a_link_grows_by_another_device_when_vectors_run_out(run: Run) -> None:
     alice = host.guest(ALICE).greet()
     ends = [alice.offer(number, path=str(number)) for number in range(4)]
     ends.append(alice.offer(4, path="4", grows=True))
-    assert len({end.grant.peer for end in ends}) == 2
+    assert len({end.peer for end in ends}) == 2
     with acting_as(host):
         clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(5)]
     for client, end in zip(clients, ends, strict=True):
@@ -751,7 +766,7 @@ def test_a_channel_that_is_larger_than_a_device_gets_one_that_it_fits(run: Run) 
     host = run("[links]\nsize = 65536")
     alice = host.guest(ALICE).greet()
     end = alice.offer(1, ALICE, least=65536, grows=True)
-    assert os.fstat(alice.wait_device(end.grant.peer).memory).st_size == 262144
+    assert os.fstat(alice.wait_device(end.peer).memory).st_size == 262144
     client = alice.connect(2, ALICE)
     data = os.urandom(65536)
     end.send(data)
@@ -775,16 +790,16 @@ def test_dedicated_devices_have_one_channel_each_and_go_with_it(run: Run) -> Non
     alice = host.guest(ALICE).greet()
     first = alice.offer(1, path="1")
     second = alice.offer(2, path="2", grows=True)
-    assert first.grant.peer != second.grant.peer
-    assert alice.wait_device(first.grant.peer).memory != alice.wait_device(second.grant.peer).memory
-    paths = [alice.wait_device(end.grant.peer).path for end in (first, second)]
+    assert first.peer != second.peer
+    assert alice.wait_device(first.peer).memory != alice.wait_device(second.peer).memory
+    paths = [alice.wait_device(end.peer).path for end in (first, second)]
     first.close()
     alice.close(1)
     host.hypervisor.wait(lambda: paths[0] not in alice.machine.devices, "the device is left")
     assert paths[1] in alice.machine.devices
     eventually(lambda: Path(paths[0]).name not in host.devices_left())
     third = alice.offer(3, path="3", grows=True)
-    assert alice.wait_device(third.grant.peer).path not in paths
+    assert alice.wait_device(third.peer).path not in paths
 
 
 def test_a_slice_that_is_used_again_is_zero(host: ScriptedHost, alice: Guest) -> None:
@@ -793,14 +808,14 @@ def test_a_slice_that_is_used_again_is_zero(host: ScriptedHost, alice: Guest) ->
         client = host_connect(ALICE, f"/local/domain/{ALICE}/1")
     first.send(b"secret" * 500)
     client.send(b"secret" * 500)
-    device = alice.wait_device(first.grant.peer)
+    device = alice.wait_device(first.peer)
     size = 4096 + 2 * 4096
     assert os.pread(device.memory, size, first.grant.offset).count(b"secret") == 1000
     client.close()
     first.close()
     alice.close(1)
     second = alice.offer(2, path="2", least=4096)
-    assert (second.grant.peer, second.grant.offset) == (first.grant.peer, first.grant.offset)
+    assert (second.peer, second.grant.offset) == (first.peer, first.grant.offset)
     there = os.pread(device.memory, size, second.grant.offset)
     assert there[CLIENT_LIVE] == 2
     assert there[24:] == bytes(size - 24)  # what follows the page's head
@@ -826,9 +841,9 @@ def test_a_guest_with_fewer_vectors_gets_fewer_channels_on_a_device(run: Run) ->
     alice.request(1, offer(ALICE))
     alice.take_device(vectors=2)
     server = alice.end(alice.answer(1), is_server=True)
-    assert set(range(2)) >= {server.grant.vector}
+    assert set(range(2)) >= {server.vector}
     other = alice.offer(2, ALICE, "y", grows=True)
-    assert other.grant.peer != server.grant.peer
+    assert other.peer != server.peer
     assert_alive(server, alice.connect(3, ALICE))
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.ids import HOST, ClientId, Size
+from kvmchand.ids import HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
+from kvmchand.wire.codec import PACKET_MAX
 from rig.clients import RawClient
 from rig.deadline import eventually
 from rig.host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
@@ -51,16 +52,18 @@ class Grant:
     vector: int = 2
     doorbell_value: int = 3 << 16 | 2
 
-    def to(self, client: Client, *, number: int = 0, serial: int = 0) -> control.Grant:
-        parts: dict[str, Any] = vars(self)
-        return control.Grant(client=ClientId(number or client.number), serial=serial or client.ask.serial, **parts)
+    def to(self, client: Client, *, number: int = 0, serial: int = 0) -> control.Granted:
+        parts: dict[str, Any] = dict(vars(self))
+        peer, vector = parts.pop("peer"), parts.pop("vector")
+        grant = wire.Grant(events="doorbell", doorbell=Size(0), **parts)
+        return control.Granted(ClientId(number or client.number), serial or client.ask.serial, peer, vector, grant)
 
 
 def assert_granted(client: Client, guest: GuestDaemon, device: Device) -> dict[str, Any]:
     """An honest grant is passed on, whatever was before it."""
     guest.say(Grant().to(client))
     reply = client.hear()
-    assert (reply["type"], reply["events"], reply["offset"], reply["doorbell"]) == ("granted", "doorbell", 4096, SIZE)
+    assert (reply["type"], reply["events"], reply["offset"], reply["doorbell"]) == ("grant", "doorbell", 4096, SIZE)
     memory, event = reply["fds"]
     assert os.fstat(memory).st_ino == os.fstat(device.memory).st_ino
     os.eventfd_write(device.events[2], 1)
@@ -95,9 +98,9 @@ def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
         client.hello().say({"type": "list", "after": 0})
         fresh.greet()
         asked = fresh.hear_ask()
-        assert isinstance(wire.requests.decode(asked.request.encode()), wire.List)
+        assert isinstance(asked.request, wire.List)
         listing = wire.Listing((wire.DomainInfo(HOST, "host"),), (), (), (), (), following=Size(0))
-        fresh.say(control.Reply(asked.client, asked.serial, wire.replies.encode(listing).decode()))
+        fresh.say(control.Reply(asked.client, asked.serial, listing))
         reply = client.hear()
         # What only the guest knows is added.
         assert [each["address"] for each in reply["devices"]] == [fresh.control.address]
@@ -148,7 +151,7 @@ def test_a_ring_that_no_end_can_have_is_refused_though_the_device_has_room(guest
 def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, device: Device) -> None:
     with Client(guest) as client:
         guest.say(replace(Grant(), left_order=12, offset=SIZE - 2 * 4096, vector=VECTORS - 1).to(client))
-        assert client.hear()["type"] == "granted"
+        assert client.hear()["type"] == "grant"
 
 
 # ---- answers that can't be ----
@@ -156,16 +159,12 @@ def test_what_fills_a_device_to_the_last_byte_is_granted(guest: GuestDaemon, dev
 
 @pytest.mark.parametrize(
     "reply",
-    [
-        "",
-        "granted",
-        '{"type":"listing"}',
-        '{"type":"hello","version":3}',
-        '{"type":"error","code":1,"sentence":""}',
-        '{"type":"granted","channel":1,"path":"/x","left_order":10,"right_order":11,"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}',
-    ],
+    [wire.Grant(ChannelId(1), "/x", 10, 11, "socket", Size(0), Size(0), Size(0)), wire.Pages(Size(1), 1, Size(0))],
+    ids=lambda reply: type(reply).__name__,
 )
-def test_an_answer_that_can_not_be_understood_is_an_error_to_that_client(guest: GuestDaemon, device: Device, reply: str) -> None:
+def test_memory_that_is_granted_as_to_a_client_of_the_hosts_is_an_error_to_that_client(
+    guest: GuestDaemon, device: Device, reply: wire.Reply
+) -> None:
     with Client(guest) as client, Client(guest) as another:
         guest.say(control.Reply(client.number, client.ask.serial, reply))
         assert "the host" in client.hear_error("protocol")
@@ -175,7 +174,7 @@ def test_an_answer_that_can_not_be_understood_is_an_error_to_that_client(guest: 
 
 
 def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) -> None:
-    error = wire.replies.encode(wire.Error("busy", "nobody wants to know")).decode()
+    error = wire.Error("busy", "nobody wants to know")
     with RawClient(guest) as idle, Client(guest) as client:
         idle.hello()
         for number in (1, client.number + 1, 2**63 - 1):
@@ -199,15 +198,31 @@ def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) ->
 
 # ---- bytes that can't be ----
 
+
+def packet(data: bytes) -> bytes:
+    return control.LENGTH.pack(len(data)) + data
+
+
+def replying(reply: bytes) -> bytes:
+    return packet(b'{"type":"reply","client":1,"serial":1,"reply":' + reply + b"}")
+
+
 BAD = {
     "a packet of nothing": bytes(4),
-    "a packet of one byte more than the most": control.LENGTH.pack(control.PACKET_MAX + 1),
+    "a packet of one byte more than the most": control.LENGTH.pack(PACKET_MAX + 1),
     "a packet of all that 32 bits can say": b"\xff" * 4,
-    "no JSON": control.LENGTH.pack(1) + b"{",
-    "an unknown message": control.LENGTH.pack(15) + b'{"type":"shell"}'[:15],
-    "what only a guest says": control.LENGTH.pack(28) + b'{"type":"hello","version":1}',
-    "an ill-typed message": control.LENGTH.pack(32) + b'{"type":"welcome","domain":null}',
-    "half a surrogate pair": control.LENGTH.pack(44) + rb'{"type":"reply","client":1,"reply":"\ud800"}',
+    "no JSON": packet(b"{"),
+    "an unknown message": packet(b'{"type":"shell"}'),
+    "what only a guest says": packet(b'{"type":"hello","version":1}'),
+    "an ill-typed message": packet(b'{"type":"welcome","domain":null}'),
+    "half a surrogate pair": packet(rb'{"type":"refused","sentence":"\ud800"}'),
+    "a reply that is a text": replying(b'""'),
+    "a reply that is a packet": replying(rb'"{\"type\":\"done\"}"'),
+    "a reply that lacks its fields": replying(b'{"type":"listing"}'),
+    "a reply that is a request": replying(b'{"type":"hello","version":3}'),
+    "an ill-typed reply": replying(b'{"type":"error","code":1,"sentence":""}'),
+    "bytes behind a message that has none": packet(b'{"type":"again"}\nx'),
+    "fewer bytes than the message says": packet(b'{"type":"store-output","client":1,"data":2,"answers":true}\nx'),
 }
 
 

@@ -302,7 +302,7 @@ def test_who_has_died_does_not_stand_in_the_way_of_a_request_that_came_before_it
         eventually(lambda: outgoing(next_client.sock) == 0 and is_asleep(local))  # it waits for main
         victim.die()
         os.kill(daemon.pid, signal.SIGCONT)
-        assert next_client.hear()["type"] == "granted"
+        assert next_client.hear()["type"] == "grant"
         server.close()
 
 

@@ -16,7 +16,7 @@ import pytest
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.wire import client
-from libxenvchan_shim.connection import Connection, Grant
+from libxenvchan_shim.connection import Connection, Granted
 from rig.clients import RawClient
 from rig.daemon import Daemon, acting_as, serving
 from rig.deadline import eventually
@@ -60,7 +60,7 @@ class Domain:
         self._undo.callback(os.close, fd)
         return fd
 
-    def event(self, grant: Grant) -> int:
+    def event(self, grant: Granted) -> int:
         """What an event channel's end is woken by."""
         os.close(grant.region)
         return self.own(grant.event)
@@ -68,12 +68,12 @@ class Domain:
     def bind(self, peer: int) -> tuple[Size, int, Connection]:
         connection = self.open()
         grant = connection.bind(peer)
-        return Size(client.port_of(grant.granted.channel, is_server=True)), self.event(grant), connection
+        return Size(client.port_of(grant.grant.channel, is_server=True)), self.event(grant), connection
 
     def join(self, domain: int, port: int) -> tuple[Size, int, Connection]:
         connection = self.open()
         grant = connection.join(domain, Size(port))
-        return Size(client.port_of(grant.granted.channel, is_server=False)), self.event(grant), connection
+        return Size(client.port_of(grant.grant.channel, is_server=False)), self.event(grant), connection
 
     def share(self, peer: int, pages: int, *, writable: bool = True) -> tuple[client.Pages, mmap.mmap, Connection]:
         connection = self.open()
@@ -168,7 +168,7 @@ def test_a_vchan_has_ports_too(one: Domain) -> None:
     grant = offering.offer(2, "vchan", Size(1), Size(1))
     one.own(grant.region)
     one.own(grant.event)
-    number = client.port_of(grant.granted.channel, is_server=True)
+    number = client.port_of(grant.grant.channel, is_server=True)
     assert port(one, number) == ("unbound", 2, 0)
 
 
@@ -184,7 +184,7 @@ def test_a_vchan_is_no_event_channel_to_join(one: Domain, two: Domain) -> None:
     one.own(grant.region)
     one.own(grant.event)
     with pytest.raises(NotFound):
-        two.join(1, client.port_of(grant.granted.channel, is_server=True))
+        two.join(1, client.port_of(grant.grant.channel, is_server=True))
 
 
 def test_only_the_domain_it_is_for_joins_an_event_channel_and_one_at_a_time(one: Domain, two: Domain, three: Domain) -> None:
@@ -402,7 +402,7 @@ from kvmchand.wire import client
 sharing, binding = Connection.from_environment(), Connection.from_environment()
 given, fd = sharing.share(2, 1, writable=True)
 memory = mmap.mmap(fd, mmap.PAGESIZE)
-port = client.port_of(binding.bind(2).granted.channel, is_server=True)
+port = client.port_of(binding.bind(2).grant.channel, is_server=True)
 sharing.notify(0, port, clears=True)
 memory[0] = 1
 print(given.ref, port, flush=True)
@@ -443,7 +443,7 @@ def waiting(domain: Domain, server: int, path: str) -> Connection:
     return connection
 
 
-def granted(domain: Domain, connection: Connection) -> Grant:
+def granted(domain: Domain, connection: Connection) -> Granted:
     grant = connection.answer(waits=True)
     domain.own(grant.region)
     domain.own(grant.event)
@@ -463,7 +463,7 @@ def test_a_client_that_waits_is_connected_when_its_server_comes(one: Domain, two
     offer(one, "other")
     assert not select.select([early._sock], [], [], 0)[0]
     offer(one, "late")
-    assert granted(two, early).granted.path == "/local/domain/1/late"
+    assert granted(two, early).grant.path == "/local/domain/1/late"
 
 
 def test_who_waited_first_is_first_and_the_next_when_that_one_has_gone(one: Domain, two: Domain) -> None:

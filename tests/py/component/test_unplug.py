@@ -86,7 +86,7 @@ def test_a_device_that_can_not_be_used_stays_and_counts_until_its_domain_ends(
     assert devices(host) == {ALICE: 3, BOB: 4}  # the one that failed is Bob's by its peers, and never went in
     # The next request gets another.
     server = plain.offer(2, BOB, grows=True)
-    assert server.grant.peer != device.peer
+    assert server.peer != device.peer
     plain.stop()
     eventually(lambda: devices(host) == {BOB: 3})
     assert Path(device.path).name not in host.devices_left()
@@ -95,7 +95,7 @@ def test_a_device_that_can_not_be_used_stays_and_counts_until_its_domain_ends(
 def test_a_device_that_is_with_two_guests_goes_from_the_one_with_kvm_alone(host: ScriptedHost, plain: Guest, bob: Guest) -> None:
     server = plain.offer(1, BOB, grows=True)
     far = bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
-    here, there = plain.wait_device(server.grant.peer), bob.wait_device(far.grant.peer)
+    here, there = plain.wait_device(server.peer), bob.wait_device(far.peer)
     plain.say(control.Unusable(here.peer, "I can not use it any more"))
     plain.close(1)
     bob.close(1)
@@ -109,7 +109,7 @@ def test_a_device_whose_other_guest_has_gone_stays(host: ScriptedHost, plain: Gu
         bob = host.guest(BOB).greet()
         server = plain.offer(1, BOB, grows=True)
         bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
-        kept.append(plain.wait_device(server.grant.peer).path)
+        kept.append(plain.wait_device(server.peer).path)
         bob.stop()
         host.wait_log(f"domain {BOB} (guest-{BOB}) is gone", len(kept))
         plain.close(1)
@@ -123,7 +123,7 @@ def test_a_device_that_is_idle_is_used_again(host: ScriptedHost, plain: Guest, b
     for number in range(5):
         server = plain.offer(1, BOB, grows=not number)
         client = bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=not number)
-        used.add((server.grant.peer, client.grant.peer))
+        used.add((server.peer, client.peer))
         for guest, end in ((plain, server), (bob, client)):
             end.close()
             guest.close(1)
@@ -181,7 +181,7 @@ def test_devices_of_one_channel_each_stay_when_it_ends(run: Run) -> None:
     paths = []
     for number in range(3):
         end = plain.offer(number, path=str(number), grows=number > 0)
-        paths.append(plain.wait_device(end.grant.peer).path)
+        paths.append(plain.wait_device(end.peer).path)
         end.close()
         plain.close(number)
     assert len(set(paths)) == 3
@@ -239,7 +239,7 @@ def test_a_device_that_can_not_be_used_is_unplugged(host: ScriptedHost, alice: G
 def test_a_device_whose_other_guest_has_gone_is_unplugged(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     server = alice.offer(1, BOB, grows=True)
     bob.connect(1, ALICE, f"/local/domain/{ALICE}/x", grows=True)
-    path = alice.wait_device(server.grant.peer).path
+    path = alice.wait_device(server.peer).path
     bob.stop()
     alice.close(1)
     host.hypervisor.wait(lambda: path not in alice.machine.devices, "the device is left")

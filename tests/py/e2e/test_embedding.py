@@ -339,7 +339,7 @@ class FakeDaemon:
 
 
 GRANTED = (
-    b'{"type":"granted","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11,'
+    b'{"type":"grant","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11,'
     b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}'
 )
 # What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the errno, part of the sentence
@@ -359,7 +359,7 @@ FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "says what is no text": (2, b"\xff\xfe\x00", 0, 71, "can't be understood"),
     "says what is no JSON": (2, b"hello?", 0, 71, "can't be understood"),
     "says what is no object": (2, b"[1]", 0, 71, "can't be understood"),
-    "nests deeply": (2, b"[" * 30000, 0, 71, "can't be understood"),
+    "nests deeply": (2, b"[" * 20000, 0, 71, "can't be understood"),
     "says too much": (2, b" " * 40000, 0, 71, "more than"),
     "counts beyond bounds": (2, GRANTED.replace(b'order":10', b'order":' + b"9" * 5000), 2, 71, "can't be understood"),
     "leaves a field out": (2, GRANTED.replace(b'"channel":1,', b""), 2, 71, "can't be understood"),
@@ -386,16 +386,23 @@ FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
         GRANTED.replace(b'"doorbell_value":0', b'"doorbell_value":4294967296'),
         2,
         71,
-        "can't be",
+        "invalid channel",
     ),
-    "grants memory between pages": (2, GRANTED.replace(b'"offset":0', b'"offset":2048'), 2, 71, "can't be"),
-    "grants a doorbell between pages": (2, GRANTED.replace(b'"doorbell":0', b'"doorbell":12'), 2, 71, "can't be"),
+    "grants memory between pages": (2, GRANTED.replace(b'"offset":0', b'"offset":2048'), 2, 71, "invalid channel"),
+    "grants a doorbell between pages": (2, GRANTED.replace(b'"doorbell":0', b'"doorbell":12'), 2, 71, "invalid channel"),
     "grants rings that overlap": (2, GRANTED.replace(b"10", b"11"), 2, 22, "rings of orders 11 and 11"),
     "grants rings of no size": (2, GRANTED.replace(b'order":10', b'order":0'), 2, 22, "rings of orders 0 and 11"),
-    "grants rings of negative size": (2, GRANTED.replace(b'order":10', b'order":-1'), 2, 71, "can't be"),
+    "grants rings of negative size": (2, GRANTED.replace(b'order":10', b'order":-1'), 2, 71, "invalid channel"),
     "grants a path longer than any": (2, GRANTED.replace(b"attempt", b"a" * 5000), 2, 71, "can't be understood"),
-    "grants a path longer in bytes than in letters": (2, GRANTED.replace(b"attempt", "€".encode() * 4000), 2, 71, "can't be"),
-    "grants a path that is no text": (2, GRANTED.replace(b"attempt", b"\\ud800"), 2, 71, "can't be"),
+    "grants a path longer in bytes than in letters": (
+        2,
+        GRANTED.replace(b"attempt", "€".encode() * 4000),
+        2,
+        71,
+        "can't be understood",
+    ),
+    "grants a path of other letters than a path has": (2, GRANTED.replace(b"attempt", "€".encode()), 2, 71, "invalid channel"),
+    "grants a path that is no text": (2, GRANTED.replace(b"attempt", b"\\ud800"), 2, 71, "can't be understood"),
 }
 
 

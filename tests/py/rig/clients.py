@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from kvmchand.wire.client import VERSION
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
 
@@ -34,7 +35,7 @@ class RawClient:
         socket.send_fds(self.sock, [data], fds) if fds else self.sock.send(data)
 
     def hello(self, **fields: Any) -> Self:
-        self.say({"type": "hello", "version": 3, **fields})
+        self.say({"type": "hello", "version": VERSION, **fields})
         return self
 
     def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:

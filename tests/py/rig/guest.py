@@ -26,6 +26,7 @@ from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import PAGE
 from kvmchand.wire import client, control, dataplane, libvirt
+from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import receive_packet, send_packet
 from rig.daemon import Daemon
 from rig.deadline import eventually
@@ -316,12 +317,13 @@ class ScriptedHost(Daemon):
 class End:
     """An end of a channel, in a scripted guest. Its calls block."""
 
-    def __init__(self, device: Plugged, grant: control.Grant, *, is_server: bool) -> None:
-        self.grant = grant
+    def __init__(self, device: Plugged, granted: control.Granted, *, is_server: bool) -> None:
+        self.peer, self.vector = granted.peer, granted.vector
+        self.grant = grant = granted.grant
         self.ctrl = dataplane.attach(
             dataplane.Grant(
                 region_fd=os.dup(device.memory),
-                event_fd=os.dup(device.event(device.peer, grant.vector)),
+                event_fd=os.dup(device.event(device.peer, granted.vector)),
                 notify_fd=os.dup(device.event(grant.doorbell_value >> 16, grant.doorbell_value & 0xFFFF)),
                 control_fd=-1,
                 is_server=int(is_server),
@@ -457,7 +459,7 @@ class Guest:
 
     def _hear(self) -> Any:
         (size,) = control.LENGTH.unpack(self._take(control.LENGTH.size))
-        assert 0 < size <= control.PACKET_MAX
+        assert 0 < size <= PACKET_MAX
         return control.to_guest.decode(self._take(size))
 
     def _take(self, size: int) -> bytes:
@@ -496,20 +498,19 @@ class Guest:
 
     # ---- its clients ----
 
-    def request(self, number: int, request: Any) -> None:
-        packet = request if isinstance(request, str) else client.requests.encode(request).decode()
+    def request(self, number: int, request: client.Request) -> None:
         self._serial += 1
-        self.say(control.Ask(number, self._serial, 1000 + number, packet))  # type: ignore[arg-type]
+        self.say(control.Ask(number, self._serial, 1000 + number, request))  # type: ignore[arg-type]
 
     def answer(self, number: int) -> Any:
-        """What the host answers a client: a Grant, a Closed, or what is in a Reply."""
+        """What the host answers a client: a Granted, a Shared, a Closed, or what is in a Reply."""
         at = 0
         while True:
             if at == len(self._heard):
                 self._heard.append(self._hear())
             if getattr(self._heard[at], "client", None) == number:
                 message = self._heard.pop(at)
-                return client.replies.decode(message.reply.encode()) if isinstance(message, control.Reply) else message
+                return message.reply if isinstance(message, control.Reply) else message
             at += 1
 
     def ask(self, number: int, request: Any) -> Any:
@@ -526,7 +527,7 @@ class Guest:
         return answer.sentence
 
     def end(self, grant: Any, *, is_server: bool) -> End:
-        assert isinstance(grant, control.Grant), grant
+        assert isinstance(grant, control.Granted), grant
         made = End(self.wait_device(grant.peer), grant, is_server=is_server)
         self._ends.append(made)
         return made

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from rig.daemon import Daemon, serving
 from rig.deadline import in_time
 from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd
+from rig.paths import BUILD
 from rig.xen_program import xen, xen_program
 
 __all__ = [
@@ -29,6 +32,28 @@ __all__ = [
 
 DEADLINE = 120.0
 """Seconds that each step of a test may take, not counting those in which it waits for a processor."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test that needs a quiet machine waits until no other worker runs a test, and keeps the others waiting."""
+    is_quiet = item.get_closest_marker("quiet") is not None
+    how = fcntl.LOCK_EX if is_quiet else fcntl.LOCK_SH
+    with locked("queue", how) as queue, locked("machine", how):
+        if not is_quiet:
+            fcntl.flock(queue, fcntl.LOCK_UN)
+        return (yield)
+
+
+@contextmanager
+def locked(name: str, how: int) -> Iterator[int]:
+    """Hold a lock that all workers of this tree share."""
+    fd = os.open(BUILD / f".pytest-{name}", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(fd, how)
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -51,7 +76,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Leaves a line for each skipped test, with the reason, to ./run, which sums them up."""
-    if path := os.environ.get("KVMCHAN_SKIPPED"):
+    # A worker has a summary of its own, which is part of the whole one.
+    if (path := os.environ.get("KVMCHAN_SKIPPED")) and "PYTEST_XDIST_WORKER" not in os.environ:
         with Path(path).open("a") as file:
             for report in terminalreporter.stats.get("skipped", []):
                 reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

@@ -467,6 +467,7 @@ def test_a_device_for_a_domain_that_is_not_there_fails(rig: Rig, domain: DomainI
     assert rig.sentence.startswith("libvirt refuses it: ")
 
 
+@pytest.mark.quiet
 def test_a_domain_whose_qemu_hangs_keeps_no_other_waiting(host: Host, rig: Rig, domain: DomainId) -> None:
     two = host.create("two")
     rig.until_told(("found", two, "two"))

@@ -47,13 +47,8 @@ TAINT_OF_THE_TESTS = {"high-privileges"}
 
 @pytest.fixture(scope="module")
 def shared_libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
-    private.require()
-    made = PrivateLibvirtd(tmp_path_factory.mktemp("lv"))
-    try:
-        made.start()
+    with private.running(tmp_path_factory.mktemp("lv")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 class Domain:

@@ -75,10 +75,5 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvir
     private.require()
     if not (FILES / "initrd").exists():
         private.lack("there is no guest's kernel: ./run test makes one as root")
-    # QEMU's own sockets are in there, and their paths must be short.
-    made = PrivateLibvirtd(tmp_path_factory.mktemp("lv"))
-    try:
-        made.start()
+    with private.running(tmp_path_factory.mktemp("lv")) as made:
         yield made
-    finally:
-        made.stop()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
@@ -143,3 +145,15 @@ class PrivateLibvirtd:
         self._process.terminate()
         self._process.wait()
         self._process = None
+
+
+@contextmanager
+def running(folder: Path) -> Iterator[PrivateLibvirtd]:
+    """One that runs, or a skip. `folder`: with a short path, as QEMU's own sockets are in there."""
+    require()
+    made = PrivateLibvirtd(folder)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()

@@ -17,6 +17,8 @@ from rig.paths import KVMCHAN
 from rig.processes import run
 from vm.test_streams import MIB, move
 
+pytestmark = pytest.mark.xdist_group("guests")
+
 SIZE = 64 * MIB
 
 

@@ -11,6 +11,8 @@ import pytest
 from rig.machine import Machine
 from rig.network import Network
 
+pytestmark = pytest.mark.xdist_group("guests")
+
 MIB = 1 << 20
 
 

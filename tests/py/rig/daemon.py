@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from libxenvchan_shim import tool
 from rig.clients import RawClient
 from rig.deadline import eventually
-from rig.paths import KVMCHAN, KVMCHAND
+from rig.paths import KVMCHAND
 from rig.processes import open_fds, services_of
 
 if TYPE_CHECKING:
@@ -112,15 +113,9 @@ class Daemon:
         return made
 
     def listing(self, domain: int = 0) -> dict[str, Any]:
-        """`kvmchan ls --json`."""
-        done = subprocess.run(
-            [str(KVMCHAN), "ls", "--json"],
-            env=self.environment(domain),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        listed: dict[str, Any] = json.loads(done.stdout)
+        """What `kvmchan ls --json` prints, without a process for it."""
+        with acting_as(self, domain):
+            listed: dict[str, Any] = json.loads(tool.as_json(tool.listing()))
         return listed
 
     def channels(self) -> list[dict[str, Any]]:

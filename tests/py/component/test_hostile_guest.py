@@ -243,6 +243,12 @@ def test_a_daemon_of_another_version_is_told_which_is_spoken_here(host: Scripted
     (refused,) = alice.hear_end()
     assert isinstance(refused, control.Refused)
     assert f"speaks version {control.VERSION}, and the guest's {version}" in refused.sentence
+
+
+def test_a_daemon_that_was_refused_is_heard_later(host: ScriptedHost) -> None:
+    alice = host.guest(ALICE).meet()
+    alice.say(control.Hello(control.VERSION + 1))
+    alice.hear_end()
     alice.greet()
 
 

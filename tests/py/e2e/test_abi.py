@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from rig.compiler import compile_c, xen_flags
-from rig.paths import LIBDIR, REFERENCE, REFERENCE_LIBXENVCHAN, ROOT, XEN_MINOR, XEN_RELEASE
+from rig.paths import LIBDIR, PROGRAMS, REFERENCE, REFERENCE_LIBXENVCHAN, ROOT, XEN_MINOR, XEN_RELEASE
 from rig.processes import run
 
-PROGRAMS = ROOT / "tests" / "c" / "programs"
 OUR_INCLUDE = ROOT / "include"
 XEN_INCLUDE = REFERENCE / "include"
 

@@ -13,12 +13,10 @@ import pytest
 
 from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
-from rig.deadline import eventually
-from rig.paths import KVMCHAN, LIBDIR, ROOT
-from rig.processes import is_asleep, run
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, ROOT
+from rig.processes import run
 from rig.program import Program
 
-PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
 PAGE = 4096
@@ -36,12 +34,6 @@ def start(daemon: Daemon, program: Path) -> Callable[[int], Program]:
 
 
 Start = Callable[[int], Program]
-
-
-def block_in(program: Program, command: str) -> None:
-    """Has it make a call that blocks; returns when it does."""
-    program.tell(command)
-    eventually(lambda: is_asleep(program.pid))
 
 
 def refused(program: Program, command: str) -> int:
@@ -85,7 +77,7 @@ def test_write_writes_what_there_is_room_for_and_waits_for_some(start: Start) ->
     with start(1) as server, start(2) as client:
         meet(server, client)
         assert server.ask(f"fill {RING + 100}") == str(RING)
-        block_in(server, "fill 100")
+        server.block_in("fill 100")
         assert client.ask("recv 4") == "ffff"
         assert server.line() == "4"
         assert client.ask("send " + "x" * (RING + 1)) == f"-1 {errno.EMSGSIZE}"
@@ -95,7 +87,7 @@ def test_write_writes_what_there_is_room_for_and_waits_for_some(start: Start) ->
 def test_servers_calls_wait_for_its_client(start: Start, call: str) -> None:
     with start(1) as server, start(2) as client:
         assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
-        block_in(server, call)
+        server.block_in(call)
         assert client.ask("client 1 7") == "ok"
         if call.split()[0] in ("send", "write"):
             assert server.line() == "5"
@@ -118,7 +110,7 @@ def test_descriptor_says_whether_there_is_something_to_read(start: Start) -> Non
         meet(server, client)
         assert server.ask("eventfd") == "0"
         assert server.ask("readable") == "0", "that the client came is known by now"
-        block_in(server, "await")
+        server.block_in("await")
         assert client.ask("send hello") == "5"
         assert server.line() == "1"
         assert server.ask("recv 5") == "hello"
@@ -133,7 +125,7 @@ def test_descriptor_says_whether_there_is_something_to_read(start: Start) -> Non
         # A write that had to wait has taken the events of what came meanwhile.
         assert client.ask("eventfd") == "0"
         assert server.ask(f"fill {RING}") == str(RING)
-        block_in(server, "send x")
+        server.block_in("send x")
         assert client.ask("send news") == "4"
         assert client.ask("read 100") == "f" * 100
         assert server.line() == "1"
@@ -141,7 +133,7 @@ def test_descriptor_says_whether_there_is_something_to_read(start: Start) -> Non
         assert server.ask("recv 4") == "news"
         assert server.ask("readable") == "0"
         # And so does the end, for good.
-        block_in(server, "await")
+        server.block_in("await")
         client.process.kill()
         client.process.wait()
         client.status = -signal.SIGKILL

@@ -10,11 +10,20 @@ import pytest
 
 from rig.compiler import compile_c, our_flags, xen_flags
 from rig.daemon import Daemon
-from rig.paths import C_BUILD, KVMCHAN, LIBDIR, PREFIX, REFERENCE, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT, XEN_RELEASE
+from rig.paths import (
+    C_BUILD,
+    KVMCHAN,
+    LIBDIR,
+    PREFIX,
+    PROGRAMS,
+    REFERENCE,
+    REFERENCE_LIBDIR,
+    REFERENCE_LIBXENVCHAN,
+    XEN_RELEASE,
+)
 from rig.processes import run
 from rig.program import Program
 
-PROGRAMS = ROOT / "tests" / "c" / "programs"
 RELEASES = ("4.14", "4.15", "4.16", "4.17", "4.18", "4.19", "4.20", "4.21", "4.22")
 BYTES = 300_000
 EXEC = (str(KVMCHAN), "exec", "--")

@@ -14,13 +14,11 @@ import pytest
 
 from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
-from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
-from rig.paths import KVMCHAN, LIBDIR, PYTHON, ROOT
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT
 from rig.processes import is_asleep, run
 from rig.program import Program
 
-PROGRAMS = ROOT / "tests" / "c" / "programs"
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
 
@@ -37,12 +35,6 @@ def start(daemon: Daemon, qubes: Path) -> Callable[[int], Program]:
 
 
 Start = Callable[[int], Program]
-
-
-def block_in(program: Program, command: str) -> None:
-    """Has it make a call that blocks; returns when it does."""
-    program.tell(command)
-    eventually(lambda: is_asleep(program.pid))
 
 
 def kill(program: Program) -> None:
@@ -104,7 +96,7 @@ def test_calls_that_do_not_block_say_so(start: Start) -> None:
         assert client.ask("recv 1") == "0"
         assert client.ask("read 1") == "0"
         assert client.ask("blocking 1") == "ok"
-        block_in(client, "recv 5")
+        client.block_in("recv 5")
         assert server.ask("send hello") == "5"
         assert client.line() == "hello"
 
@@ -129,7 +121,7 @@ def test_descriptor_is_readable_while_an_event_is_pending(start: Start) -> None:
 
 def test_client_waits_until_its_server_is_there(start: Start) -> None:
     with start(1) as server, start(2) as client:
-        block_in(client, "client 1 7")
+        client.block_in("client 1 7")
         # Neither another's port nor another's peer is what it waits for.
         with start(1) as other:
             assert other.ask(f"server 2 8 {RING} {RING}") == "ok"
@@ -147,7 +139,7 @@ def test_async_client_is_told_by_its_descriptor(start: Start) -> None:
         assert client.ask("async 1 7") == "ok"
         assert client.ask("open") == WAITING
         assert client.ask("finish 1") == "1"
-        block_in(client, "watch")
+        client.block_in("watch")
         assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
         assert client.line() == "1"
         assert client.ask("finish 0") == "0"
@@ -217,7 +209,7 @@ def test_close_waits_for_the_daemon_though_its_answer_is_not_taken_yet(qubes: Pa
             assert client.ask("watch") == "1"
             client.tell("close")
             assert waits.recv(65536) == b""
-            eventually(lambda: is_asleep(client.pid))
+            client.wait_asleep()
             assert client.process.stdout is not None
             assert select.select([client.process.stdout], [], [], 0)[0] == [], "it is closed, and the daemon has not released it"
         client.expect("ok")
@@ -264,10 +256,10 @@ def test_without_a_daemon_all_inits_fail(tmp_path: Path, qubes: Path) -> None:
 def test_signals_do_not_end_the_wait_for_a_peer(start: Start) -> None:
     with start(1) as server, start(2) as client:
         assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
-        block_in(server, "wait")
+        server.block_in("wait")
         server.process.send_signal(signal.SIGUSR1)
         server.expect("signal")
-        block_in(client, "client 1 8")
+        client.block_in("client 1 8")
         client.process.send_signal(signal.SIGUSR1)
         client.expect("signal")
         with start(1) as other:
@@ -278,7 +270,7 @@ def test_signals_do_not_end_the_wait_for_a_peer(start: Start) -> None:
         server.expect("0")
         # But they do end one of an end that has its peer, as Xen's.
         assert server.ask("ready") == "0"
-        block_in(server, "wait")
+        server.block_in("wait")
         server.process.send_signal(signal.SIGUSR1)
         server.expect("signal")
         server.expect(f"-1 {errno.EINTR}")
@@ -340,7 +332,7 @@ def test_no_wait_outlives_a_peer_that_is_killed(start: Start, dies: str, call: s
         if left.ask("readable") == "1":
             assert left.ask("wait") == "0"
         assert left.ask("ready") == "0"
-        block_in(left, call)
+        left.block_in(call)
         kill(dead)
         assert left.line() == ("0" if call == "wait" else f"-1 {errno.EPIPE}")
         assert left.ask("open") == DISCONNECTED
@@ -360,8 +352,8 @@ def test_ends_outlive_the_daemon_and_what_waits_for_a_peer_does_not(daemon: Daem
     with start(1) as server, start(2) as client, start(1) as lonely, start(2) as waits, start(2) as other:
         meet(server, client, 1, 2)
         assert lonely.ask(f"server 2 8 {RING} {RING}") == "ok"
-        block_in(lonely, "wait")
-        block_in(waits, "client 1 9")
+        lonely.block_in("wait")
+        waits.block_in("client 1 9")
         assert other.ask("async 1 9") == "ok"
         daemon.process.send_signal(signal.SIGTERM)
         assert daemon.process.wait() == 0
@@ -372,7 +364,7 @@ def test_ends_outlive_the_daemon_and_what_waits_for_a_peer_does_not(daemon: Daem
         assert other.ask("finish 1") == f"-1 {errno.ECONNREFUSED}"
         assert client.ask("send hello") == "5"
         assert server.ask("recv 5") == "hello"
-        block_in(server, "recv 1")
+        server.block_in("recv 1")
         kill(client)
         server.expect(f"-1 {errno.EPIPE}")
         assert server.ask("open") == DISCONNECTED
@@ -384,7 +376,7 @@ def test_ends_outlive_the_daemon_and_what_waits_for_a_peer_does_not(daemon: Daem
 def test_blocked_write_ends_with_the_peer(start: Start) -> None:
     with start(1) as server, start(2) as client:
         meet(server, client, 1, 2)
-        block_in(server, f"fill {2 * RING}")
+        server.block_in(f"fill {2 * RING}")
         kill(client)
         assert server.line() == f"-1 {errno.EPIPE}"
 
@@ -394,7 +386,7 @@ def test_blocked_write_ends_with_the_peer(start: Start) -> None:
 
 def test_client_gives_up_when_the_domain_goes(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as client, Program(qubes, env=host.environment()) as other:
-        block_in(client, f"client {ALICE} 7")
+        client.block_in(f"client {ALICE} 7")
         assert other.ask(f"async {ALICE} 8") == "ok"
         assert other.ask("finish 1") == "1"
         alice.stop()
@@ -406,12 +398,12 @@ def test_client_gives_up_when_the_domain_goes(host: ScriptedHost, alice: Guest, 
 
 def test_client_waits_for_a_guests_server_and_ends_with_the_guest(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as client:
-        block_in(client, f"client {ALICE} 7")
+        client.block_in(f"client {ALICE} 7")
         end = alice.end(alice.ask(1, offer(path="data/vchan/0/7")), is_server=True)
         client.expect("ok")
         end.send(b"hello")
         assert client.ask("recv 5") == "hello"
-        block_in(client, "recv 1")
+        client.block_in("recv 1")
         alice.stop()
         client.expect(f"-1 {errno.EPIPE}")
         assert client.ask("open") == DISCONNECTED
@@ -422,7 +414,7 @@ def test_client_waits_for_a_guests_server_and_ends_with_the_guest(host: Scripted
 def test_server_stops_waiting_for_a_client_whose_domain_goes(host: ScriptedHost, alice: Guest, qubes: Path) -> None:
     with Program(qubes, env=host.environment()) as server:
         assert server.ask(f"server {ALICE} 7 {RING} {RING}") == "ok"
-        block_in(server, "wait")
+        server.block_in("wait")
         alice.stop()
         server.expect("0")
         assert server.ask("open") == DISCONNECTED

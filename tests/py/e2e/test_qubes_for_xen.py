@@ -10,10 +10,8 @@ import pytest
 
 from rig.compiler import alone
 from rig.daemon import Daemon
-from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, offer
 from rig.paths import REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN
-from rig.processes import is_asleep
 from rig.program import Program
 from rig.xen_program import LIBRARIES, XenProgram, compile_xen
 
@@ -45,7 +43,7 @@ def waiter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def block(client: Program) -> None:
     """It waits for its server."""
     client.expect("waits")
-    eventually(lambda: is_asleep(client.pid))
+    client.wait_asleep()
 
 
 def test_client_waits_until_its_server_is_there(
@@ -80,7 +78,7 @@ def test_client_gives_up_when_the_domain_goes(host: ScriptedHost, alice: Guest, 
         block(client)
         # Of another port, which is not the one waited for.
         alice.end(alice.ask(1, offer(path="data/vchan/0/8")), is_server=True)
-        eventually(lambda: is_asleep(client.pid))
+        client.wait_asleep()
         alice.stop()
         client.expect("gives up")
 

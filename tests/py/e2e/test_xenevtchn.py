@@ -9,26 +9,15 @@ import pytest
 
 from rig.daemon import Daemon
 from rig.deadline import eventually
-from rig.xen_program import LIBRARIES, Start, XenProgram, start_in
+from rig.xen_program import LIBRARIES, Start, XenProgram, bound, start_in, two_handles
 
 SELF = 0x7FF0
 """DOMID_SELF."""
 
 
-def bound(one: XenProgram, other: XenProgram, domains: tuple[int, int] = (1, 2)) -> tuple[int, int]:
-    """An event channel between two: the port of each. Nothing is pending."""
-    port = one.number(f"bind {domains[1]}")
-    joined = other.number(f"join {domains[0]} {port}")
-    assert other.number("pending") == joined
-    other.ok(f"unmask {joined}")
-    return port, joined
-
-
 @pytest.mark.parametrize("domains", [(0, 1), (1, 0), (1, 2), (0, 0), (2, 2)])
 def test_events_go_both_ways(xen: Start, domains: tuple[int, int]) -> None:
-    with xen(domains[0]) as one, xen(domains[1]) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen, domains) as (one, other):
         ports = bound(one, other, domains)
         for teller, told in ((0, 1), (1, 0), (0, 1)):
             programs = (one, other)
@@ -39,9 +28,7 @@ def test_events_go_both_ways(xen: Start, domains: tuple[int, int]) -> None:
 
 
 def test_binding_to_a_port_makes_an_event_pending_where_it_is_bound_and_none_where_it_was_offered(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port = one.number("bind 2")
         joined = other.number(f"join 1 {port}")
         assert other.ask("ready") == "1"
@@ -50,9 +37,7 @@ def test_binding_to_a_port_makes_an_event_pending_where_it_is_bound_and_none_whe
 
 
 def test_event_while_masked_is_pending_when_unmasked(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         one.ok(f"notify {port}")
         assert other.number("pending") == joined
@@ -67,9 +52,7 @@ def test_event_while_masked_is_pending_when_unmasked(xen: Start) -> None:
 
 
 def test_pending_waits_for_an_event(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         other.tell("pending")
         one.ok(f"notify {port}")
@@ -77,9 +60,7 @@ def test_pending_waits_for_an_event(xen: Start) -> None:
 
 
 def test_nonblocking_handle_never_waits(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         other.ok("nonblock")
         assert other.ask("pending") == "EAGAIN"
@@ -89,9 +70,7 @@ def test_nonblocking_handle_never_waits(xen: Start) -> None:
 
 
 def test_many_ports_of_a_handle_all_get_their_events(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         ports = dict(bound(one, other) for _ in range(40))
         for port in ports:
             one.ok(f"notify {port}")
@@ -100,9 +79,7 @@ def test_many_ports_of_a_handle_all_get_their_events(xen: Start) -> None:
 
 
 def test_a_noisy_port_does_not_keep_a_quiet_one_back(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         noisy, quiet = bound(one, other), bound(one, other)
         one.ok(f"notify {noisy[0]}")
         one.ok(f"notify {quiet[0]}")
@@ -139,9 +116,7 @@ def test_handle_has_both_ends_of_a_channel(xen: Start) -> None:
 
 
 def test_what_no_handle_has_bound(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         for command in ("notify", "unbind"):
             assert one.ask(f"{command} {joined}") == "ENOTCONN"
@@ -152,9 +127,7 @@ def test_what_no_handle_has_bound(xen: Start) -> None:
 
 
 def test_event_where_nobody_is_bound_is_dropped(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port = one.number("bind 2")
         one.ok(f"notify {port}")
         joined = other.number(f"join 1 {port}")
@@ -181,9 +154,7 @@ def test_only_the_domain_that_a_port_is_for_can_join_and_once(xen: Start) -> Non
 
 
 def test_port_is_free_again_when_its_peer_has_unbound(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         other.ok(f"unbind {joined}")
         assert one.ask(f"status {SELF} {port}") == "unbound 2"
@@ -213,9 +184,7 @@ def test_status_follows_an_event_channel(xen: Start) -> None:
 
 
 def test_killed_peer_leaves_a_port_that_works_on(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, _ = bound(one, other)
         other.kill()
         eventually(lambda: one.ask(f"status {SELF} {port}") == "unbound 2")
@@ -230,9 +199,7 @@ def test_handle_whose_peer_and_daemon_are_gone_is_told_once(tmp_path: Path, xen_
     daemon = Daemon(tmp_path)
     xen = start_in(daemon, xen_program)
     try:
-        with xen(1) as one, xen(2) as other:
-            one.number("evtchn")
-            other.number("evtchn")
+        with two_handles(xen) as (one, other):
             port, _ = bound(one, other)
             daemon.kill()
             other.kill()
@@ -246,9 +213,7 @@ def test_handle_whose_peer_and_daemon_are_gone_is_told_once(tmp_path: Path, xen_
 
 
 def test_a_childs_close_leaves_the_parents_channels(xen: Start) -> None:
-    with xen(1) as one, xen(2) as other:
-        one.number("evtchn")
-        other.number("evtchn")
+    with two_handles(xen) as (one, other):
         port, joined = bound(one, other)
         one.ok("fork")
         other.ok(f"notify {joined}")

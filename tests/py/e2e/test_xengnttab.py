@@ -7,7 +7,7 @@ import pytest
 
 from rig.daemon import Daemon
 from rig.deadline import eventually
-from rig.xen_program import Start, XenProgram
+from rig.xen_program import Start, XenProgram, bound, two_handles
 
 PAGE = 4096
 READ, WRITE = 1, 2
@@ -128,20 +128,10 @@ def test_mapping_outlives_the_share(xen: Start) -> None:
         peer.ok("unmap")
 
 
-def two_with_an_event_channel(owner: XenProgram, peer: XenProgram) -> tuple[int, int]:
-    owner.number("evtchn")
-    peer.number("evtchn")
-    port = owner.number("bind 2")
-    joined = peer.number(f"join 1 {port}")
-    peer.number("pending")
-    peer.ok(f"unmask {joined}")
-    return port, joined
-
-
 @pytest.mark.parametrize("end", ["unshare", "munmap", "kill"])
 def test_end_of_a_share_clears_a_byte_and_sends_an_event(xen: Start, end: str) -> None:
-    with xen(1) as owner, xen(2) as peer:
-        port, joined = two_with_an_event_channel(owner, peer)
+    with two_handles(xen) as (owner, peer):
+        port, joined = bound(owner, peer)
         ref = owner.number(f"share_notify 2 21 {port}")
         mapped(peer, READ, 1, ref)
         owner.number("poke 21 1")
@@ -153,8 +143,8 @@ def test_end_of_a_share_clears_a_byte_and_sends_an_event(xen: Start, end: str) -
 
 @pytest.mark.parametrize("end", ["unmap", "munmap", "kill"])
 def test_end_of_a_mapping_clears_a_byte_and_sends_an_event(xen: Start, end: str) -> None:
-    with xen(1) as owner, xen(2) as peer:
-        port, joined = two_with_an_event_channel(owner, peer)
+    with two_handles(xen) as (owner, peer):
+        port, joined = bound(owner, peer)
         (ref,) = owner.numbers("share 2 1 1")
         peer.ok(f"map_notify {READ | WRITE} 1 {ref} 20 {joined}")
         owner.number("poke 20 1")
@@ -175,8 +165,8 @@ def let_go(program: XenProgram, end: str, close: str) -> None:
 
 
 def test_handle_may_be_closed_before_its_pages_are_unmapped(xen: Start) -> None:
-    with xen(1) as owner, xen(2) as peer:
-        port, joined = two_with_an_event_channel(owner, peer)
+    with two_handles(xen) as (owner, peer):
+        port, joined = bound(owner, peer)
         ref = owner.number(f"share_notify 2 21 {port}")
         mapped(peer, READ, 1, ref)
         owner.number("poke 21 1")
@@ -189,8 +179,8 @@ def test_handle_may_be_closed_before_its_pages_are_unmapped(xen: Start) -> None:
 
 
 def test_notification_is_of_a_byte_or_an_event_or_neither(xen: Start) -> None:
-    with xen(1) as owner, xen(2) as peer:
-        port, joined = two_with_an_event_channel(owner, peer)
+    with two_handles(xen) as (owner, peer):
+        port, joined = bound(owner, peer)
         ref = owner.number(f"share_notify 2 21 {NONE}")
         mapped(peer, READ, 1, ref)
         owner.number("poke 21 1")

@@ -15,7 +15,7 @@ from rig.compiler import alone, compile_c, xen_flags
 from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.paths import LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT
-from rig.processes import is_asleep, run
+from rig.processes import run
 from rig.program import Program
 from rig.xen_program import LIBRARIES, XenProgram
 
@@ -99,7 +99,7 @@ def test_life_of_a_vchan_as_qubes_sees_it(environment: Environment, xen_program:
 def call(program: XenProgram, line: str) -> None:
     """It sleeps in the call."""
     assert program.ask(line) == "calls"
-    eventually(lambda: is_asleep(program.pid))
+    program.wait_asleep()
 
 
 def called(program: XenProgram, line: str) -> str:
@@ -138,7 +138,7 @@ def test_blocked_call_goes_on_after_a_signal_whose_handler_restarts(environment:
         call(server, "recv 3")
         for _ in range(3):
             server.process.send_signal(signal.SIGUSR1)
-            eventually(lambda: is_asleep(server.pid))
+            server.wait_asleep()
         assert called(client, "send 3") == "3"
         server.expect("3")
 

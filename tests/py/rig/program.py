@@ -8,6 +8,9 @@ import subprocess
 from pathlib import Path
 from typing import Any, Self
 
+from rig.deadline import eventually
+from rig.processes import is_asleep
+
 
 class Program:
     """A running program that is told lines and says lines. As a context it must, at the end, have ended well, and have said
@@ -52,6 +55,15 @@ class Program:
         answer = self.line()
         assert answer, f"{self.process.args!r} did not answer {line!r}: {self.process.communicate()}"
         return answer
+
+    def wait_asleep(self) -> None:
+        """Return when it waits for something."""
+        eventually(lambda: is_asleep(self.pid))
+
+    def block_in(self, line: str) -> None:
+        """Have it make a call that blocks, and return when it does."""
+        self.tell(line)
+        self.wait_asleep()
 
     def finish(self) -> None:
         """Closes its stdin and waits for its end."""

@@ -3,19 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from rig.compiler import compile_c
 from rig.daemon import Daemon
-from rig.paths import REFERENCE, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR
+from rig.paths import PROGRAMS, REFERENCE, REFERENCE_LIBDIR, XEN_LIBDIR, XEN_MINOR
 from rig.program import Program
 
 LIBRARIES = str(XEN_LIBDIR)
 """For the loader."""
-PROGRAMS = ROOT / "tests" / "c" / "programs"
 OLD_NAMES = ("-include", str(PROGRAMS / "xen_old_names.h"))
 """For a program that calls libxenevtchn's and libxengnttab's functions by the names that libxenctrl has for them."""
 
@@ -44,6 +44,24 @@ class XenProgram(Program):
 
 Start = Callable[[int], XenProgram]
 """Starts one in a domain."""
+
+
+@contextmanager
+def two_handles(xen: Start, domains: tuple[int, int] = (1, 2)) -> Iterator[tuple[XenProgram, XenProgram]]:
+    """Programs in two domains, each with a handle for event channels."""
+    with xen(domains[0]) as one, xen(domains[1]) as other:
+        one.number("evtchn")
+        other.number("evtchn")
+        yield one, other
+
+
+def bound(one: XenProgram, other: XenProgram, domains: tuple[int, int] = (1, 2)) -> tuple[int, int]:
+    """An event channel between two programs: the port of each. Nothing is pending."""
+    port = one.number(f"bind {domains[1]}")
+    joined = other.number(f"join {domains[0]} {port}")
+    assert other.number("pending") == joined
+    other.ok(f"unmask {joined}")
+    return port, joined
 
 
 def compile_xen(folder: Path, source: str, *flags: str) -> Path:

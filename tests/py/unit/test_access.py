@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from kvmchand.ids import ClientId
 from kvmchand.xenstore.protocol import Kind
-from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig()
-    yield made
-    assert_sound(made.store)
+from rig.store import HOST, ONE, TWO, Failed, Rig
 
 
 def may(action: Callable[[], object]) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -13,13 +13,6 @@ from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound, state
 
 PATH = "/local/domain/1/ch"
 RING, PORT = f"{PATH}/ring-ref", f"{PATH}/event-channel"
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig()
-    yield made
-    assert_sound(made.store)
 
 
 def test_the_client_finds_the_numbers_and_others_do_not(rig: Rig) -> None:

@@ -3,23 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from kvmchand.ids import DomainId
 from kvmchand.xenstore.nodes import Node
 from kvmchand.xenstore.protocol import Kind
-from kvmchand.xenstore.store import Quotas
-from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    made = Rig(Quotas())
-    yield made
-    assert_sound(made.store)
-
+from rig.store import HOST, ONE, TWO, Failed, Rig
 
 # ---- what there is from the start ----
 

@@ -10,6 +10,7 @@
 
 #include "dataplane/error.h"
 #include "libvchan.h"
+#include "setup/daemon.h"
 #include "setup/open.h"
 #include "setup/peer.h"
 
@@ -61,7 +62,7 @@ struct libxenvchan *answer_vchan(int control_fd)
 	return channel.client;
 }
 
-void kvmchan_python_close(int control_fd) { close(control_fd); }
+void daemon_close(struct connection *connection) { connection_close(connection); }
 
 void libxenvchan_close(struct libxenvchan *ctrl)
 {

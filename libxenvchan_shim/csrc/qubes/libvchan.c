@@ -7,7 +7,7 @@
 #include "dataplane/connection.h"
 #include "dataplane/error.h"
 #include "dataplane/event.h"
-#include "setup/embed.h"
+#include "setup/daemon.h"
 #include "setup/open.h"
 #include "setup/peer.h"
 
@@ -99,14 +99,12 @@ libvchan_t *libvchan_client_init(int domain, int port)
 
 void libvchan_close(libvchan_t *ctrl)
 {
-	int error = errno, control_fd;
+	int error = errno;
 
 	if (!ctrl)
 		return;
 	libxenvchan_close(ctrl->end);
-	control_fd = connection_steal(&ctrl->control);
-	if (control_fd >= 0)
-		kvmchan_python_close(control_fd);
+	daemon_close(&ctrl->control);
 	free(ctrl);
 	errno = error;
 }

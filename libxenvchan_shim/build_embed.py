@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Writes the C of the embedded module (cffi's embedding mode), at build time: build_embed.py INTERFACE OUTPUT."""
+"""Writes the C of the embedded module (cffi's embedding mode), at build time: build_embed.py HEADER... OUTPUT."""
 
 from __future__ import annotations
 
@@ -15,17 +15,23 @@ bind(ffi)
 """
 
 
-def main(interface: str, output: str) -> None:
+def parts(header: str) -> tuple[str, str]:
+    """Return the types and the functions that stand between the header's marker lines, where no line is the preprocessor's."""
+    text = Path(header).read_text(encoding="utf-8").split("/* cffi: end */")[0]
+    types, _, functions = text.split("/* cffi: types */")[1].partition("/* cffi: functions */")
+    return types, functions
+
+
+def main(headers: list[str], output: str) -> None:
+    """Write `output`. A header comes after those that it needs."""
     ffi = cffi.FFI()
-    # The header between its two marker lines, less what is the preprocessor's.
-    text = Path(interface).read_text(encoding="utf-8")
-    types, functions = text.split("/* cffi: types */")[1].split("/* cffi: functions */")
-    ffi.cdef(types)
-    ffi.embedding_api(functions.split("/* cffi: end */")[0])
+    found = [parts(each) for each in headers]
+    ffi.cdef("".join(types for types, _ in found))
+    ffi.embedding_api("".join(functions for _, functions in found))
     ffi.embedding_init_code(_START)
     ffi.set_source("kvmchan_embed", '#include "setup/embed.h"')
     ffi.emit_c_code(output)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(sys.argv[1:-1], sys.argv[-1])

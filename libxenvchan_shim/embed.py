@@ -10,7 +10,7 @@ import errno
 from os import dup
 
 from kvmchand.errors import KvmchanError
-from kvmchand.wire.client import DOMAINS_MAX, EVENTS, PORT_STATES, port_of
+from kvmchand.wire.client import DOMAINS_MAX, EVENTS, PORT_STATES
 from libxenvchan_shim.connection import Connection, socket_path
 
 TYPE_CHECKING = False
@@ -55,16 +55,15 @@ def bind(ffi: Any) -> None:
     def connection_to(where: Any) -> Connection:
         return Connection(socket_path(text(where.runtime_dir), text(where.domain)))
 
-    def fill(opened: Any, connection: Connection, granted: Granted, *, is_server: bool) -> None:
+    def fill(into: Any, connection: Connection, granted: Granted) -> None:
+        """Fill in struct kvmchan_grant, whose fields have the message's names."""
         grant = granted.grant
-        path = grant.path.encode()
-        ffi.memmove(opened.path, path + b"\0", len(path) + 1)
-        opened.left_order, opened.right_order = grant.left_order, grant.right_order
-        opened.port = port_of(grant.channel, is_server=is_server)
-        opened.events, opened.doorbell_value = EVENTS.index(grant.events), grant.doorbell_value
-        opened.region_offset, opened.doorbell_offset = grant.offset, grant.doorbell
-        opened.notify_fd, opened.control_fd = granted.notify, connection.detach()
-        opened.region_fd, opened.event_fd = granted.region, granted.event
+        into.path = grant.path.encode()  # cffi refuses one that is too long
+        into.channel, into.left_order, into.right_order = grant.channel, grant.left_order, grant.right_order
+        into.events, into.offset = EVENTS.index(grant.events), grant.offset
+        into.doorbell, into.doorbell_value = grant.doorbell, grant.doorbell_value
+        into.control_fd = connection.detach()
+        into.region_fd, into.event_fd, into.notify_fd = granted.region, granted.event, granted.notify
 
     def open_end(connection: Connection, request: Any) -> Granted:
         what = request.what
@@ -78,10 +77,9 @@ def bind(ffi: Any) -> None:
         return connection.join(request.peer, request.port)
 
     @function
-    def open(request: Any, opened: Any) -> None:
+    def open(request: Any, grant: Any) -> None:
         with connection_to(request.where) as connection:
-            granted = open_end(connection, request)
-            fill(opened, connection, granted, is_server=request.what in (OFFER, BIND))
+            fill(grant, connection, open_end(connection, request))
 
     @function
     def ask(request: Any, control_fd: Any) -> None:
@@ -90,9 +88,9 @@ def bind(ffi: Any) -> None:
             control_fd[0] = connection.detach()
 
     @function
-    def answer(control_fd: int, opened: Any) -> None:
+    def answer(control_fd: int, grant: Any) -> None:
         with Connection.adopt(control_fd) as connection:
-            fill(opened, connection, connection.answer(waits=True), is_server=False)
+            fill(grant, connection, connection.answer(waits=True))
 
     def give(pages: Any, connection: Connection, given: tuple[Pages, int]) -> None:
         described, pages.memory_fd = given

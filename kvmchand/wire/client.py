@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VERSION = 4
 
 EVENTS = ("socket", "eventfd", "doorbell")
-"""What `Grant.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/vchan.h."""
+"""What `Grant.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/grant.h."""
 
 PORT_STATES = ("closed", "unbound", "interdomain")
 """What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""

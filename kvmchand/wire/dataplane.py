@@ -2,7 +2,7 @@
 """The C data plane by ctypes: libkvmchan-dataplane.so, the same objects as libxenvchan.so's without the interpreter.
 
 Used by the Python API, and by the daemon for its own ends. Prototypes are those of include/libxenvchan.h and
-libxenvchan_shim/csrc/dataplane/vchan.h.
+libxenvchan_shim/csrc/dataplane/vchan.h and grant.h.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ class Grant(ctypes.Structure):
         ("notify_fd", ctypes.c_int32),
         ("control_fd", ctypes.c_int32),
         ("is_server", ctypes.c_int32),
-        ("port", ctypes.c_uint32),
         ("left_order", ctypes.c_uint32),
         ("right_order", ctypes.c_uint32),
         ("events", ctypes.c_uint32),
         ("doorbell_value", ctypes.c_uint32),
-        ("region_offset", ctypes.c_uint64),
-        ("doorbell_offset", ctypes.c_uint64),
+        ("channel", ctypes.c_uint64),
+        ("offset", ctypes.c_uint64),
+        ("doorbell", ctypes.c_uint64),
+        ("path", ctypes.c_char * 4352),
     ]
 
 
@@ -84,13 +85,13 @@ def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, cont
             notify_fd=notify,
             control_fd=control_fd,
             is_server=int(is_server),
-            port=client.port_of(grant.channel, is_server=is_server),
+            channel=grant.channel,
             left_order=grant.left_order,
             right_order=grant.right_order,
             events=client.EVENTS.index(grant.events),
             doorbell_value=grant.doorbell_value,
-            region_offset=grant.offset,
-            doorbell_offset=grant.doorbell,
+            offset=grant.offset,
+            doorbell=grant.doorbell,
         )
     )
 

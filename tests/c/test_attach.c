@@ -326,8 +326,8 @@ static void the_rings_lie_where_their_orders_say(void)
 		equal((uint8_t *)channel.client->read.buffer - client, rows[index].right_at);
 		equal((uint8_t *)channel.client->write.buffer - client, rows[index].left_at);
 		check(channel.server->is_server && !channel.client->is_server);
-		equal(channel.server->event_port, 7);
-		equal(channel.client->event_port, 8);
+		equal(channel.server->event_port, 8);
+		equal(channel.client->event_port, 9);
 		/* And the bytes are there. */
 		equal(libxenvchan_send(channel.client, "left", 4), 4);
 		equal(libxenvchan_send(channel.server, "right", 5), 5);

@@ -80,7 +80,7 @@ static struct kvmchan_grant device_grant(struct device *device, bool server)
 	equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets), 0);
 	device->daemon[!server] = sockets[1];
 	grant.events = KVMCHAN_EVENTS_EVENTFD;
-	grant.region_offset = SLICE;
+	grant.offset = SLICE;
 	grant.control_fd = device->control[!server] = sockets[0];
 	grant.notify_fd = device->notify[!server] =
 	    duplicate(server ? device->channel.client_socket : device->channel.server_socket);
@@ -145,8 +145,8 @@ static void server_blocks(struct device *device, struct call *call, enum call_ki
 	if (kind == SEND || kind == WRITE)
 		equal(libxenvchan_write(device->channel.server, out, BULK), RIGHT);
 	set_blocking(device->channel.server, true);
-	*call =
-	    (struct call){.kind = kind, .end = device->channel.server, .data = scratch, .size = 2};
+	*call = (struct call){
+	    .kind = kind, .end = device->channel.server, .data = scratch, .size = 2};
 	call_start(call);
 	call_until_asleep(call);
 }
@@ -342,8 +342,8 @@ static void refuses(struct device *device, const struct kvmchan_grant *change, c
 	struct kvmchan_grant grant = device_grant(device, true);
 
 	grant.events = change->events;
-	grant.region_offset = change->region_offset;
-	grant.doorbell_offset = change->doorbell_offset;
+	grant.offset = change->offset;
+	grant.doorbell = change->doorbell;
 	errno = 0;
 	check(!kvmchan_attach(&grant));
 	equal(errno, EINVAL);
@@ -362,25 +362,23 @@ static void offsets_and_kinds_that_cannot_be_are_refused(void)
 		struct kvmchan_grant change;
 		const char *part;
 	} rows[] = {
-	    {{.events = KVMCHAN_EVENTS_EVENTFD, .region_offset = SLICE + 1}, "memory at 8193"},
-	    {{.events = KVMCHAN_EVENTS_EVENTFD, .region_offset = SLICE - 2048}, "memory at 6144"},
-	    {{.events = KVMCHAN_EVENTS_SOCKET, .region_offset = 8}, "memory at 8"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL, .region_offset = SLICE + 1}, "memory at 8193"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL, .region_offset = SLICE, .doorbell_offset = 12},
+	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = SLICE + 1}, "memory at 8193"},
+	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = SLICE - 2048}, "memory at 6144"},
+	    {{.events = KVMCHAN_EVENTS_SOCKET, .offset = 8}, "memory at 8"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL, .offset = SLICE + 1}, "memory at 8193"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL, .offset = SLICE, .doorbell = 12},
 	     "a doorbell at 12"},
 	    /* Past what a file offset can say, at the end or at the start. */
-	    {{.events = KVMCHAN_EVENTS_EVENTFD, .region_offset = (uint64_t)1 << 63}, "memory"},
-	    {{.events = KVMCHAN_EVENTS_EVENTFD, .region_offset = UINT64_MAX - PAGE + 1}, "memory"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL, .region_offset = INT64_MAX - PAGE + 1}, "memory"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL, .doorbell_offset = (uint64_t)1 << 63},
-	     "a doorbell"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL, .doorbell_offset = UINT64_MAX - PAGE + 1},
-	     "a doorbell"},
+	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = (uint64_t)1 << 63}, "memory"},
+	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = UINT64_MAX - PAGE + 1}, "memory"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL, .offset = INT64_MAX - PAGE + 1}, "memory"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL, .doorbell = (uint64_t)1 << 63}, "a doorbell"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL, .doorbell = UINT64_MAX - PAGE + 1}, "a doorbell"},
 	    /* A page more than there is. */
-	    {{.events = KVMCHAN_EVENTS_EVENTFD, .region_offset = SLICE + 2 * PAGE}, "need 12288"},
-	    {{.events = KVMCHAN_EVENTS_SOCKET, .region_offset = SLICE + 2 * PAGE}, "need 12288"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL + 1, .region_offset = SLICE}, "kind 3"},
-	    {{.events = UINT32_MAX, .region_offset = SLICE}, "kind 4294967295"},
+	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = SLICE + 2 * PAGE}, "need 12288"},
+	    {{.events = KVMCHAN_EVENTS_SOCKET, .offset = SLICE + 2 * PAGE}, "need 12288"},
+	    {{.events = KVMCHAN_EVENTS_DOORBELL + 1, .offset = SLICE}, "kind 3"},
+	    {{.events = UINT32_MAX, .offset = SLICE}, "kind 4294967295"},
 	};
 	struct device device;
 	size_t index;
@@ -426,7 +424,7 @@ static void a_devices_size_is_not_asked(void)
 	    .left_order = LEFT_ORDER,
 	    .right_order = RIGHT_ORDER,
 	    .events = KVMCHAN_EVENTS_DOORBELL,
-	    .region_offset = SLICE,
+	    .offset = SLICE,
 	};
 	struct libxenvchan *end;
 
@@ -473,7 +471,7 @@ static void a_doorbell_is_rung_and_nothing_else_of_the_device_changes(void)
 	equal(close(grant.notify_fd), 0);
 	grant.notify_fd = -1;
 	grant.events = KVMCHAN_EVENTS_DOORBELL;
-	grant.doorbell_offset = 0;
+	grant.doorbell = 0;
 	grant.doorbell_value = DOORBELL_VALUE;
 	device.channel.client = attached(&grant);
 	check_doorbell(&device, DOORBELL_VALUE);

@@ -2,6 +2,7 @@
 /* An end's set-up and take-down on memory that the daemon granted. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -83,19 +84,17 @@ static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 		return fail(EINVAL, "the daemon granted rings of orders %u and %u, which can't be",
 			    left, right);
 	*size = PAGE + ring_pages(left) + ring_pages(right);
-	if (check_offset("memory", grant->region_offset, *size) < 0 ||
-	    (device && check_offset("a doorbell", grant->doorbell_offset, PAGE) < 0))
+	if (check_offset("memory", grant->offset, *size) < 0 ||
+	    (device && check_offset("a doorbell", grant->doorbell, PAGE) < 0))
 		return -1;
 	if (fstat(grant->region_fd, &status) < 0)
 		return fail(errno, "the channel's memory can't be examined");
 	/* A device has no size; what it does not have, it does not let us map. */
-	if (!device &&
-	    (status.st_size < 0 || (uint64_t)status.st_size < grant->region_offset + *size))
+	if (!device && (status.st_size < 0 || (uint64_t)status.st_size < grant->offset + *size))
 		return fail(EINVAL,
 			    "the daemon granted %lld bytes of memory for rings that need %zu, "
 			    "from byte %llu on",
-			    (long long)status.st_size, *size,
-			    (unsigned long long)grant->region_offset);
+			    (long long)status.st_size, *size, (unsigned long long)grant->offset);
 	return 0;
 }
 
@@ -135,13 +134,20 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 	v->ctrl.ring = page;
 	v->ctrl.is_server = server ? -1 : 0;
 	v->ctrl.event = &v->event.handle;
-	v->ctrl.event_port = grant->port;
+	v->ctrl.event_port = grant_port(grant);
 	v->ctrl.read.shr = server ? left_indexes : right_indexes;
 	v->ctrl.read.order = (int)(server ? grant->left_order : grant->right_order);
 	v->ctrl.read.buffer = v->in.buffer;
 	v->ctrl.write.shr = server ? right_indexes : left_indexes;
 	v->ctrl.write.order = (int)(server ? grant->right_order : grant->left_order);
 	v->ctrl.write.buffer = v->out.buffer;
+}
+
+/* As on Xen, only a server's end has its path. */
+static int set_path(struct vchan *v, const struct kvmchan_grant *grant)
+{
+	v->ctrl.xs_path = strndup(grant->path, sizeof(grant->path));
+	return v->ctrl.xs_path ? 0 : fail(ENOMEM, "no memory for a vchan");
 }
 
 /* A client goes on from where the one before it stopped; a server starts on zeroed memory. */
@@ -177,13 +183,15 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 	if (check_grant(grant, &v->size) < 0 || event_prepare(&v->event, grant) < 0)
 		goto undo;
 	v->page = mmap(NULL, v->size, PROT_READ | PROT_WRITE, MAP_SHARED, grant->region_fd,
-		       (off_t)grant->region_offset);
+		       (off_t)grant->offset);
 	if (v->page == MAP_FAILED) {
 		v->page = NULL;
 		fail(errno, "%zu bytes of the channel's memory can't be mapped", v->size);
 		goto undo;
 	}
 	vchan_lay_out(v, grant);
+	if (grant->is_server && set_path(v, grant) < 0)
+		goto undo;
 	spin_init(&v->spin_in);
 	v->spin_out = v->spin_in;
 	if (vchan_resume(v) < 0)

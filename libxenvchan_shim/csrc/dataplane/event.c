@@ -44,7 +44,7 @@ void event_take_over(struct event *event, const struct kvmchan_grant *grant)
 {
 	*event = (struct event){
 	    .handle = {HANDLE_VCHAN},
-	    .port = grant->port,
+	    .port = grant_port(grant),
 	    .fd = grant->event_fd,
 	    .kind = KVMCHAN_EVENTS_SOCKET, /* until it is prepared */
 	    .notify_fd = grant->notify_fd,
@@ -55,7 +55,7 @@ void event_take_over(struct event *event, const struct kvmchan_grant *grant)
 static int map_doorbell(struct event *event, const struct kvmchan_grant *grant)
 {
 	void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, grant->region_fd,
-			  (off_t)grant->doorbell_offset);
+			  (off_t)grant->doorbell);
 
 	if (page == MAP_FAILED)
 		return fail(errno, "the device's doorbell can't be mapped");

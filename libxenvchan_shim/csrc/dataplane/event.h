@@ -18,8 +18,8 @@
 #include <stdint.h>
 
 #include "dataplane/connection.h"
+#include "dataplane/grant.h"
 #include "dataplane/handle.h"
-#include "dataplane/vchan.h"
 
 struct event {
 	struct xenevtchn_handle handle; /* it is what ctrl->event points to */

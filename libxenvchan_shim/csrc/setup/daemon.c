@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <string.h>
 
 #include "dataplane/error.h"
 #include "setup/environment.h"
@@ -11,65 +12,80 @@
 #define SENTENCE 480
 #define NO_SENTENCE "the embedded Python failed"
 
-/* Where cffi could not run a function it returned 0, and nothing was @answered. */
-static int result_of(int error, const char *sentence, bool answered)
+/* What each call has: the error that Python returned, and room for its sentence. */
+struct call {
+	int error;
+	char sentence[SENTENCE];
+};
+
+/* Fill in @where unless it is NULL, and start the interpreter. Returns 0, or -1 with errno. */
+static int begin(struct call *call, struct kvmchan_where *where)
 {
-	if (!error && !answered)
-		error = EIO;
-	return error ? fail(error, "%s", sentence) : 0;
+	strcpy(call->sentence, NO_SENTENCE);
+	if (where)
+		*where = here();
+	return interpreter_start();
 }
 
-static const struct kvmchan_opened nothing = {
+/* Return 0, or -1 with errno and the sentence. If cffi could not run a function it returned 0, but
+ * left no answer. */
+static int end(struct call *call, bool answered)
+{
+	if (!call->error && !answered)
+		call->error = EIO;
+	return call->error ? fail(call->error, "%s", call->sentence) : 0;
+}
+
+/* The two arguments that every Python function has last. */
+#define SENTENCE_OF(call) (call).sentence, sizeof((call).sentence)
+
+static const struct kvmchan_grant nothing = {
     .region_fd = -1, .event_fd = -1, .notify_fd = -1, .control_fd = -1};
 
-int daemon_open(struct kvmchan_request *request, struct kvmchan_opened *opened)
+int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
-	*opened = nothing;
-	request->where = here();
-	if (interpreter_start() < 0)
+	*grant = nothing;
+	grant->is_server = request->what == KVMCHAN_OFFER || request->what == KVMCHAN_BIND;
+	if (begin(&call, &request->where) < 0)
 		return -1;
-	error = kvmchan_python_open(request, opened, sentence, sizeof(sentence));
-	return result_of(error, sentence, opened->event_fd >= 0);
+	call.error = kvmchan_python_open(request, grant, SENTENCE_OF(call));
+	return end(&call, grant->event_fd >= 0);
 }
 
 int daemon_ask(struct kvmchan_request *request, int *control_fd)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
 	*control_fd = -1;
-	request->where = here();
-	if (interpreter_start() < 0)
+	if (begin(&call, &request->where) < 0)
 		return -1;
-	error = kvmchan_python_ask(request, control_fd, sentence, sizeof(sentence));
-	return result_of(error, sentence, *control_fd >= 0);
+	call.error = kvmchan_python_ask(request, control_fd, SENTENCE_OF(call));
+	return end(&call, *control_fd >= 0);
 }
 
-int daemon_answer(int control_fd, struct kvmchan_opened *opened)
+int daemon_answer(int control_fd, struct kvmchan_grant *grant)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
-	*opened = nothing;
-	error = kvmchan_python_answer(control_fd, opened, sentence, sizeof(sentence));
-	return result_of(error, sentence, opened->event_fd >= 0);
+	*grant = nothing;
+	if (begin(&call, NULL) < 0)
+		return -1;
+	call.error = kvmchan_python_answer(control_fd, grant, SENTENCE_OF(call));
+	return end(&call, grant->event_fd >= 0);
 }
 
 static int get_pages(struct kvmchan_pages *pages,
 		     int (*get)(struct kvmchan_pages *pages, char *sentence, int room))
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
 	pages->memory_fd = pages->control_fd = -1;
-	pages->where = here();
-	if (interpreter_start() < 0)
+	if (begin(&call, &pages->where) < 0)
 		return -1;
-	error = get(pages, sentence, sizeof(sentence));
-	return result_of(error, sentence, pages->memory_fd >= 0);
+	call.error = get(pages, SENTENCE_OF(call));
+	return end(&call, pages->memory_fd >= 0);
 }
 
 int daemon_share(struct kvmchan_pages *pages) { return get_pages(pages, kvmchan_python_share); }
@@ -78,37 +94,34 @@ int daemon_map(struct kvmchan_pages *pages) { return get_pages(pages, kvmchan_py
 
 int daemon_notify(int control_fd, uint64_t offset, bool clears, uint64_t port)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error =
-	    kvmchan_python_notify(control_fd, offset, clears, port, sentence, sizeof(sentence));
+	struct call call;
 
-	return result_of(error, sentence, true);
+	if (begin(&call, NULL) < 0)
+		return -1;
+	call.error = kvmchan_python_notify(control_fd, offset, clears, port, SENTENCE_OF(call));
+	return end(&call, true);
 }
 
 int daemon_port(struct kvmchan_port *port)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
-	port->where = here();
 	port->state = -1;
-	if (interpreter_start() < 0)
+	if (begin(&call, &port->where) < 0)
 		return -1;
-	error = kvmchan_python_port(port, sentence, sizeof(sentence));
-	return result_of(error, sentence, port->state >= 0);
+	call.error = kvmchan_python_port(port, SENTENCE_OF(call));
+	return end(&call, port->state >= 0);
 }
 
 int daemon_domains(struct kvmchan_domains *domains)
 {
-	char sentence[SENTENCE] = NO_SENTENCE;
-	int error;
+	struct call call;
 
-	domains->where = here();
 	domains->own = -1;
-	if (interpreter_start() < 0)
+	if (begin(&call, &domains->where) < 0)
 		return -1;
-	error = kvmchan_python_domains(domains, sentence, sizeof(sentence));
-	return result_of(error, sentence, domains->own >= 0);
+	call.error = kvmchan_python_domains(domains, SENTENCE_OF(call));
+	return end(&call, domains->own >= 0);
 }
 
 void daemon_close(struct connection *connection)

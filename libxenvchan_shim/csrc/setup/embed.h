@@ -7,6 +7,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "dataplane/grant.h"
+
 /* cffi: types */
 /* What a connection to the daemon opens. */
 enum kvmchan_what {
@@ -32,16 +34,6 @@ struct kvmchan_request {
 	uint64_t port;
 	int once;  /* the offer is for the first client that comes, and no other */
 	int waits; /* until peer offers a vchan there that has no client, or is gone */
-};
-
-/* The end that was opened, as struct kvmchan_grant has it. The descriptors are the caller's. */
-struct kvmchan_opened {
-	int region_fd, event_fd, notify_fd, control_fd;
-	uint32_t left_order, right_order;
-	uint32_t port;
-	uint32_t events, doorbell_value;
-	uint64_t region_offset, doorbell_offset;
-	char path[4352]; /* absolute */
 };
 
 /* Pages shared with another domain. They are ours for as long as the connection control_fd. */
@@ -79,13 +71,13 @@ struct kvmchan_domains {
 };
 /* cffi: functions */
 /* These return 0, or an errno with the sentence in @sentence, which holds @room bytes. */
-int kvmchan_python_open(const struct kvmchan_request *request, struct kvmchan_opened *opened,
+int kvmchan_python_open(const struct kvmchan_request *request, struct kvmchan_grant *grant,
 			char *sentence, int room);
 /* KVMCHAN_CONNECT without waiting for the answer: @control_fd is readable when it is there. */
 int kvmchan_python_ask(const struct kvmchan_request *request, int *control_fd, char *sentence,
 		       int room);
 /* Waits for that answer. Takes @control_fd, also when it fails. */
-int kvmchan_python_answer(int control_fd, struct kvmchan_opened *opened, char *sentence, int room);
+int kvmchan_python_answer(int control_fd, struct kvmchan_grant *grant, char *sentence, int room);
 int kvmchan_python_share(struct kvmchan_pages *pages, char *sentence, int room);
 int kvmchan_python_map(struct kvmchan_pages *pages, char *sentence, int room);
 /* When the pages of @control_fd are let go of, however that comes, the daemon clears the byte at

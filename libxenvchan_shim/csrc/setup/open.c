@@ -2,7 +2,6 @@
 #include "setup/open.h"
 
 #include <errno.h>
-#include <string.h>
 
 #include "dataplane/error.h"
 #include "setup/daemon.h"
@@ -16,29 +15,13 @@ static int check_request(const struct kvmchan_request *request)
 	return 0;
 }
 
-static struct libxenvchan *end_of(const struct kvmchan_opened *opened, bool is_server)
-{
-	struct kvmchan_grant grant = grant_of(opened, is_server);
-	struct libxenvchan *ctrl = kvmchan_attach(&grant);
-
-	if (!ctrl || !is_server)
-		return ctrl;
-	ctrl->xs_path = strdup(opened->path);
-	if (!ctrl->xs_path) {
-		libxenvchan_close(ctrl);
-		fail(ENOMEM, "no memory for a vchan");
-		return NULL;
-	}
-	return ctrl;
-}
-
 struct libxenvchan *open_vchan(struct kvmchan_request *request)
 {
-	struct kvmchan_opened opened;
+	struct kvmchan_grant grant;
 
-	if (check_request(request) < 0 || daemon_open(request, &opened) < 0)
+	if (check_request(request) < 0 || daemon_open(request, &grant) < 0)
 		return NULL;
-	return end_of(&opened, request->what == KVMCHAN_OFFER);
+	return kvmchan_attach(&grant);
 }
 
 int ask_vchan(struct kvmchan_request *request, int *control_fd)
@@ -48,7 +31,7 @@ int ask_vchan(struct kvmchan_request *request, int *control_fd)
 
 struct libxenvchan *answer_vchan(int control_fd)
 {
-	struct kvmchan_opened opened;
+	struct kvmchan_grant grant;
 
-	return daemon_answer(control_fd, &opened) < 0 ? NULL : end_of(&opened, false);
+	return daemon_answer(control_fd, &grant) < 0 ? NULL : kvmchan_attach(&grant);
 }

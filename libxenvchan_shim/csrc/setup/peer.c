@@ -62,10 +62,12 @@ struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, si
 struct libxenvchan *peer_connect(int64_t domain, int64_t port)
 {
 	path_text path;
+	struct kvmchan_request request = {
+	    .what = KVMCHAN_CONNECT, .peer = (int)domain, .path = path};
 
 	if (client_path(path, domain, port) < 0)
 		return NULL;
-	return libxenvchan_client_init(NULL, (int)domain, path);
+	return open_vchan(&request);
 }
 
 int peer_await(int64_t domain, int64_t port, int *control_fd)

@@ -207,23 +207,22 @@ int xenevtchn_restrict(xenevtchn_handle *xce, uint16_t domid)
 
 /* ---- binding ---- */
 
-static int port_prepare(struct port *port, const struct kvmchan_opened *opened, bool is_server)
+static int port_prepare(struct port *port, const struct kvmchan_grant *grant)
 {
-	struct kvmchan_grant grant = grant_of(opened, is_server);
 	int result;
 
-	event_take_over(&port->event, &grant);
-	port->socket = connection_take(grant.event_fd);
-	port->number = opened->port;
-	result = event_prepare(&port->event, &grant);
+	event_take_over(&port->event, grant);
+	port->socket = connection_take(grant->event_fd);
+	port->number = grant_port(grant);
+	result = event_prepare(&port->event, grant);
 	/* An event channel has no use for the memory that the daemon keeps beside it. */
-	close(opened->region_fd);
+	close(grant->region_fd);
 	return result;
 }
 
 static int open_port(xenevtchn_handle *xce, struct kvmchan_request *request)
 {
-	struct kvmchan_opened opened;
+	struct kvmchan_grant grant;
 	struct port *port;
 	int error;
 
@@ -236,12 +235,11 @@ static int open_port(xenevtchn_handle *xce, struct kvmchan_request *request)
 	port = calloc(1, sizeof(*port));
 	if (!port)
 		return fail(ENOMEM, "no memory for an event channel");
-	if (daemon_open(request, &opened) < 0) {
+	if (daemon_open(request, &grant) < 0) {
 		free(port);
 		return -1;
 	}
-	if (port_prepare(port, &opened, request->what == KVMCHAN_BIND) == 0 &&
-	    add(ports_of(xce), port) == 0)
+	if (port_prepare(port, &grant) == 0 && add(ports_of(xce), port) == 0)
 		return (int)port->number;
 	error = errno;
 	port_close(port);

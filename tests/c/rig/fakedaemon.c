@@ -106,7 +106,7 @@ static void make_pending(int number, int side)
 		check(write(channels[number].fd[side], &one, sizeof(one)) == sizeof(one));
 }
 
-static int open_port(const struct kvmchan_request *request, struct kvmchan_opened *opened)
+static int open_port(const struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
 	int side = request->what == KVMCHAN_JOIN, number;
 
@@ -116,26 +116,26 @@ static int open_port(const struct kvmchan_request *request, struct kvmchan_opene
 	    (request->port % 2 || !request->port || request->port / 2 > (uint64_t)channel_count))
 		return fail(ENOENT, "there is no such port");
 	number = side ? (int)request->port / 2 : event_channel_make();
-	opened->region_fd = memory_make(1);
-	opened->event_fd = duplicate(channels[number - 1].fd[side]);
-	opened->events = channels[number - 1].kind;
-	opened->notify_fd = opened->events == KVMCHAN_EVENTS_SOCKET
-				? -1
-				: duplicate(channels[number - 1].fd[!side]);
-	opened->control_fd = connection_make();
-	opened->port = (uint32_t)(2 * number + side);
+	grant->region_fd = memory_make(1);
+	grant->event_fd = duplicate(channels[number - 1].fd[side]);
+	grant->events = channels[number - 1].kind;
+	grant->notify_fd =
+	    grant->events == KVMCHAN_EVENTS_SOCKET ? -1 : duplicate(channels[number - 1].fd[!side]);
+	grant->control_fd = connection_make();
+	grant->channel = (uint64_t)number;
+	grant->is_server = !side;
 	if (side)
 		make_pending(number - 1, side);
 	return 0;
 }
 
-int daemon_open(struct kvmchan_request *request, struct kvmchan_opened *opened)
+int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
 	int result;
 
-	memset(opened, 0, sizeof(*opened));
+	memset(grant, 0, sizeof(*grant));
 	pthread_mutex_lock(&lock);
-	result = open_port(request, opened);
+	result = open_port(request, grant);
 	pthread_mutex_unlock(&lock);
 	return result;
 }

@@ -355,7 +355,7 @@ struct kvmchan_grant channel_grant(const struct channel *channel, bool server)
 	    .notify_fd = -1,
 	    .control_fd = -1,
 	    .is_server = server,
-	    .port = server ? 7 : 8,
+	    .channel = 4,
 	    .left_order = channel->left,
 	    .right_order = channel->right,
 	};

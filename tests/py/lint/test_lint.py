@@ -17,6 +17,7 @@ import pytest
 
 from kvmchand import config
 from kvmchand.channels import page
+from kvmchand.wire import client, dataplane
 from rig.paths import ROOT
 
 # What the modules of a folder may import beside each other, a row a folder, from the top down. "" is the root.
@@ -270,6 +271,14 @@ def test_python_and_c_agree_on_the_shared_page() -> None:
         assert re.search(rf"#define {name} {value}\b", text), name
 
 
+def test_python_and_c_agree_on_a_grant() -> None:
+    text = (CSRC / "dataplane/grant.h").read_text()
+    struct = re.sub(r"/\*.*?\*/", "", text.partition("struct kvmchan_grant {")[2].partition("};")[0], flags=re.DOTALL)
+    names = re.findall(r"(\w+)(?:\[(?:\d+)\])?[,;]", struct)
+    assert names == [field[0] for field in dataplane.Grant._fields_]
+    assert set(client.Grant.__annotations__) < set(names)
+
+
 def test_python_touches_no_mapped_ring() -> None:
     """Only C does, in atomics.h and ring.c: no Python object is made of a ring's address."""
     touches = re.compile(r"\.from_address\(|\.(read|write)\.(buffer|shr)\b")
@@ -335,12 +344,32 @@ def test_c_is_formatted() -> None:
     check(tool("clang-format"), "--dry-run", "--Werror", *map(str, c_files()))
 
 
-@pytest.mark.parametrize("compiler", ["gcc", "clang"])
-def test_c_compiles_without_a_warning(compiler: str) -> None:
+def compiler_flags() -> list[str]:
     # The embedded interpreter's headers, and what meson defines of its paths.
     config = sysconfig.get_path("include", vars={"base": sys.base_prefix, "installed_base": sys.base_prefix})
     paths = [f'-DKVMCHAN_{name}="/"' for name in ("HOME", "STDLIB", "DYNLOAD", "CFFI")]
-    flags = ["-std=gnu11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
+    return ["-std=gnu11", "-D_GNU_SOURCE", *paths, f"-I{CSRC}", f"-I{ROOT / 'include'}", f"-isystem{config}"]
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+def test_c_compiles_without_a_warning(compiler: str) -> None:
+    flags = ["-Wall", "-Wextra", "-Werror", "-O2", "-fsyntax-only"]
     sources = [*sorted(CSRC.rglob("*.c")), *sorted((ROOT / "examples").glob("*.c"))]
-    folders = [f"-I{CSRC}", f"-I{ROOT / 'include'}", f"-isystem{config}"]
-    check(tool(compiler), *flags, *paths, *folders, *map(str, sources))
+    check(tool(compiler), *compiler_flags(), *flags, *map(str, sources))
+
+
+def test_c_files_do_not_call_each_other_in_a_circle(tmp_path: Path) -> None:
+    has: dict[str, set[str]] = {}
+    needs: dict[str, set[str]] = {}
+    sources = sorted(CSRC.rglob("*.c"))
+    subprocess.run([tool("gcc"), *compiler_flags(), "-c", *map(str, sources)], cwd=tmp_path, check=True)
+    for path in sources:
+        lines = subprocess.run(
+            [tool("nm"), "--extern-only", path.with_suffix(".o").name], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        symbols = [line.split()[-2:] for line in lines]
+        has[path.name] = {name for kind, name in symbols if kind != "U"}
+        needs[path.name] = {name for kind, name in symbols if kind == "U"}
+    calls = {user: {name for name, symbols in has.items() if symbols & needed} for user, needed in needs.items()}
+    assert calls["libxenvchan.c"] >= {"open.c", "daemon.c"}
+    assert not in_a_circle(calls)

@@ -40,6 +40,6 @@ def end_on_device(memory: int, event: int, notify: int, offset: int, *, is_serve
             left_order=10,
             right_order=11,
             events=dataplane.EVENTFD,
-            region_offset=offset,
+            offset=offset,
         )
     )

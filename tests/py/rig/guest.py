@@ -330,7 +330,7 @@ class End:
                 left_order=grant.left_order,
                 right_order=grant.right_order,
                 events=dataplane.EVENTFD,
-                region_offset=grant.offset,
+                offset=grant.offset,
             )
         )
         self.ctrl.contents.blocking = -1

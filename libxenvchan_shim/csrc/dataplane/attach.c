@@ -17,10 +17,10 @@
 #define ORDER_MAX 30
 
 /*
- * Where each ring's indexes are: in the page's grants, which are not used here, with a cache line
- * boundary between cons and prod. In Xen's place, beside each other and the live and notify bytes,
- * one cache line would go back and forth between the two ends at every call. There the page shows
- * the indexes as of the last request for an event (vchan_show).
+ * Where each ring's indexes are: in the page's grants, which are unused here, with a cache line
+ * boundary between cons and prod. In Xen's place they would lie beside each other and the live and
+ * notify bytes, and one cache line would move between the two ends at every call. There the page
+ * shows the indexes as of the last request for an event (vchan_show).
  */
 #define LEFT_INDEXES 252
 #define RIGHT_INDEXES 508
@@ -48,7 +48,7 @@ _Static_assert(offsetof(struct libxenvchan, xs_path) == 80, "Xen's ABI");
 _Static_assert(sizeof(struct libxenvchan) == 88, "Xen's ABI");
 #endif
 
-/* Where a ring of @order starts; rings with pages of their own lie at @after_page. */
+/* Return where a ring of @order starts. A ring with pages of its own lies at @after_page. */
 static size_t ring_offset(uint32_t order, size_t after_page)
 {
 	return order > ORDER_IN_PAGE_MAX ? after_page : (size_t)1 << order;
@@ -59,12 +59,12 @@ static size_t ring_pages(uint32_t order)
 	return order > ORDER_IN_PAGE_MAX ? (size_t)1 << order : 0;
 }
 
-/* Whether @size bytes of a file can be mapped at @offset. */
+/* Check that @size bytes of a file can be mapped at @offset. */
 static int check_offset(const char *what, uint64_t offset, size_t size)
 {
 	if (offset % PAGE || offset > (uint64_t)INT64_MAX - size)
-		return fail(EINVAL, "the daemon granted %s at %llu, which can't be mapped", what,
-			    (unsigned long long)offset);
+		return fail(EINVAL, "the daemon granted %s at %llu, an offset that mmap refuses",
+			    what, (unsigned long long)offset);
 	return 0;
 }
 
@@ -75,21 +75,21 @@ static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 	struct stat status;
 
 	if (grant->events > KVMCHAN_EVENTS_DOORBELL)
-		return fail(EINVAL,
-			    "the daemon granted events of kind %u, which is none: use the same "
-			    "release",
-			    grant->events);
+		return fail(
+		    EINVAL,
+		    "the daemon granted events of the unknown kind %u: use the same release",
+		    grant->events);
 	if (left < 10 || right < 10 || left > ORDER_MAX || right > ORDER_MAX ||
 	    (left == right && left <= ORDER_IN_PAGE_MAX))
-		return fail(EINVAL, "the daemon granted rings of orders %u and %u, which can't be",
+		return fail(EINVAL, "the daemon granted rings of the invalid orders %u and %u",
 			    left, right);
 	*size = PAGE + ring_pages(left) + ring_pages(right);
 	if (check_offset("memory", grant->offset, *size) < 0 ||
 	    (device && check_offset("a doorbell", grant->doorbell, PAGE) < 0))
 		return -1;
 	if (fstat(grant->region_fd, &status) < 0)
-		return fail(errno, "the channel's memory can't be examined");
-	/* A device has no size; what it does not have, it does not let us map. */
+		return fail(errno, "fstat of the channel's memory failed");
+	/* A device has no size. mmap fails on what lies outside of it. */
 	if (!device && (status.st_size < 0 || (uint64_t)status.st_size < grant->offset + *size))
 		return fail(EINVAL,
 			    "the daemon granted %lld bytes of memory for rings that need %zu, "
@@ -150,17 +150,20 @@ static int set_path(struct vchan *v, const struct kvmchan_grant *grant)
 	return v->ctrl.xs_path ? 0 : fail(ENOMEM, "no memory for a vchan");
 }
 
-/* A client goes on from where the one before it stopped; a server starts on zeroed memory. */
+/* Start from the indexes in the page: a client goes on where the one before it stopped, a server
+ * has zeroed memory. */
 static int vchan_resume(struct vchan *v)
 {
 	v->in.own = shared_observe(v->in.own_index);
 	v->out.own = shared_observe(v->out.own_index);
 	if (ring_look(&v->in) == RING_BROKEN || ring_look(&v->out) == RING_BROKEN)
-		return fail(EPROTO, "the server's ring indexes can't be true");
+		return fail(EPROTO, "the server's ring indexes are impossible");
 	return 0;
 }
 
-/* The daemon has made the server's part of the page, before anyone could connect. */
+/* Take a client's place in the page. The daemon wrote the server's part before anyone could
+ * connect.
+ */
 static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 {
 	if (grant->is_server)
@@ -186,7 +189,7 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 		       (off_t)grant->offset);
 	if (v->page == MAP_FAILED) {
 		v->page = NULL;
-		fail(errno, "%zu bytes of the channel's memory can't be mapped", v->size);
+		fail(errno, "mapping %zu bytes of the channel's memory failed", v->size);
 		goto undo;
 	}
 	vchan_lay_out(v, grant);

@@ -4,7 +4,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* 0 for what is no socket. */
+/* Return the kernel's number of the socket; 0 if @fd is no socket. */
 static uint64_t socket_cookie(int fd)
 {
 	uint64_t cookie = 0;

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A connection to the daemon whose number a program may have closed, and given to something else.
+/*
+ * A connection to the daemon. The program may have closed its descriptor, and opened something else
+ * by that number, so every use looks first.
  */
 #ifndef KVMCHAN_CONNECTION_H
 #define KVMCHAN_CONNECTION_H
@@ -12,13 +14,14 @@ struct connection {
 	uint64_t cookie; /* the kernel's own number of the socket that fd was, when we got it */
 };
 
-/* Takes the descriptor; -1 is no connection. */
+/* Make a connection of a descriptor, which it then owns; -1 is no connection. */
 struct connection connection_take(int fd);
-/* Whether the number still is that connection. */
+/* Return whether the number still is that connection. */
 bool connection_is_there(const struct connection *connection);
-/* The descriptor, now the caller's; -1 where there is none, or the program has closed it. */
+/* Return the descriptor, which the caller then owns; -1 if there is none, or the program has closed
+ * it. */
 int connection_steal(struct connection *connection);
-/* Closes it without a word to the daemon. */
+/* Close the connection without telling the daemon first. Never blocks. */
 void connection_close(struct connection *connection);
 
 #endif

@@ -20,7 +20,7 @@ enum state {
 	BROKEN, /* the peer broke the ring's rules */
 };
 
-/* What libxenvchan.h shows, and behind it what the program can't reach by that header. */
+/* What libxenvchan.h shows, and behind it what a program can not reach through that header. */
 struct vchan {
 	struct libxenvchan ctrl;
 	struct ring in, out;
@@ -39,7 +39,8 @@ struct vchan {
 
 static inline struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct vchan *)ctrl; }
 
-/* Brings what the page shows up to date; its cache line is ours just now, or our end is going. */
+/* Bring the indexes that the page shows up to date. Call it only when its cache line is ours
+ * anyway, or our end closes. */
 static inline void vchan_show(struct vchan *v)
 {
 	shared_show(v->shown_in, v->in.own);

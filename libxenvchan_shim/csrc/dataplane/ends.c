@@ -5,7 +5,7 @@
 
 #include "dataplane/atomics.h"
 
-/* "Unique", as kvmchan_interpreter is, and why: see interpreter.c. */
+/* "Unique" for the reason that setup/interpreter.c gives. */
 __attribute__((visibility("default"))) struct {
 	pthread_mutex_t lock;
 	bool follows_forks;
@@ -20,7 +20,7 @@ static void unlock(void) { pthread_mutex_unlock(&kvmchan_ends.lock); }
 void ends_add(struct listed_end *end)
 {
 	lock();
-	/* A child of a fork finds the table as whole as its parent, and the lock free. */
+	/* So that a forked child finds the table whole, and the lock free. */
 	if (!kvmchan_ends.follows_forks)
 		kvmchan_ends.follows_forks = pthread_atfork(lock, unlock, unlock) == 0;
 	end->next = kvmchan_ends.first;

@@ -11,7 +11,7 @@
 #include "kvmchan.h"
 #pragma GCC visibility pop
 
-/* Xen's logger (xentoollog.h), as far as we call it. The level numbers are part of its ABI. */
+/* The part of Xen's logger (xentoollog.h) that we call. The level numbers belong to its ABI. */
 struct xentoollog_logger {
 	void (*vmessage)(struct xentoollog_logger *logger, int level, int errnoval,
 			 const char *context, const char *format, va_list arguments);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The sentence behind a failure: kept per thread for kvmchan_last_error(). */
+/* The sentence about a failure, kept per thread for kvmchan_last_error(). */
 #ifndef KVMCHAN_ERROR_H
 #define KVMCHAN_ERROR_H
 
@@ -7,14 +7,14 @@
 
 struct xentoollog_logger;
 
-/* Sets errno to @error, keeps the sentence, prints it if KVMCHAN_DEBUG=1, and returns -1. */
+/* Set errno to @error, keep the sentence, and print it if KVMCHAN_DEBUG is 1. Returns -1. */
 int fail(int error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
-/* Passes this thread's sentence to a caller's logger, which may be NULL. */
+/* Pass this thread's sentence to a caller's logger, which may be NULL. Keeps errno. */
 void error_log(struct xentoollog_logger *logger, const char *function);
 
-/* Fails, with ENOSYS, in a function that is not emulated, and says so: at its first call, to the
- * logger, or to stderr where that is NULL. */
+/* Fail with ENOSYS in a function that is not emulated. The first call also says so, to the logger,
+ * or to stderr if that is NULL. */
 #define FAIL_UNSUPPORTED(logger, reason)                                                           \
 	({                                                                                         \
 		static atomic_flag said = ATOMIC_FLAG_INIT;                                        \

@@ -18,21 +18,21 @@
 /* BAR 0 of an ivshmem device: a store to this register interrupts a peer. */
 #define DOORBELL_REGISTER 12
 
-/* ---- whose is it? A program may close all it did not open, and open others by the numbers ---- */
+/* ---- ownership: a program may close what it did not open, and reuse the numbers ---- */
 
 int event_steal_control(struct event *event) { return connection_steal(&event->control); }
 
 /*
- * All eventfds are one inode to fstat, and a program's own would be as good as ours. But a file
- * keeps the number of the signal that its owner gets when it is ready: without an owner it means
- * nothing, nobody sets it by chance, and all who share the file see it.
+ * fstat() shows all eventfds as one inode, so it can not tell ours from a program's own. But a file
+ * keeps the number of the signal that its owner gets when it is ready. Without an owner the number
+ * has no effect, nobody sets it by chance, and everybody who shares the file sees it.
  */
 #define MARK 61
 
 int event_mark(int fd)
 {
 	if (fcntl(fd, F_SETSIG, MARK) < 0)
-		return fail(errno, "a descriptor for events can't be used");
+		return fail(errno, "a descriptor for events is unusable");
 	return 0;
 }
 
@@ -58,7 +58,7 @@ static int map_doorbell(struct event *event, const struct kvmchan_grant *grant)
 			  (off_t)grant->doorbell);
 
 	if (page == MAP_FAILED)
-		return fail(errno, "the device's doorbell can't be mapped");
+		return fail(errno, "mapping the device's doorbell failed");
 	event->doorbell = page;
 	event->doorbell_value = grant->doorbell_value;
 	return 0;
@@ -95,7 +95,7 @@ void event_end(struct event *event)
 
 /* ---- sending ---- */
 
-/* What was written to the ring and the page before is there before the peer is told. */
+/* Interrupt the peer, once it can see what we wrote to the ring and the page. */
 static void ring_doorbell(const struct event *event)
 {
 	uint8_t *doorbell = (uint8_t *)event->doorbell + DOORBELL_REGISTER;
@@ -108,8 +108,8 @@ void event_send(const struct event *event)
 {
 	int error = errno;
 
-	/* Failure is one of: the peer's queue or counter is full, so it has events; or the peer is
-	 * gone. */
+	/* A failure needs no handling: the peer's queue or counter is full, so it has events; or
+	 * the peer is gone. */
 	switch (event->kind) {
 	case KVMCHAN_EVENTS_SOCKET:
 		(void)send(event->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -127,8 +127,8 @@ void event_send(const struct event *event)
 
 /* ---- signals ---- */
 
-/* Of an instruction of the program's own, which does not come in a wait; that is what those who
- * find such errors handle, and not with SA_RESTART. */
+/* Return whether an instruction of the program's own causes the signal, so that it can not come in
+ * a wait. Whoever looks for such errors handles these signals, and without SA_RESTART. */
 static bool is_fault(int number)
 {
 	return number == SIGSEGV || number == SIGBUS || number == SIGFPE || number == SIGILL ||
@@ -144,14 +144,14 @@ static bool restarts(const struct sigaction *action)
 	return !handled || action->sa_flags & SA_RESTART;
 }
 
-/* Which signal it was can't be known: it goes on where none with a handler would end it. */
+/* We can not know which signal it was, so the wait goes on if no handled signal would end it. */
 bool event_wait_goes_on(void)
 {
 	struct sigaction action;
 	int number, error = errno;
 	bool result = true;
 
-	/* Of the C library's own signals we are told nothing. */
+	/* sigaction() refuses the C library's own signals. */
 	for (number = 1; number < NSIG && result; number++)
 		result =
 		    is_fault(number) || sigaction(number, NULL, &action) < 0 || restarts(&action);
@@ -191,8 +191,8 @@ static enum event_result socket_wait(int fd)
 
 /* ---- taking: from an eventfd ---- */
 
-/* Whether what poll() says of the connection means that the daemon is gone. A number that is no
- * longer that connection's is not looked at again. */
+/* Return whether poll()'s answer about the connection means that the daemon is gone. Forget the
+ * number if it is no longer the connection. */
 static bool control_is_lost(struct event *event, short revents)
 {
 	if (!revents)
@@ -203,7 +203,7 @@ static bool control_is_lost(struct event *event, short revents)
 	return false;
 }
 
-/* EVENT_NONE after @timeout, and sometimes before. */
+/* Take events. Returns EVENT_NONE after @timeout, and sometimes before. */
 static enum event_result eventfd_take(struct event *event, int timeout)
 {
 	struct pollfd polled[] = {
@@ -213,7 +213,8 @@ static enum event_result eventfd_take(struct event *event, int timeout)
 	eventfd_t events;
 	bool lost;
 
-	/* Before the wait, for it could last for ever; and after it, for it could have lasted. */
+	/* Look before the wait, which could last for ever, and after it, since it may have lasted
+	 * long. */
 	if (!event_is_marked(event->fd))
 		return EVENT_LOST;
 	if (poll(polled, 2, timeout) < 0)

@@ -2,14 +2,14 @@
 /*
  * One end of a channel's event channel.
  *
- * Between two ends on this machine it is a UNIX stream socket whose bytes are events. A socket pair
- * and not two eventfds: an end then owns one descriptor, the very one that the program is given to
- * select on; a peer can neither take our events nor change our descriptor's flags; and once peer
- * and daemon are both gone the kernel itself ends our wait.
+ * Between two ends on this machine it is a UNIX stream socket whose bytes are events. We use a
+ * socket pair instead of two eventfds because an end then owns one descriptor, the one that the
+ * program selects on; a peer can neither take our events nor change our descriptor's flags; and
+ * when the peer and the daemon are both gone, the kernel itself ends our wait.
  *
- * Where the peer is in a guest, or we are, events are interrupts there, and an eventfd is all that
- * they can be on the way. Nobody's death ends a wait on one, so such a wait also watches the
- * connection to the daemon, which would tell of the peer's.
+ * If the peer is in a guest, or we are, events are interrupts there, which the kernel delivers
+ * through an eventfd. Nobody's death ends a wait on an eventfd, so such a wait also watches the
+ * connection to the daemon, which reports the peer's death.
  */
 #ifndef KVMCHAN_EVENT_H
 #define KVMCHAN_EVENT_H
@@ -22,7 +22,7 @@
 #include "dataplane/handle.h"
 
 struct event {
-	struct xenevtchn_handle handle; /* it is what ctrl->event points to */
+	struct xenevtchn_handle handle; /* what ctrl->event points to */
 	uint32_t port;
 	int fd; /* what we wait on, and the program selects on */
 	enum kvmchan_events kind;
@@ -40,33 +40,34 @@ enum event_result {
 	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
 };
 
-/* Marks a file of ours that is no socket, so that it can be told from what a program opens by its
- * number. -1 with errno and sentence. */
+/* Mark a file of ours that is no socket, so that it can be told from what a program opens by the
+ * same number. Returns 0, or -1 with errno and the sentence. */
 int event_mark(int fd);
+/* Return whether @fd is a file that event_mark() marked. */
 bool event_is_marked(int fd);
 
-/* Takes the grant's event, notify and control descriptors. */
+/* Take ownership of the grant's event, notify and control descriptors. */
 void event_take_over(struct event *event, const struct kvmchan_grant *grant);
-/* Makes what was taken over fit for use, by a grant that was checked. -1 with errno and sentence.
- */
+/* Prepare what was taken over for use; the grant has been checked. Returns 0, or -1 with errno and
+ * the sentence. */
 int event_prepare(struct event *event, const struct kvmchan_grant *grant);
-/* Closes and unmaps, prepared or not. */
+/* Close and unmap everything, prepared or not. */
 void event_end(struct event *event);
 
-/* Sends the peer an event. Never blocks, never raises SIGPIPE; events that are already pending are
- * enough. */
+/* Send the peer an event. Never blocks, never raises SIGPIPE, keeps errno. Does nothing if the peer
+ * has events pending. */
 void event_send(const struct event *event);
-/* Takes every pending event; blocks until there is one. */
+/* Take every pending event, and block until there is one. */
 enum event_result event_wait(struct event *event);
-/* The same without blocking. */
+/* Take every pending event without blocking. */
 enum event_result event_try(struct event *event);
 
-/* After a poll(2) that a signal ended, which no SA_RESTART prevents: whether the wait goes on, as
- * that of a read(2) would. */
+/* Return whether a wait goes on after a signal has ended its poll(2), as a read(2) would go on:
+ * SA_RESTART does nothing for poll(2). */
 bool event_wait_goes_on(void);
 
-/* The connection to the daemon, now the caller's; -1 where there is none, or the program has closed
- * it. */
+/* Return the connection to the daemon, which the caller then owns; -1 if there is none, or the
+ * program has closed it. */
 int event_steal_control(struct event *event);
 
 #endif

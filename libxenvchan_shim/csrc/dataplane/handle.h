@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What the handles of our libraries begin with, so that each knows what the others made: a program
- * gives libxenvchan's ctrl->event to libxenevtchn or libxenctrl. All of them are of one build.
+ * The beginning of our libraries' handles, which tells each library what another has made: a
+ * program may give libxenvchan's ctrl->event to libxenevtchn or libxenctrl. All libraries in a
+ * process are of one build.
  */
 #ifndef KVMCHAN_HANDLE_H
 #define KVMCHAN_HANDLE_H

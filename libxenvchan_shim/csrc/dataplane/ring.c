@@ -7,7 +7,8 @@
 
 uint32_t ring_known(const struct ring *ring)
 {
-	/* A consumer's peer is ahead of it by what is filled; a producer's is behind by it. */
+	/* A consumer's peer is ahead of it by the filled bytes; a producer's is behind it by them.
+	 */
 	return ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
 }
 
@@ -22,7 +23,7 @@ uint32_t ring_look(struct ring *ring)
 	return ring_known(ring);
 }
 
-/* The bytes before the ring's end, of @count at @ring's index. */
+/* Return how many of @count bytes from @offset on lie before the ring's end. */
 static uint32_t before_end(const struct ring *ring, uint32_t offset, uint32_t count)
 {
 	uint32_t left = ring->size - offset;

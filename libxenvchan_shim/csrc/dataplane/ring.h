@@ -2,9 +2,9 @@
 /*
  * One direction of a vchan, as one end sees it.
  *
- * Everything used to compute an address is private; of the shared page only the peer's index is
- * ever read, and it is checked against the size before it is believed. Lives as long as the mapping
- * it points into.
+ * Everything that an address is computed from is private. Of the shared page only the peer's index
+ * is read, and it is checked against the size before it is believed. A ring lives as long as the
+ * mapping it points into.
  */
 #ifndef KVMCHAN_RING_H
 #define KVMCHAN_RING_H
@@ -25,10 +25,10 @@ struct ring {
 	bool produces;
 };
 
-/* Bytes to read (consumer) or room to write (producer) as last seen. No shared memory is touched.
- */
+/* Return the bytes to read (consumer) or the room to write (producer) as last seen. Touches no
+ * shared memory. */
 uint32_t ring_known(const struct ring *ring);
-/* The same after a look at the peer's index: RING_BROKEN if it can't be true. */
+/* Look at the peer's index, and return the same; RING_BROKEN if the index is impossible. */
 uint32_t ring_look(struct ring *ring);
 /* Copy @count bytes into the ring, at most ring_known(), and publish our index. */
 void ring_put(struct ring *ring, const void *data, uint32_t count);

@@ -5,12 +5,12 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* About what a sleep and a wake-up cost in a virtual machine. */
+/* Roughly the cost of a sleep and a wake-up in a virtual machine. */
 #define DEFAULT_LIMIT_US 50
 #define MAX_LIMIT_US 1000000
-/* A wait that should sleep spins all the same every this many times. */
+/* Of so many waits that should sleep, one spins nevertheless. */
 #define PROBE_EVERY 32
-/* Pauses between two looks while a batch gathers; it may for as long as a spin may. */
+/* Pauses between two looks while a batch gathers, which takes at most as long as a spin. */
 #define GATHER_TURNS 16
 #define GATHER_PENALTY_MAX 63
 /* Looks between two looks at the clock. */
@@ -120,13 +120,13 @@ void spin_end(struct spin *spin, const struct spin_wait *wait, bool slept)
 	if (!spin->limit)
 		return;
 	took = now() - wait->start;
-	/* A sleep that followed no spin measures the wake-up too, so it can't show that waits are
-	 * short. */
+	/* A sleep without a spin before it measures the wake-up too, so it does not show that waits
+	 * are short. */
 	if (slept && took < most && !wait->until)
 		took = spin->typical;
 	if (took > most)
 		took = most;
 	spin->typical = (uint32_t)((7 * (uint64_t)spin->typical + took) / 8);
 	if (!slept && spin->typical > spin->limit && took < spin->limit)
-		spin->typical = spin->limit; /* a probe that paid: try again next time */
+		spin->typical = spin->limit; /* this probe paid off: try again next time */
 }

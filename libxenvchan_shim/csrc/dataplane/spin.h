@@ -2,9 +2,9 @@
 /*
  * How long a wait looks at memory before it sleeps.
  *
- * Sleeping and being woken costs tens of microseconds, so a wait that is usually shorter than that
- * had better spin. Each wait teaches how long waits take here; where they are long, none spins but
- * an occasional one that asks whether that has changed.
+ * To sleep and be woken costs tens of microseconds, so a wait that is usually shorter should spin.
+ * Each wait teaches how long waits take here. If they are long, only an occasional one spins, to
+ * find out whether that has changed.
  */
 #ifndef KVMCHAN_SPIN_H
 #define KVMCHAN_SPIN_H
@@ -14,9 +14,9 @@
 
 struct spin {
 	uint32_t limit;	  /* ns, 0: never spin */
-	uint32_t typical; /* ns a wait takes, averaged; at most 4 * limit */
+	uint32_t typical; /* ns that a wait takes, averaged; at most 4 * limit */
 	uint32_t sleeps;  /* waits that did not spin since one last did */
-	/* Waits that shall not gather, and how many the next vain one makes of it. */
+	/* Waits until one may gather again, and how many the next vain attempt makes it. */
 	uint32_t gather_pause, gather_penalty;
 };
 
@@ -27,27 +27,27 @@ struct spin_wait {
 	uint32_t turns;
 };
 
-/* Reads KVMCHAN_SPIN_US; a process that may run on one processor only never spins. */
+/* Read KVMCHAN_SPIN_US. A process that may run on one processor only never spins. */
 void spin_init(struct spin *spin);
+/* Begin a wait. */
 void spin_begin(struct spin *spin, struct spin_wait *wait);
-/* One look's pause: false when it is time to sleep. */
+/* Pause between two looks. Returns false when it is time to sleep. */
 bool spin_turn(struct spin_wait *wait);
 /*
- * Small calls of a stream cost most by the two ends taking the shared page's cache line from each
- * other at every one of them. So a spinning end that has what it waited for, while its peer goes
- * on, lets a batch gather first. Where none gathers, as between requests and answers, this soon
- * stops trying.
+ * The main cost of a stream's small calls is that each of them takes the shared page's cache line
+ * from the other end. So a spinning end that has what it waited for lets a batch gather first,
+ * while its peer goes on. If none gathers, as between requests and answers, it soon stops trying.
  */
 struct spin_gather {
 	uint64_t until;
 	uint32_t seen;
 	bool grew;
 };
-/* Whether to gather now, with @seen bytes there. */
+/* Return whether to gather now, with @seen bytes there. */
 bool spin_gather_begin(struct spin *spin, struct spin_gather *gather, uint32_t seen);
-/* A pause, and whether to look once more. */
+/* Pause, and return whether to look once more. */
 bool spin_gather_turn(struct spin *spin, struct spin_gather *gather, uint32_t seen);
-/* The wait is over, met by spinning or, if @slept, after a sleep. */
+/* Learn from a wait that is over: it spun, or it slept if @slept. */
 void spin_end(struct spin *spin, const struct spin_wait *wait, bool slept);
 
 #endif

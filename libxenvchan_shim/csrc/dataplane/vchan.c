@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The calls that move data and wait, on an end that is attached. */
+/* The calls that move data and wait, on an attached end. */
 #include "dataplane/vchan.h"
 
 #include <errno.h>
@@ -26,7 +26,7 @@ static int fail_size(size_t size, const struct ring *ring)
 		    size, ring->size);
 }
 
-/* The peer broke the rules: from now on we are gone to it, and say so. */
+/* Fail because the peer broke the rules. From now on we are gone to it, and tell it once. */
 static int fail_broken(struct vchan *v)
 {
 	if (atomic_exchange(&v->state, BROKEN) != BROKEN) {
@@ -50,7 +50,7 @@ static int vchan_is_open(struct vchan *v)
 	return peer > 2 ? 1 : peer;
 }
 
-/* Tells the peer of what we did, if it asked. After shared_publish(). */
+/* Send the peer an event if it asked for one. After shared_publish(). */
 static void tell_peer(struct vchan *v, uint8_t bit)
 {
 	if ((shared_requested(v->asked) & bit) && shared_take_request(v->asked, bit))
@@ -58,8 +58,8 @@ static void tell_peer(struct vchan *v, uint8_t bit)
 }
 
 /*
- * No event can come any more, and the channel is closed for us. It need not be for the peer, who
- * may be there for others: its live byte stays as it is.
+ * Close the channel for us, because no event can come any more. The peer may still be there for
+ * others, so its live byte stays as it is.
  */
 static void vchan_lose(struct vchan *v)
 {
@@ -68,7 +68,7 @@ static void vchan_lose(struct vchan *v)
 	atomic_compare_exchange_strong(&v->state, &usable, LOST);
 }
 
-/* Asks the peer for an event. */
+/* Ask the peer for an event. */
 static void vchan_ask(struct vchan *v, uint8_t bit)
 {
 	vchan_show(v);
@@ -76,9 +76,9 @@ static void vchan_ask(struct vchan *v, uint8_t bit)
 }
 
 /*
- * How much @ring has for a call that wants @want bytes, RING_BROKEN if the peer broke the rules.
- * Where it falls short an event is asked for, and then looked again: the change may have come
- * before the request could be seen.
+ * Return how much @ring has for a call that wants @want bytes; RING_BROKEN if the peer broke the
+ * rules. If it has too little, ask for an event and look again, because the change may have come
+ * before the peer could see the request.
  */
 static uint32_t ring_available(struct vchan *v, struct ring *ring, size_t want)
 {
@@ -93,8 +93,7 @@ static uint32_t ring_available(struct vchan *v, struct ring *ring, size_t want)
 	return ring_look(ring);
 }
 
-/* Lets more than the @available bytes gather in @ring, as long as the peer adds some: see spin.h.
- */
+/* Let more than the @available bytes gather in @ring while the peer adds some: see spin.h. */
 static void ring_gather(struct ring *ring, struct spin *spin, uint32_t available)
 {
 	struct spin_gather gather;
@@ -107,9 +106,9 @@ static void ring_gather(struct ring *ring, struct spin *spin, uint32_t available
 }
 
 /*
- * Blocks until @ring has @want bytes, the peer has gone or broke the rules, or a signal came: 0 to
- * look again, or -1. Spins first if that pays, which asks for no event and so spares both ends a
- * system call.
+ * Block until @ring has @want bytes, the peer has gone or broke the rules, or a signal came.
+ * Returns 0 to look again, or -1. Spins first if that pays off: a spin asks for no event, and so
+ * spares both ends a system call.
  */
 static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint32_t want)
 {
@@ -146,7 +145,7 @@ static int check_call(struct vchan *v, size_t size)
 	if (atomic_load_explicit(&v->state, memory_order_relaxed) == BROKEN)
 		return fail_broken(v);
 	if (size > INT_MAX)
-		return fail(EINVAL, "%zu bytes are more than one call can answer for", size);
+		return fail(EINVAL, "%zu bytes are too many for one call: it returns an int", size);
 	return 0;
 }
 
@@ -164,8 +163,8 @@ static int put(struct vchan *v, const void *data, uint32_t count)
 	return (int)count;
 }
 
-/* recv and read: between @least and @most bytes. As on Xen, taking none also counts as having read.
- */
+/* Take between @least and @most bytes, for recv and read. As on Xen, taking none also counts as
+ * having read. */
 static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most)
 {
 	for (;;) {
@@ -322,8 +321,7 @@ int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)-
 
 int libxenvchan_is_open(struct libxenvchan *ctrl) { return vchan_is_open(vchan_of(ctrl)); }
 
-/* Asks for an event at the next change, then looks. An index that can't be true counts as nothing.
- */
+/* Ask for an event at the next change, then look. An impossible index counts as nothing. */
 static int ring_ask(struct vchan *v, struct ring *ring, uint8_t bit)
 {
 	uint32_t available;

@@ -14,9 +14,9 @@
 #include "setup/peer.h"
 
 /*
- * What get_eventfd gives must be readable while there is data, whatever our own blocking calls have
- * taken of the event channel meanwhile. So it is an epoll descriptor over the event channel and an
- * eventfd of our own, which is up while there is something to read.
+ * The descriptor that get_eventfd returns must be readable while there is data, even if our own
+ * blocking calls have taken the events. So it is an epoll descriptor over the event channel and an
+ * eventfd of our own, which is readable while there is data.
  */
 struct libkvmchan {
 	struct libxenvchan *end;
@@ -55,7 +55,7 @@ struct libkvmchan *libkvmchan_client_init(uint32_t domain, uint32_t port)
 	return new_chan(peer_connect(domain, port));
 }
 
-/* The program may have closed it, and opened another by the number. */
+/* Close @fd unless the program has closed it already, and opened another file by that number. */
 static void close_marked(int fd)
 {
 	if (fd >= 0 && event_is_marked(fd))
@@ -75,8 +75,8 @@ bool libkvmchan_close(struct libkvmchan *chan)
 
 /* ---- the descriptor to poll ---- */
 
-/* Takes what events there are, and has the descriptor say what there is to read: after whatever may
- * have changed that. */
+/* Take the pending events, and make the descriptor show whether there is data. Call it after
+ * everything that may change that. */
 static void settle(struct libkvmchan *chan)
 {
 	struct pollfd event = {.fd = libxenvchan_fd_for_select(chan->end), .events = POLLIN};
@@ -88,7 +88,8 @@ static void settle(struct libkvmchan *chan)
 		return;
 	if (poll(&event, 1, 0) > 0)
 		(void)libxenvchan_wait(chan->end);
-	/* After that, so that no event is lost: data_ready asks for the next one, then looks. */
+	/* This comes second, so that no event is lost: data_ready asks for the next one, then
+	 * looks. */
 	up = libxenvchan_data_ready(chan->end) > 0 || !libxenvchan_is_open(chan->end);
 	if (up != chan->up)
 		(void)(up ? eventfd_write(chan->data_fd, 1) : eventfd_read(chan->data_fd, &taken));
@@ -129,7 +130,7 @@ void libkvmchan_clear_eventfd(struct libkvmchan *chan) { settle(chan); }
 
 /* ---- the calls ---- */
 
-/* A server's calls wait for its client first. */
+/* Wait for a server's client, as all its calls do first. */
 static int await_client(struct libkvmchan *chan)
 {
 	while (libxenvchan_is_open(chan->end) == VCHAN_WAITING)
@@ -171,7 +172,7 @@ int libkvmchan_write(struct libkvmchan *chan, void *data, size_t size)
 
 	if (await_client(chan) < 0)
 		return -1;
-	/* What there is room for: a blocking write of libxenvchan's would wait for all to fit. */
+	/* Write what there is room for. A blocking write of libxenvchan waits until all fits. */
 	chan->end->blocking = 0;
 	while ((count = libxenvchan_write(chan->end, data, size)) == 0 && size > 0)
 		if (libxenvchan_wait(chan->end) < 0) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * libkvmchan's shared memory: pages of the daemon's, shared or mapped. A region lasts until it is
- * closed, its handle is, or the process ends.
+ * libkvmchan's shared memory: pages from the daemon, shared or mapped. A region lasts until it or
+ * its handle is closed, or the process ends.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -20,7 +20,7 @@ struct region {
 	void *memory;
 	size_t size;
 	uint32_t peer, id;
-	struct connection control; /* with which it goes */
+	struct connection control; /* the region lasts as long as this */
 };
 
 struct libkvmchan_shmem {
@@ -32,7 +32,7 @@ struct libkvmchan_shmem *libkvmchan_shmem_start(void)
 {
 	struct libkvmchan_shmem *handle;
 
-	/* Whether there is a daemon for us. */
+	/* Fail if no daemon answers. */
 	if (daemon_own() < 0)
 		return NULL;
 	handle = calloc(1, sizeof(*handle));
@@ -69,7 +69,7 @@ void libkvmchan_shmem_end(struct libkvmchan_shmem *handle)
 	errno = error;
 }
 
-/* Asks the daemon for pages, by @ask, and adds them to the handle, mapped. */
+/* Ask the daemon for pages with @ask, map them, and add them to the handle. */
 static struct region *new_region(struct libkvmchan_shmem *handle, struct kvmchan_pages *pages,
 				 int (*ask)(struct kvmchan_pages *))
 {
@@ -96,7 +96,7 @@ static struct region *new_region(struct libkvmchan_shmem *handle, struct kvmchan
 	close(pages->memory_fd);
 	if (region->memory == MAP_FAILED) {
 		end_region(region);
-		fail(error, "%u shared pages can't be mapped", pages->pages);
+		fail(error, "mapping %u shared pages failed", pages->pages);
 		return NULL;
 	}
 	pthread_mutex_lock(&handle->lock);
@@ -137,7 +137,8 @@ void *libkvmchan_shmem_region_connect(struct libkvmchan_shmem *handle, uint32_t 
 	return region ? region->memory : NULL;
 }
 
-/* Ends the region at @memory, or else the latest of @peer's with the number @id. */
+/* End the region at @memory, or if that is NULL the latest one with @peer's number @id. Returns -1
+ * if there is none. */
 static int close_region(struct libkvmchan_shmem *handle, const void *memory, uint32_t peer,
 			uint32_t id)
 {

@@ -69,7 +69,7 @@ int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
 	if (ctrl->end)
 		return 0;
 	if (!connection_is_there(&ctrl->control))
-		return fail(EINVAL, "this vchan can't connect any more: close it");
+		return fail(EINVAL, "the attempt to connect this vchan has failed: close it");
 	if (poll(&answer, 1, 0) <= 0)
 		return 1;
 	ctrl->end = answer_vchan(connection_steal(&ctrl->control));
@@ -133,8 +133,8 @@ int libvchan_recv(libvchan_t *ctrl, void *data, size_t size)
 	return ctrl->end ? libxenvchan_recv(ctrl->end, data, size) : fail_early();
 }
 
-/* No other peer comes where one has been, so nobody is left to end a wait, but for its last event.
- */
+/* Return whether nothing can end a wait. No other client comes after the first, so once the peer
+ * has gone only its last event may be pending. */
 static bool is_over(libvchan_t *ctrl)
 {
 	struct pollfd event = {.fd = libxenvchan_fd_for_select(ctrl->end), .events = POLLIN};

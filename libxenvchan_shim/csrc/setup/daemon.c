@@ -126,7 +126,7 @@ int daemon_domains(struct kvmchan_domains *domains)
 
 void daemon_close(struct connection *connection)
 {
-	/* Where the program has closed it, the daemon finds out by itself. */
+	/* If the program has closed it, the daemon finds out by itself. */
 	int error = errno, fd = connection_steal(connection);
 
 	if (fd >= 0)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Where the environment says that the daemon is, and as which domain we act. */
+/* The environment's settings: where the daemon is, and as which domain we act. */
 #ifndef KVMCHAN_ENVIRONMENT_H
 #define KVMCHAN_ENVIRONMENT_H
 
@@ -7,6 +7,7 @@
 
 #include "setup/embed.h"
 
+/* Return an environment variable's value; "" if it is unset, or the program has raised rights. */
 static inline const char *setting(const char *name)
 {
 	const char *value = secure_getenv(name);
@@ -14,7 +15,7 @@ static inline const char *setting(const char *name)
 	return value ? value : "";
 }
 
-/* Valid until the environment changes. */
+/* Return the settings. Their strings are valid until the environment changes. */
 static inline struct kvmchan_where here(void)
 {
 	return (struct kvmchan_where){

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * The program whose process this is must not notice: nothing of its environment, working directory,
- * locale, signals or stdio is used or changed. Our Python code is found from where this library
- * lies.
+ * The program must not notice that its process has an interpreter: we neither use nor change its
+ * environment, working directory, locale, signals or stdio. We find our Python code from this
+ * library's own place in the file system.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -31,7 +31,7 @@ __attribute__((visibility("default"))) struct {
 } kvmchan_interpreter = {.lock = PTHREAD_MUTEX_INITIALIZER};
 __asm__(".type kvmchan_interpreter, %gnu_unique_object");
 
-/* ---- fork: the child has the thread that forked and no other; nobody else may hold our lock ----
+/* ---- fork: the child has only the thread that forked, so no other thread may hold our lock ----
  */
 
 static _Thread_local PyGILState_STATE fork_state;
@@ -63,7 +63,7 @@ static void after_fork_in_child(void)
 	pthread_mutex_unlock(&kvmchan_interpreter.lock);
 }
 
-/* Before the interpreter starts: a fork meanwhile then waits until it has. */
+/* Call this before the interpreter starts, so that a fork waits until it has started. */
 static void follow_forks(void)
 {
 	if (!kvmchan_interpreter.follows_forks)
@@ -73,7 +73,7 @@ static void follow_forks(void)
 
 /* ---- where things are ---- */
 
-/* From KVMCHAN_LIBDIR/xen-4.17 to the folder of the packages. */
+/* Folders from KVMCHAN_LIBDIR/xen-4.17 up to the one that holds the packages. */
 #define LEVELS 4
 
 static bool is_package_root(const char *directory)
@@ -85,7 +85,7 @@ static bool is_package_root(const char *directory)
 	       access(file, R_OK) == 0;
 }
 
-/* The folder that holds our packages: the one above this library that does, in an install as in a
+/* Find the folder that holds our packages: one of those above this library, in an install as in a
  * build tree. */
 static int find_packages(char *directory)
 {
@@ -94,7 +94,7 @@ static int find_packages(char *directory)
 
 	if (!dladdr((void *)&find_packages, &self) || !self.dli_fname ||
 	    !realpath(self.dli_fname, directory))
-		return fail(ENOENT, "libxenvchan can't tell where it lies in the file system");
+		return fail(ENOENT, "libxenvchan can not find its own file");
 	for (level = 0; level < LEVELS; level++) {
 		char *slash = strrchr(directory, '/');
 
@@ -116,7 +116,7 @@ static PyStatus add_path(PyConfig *config, const char *directory)
 	PyStatus status;
 
 	if (!wide)
-		return PyStatus_Error("a path can't be decoded");
+		return PyStatus_Error("decoding a path failed");
 	status = PyWideStringList_Append(&config->module_search_paths, wide);
 	PyMem_RawFree(wide);
 	return status;
@@ -141,7 +141,7 @@ static PyStatus configure_and_start(PyConfig *config, const char *packages)
 		if (PyStatus_Exception(status))
 			return status;
 	}
-	/* Names that the path configuration would otherwise derive from the program's own. */
+	/* Otherwise the path configuration derives these from the program's own name. */
 	status = PyConfig_SetBytesString(config, &config->home, KVMCHAN_HOME);
 	if (PyStatus_Exception(status))
 		return status;
@@ -152,9 +152,9 @@ static PyStatus configure_and_start(PyConfig *config, const char *packages)
 }
 
 /*
- * Extension modules take Python's functions from the process's global symbols, where a program that
- * loaded us as a plugin, with RTLD_LOCAL, has none. No matter if it fails: then import_modules()
- * says what is missing.
+ * Make Python's functions global symbols, where extension modules look for them. A program that
+ * loaded us as a plugin, with RTLD_LOCAL, has none there. If this fails, import_modules() says what
+ * is missing.
  */
 static void publish_libpython(void)
 {
@@ -193,7 +193,7 @@ static int start(void)
 	return 0;
 }
 
-/* What the exception that is set says, and no exception any more. */
+/* Fail with the sentence of the exception that is set, and clear the exception. */
 static int fail_of_exception(const char *module)
 {
 	PyObject *kind, *value, *trace, *text;
@@ -212,7 +212,7 @@ static int fail_of_exception(const char *module)
 	return -1;
 }
 
-/* Adds to the list @path what is not in it yet. */
+/* Add @directory to the list @path unless it is in it already. */
 static bool add_folder(PyObject *path, const char *directory)
 {
 	PyObject *text = PyUnicode_DecodeFSDefault(directory);
@@ -223,7 +223,7 @@ static bool add_folder(PyObject *path, const char *directory)
 	return added;
 }
 
-/* What cffi is about to import, since of a failure it would print and not tell. */
+/* Import what cffi is about to import: it would print a failure, and not report it. */
 static int import_from(PyObject *path, const char *packages)
 {
 	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
@@ -242,8 +242,8 @@ static int import_from(PyObject *path, const char *packages)
 	return result;
 }
 
-/* The interpreter may be the program's own, which does not look where our packages are: it does for
- * as long as this takes. */
+/* Import our modules. The interpreter may be the program's own, so its module path shows our
+ * packages only as long as this takes. */
 static int import_modules(void)
 {
 	char packages[PATH_MAX];

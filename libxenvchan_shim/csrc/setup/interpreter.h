@@ -4,8 +4,8 @@
 #ifndef KVMCHAN_INTERPRETER_H
 #define KVMCHAN_INTERPRETER_H
 
-/* Starts it unless the process has one. 0, or -1 with errno and the sentence. Callable from any
- * thread. */
+/* Start the interpreter unless the process has one, and import our modules. Returns 0, or -1 with
+ * errno and the sentence. May be called from any thread. */
 int interpreter_start(void);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* Set-up and close of a vchan: the three functions of libxenvchan that need the daemon, by way of
- * the embedded Python. */
+/* Set-up and close of a vchan: the three functions of libxenvchan that need the daemon, which they
+ * reach through the embedded Python. */
 #include <errno.h>
 
 #include "dataplane/end.h"
@@ -10,7 +10,7 @@
 #include "setup/daemon.h"
 #include "setup/open.h"
 
-/* What xc_evtchn_status() knows of it. */
+/* List an end for xc_evtchn_status(). */
 static void list_end(struct libxenvchan *ctrl, int peer)
 {
 	struct vchan *v = vchan_of(ctrl);

@@ -9,7 +9,7 @@
 #include "setup/daemon.h"
 #include "setup/open.h"
 
-/* Room for a path, at the longest numbers. */
+/* Room for a path with the longest numbers. */
 typedef char path_text[96];
 
 int check_domain(int64_t domain)

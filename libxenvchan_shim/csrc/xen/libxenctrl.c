@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* libxenctrl: what a program that uses vchans asks of it. Domains are the daemon's; their fields
- * that it knows nothing of are 0. */
+/* The part of libxenctrl that a program with vchans uses. The daemon knows the domains; fields that
+ * it knows nothing about are 0. */
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
@@ -21,7 +21,7 @@ struct xc_interface_core {
 	struct xc_error last;
 };
 
-/* The open ones, the youngest first. */
+/* The open interfaces, the youngest first. */
 static struct {
 	pthread_mutex_t lock;
 	xc_interface *first;
@@ -79,7 +79,7 @@ void xenctrl_unsupported(const char *function)
 	pthread_mutex_unlock(&interfaces.lock);
 }
 
-/* Keeps and logs the sentence. */
+/* Keep and log the sentence of a failure. Returns -1. */
 static int failed(xc_interface *xch, const char *function)
 {
 	xch->last.code = 1;
@@ -110,7 +110,7 @@ const char *xc_strerror(xc_interface *xch, int errcode)
 
 /* ---- domains ---- */
 
-/* Tells of each domain from @first on, and of @max at most. The number of them, or -1. */
+/* Call @tell for each domain from @first on, at most @max of them. Returns their number, or -1. */
 static int each_domain(uint32_t first, unsigned int max,
 		       void (*tell)(void *infos, unsigned int at, int domain), void *infos)
 {
@@ -186,7 +186,7 @@ int xc_domain_getinfo(xc_interface *xch, uint32_t first_domid, unsigned int max_
 
 	if (count < 0)
 		return failed(xch, "xc_domain_getinfo");
-	/* Its way to say that there are no more. */
+	/* This is how Xen says that there are no more. */
 	if (!count && max_doms)
 		return fail(ESRCH, "there is no domain from %u on", first_domid);
 	return count;
@@ -214,7 +214,7 @@ static void fill_status(struct evtchn_status *status, const struct kvmchan_port 
 	}
 }
 
-/* Whether the port is that of a vchan which this process has open. */
+/* Fill in the answer if the port is that of a vchan which this process has open. */
 static bool find_vchan(struct kvmchan_port *port)
 {
 	bool is_there;
@@ -233,7 +233,7 @@ int xc_evtchn_status(xc_interface *xch, struct evtchn_status *status)
 	    .port = status->port,
 	};
 
-	/* As Xen's, it logs nothing. */
+	/* Logs nothing, as Xen's. */
 	(void)xch;
 	if (!find_vchan(&port) && daemon_port(&port) < 0)
 		return -1;

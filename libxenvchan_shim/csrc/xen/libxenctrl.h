@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What we have of the functions and structures of libxenctrl.so.<release>; see libxenevtchn.h.
+/* The functions and structures of libxenctrl.so.<release> that we emulate; see libxenevtchn.h.
  * KVMCHAN_XEN_RELEASE is 14 for 4.14, and so on. */
 #ifndef KVMCHAN_LIBXENCTRL_H
 #define KVMCHAN_LIBXENCTRL_H
@@ -17,7 +17,7 @@ xc_interface *xc_interface_open(struct xentoollog_logger *logger,
 int xc_interface_close(xc_interface *xch);
 
 struct xc_error {
-	int code; /* 0: none, 1: internal error; others are of what we don't have */
+	int code; /* 0: none, 1: internal error; we never return others */
 	char message[1024];
 };
 
@@ -46,7 +46,7 @@ struct evtchn_status {
 
 int xc_evtchn_status(xc_interface *xch, struct evtchn_status *status);
 
-/* struct xen_arch_domainconfig: of ours, only its size matters. */
+/* struct xen_arch_domainconfig: only its size matters here. */
 struct arch_config {
 #if defined(__arm__) || defined(__aarch64__)
 	uint32_t words[3];
@@ -104,7 +104,7 @@ int xc_domain_getinfo(xc_interface *xch, uint32_t first_domid, unsigned int max_
 		      struct xc_dominfo *info);
 #endif
 
-/* What libxenctrl has had before libxenevtchn and libxengnttab were split from it. */
+/* What libxenctrl had before libxenevtchn and libxengnttab were split from it. */
 xenevtchn_handle *xc_evtchn_open(struct xentoollog_logger *logger, unsigned int flags);
 int xc_evtchn_close(xenevtchn_handle *xce);
 int xc_evtchn_fd(xenevtchn_handle *xce);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* libxenevtchn's and libxengnttab's functions by the names that they had in libxenctrl, which
- * programs still import from there. */
+/* libxenevtchn's and libxengnttab's functions by the names that they had in libxenctrl, from where
+ * programs still import them. */
 #include "xen/libxenctrl.h"
 #include "xen/libxenevtchn.h"
 #include "xen/libxengnttab.h"

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * All that libxenctrl exports and that has no meaning here, so that a program which can do without
- * it links and runs. The arguments are not looked at, so any caller's fit.
+ * Everything that libxenctrl exports and that has no meaning here, so that a program which can do
+ * without it links and runs. The arguments are ignored, so those of any caller fit.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -11,7 +11,7 @@
 
 #pragma GCC visibility push(default)
 
-/* Says it once. */
+/* Define a function that fails, and says so once. */
 #define UNSUPPORTED(type, name, result)                                                            \
 	type name(void);                                                                           \
 	type name(void)                                                                            \
@@ -28,7 +28,7 @@
 
 #include "xen/libxenctrl_unsupported.def"
 
-/* Xen's HYPERCALL_BUFFER_NULL: a structure of pointers and sizes that are 0. */
+/* Xen's HYPERCALL_BUFFER_NULL: a structure whose pointers and sizes are 0. */
 uint64_t xc__hypercall_buffer_HYPERCALL_BUFFER_NULL[5];
 
 #pragma GCC visibility pop

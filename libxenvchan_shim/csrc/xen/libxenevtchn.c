@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * libxenevtchn: event channels on the daemon's, each of which is what a vchan has (event.h).
+ * libxenevtchn: event channels from the daemon, each the same as a vchan's own (event.h).
  *
- * A handle is an epoll descriptor over its ports' own. A port that pending() has returned is
- * masked: it is taken out of the set until unmask() (EPOLLONESHOT), and what comes meanwhile stays
- * in its socket. Only bind, unbind and close speak with the daemon.
+ * A handle is an epoll descriptor over its ports' descriptors. A port that pending() has returned
+ * is masked: it is out of the set until unmask() (EPOLLONESHOT), and events that come meanwhile
+ * stay in its socket. Only bind, unbind and close speak with the daemon.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -26,14 +26,14 @@
 struct port {
 	uint32_t number;
 	struct event event;
-	struct connection socket; /* event.fd, if it is one, to be known again */
+	struct connection socket; /* event.fd if that is a socket, to recognize it again */
 };
 
 struct ports {
 	struct xenevtchn_handle handle;
 	struct xentoollog_logger *logger;
 	int epoll_fd;
-	pid_t process; /* which opened it; a child of its may only close it */
+	pid_t process; /* the one that opened it; a child of it may only close it */
 	pthread_mutex_t lock;
 	void *by_number; /* a search tree of struct port */
 };
@@ -76,7 +76,8 @@ static struct port *find(struct ports *ports, uint32_t number)
 	return found ? *(struct port **)found : NULL;
 }
 
-/* A program may close all that it did not open, and open others by the numbers. */
+/* Return whether the port's descriptor is still ours: a program may close what it did not open, and
+ * reuse the number. */
 static bool is_there(const struct port *port)
 {
 	return port->socket.cookie ? connection_is_there(&port->socket)
@@ -90,7 +91,8 @@ static int watch(struct ports *ports, int operation, const struct port *port)
 	return epoll_ctl(ports->epoll_fd, operation, port->event.fd, &wanted);
 }
 
-/* The daemon has the descriptor's file too, and a child may; so closing it is not enough. */
+/* Take a port out of the set. To close it is not enough, because the daemon has the file too, and a
+ * child may have it. */
 static void unwatch(struct ports *ports, const struct port *port)
 {
 	(void)epoll_ctl(ports->epoll_fd, EPOLL_CTL_DEL, port->event.fd, NULL);
@@ -105,12 +107,12 @@ static int insert(struct ports *ports, struct port *port)
 	if (*(struct port **)found != port)
 		return fail(EBUSY,
 			    "event channel %u is bound already, from before the daemon was started "
-			    "anew: unbind it first",
+			    "again: unbind it first",
 			    port->number);
 	if (watch(ports, EPOLL_CTL_ADD, port) == 0)
 		return 0;
 	tdelete(port, &ports->by_number, compare);
-	return fail(errno, "event channel %u can't be waited for", port->number);
+	return fail(errno, "epoll refuses event channel %u", port->number);
 }
 
 static int add(struct ports *ports, struct port *port)
@@ -123,7 +125,7 @@ static int add(struct ports *ports, struct port *port)
 	return result;
 }
 
-/* In a child of the process that opened it: the parent's event channel stays. */
+/* Free a port without telling the daemon: in a child, the parent's event channel stays open. */
 static void port_leave(void *left)
 {
 	struct port *port = left;
@@ -215,7 +217,7 @@ static int port_prepare(struct port *port, const struct kvmchan_grant *grant)
 	port->socket = connection_take(grant->event_fd);
 	port->number = grant_port(grant);
 	result = event_prepare(&port->event, grant);
-	/* An event channel has no use for the memory that the daemon keeps beside it. */
+	/* An event channel does not need the memory that the daemon keeps beside it. */
 	close(grant->region_fd);
 	return result;
 }
@@ -315,7 +317,7 @@ int xenevtchn_notify(xenevtchn_handle *xce, uint32_t number)
 	return result;
 }
 
-/* A port with an event, which is masked from now on; 0 if there is none. */
+/* Return a port with an event, which is masked from now on; 0 if there is none. */
 static int take(struct ports *ports)
 {
 	struct epoll_event ready;
@@ -331,8 +333,9 @@ static int take(struct ports *ports)
 			return (int)port->number;
 		case EVENT_LAST:
 		case EVENT_LOST:
-			/* Nobody is left who could send one. Once more, so that whoever waits
-			 * looks; then never again: what is out of the set can't be unmasked. */
+			/* Nobody is left who could send one. Return the port once more, so that
+			 * whoever waits looks, and then never again: unmask() does nothing for a
+			 * port that is out of the set. */
 			unwatch(ports, port);
 			return (int)port->number;
 		case EVENT_NONE:
@@ -362,7 +365,7 @@ static int fail_wait(int error)
 	return fail(error, "the wait for an event has ended without one");
 }
 
-/* Of a vchan, whose port can't be masked: its ring says when events are wanted. */
+/* Take a vchan's events. Its port is never masked: the ring says when events are wanted. */
 static int vchan_pending(struct event *event)
 {
 	switch (is_nonblocking(event->fd) ? event_try(event) : event_wait(event)) {
@@ -409,7 +412,7 @@ int xenevtchn_unmask(xenevtchn_handle *xce, uint32_t number)
 
 	if (is_vchan(xce))
 		return 0;
-	/* As Linux does, no word of a port that is not there. */
+	/* As on Linux, a port that does not exist is no error. */
 	pthread_mutex_lock(&ports->lock);
 	port = find(ports, number);
 	if (port)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* What libxenevtchn.so.1 exports, as facts of its ABI: we are built without Xen's headers.
+/* What libxenevtchn.so.1 exports, as facts of its ABI, because we are built without Xen's headers.
  * tests/py/e2e/test_xen_abi.py compares the two. */
 #ifndef KVMCHAN_LIBXENEVTCHN_H
 #define KVMCHAN_LIBXENEVTCHN_H

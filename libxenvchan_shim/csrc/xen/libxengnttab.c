@@ -2,9 +2,9 @@
 /*
  * libxengnttab: pages that the daemon lets domains share.
  *
- * A share is memory of its own, which both sides map, and each side of it lives as long as a
- * connection to the daemon, or as the mapping. What shall be done at its end, the daemon does. A
- * mapping of pages from several shares is made of as many, one beside the other.
+ * A share is memory of its own, which both sides map. Each side of it lives as long as its
+ * connection to the daemon, or its mapping. The daemon does what was asked for at its end. A
+ * mapping of pages from several shares consists of several mappings, one beside the other.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -20,13 +20,13 @@
 #define NO_OFFSET UINT32_MAX
 #define NO_PORT UINT32_MAX
 
-/* A share that is ours, or of which we map something. */
+/* A share that is ours, or that we map pages of. */
 struct share {
 	struct share *next;
 	int domain;
 	uint32_t ref, pages;
 	uint64_t offset;
-	int memory_fd; /* -1: all is mapped that will be */
+	int memory_fd; /* -1: nothing more is to be mapped */
 	struct connection control;
 };
 
@@ -39,7 +39,7 @@ struct mapping {
 
 struct xengntdev_handle {
 	struct xentoollog_logger *logger;
-	pid_t process; /* which opened it */
+	pid_t process; /* the one that opened it */
 	pthread_mutex_t lock;
 	struct mapping *mappings; /* the youngest first */
 };
@@ -76,7 +76,8 @@ static bool has(const struct share *share, int domain, uint32_t ref)
 	return share->domain == domain && ref - share->ref < share->pages;
 }
 
-/* The share that has a page of @domain's, which this mapping may use already. */
+/* Return the share that has @domain's page @ref: one that this mapping has already, or a new one.
+ */
 static struct share *share_of(struct mapping *mapping, int domain, uint32_t ref, int prot)
 {
 	struct kvmchan_pages pages = {
@@ -98,7 +99,7 @@ static void close_memory(struct share *share)
 
 /* ---- mappings ---- */
 
-/* @end: what becomes of the connection of each share. */
+/* Free a mapping. @end is called for the connection of each share. */
 static void mapping_free(struct mapping *mapping, void (*end)(struct connection *connection))
 {
 	struct share *share;
@@ -131,7 +132,7 @@ static struct mapping *mapping_make(uint32_t pages)
 	return mapping;
 }
 
-/* Unmaps before the daemon is told, which may then give the memory to others. */
+/* Unmap first, and tell the daemon then, because it may give the memory to others. */
 static void mapping_unmap(struct mapping *mapping, void (*end)(struct connection *connection))
 {
 	int error = errno;
@@ -143,18 +144,18 @@ static void mapping_unmap(struct mapping *mapping, void (*end)(struct connection
 
 static void mapping_undo(struct mapping *mapping) { mapping_unmap(mapping, daemon_close); }
 
-/* Puts @pages of a share, from @ref on, to @at. */
+/* Map @pages of a share, from @ref on, at @at. */
 static int place(uint8_t *at, const struct share *share, uint32_t ref, uint32_t pages, int prot)
 {
 	off_t offset = (off_t)(share->offset + bytes(ref - share->ref));
 
 	if (mmap(at, bytes(pages), prot, MAP_SHARED | MAP_FIXED, share->memory_fd, offset) ==
 	    MAP_FAILED)
-		return fail(errno, "page %u of domain %d can't be mapped", ref, share->domain);
+		return fail(errno, "mapping page %u of domain %d failed", ref, share->domain);
 	return 0;
 }
 
-/* How many of the references go on where the one before stopped, in the share of the first. */
+/* Return how many of the references follow one another in the share of the first. */
 static uint32_t run_length(const struct share *share, uint32_t count, const int *domains,
 			   const uint32_t *refs)
 {
@@ -179,7 +180,7 @@ static int fill(struct mapping *mapping, const int *domains, const uint32_t *ref
 		if (place(mapping->start + bytes(done), share, refs[done], length, prot) < 0)
 			return -1;
 	}
-	/* The mappings need none of these. */
+	/* The mappings do not need the descriptors. */
 	for (share = mapping->shares; share; share = share->next)
 		close_memory(share);
 	return 0;
@@ -194,13 +195,13 @@ static void *mapping_keep(struct xengntdev_handle *handle, struct mapping *mappi
 	return mapping->start;
 }
 
-/* What was mapped, or shared, in one piece. */
+/* End what was mapped or shared in one piece. */
 static int mapping_end(struct xengntdev_handle *handle, void *start, uint32_t pages)
 {
 	struct mapping **link, *mapping;
 
 	pthread_mutex_lock(&handle->lock);
-	/* The youngest: the program may have unmapped an older one there by itself. */
+	/* Take the youngest: the program may have unmapped an older one there by itself. */
 	for (link = &handle->mappings; (mapping = *link); link = &mapping->next)
 		if (mapping->start == start && mapping->pages == pages)
 			break;
@@ -209,19 +210,19 @@ static int mapping_end(struct xengntdev_handle *handle, void *start, uint32_t pa
 	pthread_mutex_unlock(&handle->lock);
 	if (!mapping)
 		return fail(EINVAL, "no %u pages are mapped at %p by this handle", pages, start);
-	/* A child unmaps its own; what it inherited is the parent's still. */
+	/* A child unmaps its own memory; the connection that it inherited is still the parent's. */
 	mapping_unmap(mapping, handle->process == getpid() ? daemon_close : connection_close);
 	return 0;
 }
 
-/* ---- what shall be done at the end of a page ---- */
+/* ---- what the daemon shall do at the end of a page ---- */
 
 static int check_notify(uint32_t offset, uint32_t port, bool writable)
 {
 	if (offset != NO_OFFSET && offset >= PAGE)
 		return fail(EINVAL, "byte %u is not in a page", offset);
 	if (offset != NO_OFFSET && !writable)
-		return fail(EINVAL, "a byte of a page that may only be read can't be cleared");
+		return fail(EINVAL, "clearing a byte needs a page that is mapped for writing");
 	if (!port)
 		return fail(EINVAL, "0 is no event channel");
 	return 0;
@@ -255,8 +256,8 @@ static struct xengntdev_handle *handle_open(struct xentoollog_logger *logger, co
 	return handle;
 }
 
-/* As on Xen: what is still mapped stays so, and a share lasts as long. In a child of the process
- * that opened it, that has the mappings too, nothing but descriptors is closed. */
+/* Close a handle. As on Xen, what is still mapped stays mapped, and a share lasts as long. A child
+ * of the process that opened it has the mappings too, so only descriptors are closed. */
 static int handle_close(struct xengntdev_handle *handle)
 {
 	struct mapping *mapping;
@@ -374,7 +375,7 @@ int xengntshr_unshare(xengntshr_handle *xgs, void *start_address, uint32_t count
 
 /* ---- mapping ---- */
 
-/* @domids: @count of them, or with @one a single one for all. */
+/* Make a mapping. @domids are @count numbers, or a single one for all if @one. */
 static struct mapping *map_make(uint32_t count, const uint32_t *domids, bool one,
 				const uint32_t *refs, int prot)
 {
@@ -383,7 +384,7 @@ static struct mapping *map_make(uint32_t count, const uint32_t *domids, bool one
 	uint32_t i;
 
 	if (!count) {
-		fail(EINVAL, "no pages can't be mapped");
+		fail(EINVAL, "0 pages to map: give how many");
 		return NULL;
 	}
 	domains = calloc(count, sizeof(*domains));
@@ -394,7 +395,7 @@ static struct mapping *map_make(uint32_t count, const uint32_t *domids, bool one
 	for (i = 0; i < count && result == 0; i++) {
 		uint32_t domid = domids[one ? 0 : i];
 
-		/* Asks the daemon at most once, though DOMID_SELF may stand there often. */
+		/* Ask the daemon only once, although DOMID_SELF may be there often. */
 		domains[i] =
 		    i && domid == domids[one ? 0 : i - 1] ? domains[i - 1] : daemon_domain(domid);
 		result = domains[i] < 0 ? -1 : 0;
@@ -453,7 +454,7 @@ int xengnttab_unmap(xengnttab_handle *xgt, void *start_address, uint32_t count)
 	return mapping_end(xgt, start_address, count);
 }
 
-/* ---- what there is no use for between processes ---- */
+/* ---- what has no use between processes ---- */
 
 int xengnttab_grant_copy(xengnttab_handle *xgt, uint32_t count,
 			 struct xengnttab_grant_copy_segment *segs)

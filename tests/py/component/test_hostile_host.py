@@ -257,7 +257,7 @@ def test_a_page_that_can_not_be_is_not_attached_to(fresh: GuestDaemon) -> None:
         struct.pack_into("=I", fresh.page, at, at << 20)
     fresh.page[CLIENT_LIVE], fresh.page[SERVER_LIVE] = 2, 1
     fresh.wake()
-    fresh.wait_log("the link to the host is lost: the server's ring indexes can't be true")
+    fresh.wait_log("the link to the host is lost: the server's ring indexes are impossible")
     # It looks again now and then, and not all the time.
     began = time.monotonic()
     eventually(lambda: fresh.log().count("is lost") >= 3)

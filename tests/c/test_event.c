@@ -145,8 +145,8 @@ static void server_blocks(struct device *device, struct call *call, enum call_ki
 	if (kind == SEND || kind == WRITE)
 		equal(libxenvchan_write(device->channel.server, out, BULK), RIGHT);
 	set_blocking(device->channel.server, true);
-	*call = (struct call){
-	    .kind = kind, .end = device->channel.server, .data = scratch, .size = 2};
+	*call =
+	    (struct call){.kind = kind, .end = device->channel.server, .data = scratch, .size = 2};
 	call_start(call);
 	call_until_asleep(call);
 }

@@ -40,9 +40,7 @@ from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
 
 _LISTING_MAX = PACKET_MAX - 1024
-"""Bytes of what a listing lists: the packet's own names stand around it."""
-_LISTING_MAX_IN_GUEST = 12 * 1024
-"""Bytes of a listing that goes as a packet within packets."""
+"""Bytes of what a listing lists: the names of the messages stand around it."""
 _CHANNEL_FDS = 3
 """Descriptors that main has of a channel, beside one for each connection."""
 _SPARE_FDS = 64
@@ -358,8 +356,7 @@ class Host:
         guests, links = self._guests.listing() if self._guests is not None and requester.domain == HOST else ((), ())
 
         channels = listing.placed_channels(partial(self._channels.listed, requester.domain))
-        most = _LISTING_MAX_IN_GUEST if requester.source is self._guests else _LISTING_MAX
-        return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, most)
+        return listing.page([*map(listing.placed, (domains, guests, links)), channels], cursor, _LISTING_MAX)
 
 
 def serve(settings: Settings) -> None:

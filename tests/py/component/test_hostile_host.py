@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import struct
@@ -20,7 +21,7 @@ from kvmchand.wire import control
 from kvmchand.wire.codec import PACKET_MAX
 from rig.clients import RawClient
 from rig.deadline import eventually
-from rig.host import CLIENT_LIVE, SERVER_LIVE, Client, Device, GuestDaemon
+from rig.host import CLIENT_LIVE, DOMAIN, SERVER_LIVE, Client, Device, GuestDaemon
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33
@@ -95,16 +96,45 @@ def test_a_request_and_its_grant_pass_and_a_close_waits_for_the_host(guest: Gues
 
 def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
     with RawClient(fresh) as client:
-        client.hello().say({"type": "list", "after": 0})
+        client.hello().say({"type": "get-domains", "first": 0})
         fresh.greet()
         asked = fresh.hear_ask()
-        assert isinstance(asked.request, wire.List)
-        listing = wire.Listing((wire.DomainInfo(HOST, "host"),), (), (), (), (), following=Size(0))
-        fresh.say(control.Reply(asked.client, asked.serial, listing))
-        reply = client.hear()
-        # What only the guest knows is added.
-        assert [each["address"] for each in reply["devices"]] == [fresh.control.address]
+        assert asked.request == wire.GetDomains(0)
+        fresh.say(control.Reply(asked.client, asked.serial, wire.Domains(DOMAIN, ())))
+        assert client.hear()["own"] == DOMAIN
     assert fresh.hear() == control.Close(asked.client)
+
+
+def test_a_listing_has_the_guests_own_devices_first_and_then_the_hosts_pages(guest: GuestDaemon) -> None:
+    cursors = [0, 7, 0]
+    with RawClient(guest) as client:
+        own = client.hello().list()
+        assert [each["address"] for each in own["devices"]] == [guest.control.address]
+        assert own["domains"] == []
+        after = own["following"]
+        for cursor, following in itertools.pairwise(cursors):
+            client.say({"type": "list", "after": after})
+            asked = guest.hear_ask()
+            assert asked.request == wire.List(Size(cursor))
+            domains = (wire.DomainInfo(HOST, "host"),)
+            guest.say(control.Reply(asked.client, asked.serial, wire.Listing(domains, (), (), (), (), Size(following))))
+            page = client.hear()
+            assert page["domains"] == [{"domain": HOST, "kind": "host"}]
+            assert page["devices"] == []
+            assert page["following"] > after or not following
+            after = page["following"]
+        assert after == 0
+    assert guest.hear() == control.Close(asked.client)
+
+
+def test_a_listing_that_goes_on_where_no_page_is_is_an_error(guest: GuestDaemon) -> None:
+    with RawClient(guest) as client:
+        client.say({"type": "list", "after": client.hello().list()["following"]})
+        asked = guest.hear_ask()
+        guest.say(control.Reply(asked.client, asked.serial, wire.Listing((), (), (), (), (), Size(2**62))))
+        client.hear_error("protocol")
+        client.hear_end()
+    assert guest.hear() == control.Close(asked.client)
 
 
 # ---- grants that can't be ----
@@ -133,7 +163,7 @@ def test_a_grant_outside_a_device_is_refused_and_the_next_client_is_served(guest
     with Client(guest) as client:
         guest.say(replace(Grant(), **SPOILT[case]).to(client))
         client.hear_error("protocol")
-        guest.wait_log(f"the host granted client {client.number} what can't be: ")
+        guest.wait_log(f"the host's answer to client {client.number} is invalid: ")
     assert guest.hear() == control.Close(client.number)
     with Client(guest) as another:
         assert_granted(another, guest, device)
@@ -189,7 +219,7 @@ def test_what_nobody_asked_for_is_nobodys(guest: GuestDaemon, device: Device) ->
         # Answered once, it is not answered again.
         guest.say(Grant().to(client))
         guest.say(control.Reply(client.number, client.ask.serial, error))
-        idle.say({"type": "list", "after": 0})
+        idle.say({"type": "get-domains", "first": 0})
         asked = guest.hear_ask()
         guest.say(control.Reply(asked.client, asked.serial, error))
         idle.hear_error("busy")

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What follows when a device comes into this guest, or goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kvmchand.channels.device import CONTROL_PEER
+from kvmchand.errors import KvmchanError
+from kvmchand.guest.devices import Devices
+from kvmchand.guest.session import Session
+from kvmchand.runtime import log
+from kvmchand.services.vfio.functions import Function
+from kvmchand.wire import control
+
+_SENTENCE_MAX = 1000
+"""Characters of a sentence that the host is told."""
+
+
+class Plugging:
+    """Keeps the devices and the session in step with what the vfio process finds: FunctionEvents."""
+
+    def __init__(self, devices: Devices, session: Session, on_failure: Callable[[KvmchanError], None]) -> None:
+        """`on_failure`: main's."""
+        self._devices = devices
+        self._session = session
+        self.on_failure = on_failure
+
+    def on_device(self, function: Function) -> None:
+        """Called when a device that works has come."""
+        for address in self._devices.outdated_by(function):
+            self._forget(address)
+        self._devices.add(function)
+        if function.peer == CONTROL_PEER:
+            self._session.meet(function)
+        else:
+            self._session.tell_if_linked(control.Ready(function.peer, len(function.events)))
+
+    def on_removed(self, address: str) -> None:
+        """Called when a device is being unplugged, or is gone."""
+        log.info(f"device {address} is unplugged")
+        gone = self._forget(address)
+        if gone is not None:
+            self._session.tell_if_linked(control.Unusable(gone.peer, "it is not in the guest any more"))
+
+    def on_unusable(self, address: str, sentence: str) -> None:
+        """Called when a device, or all if `address` is empty, can not be used."""
+        log.warning(f"device {address}: {sentence}" if address else sentence)
+        self._session.requests.refusal = sentence
+        self._session.tell_if_linked(control.Unusable(0, sentence[:_SENTENCE_MAX]))
+
+    def _forget(self, address: str) -> Function | None:
+        """Let go of a device, if there is one at that address, and end the channels on it: an unplug waits for all."""
+        gone = self._devices.remove(address)
+        if gone is not None:
+            if gone.peer == CONTROL_PEER:
+                self._session.leave()
+            self._session.requests.on_device_gone(gone)
+            gone.close()
+        return gone

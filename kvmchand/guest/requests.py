@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the clients in this guest ask for: the requests that wait for the link to the host, those under way there, and
+whose end is on which device.
+
+No channel is known here. A message may be lost with a control process, so what has no answer is kept, to be said again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kvmchand.channels.requester import Requester
+from kvmchand.errors import InternalError, KvmchanError, OutOfResources, ProtocolError, Unreachable
+from kvmchand.guest.devices import Devices
+from kvmchand.ids import ClientId, Size
+from kvmchand.linux.eventfd import signal_event
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop, Timer
+from kvmchand.services.local.clients import Clients
+from kvmchand.services.vfio.functions import Function
+from kvmchand.wire import client, control
+
+_HOST_DEADLINE = 20.0
+"""Seconds that a request waits for the link to the host."""
+_HOST_PAGES = Size(1 << 62)
+"""Where the host's pages of a listing begin. The first page is this guest's own: its devices, of which the host knows less."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """A request that came before the link to the host."""
+
+    requester: Requester
+    request: client.Request
+    patience: Timer
+    """Refuses the request if the link does not come up in time."""
+
+
+class Requests:
+    """The requests of this guest's clients, and the ends that they have."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        devices: Devices,
+        tell: Callable[[object], None],
+        on_ready: Callable[[], None],
+        on_failure: Callable[[KvmchanError], None],
+    ) -> None:
+        """`tell`: sends a message to the host. The others are main's, of ClientEvents."""
+        self._loop = loop
+        self._devices = devices
+        self._tell = tell
+        self.on_ready = on_ready
+        self.on_failure = on_failure
+        self.refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
+        """Why there is no link to the host, as far as is known."""
+        self._is_linked = False
+        self._waiting: dict[ClientId, Waiting] = {}
+        self._asked: dict[ClientId, Requester] = {}
+        """The clients that the host knows of."""
+        self._unanswered: dict[ClientId, control.Ask] = {}
+        self._serial = 0
+        """The number of the last request."""
+        self._closing: set[ClientId] = set()
+        """The clients whose end the host was asked to release."""
+        self._ends: dict[ClientId, tuple[Function, int]] = {}
+        """The device that a client's end is on, and the eventfd that wakes it, or -1."""
+
+    # ---- clients: ClientEvents ----
+
+    def on_request(self, requester: Requester, request: client.Request) -> None:
+        """Called when a client asks for something."""
+        if isinstance(request, client.List):
+            if request.after < _HOST_PAGES:
+                _clients(requester).answer(requester, client.Listing((), (), (), self._devices.infos(), (), _HOST_PAGES))
+                return
+            request = client.List(Size(request.after - _HOST_PAGES))
+        if self._is_linked:
+            self._ask(requester, request)
+        else:
+            patience = self._loop.call_at(time.monotonic() + _HOST_DEADLINE, lambda: self._give_up(requester))
+            self._waiting[requester.number] = Waiting(requester, request, patience)
+
+    def on_close(self, closing: Requester) -> None:
+        """Called when a client closes its end, and waits until that is released."""
+        if closing.number not in self._asked:
+            self._forget(closing)
+        elif closing.number not in self._closing:
+            self._closing.add(closing.number)
+            _clients(closing).pause(closing)
+            self._tell(control.Close(closing.number))
+
+    def on_loss(self, number: ClientId) -> None:
+        """Called when a client is gone without a close."""
+        must_close = number in self._asked
+        self._drop_state(number)
+        if must_close:
+            self._closing.add(number)
+            self._tell(control.Close(number))
+
+    on_drop = on_loss
+
+    # ---- requests ----
+
+    def _ask(self, requester: Requester, request: client.Request) -> None:
+        self._asked[requester.number] = requester
+        self._serial += 1
+        ask = self._unanswered[requester.number] = control.Ask(requester.number, self._serial, requester.pid, request)
+        self._tell(ask)
+
+    def _give_up(self, requester: Requester) -> None:
+        del self._waiting[requester.number]
+        self._reply(requester, client.Error(Unreachable.code, self.refusal))
+
+    def _forget(self, gone: Requester) -> None:
+        """Let a client go whose end is released."""
+        self._drop_state(gone.number)
+        _clients(gone).forget(gone)
+
+    def _drop_state(self, number: ClientId) -> None:
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.patience.cancel()
+        self._unanswered.pop(number, None)
+        self._asked.pop(number, None)
+        self._closing.discard(number)
+        self._ends.pop(number, None)
+
+    def _cut(self, number: ClientId) -> None:
+        """End a client whose channel's other end is out of reach: its waits end with its connection."""
+        requester = self._asked[number]
+        _, event = self._ends.get(number, (None, -1))
+        _clients(requester).drop(requester)  # the host hears of it by on_drop(), if it is there
+        if event >= 0:
+            signal_event(event)
+
+    # ---- the link to the host ----
+
+    def on_linked(self) -> None:
+        """Called when the host's daemon has welcomed this one."""
+        self._is_linked = True
+        waiting, self._waiting = self._waiting, {}
+        for each in waiting.values():
+            each.patience.cancel()
+            self._ask(each.requester, each.request)
+
+    def on_messages_lost(self) -> None:
+        """Called when messages may be lost: says all again that has no answer. The host does nothing twice, but answers twice."""
+        for message in (*self._unanswered.values(), *(control.Close(number) for number in self._closing)):
+            self._tell(message)
+
+    def on_parted(self) -> None:
+        """Called when the link is gone, and with it all that stood on it."""
+        self._is_linked = False
+        for number in list(self._asked):
+            self._cut(number)
+        self._closing.clear()
+
+    def on_device_gone(self, function: Function) -> None:
+        """Called when a device is to go: ends the channels on it, for an unplug waits for all."""
+        for number in [number for number, (on, _) in self._ends.items() if on is function]:
+            self._cut(number)
+
+    # ---- the host's answers ----
+
+    def on_closed(self, number: ClientId) -> None:
+        """Called when the host has released a client's end."""
+        if number not in self._closing:
+            return
+        requester = self._asked.get(number)
+        if requester is not None:
+            self._forget(requester)
+        self._closing.discard(number)
+
+    def on_answer(self, answer: control.Reply | control.Granted | control.Shared) -> None:
+        """Called when the host has answered a request. The client may be gone, as the host was told, or have its answer."""
+        ask = self._unanswered.get(answer.client)
+        if ask is None or ask.serial != answer.serial:
+            return
+        del self._unanswered[answer.client]
+        requester = self._asked[answer.client]
+        try:
+            match answer:
+                case control.Reply():
+                    self._reply(requester, _believed(answer.reply))
+                case control.Granted():
+                    function = self._devices.of_grant(answer)
+                    event = function.events[answer.vector]
+                    self._give(requester, function, event, function.place(answer.grant), (function.fd, event))
+                case control.Shared():
+                    function = self._devices.of_pages(answer)
+                    pages = client.Pages(answer.pages.ref, answer.pages.pages, Size(function.memory + answer.pages.offset))
+                    self._give(requester, function, -1, pages, (function.fd,))
+        except ProtocolError as error:
+            log.warning(f"the host's answer to client {requester.number} is invalid: {error.sentence}")
+            self._reply(requester, client.Error(error.code, f"the host's answer is invalid: {error.sentence}"))
+
+    def _give(self, requester: Requester, function: Function, event: int, reply: client.Reply, fds: Sequence[int]) -> None:
+        """Answer with an end that is on `function`."""
+        self._ends[requester.number] = (function, event)
+        _clients(requester).mark_busy(requester)
+        _clients(requester).answer(requester, reply, fds)
+
+    def _reply(self, requester: Requester, reply: client.Reply) -> None:
+        """Answer without an end. After some errors the connection ends, as one to the host's daemon does."""
+        code = reply.code if isinstance(reply, client.Error) else ""
+        ends = code == ProtocolError.code or (code == OutOfResources.code and requester.number not in self._ends)
+        if _clients(requester).answer(requester, reply) and ends:
+            _clients(requester).drop(requester)
+
+
+def _believed(reply: client.Reply) -> client.Reply:
+    """Return a reply as this guest's client gets it. Raises ProtocolError if the host can not mean it."""
+    if isinstance(reply, client.Grant | client.Pages):
+        raise ProtocolError("it grants memory as to a client on the host")
+    if not isinstance(reply, client.Listing) or not reply.following:
+        return reply
+    if reply.following >= _HOST_PAGES:
+        raise ProtocolError("its listing goes on beyond its end")
+    following = Size(_HOST_PAGES + reply.following)
+    return client.Listing(reply.domains, reply.guests, reply.links, reply.devices, reply.channels, following)
+
+
+def _clients(requester: Requester) -> Clients:
+    if not isinstance(requester.source, Clients):
+        raise InternalError(f"client {requester.number} has no connection here")
+    return requester.source

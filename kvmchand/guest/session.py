@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The session with the host's daemon: how it begins and ends, what it says, and who has to know.
+
+The host is not believed: a slice that it names must lie within a device that is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import count
+
+from kvmchand.config import Settings
+from kvmchand.errors import KvmchanError
+from kvmchand.guest.devices import Devices
+from kvmchand.guest.handshake import Handshake
+from kvmchand.guest.requests import Requests
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.sockets import Sockets
+from kvmchand.services.control.sessions import ControlEnd, SessionId, Sessions
+from kvmchand.services.store.forwarding import Forward
+from kvmchand.services.vfio.functions import Function
+from kvmchand.wire import control, store
+
+
+class Session:
+    """The session with the host, and what stands on it: the clients' requests, and their connections to the store."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sockets: Sockets,
+        devices: Devices,
+        settings: Settings,
+        on_ready: Callable[[], None],
+        on_failure: Callable[[KvmchanError], None],
+    ) -> None:
+        """The callbacks are main's."""
+        user = settings.service_user
+        self._devices = devices
+        self._control: Function | None = None
+        self._session: SessionId | None = None
+        self._is_welcome = False
+        self.on_failure = on_failure
+        self.requests = Requests(loop, devices, self.tell, on_ready, on_failure)
+        self._forward = Forward(loop, sockets, StoreLink(self), user, count(1).__next__)
+        self._sessions = Sessions(loop, self, user, is_host=False, rate=settings.limits.guest_requests)
+        self._handshake = Handshake(loop, self._on_met)
+
+    def start(self) -> None:
+        """Start the control process and the forwarding process."""
+        self._sessions.start()
+        self._forward.start()
+
+    def close(self) -> None:
+        """End both processes. The host hears that the session is over."""
+        self._sessions.close()
+        self._forward.close()
+
+    # ---- the host ----
+
+    def meet(self, function: Function) -> None:
+        """Begin on a control device that has come."""
+        self._control = function
+        self._handshake.start(function)
+
+    def leave(self) -> None:
+        """Let the control device go."""
+        self._part()
+        self._handshake.stop()
+        self._control = None
+
+    def _on_met(self, end: ControlEnd) -> None:
+        self._session = self._sessions.open(end)
+        self.tell(control.Hello(control.VERSION))
+
+    def tell(self, message: object) -> None:
+        """Send a message to the host, if there is a session."""
+        if self._session is not None:
+            self._sessions.send(self._session, message)
+
+    def tell_if_linked(self, message: object) -> bool:
+        """Send a message to the host. Returns False if it has not welcomed us yet."""
+        if self._is_welcome:
+            self.tell(message)
+        return self._is_welcome
+
+    def _part(self) -> None:
+        """End the session, and what stood on it."""
+        if self._session is not None:
+            self._sessions.close_session(self._session)
+        self._session = None
+        self._is_welcome = False
+        self.requests.on_parted()
+        self._forward.on_parted()
+
+    # ---- the session: SessionEvents ----
+
+    def on_session_lost(self, session: SessionId, sentence: str) -> None:
+        """Called when the host is gone, or broke the rules."""
+        if session != self._session:
+            return
+        log.warning(f"the link to the host is lost: {sentence}")
+        self._part()
+        if self._control is not None:
+            self._handshake.start_anew(self._control)
+
+    def on_session_message(self, session: SessionId, message: object) -> None:
+        """Called when the host says something."""
+        if session != self._session:
+            return
+        match message:
+            case control.Welcome():
+                self._on_welcome(message)
+            case control.Refused():
+                self.requests.refusal = message.sentence
+                log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
+            case control.Reply() | control.Granted() | control.Shared():
+                self.requests.on_answer(message)
+            case control.Closed():
+                self.requests.on_closed(message.client)
+            case control.Again():
+                self.on_control_restarted()
+            case store.Output() | store.Ended():
+                self._forward.on_host_message(message)
+
+    def on_control_restarted(self) -> None:
+        """Called when a control process has died, here or on the host: messages may be lost."""
+        self._forward.on_parted()
+        if self._is_welcome:
+            self._tell_devices()
+            self.requests.on_messages_lost()
+        else:
+            self.tell(control.Hello(control.VERSION))
+
+    def _on_welcome(self, welcome: control.Welcome) -> None:
+        if self._is_welcome:
+            return
+        log.info(f"linked to the host: this is domain {welcome.domain}")
+        self._is_welcome = True
+        self._tell_devices()
+        self.requests.on_linked()
+        self._forward.on_welcome()
+
+    def _tell_devices(self) -> None:
+        for function in self._devices:
+            self.tell(control.Ready(function.peer, len(function.events)))
+
+
+class StoreLink:
+    """The way of the forwarding process's messages to the host: ForwardingEvents."""
+
+    def __init__(self, session: Session) -> None:
+        """Pass on by `session`."""
+        self.tell_store = session.tell_if_linked
+        self.on_failure = session.on_failure

@@ -19,12 +19,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "py"))
 
 from rig.compiler import compile_c, xen_flags
+from rig.deadline import in_time
 from rig.libvirtd import PrivateLibvirtd, lacking
 from rig.machine import Machine, Program
 from rig.network import GUEST_ENVIRONMENT, HostProgram, Network
 from rig.paths import BUILD, KVMCHAN, PYTHON, ROOT
 
 FILE_BYTES = 64 << 20
+DEADLINE = 600.0
+"""Seconds that all of it may take, not counting those in which it waits for a processor."""
 PATH = "data/demo"
 
 
@@ -118,13 +121,14 @@ def main() -> None:
         libvirtd = PrivateLibvirtd(Path(name) / "lv")
         network = Network(libvirtd, Path(name))
         try:
-            libvirtd.start()
-            demo = Demo(network, Path(shared))
-            demo.start()
-            demo.pipe(network.machines[0], None)
-            demo.pipe(None, network.machines[0])
-            demo.show("doctor")
-            demo.end()
+            with in_time(DEADLINE, "the demo"):
+                libvirtd.start()
+                demo = Demo(network, Path(shared))
+                demo.start()
+                demo.pipe(network.machines[0], None)
+                demo.pipe(None, network.machines[0])
+                demo.show("doctor")
+                demo.end()
         finally:
             network.kill()
             libvirtd.stop()

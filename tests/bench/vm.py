@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
 from report import KIB, Report, private, pss, ratio, spread
-from rig.deadline import eventually
+from rig.deadline import eventually, in_time
 from rig.libvirtd import PrivateLibvirtd, lacking
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
@@ -30,6 +30,8 @@ CALL = 64 * KIB
 STREAM = {"vchan": 8192, "port": 256}
 """Calls of each run: what takes a good part of a second."""
 TRIPS = 300
+DEADLINE = 600.0
+"""Seconds for a run of each, not counting those in which it waits for a processor."""
 CHANNELS = 9
 FIRSTS = 3
 LEAST_RATE, MOST_TRIP, MOST_NEXT_MS, MOST_FIRST_MS, MOST_GUEST_KIB = 5.0, 0.5, 100.0, 3000.0, 4 * KIB
@@ -254,9 +256,10 @@ def main() -> None:
         libvirtd = PrivateLibvirtd(Path(name) / "lv")
         network = Network(libvirtd, Path(name))
         try:
-            libvirtd.start()
-            measure(network, Path(name), report, arguments.pairs)
-            network.stop()
+            with in_time(DEADLINE * arguments.pairs, "the benchmark"):
+                libvirtd.start()
+                measure(network, Path(name), report, arguments.pairs)
+                network.stop()
         finally:
             network.kill()
             libvirtd.stop()

@@ -11,7 +11,7 @@ import pytest
 
 from rig.daemon import Daemon, serving
 from rig.deadline import in_time
-from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd
+from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd, run
 from rig.paths import BUILD
 from rig.xen_program import xen, xen_program
 
@@ -25,6 +25,7 @@ __all__ = [
     "host",
     "host_program",
     "libvirtd",
+    "run",
     "xen",
     "xen_program",
 ]

@@ -10,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from component.test_ivshmem import MIB, Rig, identity, rig
 from kvmchand.channels.device import HOST_PEER, START_PEER, Device
 from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.services.libvirt.coldplug_xml import StartLink
-
-__all__ = ["rig"]
+from rig.ivshmem import MIB, Rig, identity
 
 UUID, OTHER = "6d1a5a4e-6b3c-4a1c-9d53-0f8b7a4c1e11", "0e0e0e0e-6b3c-4a1c-9d53-0f8b7a4c1e11"
 PLAN = StartLink("start-" + "0" * 26, Size(MIB), 2)

@@ -10,9 +10,7 @@ import signal
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
@@ -24,8 +22,9 @@ from kvmchand.wire.codec import PACKET_MAX
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
 from libxenvchan_shim import listen as host_listen
-from rig.daemon import acting_as, serving
+from rig.daemon import acting_as
 from rig.deadline import eventually
+from rig.fixtures import Run
 from rig.guest import (
     ALICE,
     BOB,
@@ -44,24 +43,6 @@ from rig.guest import (
     stopped,
 )
 from rig.processes import is_asleep
-
-
-class Run(Protocol):
-    def __call__(self, settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost: ...
-
-
-@pytest.fixture
-def run(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[Run]:
-    """Starts a host with settings, in TOML."""
-    with contextlib.ExitStack() as undo:
-
-        def start(settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost:
-            path = folder / "settings.toml"
-            path.write_text(settings)
-            made = ScriptedHost(folder, "--config", str(path), program=host_program, domains=domains)
-            return undo.enter_context(contextlib.contextmanager(serving)(made, request))
-
-        yield start
 
 
 def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:

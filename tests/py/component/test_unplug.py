@@ -6,40 +6,20 @@ The scripted hypervisor fails the test when it is asked for anything else.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
-from rig.daemon import serving
 from rig.deadline import eventually
+from rig.fixtures import Run
 from rig.guest import ALICE, BOB, Guest, Plugged, ScriptedHost, connect, offer
 
 REMEDY = "as it runs without KVM: shut it down and start it again, or run it with KVM"
-
-
-class Run(Protocol):
-    def __call__(self, settings: str) -> ScriptedHost: ...
-
-
-@pytest.fixture
-def run(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[Run]:
-    """Starts a host with settings, in TOML."""
-    with contextlib.ExitStack() as undo:
-
-        def start(settings: str) -> ScriptedHost:
-            path = folder / "settings.toml"
-            path.write_text(settings)
-            made = ScriptedHost(folder, "--config", str(path), program=host_program)
-            return undo.enter_context(contextlib.contextmanager(serving)(made, request))
-
-        yield start
 
 
 @pytest.fixture

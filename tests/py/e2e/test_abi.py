@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from rig.compiler import compile_c, xen_flags
-from rig.paths import LIBDIR, PROGRAMS, REFERENCE, REFERENCE_LIBXENVCHAN, ROOT, XEN_MINOR, XEN_RELEASE
+from rig.libraries import COMMON, CONTROL, OUR_INCLUDE, VERSION_NODES, XEN_INCLUDE, dynamic, exported
+from rig.paths import LIBDIR, PROGRAMS, REFERENCE_LIBXENVCHAN, XEN_MINOR, XEN_RELEASE
 from rig.processes import run
-
-OUR_INCLUDE = ROOT / "include"
-XEN_INCLUDE = REFERENCE / "include"
 
 FUNCTIONS = {
     f"libxenvchan_{name}"
@@ -81,28 +79,10 @@ OTHER_LIBRARIES = {
     LIBDIR / "libkvmchan.so": "libkvmchan.h",
 }
 
-# Every release that Xen's users have, its library's version node as `readelf` shows it in that release's packages.
-VERSION_NODES = {
-    "4.14": None,
-    "4.15": "VERS_4.15.0",
-    "4.16": "VERS_4.16.0",
-    "4.17": "VERS_4.17.0",
-    "4.18": "libxenvchan_4.18.0",
-    "4.19": "libxenvchan_4.19.0",
-    "4.20": "libxenvchan_4.20.0",
-    "4.21": "libxenvchan_4.21.0",
-    "4.22": "libxenvchan_4.22.0",
-}
 LIBRARIES = {
     LIBDIR / "libxenvchan.so": None,
     LIBDIR / "libxenvchan-preload.so": None,
     **{LIBDIR / f"xen-{release}" / f"libxenvchan.so.{release}": node for release, node in VERSION_NODES.items()},
-}
-# test_xen_abi.py's.
-COMMON = {LIBDIR / "libxenevtchn.so.1", LIBDIR / "libxengnttab.so.1"}
-CONTROL = {
-    LIBDIR / f"xen-{release}" / f"libxenctrl.so.{release}": node and node.replace("xenvchan", "xenctrl")
-    for release, node in VERSION_NODES.items()
 }
 each_library = pytest.mark.parametrize(("library", "node"), LIBRARIES.items(), ids=[each.name for each in LIBRARIES])
 
@@ -201,14 +181,6 @@ def test_our_headers_names_are_those_of_xens_libraries(tmp_path: Path) -> None:
     run("gcc", "-c", "-Wall", "-Wextra", "-Werror", f"-I{OUR_INCLUDE}", "-isystem", XEN_INCLUDE, source, "-o", tmp_path / "o")
 
 
-def exported(library: Path) -> dict[str, str | None]:
-    """The symbols a library defines, and the version of each."""
-    names = [line.split()[-1] for line in run("nm", "-D", "--defined-only", library).stdout.splitlines()]
-    pairs = [name.partition("@@") for name in names]
-    assert not any("@" in name for name, _, _ in pairs), "a hidden version"
-    return {name: version or None for name, _, version in pairs}
-
-
 @each_library
 def test_exports_are_xens_functions_and_ours(library: Path, node: str | None) -> None:
     symbols = set(exported(library)) - {node}
@@ -251,11 +223,6 @@ def test_the_headers_of_qubes_and_of_libkvmchan_may_be_included_together(tmp_pat
 @each_library
 def test_soname_is_what_the_loader_looks_for(library: Path, node: str | None) -> None:
     assert dynamic(library, "SONAME") == [library.name]
-
-
-def dynamic(library: Path, tag: str) -> list[str]:
-    text = run("readelf", "--dynamic", "--wide", library).stdout
-    return re.findall(rf"\({tag}\).*\[(.*)\]", text)
 
 
 def test_reference_is_what_we_say_of_its_release() -> None:

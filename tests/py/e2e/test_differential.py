@@ -7,49 +7,20 @@ stand-ins for what it needs of Xen (tests/c/standins).
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from rig.daemon import Daemon
-from rig.paths import C_BUILD, KVMCHAN, REFERENCE_LIBDIR
+from rig.differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
+from rig.paths import KVMCHAN
 from rig.processes import run
 
-PROGRAM = C_BUILD / "differential"
-STEPS = 1500
 SEEDS = 3
-# What server_init is asked for: each of the ways in which the two rings can lie, and small, large and uneven ones.
-RINGS = [
-    (0, 0),
-    (1024, 2048),
-    (2048, 1024),
-    (2048, 4096),
-    (4096, 10),
-    (5000, 9000),
-    (65536, 65536),
-    (1048576, 1048576),
-    (1, 1048576),
-]
-
-
-def over_xens(folder: Path, *arguments: str) -> list[str]:
-    folder.mkdir()
-    environment = {**os.environ, "XEN_STANDIN_DIR": str(folder), "LD_LIBRARY_PATH": f"{C_BUILD}:{REFERENCE_LIBDIR}"}
-    return run(PROGRAM, *arguments, env=environment).stdout.splitlines()
 
 
 def over_ours(daemon: Daemon, *arguments: str) -> list[str]:
     return run(KVMCHAN, "exec", "--", PROGRAM, *arguments, env=daemon.environment()).stdout.splitlines()
-
-
-def first_difference(ours: list[str], xens: list[str]) -> str:
-    """Where the two part, with what led to it."""
-    for number, (one, other) in enumerate(zip([*ours, "(nothing)"], [*xens, "(nothing)"], strict=False)):
-        if one != other:
-            before = "\n".join(ours[max(0, number - 8) : number])
-            return f"{before}\nours: {one}\nXen's: {other}"
-    return ""
 
 
 @pytest.mark.parametrize(("read_min", "write_min"), RINGS)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.test_abi import COMMON, CONTROL, OUR_INCLUDE, VERSION_NODES, XEN_INCLUDE, dynamic, exported
 from rig.compiler import compile_c
+from rig.libraries import COMMON, CONTROL, OUR_INCLUDE, VERSION_NODES, XEN_INCLUDE, dynamic, exported
 from rig.paths import LIBDIR, PROGRAMS, REFERENCE_LIBDIR, ROOT, XEN_LIBDIR, XEN_MINOR, XEN_RELEASE
 from rig.processes import run
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from e2e.test_differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
 from rig.compiler import alone, compile_c, xen_flags
 from rig.daemon import Daemon
 from rig.deadline import eventually
+from rig.differential import PROGRAM, RINGS, STEPS, first_difference, over_xens
 from rig.paths import LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, ROOT
 from rig.processes import run
 from rig.program import Program

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
@@ -38,6 +39,26 @@ def host(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> It
     from rig.guest import ScriptedHost
 
     yield from serving(ScriptedHost(folder, program=host_program), request)
+
+
+class Run(Protocol):
+    def __call__(self, settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost: ...
+
+
+@pytest.fixture
+def run(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[Run]:
+    """Start a host with settings, in TOML."""
+    from rig.guest import ScriptedHost
+
+    with contextlib.ExitStack() as undo:
+
+        def start(settings: str, *, domains: tuple[int, ...] = ()) -> ScriptedHost:
+            path = folder / "settings.toml"
+            path.write_text(settings)
+            made = ScriptedHost(folder, "--config", str(path), program=host_program, domains=domains)
+            return undo.enter_context(contextlib.contextmanager(serving)(made, request))
+
+        yield start
 
 
 @pytest.fixture

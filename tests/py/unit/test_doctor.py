@@ -15,7 +15,7 @@ from kvmchand.errors import KvmchanError, Unreachable
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
-from unit.test_prepare import Q35, READY, direct
+from rig.domain_xml import Q35, READY, direct
 
 MEMORY, UNSET = 0x0014220C, 0x20000000
 """Flags of a 64-bit prefetchable range, and of one without an address."""

@@ -15,7 +15,7 @@ from rig.machine import Machine
 from rig.network import Network
 from rig.paths import KVMCHAN
 from rig.processes import run
-from vm.test_streams import MIB, move
+from rig.streams import MIB, move
 
 pytestmark = pytest.mark.xdist_group("guests")
 

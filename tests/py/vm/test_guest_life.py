@@ -15,7 +15,7 @@ from rig.daemon import acting_as
 from rig.deadline import eventually, in_time
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
-from vm.test_streams import MIB, move
+from rig.streams import MIB, move
 
 pytestmark = pytest.mark.xdist_group("guests")
 

@@ -10,38 +10,9 @@ import pytest
 
 from rig.machine import Machine
 from rig.network import Network
+from rig.streams import MIB, move
 
 pytestmark = pytest.mark.xdist_group("guests")
-
-MIB = 1 << 20
-
-
-def move(
-    network: Network,
-    stream: Path,
-    server: Machine | None,
-    client: Machine | None,
-    *,
-    channels: int = 1,
-    out: int,
-    back: int,
-    call: int = 65536,
-    ring: int = 65536,
-) -> None:
-    """`out` bytes from the server to the client and `back` the other way, at once, on each of so many channels."""
-    here, there = network.domain_of(server), network.domain_of(client)
-    path = f"/local/domain/{here}/data/stream"
-    numbers = [str(each) for each in (channels, out, back, call, ring)]
-    serving = network.run_on(server, stream, "server", str(there), path, *numbers)
-    serving.wait_line("offered")
-    numbers = [str(each) for each in (channels, back, out, call, ring)]
-    connecting = network.run_on(client, stream, "client", str(here), path, *numbers)
-    for each in (serving, connecting):
-        each.wait_line("done")
-    for each in (connecting, serving):
-        each.end_input()
-        each.wait_line("closed")
-        assert each.wait() == 0, each.lines
 
 
 def test_host_to_guest(network: Network, stream: Path, guest: Machine) -> None:

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+from __future__ import annotations
+
+from rig.ivshmem import rig
+
+__all__ = ["rig"]

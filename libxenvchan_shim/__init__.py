@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """vchans for programs: libxenvchan.so for C, and this package for Python.
 
-`listen` and `connect` give a `Vchan`. They load with the first use, since libxenvchan.so's interpreter, which needs the
-package but not these, must start fast.
+`listen` and `connect` return a `Vchan`. They load at their first use, because libxenvchan.so's
+interpreter must start fast: it needs the package, but not these.
 """
 
 from __future__ import annotations

@@ -28,22 +28,25 @@ if TYPE_CHECKING:
 
 _DEFAULT_RING = 65536
 _NUMBER_MAX = 2**31 - 1
-"""Of a C int: the largest number of a domain, and what one call can answer for."""
+"""The largest C int, and so the largest number of a domain, and of bytes that a call returns."""
 
 
 class State(Enum):
-    """What the other end of a vchan is."""
+    """The state of a vchan's other end."""
 
     GONE = 0
     """It closed, or its process or domain ended. What it wrote can still be read."""
     OPEN = 1
-    """It is there; or, at a server with server_persist, one may come."""
+    """It is connected; or, at a server with server_persist, one may come."""
     WAITING = 2
     """No client has come yet."""
 
 
 class _Source:
-    """Where a buffer's bytes are, for as long as the `with` lasts. A copy, where they are read-only and not bytes."""
+    """The address of a buffer's bytes, valid until the `with` ends.
+
+    If they are read-only and no bytes object, it is the address of a copy.
+    """
 
     def __init__(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
@@ -65,7 +68,10 @@ class _Source:
 
 
 def _uninterrupted(function: Any, *arguments: Any) -> int:
-    """Calls again what a signal interrupted, whose handler has run by then; such a call has moved nothing."""
+    """Call `function` again while signals interrupt it.
+
+    The signal's handler has run by then, and an interrupted call has moved nothing.
+    """
     while True:
         try:
             return int(function(*arguments))
@@ -75,12 +81,12 @@ def _uninterrupted(function: Any, *arguments: Any) -> int:
 
 
 class Vchan:
-    """One end of a vchan. Use it in one thread at a time; made by listen() and connect()."""
+    """One end of a vchan, made by listen() or connect(). Use it in one thread at a time."""
 
     def __init__(self, connection: Connection, granted: Granted, *, is_server: bool) -> None:
         """Take ownership of the connection, and of what it was granted."""
         self.path = granted.grant.path
-        """Absolute."""
+        """The absolute path."""
         self.is_server = is_server
         self._process = os.getpid()
         # blocking and server_persist are plain fields of the structure, as for C programs.
@@ -95,7 +101,7 @@ class Vchan:
 
     @property
     def blocking(self) -> bool:
-        """Whether calls wait for data or room, instead of giving b"" or 0. False at first, as in C."""
+        """Whether calls wait for data or room. False at first, as in C."""
         return bool(self._open().contents.blocking)
 
     @blocking.setter
@@ -112,15 +118,22 @@ class Vchan:
         self._open().contents.server_persist = -1 if value else 0
 
     def send(self, data: Buffer) -> int:
-        """Puts all of `data`, or nothing: its length, or 0 where it does not fit and the vchan is not blocking. Blocking,
-        more than the ring holds is EMSGSIZE. ChannelClosed once the peer has gone."""
+        """Send all of `data`, or nothing.
+
+        Returns its length, or 0 if it does not fit and the vchan is not blocking. Raises
+        ChannelClosed if the peer has gone, and OSError with EMSGSIZE if the vchan is blocking and
+        `data` is larger than the ring.
+        """
         return self._put(dataplane.send, data)
 
     def write(self, data: Buffer) -> int:
-        """Puts what fits, which may be 0; blocking, all of it. ChannelClosed once the peer has gone."""
+        """Write what fits, which may be nothing; or all of `data` if the vchan is blocking.
+
+        Returns the number of bytes. Raises ChannelClosed if the peer has gone.
+        """
         if not self.blocking:
             return self._put(dataplane.write, data)
-        # Piece by piece, so that a signal in the midst loses no count.
+        # Piece by piece, so that the count survives a signal.
         with _Source(data) as source:
             done = 0
             while done < source.size:
@@ -139,13 +152,17 @@ class Vchan:
             return _uninterrupted(function, self._open(), source.address, source.size)
 
     def recv(self, size: int) -> bytes:
-        """Takes exactly `size` bytes; b"" where there are fewer and the vchan is not blocking. ChannelClosed once the peer has
-        gone and left fewer."""
+        """Receive exactly `size` bytes; b"" if fewer are there and the vchan is not blocking.
+
+        Raises ChannelClosed if the peer has gone and left fewer.
+        """
         return self._take(dataplane.recv, size)
 
     def read(self, size: int) -> bytes:
-        """Takes 1 to `size` bytes; b"" where there are none and the vchan is not blocking. ChannelClosed once the peer has
-        gone and all is read."""
+        """Read 1 to `size` bytes; b"" if none are there and the vchan is not blocking.
+
+        Raises ChannelClosed if the peer has gone and everything is read.
+        """
         return self._take(dataplane.read, size)
 
     def _take(self, function: Any, size: int) -> bytes:
@@ -169,18 +186,22 @@ class Vchan:
 
     @property
     def state(self) -> State:
+        """The other end's state."""
         return State(dataplane.is_open(self._open()))
 
     def wait(self) -> None:
-        """Blocks until an event is pending, and takes it. A signal whose handler does not raise does not end it."""
+        """Block until an event is pending, and take it.
+
+        A signal does not end the wait unless its handler raises.
+        """
         _uninterrupted(dataplane.wait, self._open())
 
     def fileno(self) -> int:
-        """The descriptor that is readable while an event is pending. It stays the vchan's."""
+        """Return the descriptor that is readable while an event is pending. The vchan keeps it."""
         return int(dataplane.fd_for_select(self._open()))
 
     def close(self) -> None:
-        """Closes this end, once; what was written stays readable to the peer."""
+        """Close this end, once. What was written stays readable for the peer."""
         ctrl, self._ctrl = self._ctrl, None
         if ctrl is None:
             return
@@ -213,10 +234,12 @@ def listen(
     blocking: bool = False,
     persist: bool = False,
 ) -> Vchan:
-    """Offers domain `peer` a vchan at `path`, whose rings hold at least so many bytes. Does not wait for a client.
+    """Offer domain `peer` a vchan at `path`, with rings of at least these sizes in bytes.
 
-    Raises NotFound (no daemon, or no such domain), Unreachable, InvalidArgument, TooLong, AccessDenied (not below the
-    caller's own node, or a daemon that is not for this user), LimitReached, OutOfResources or ProtocolError (another version).
+    Does not wait for a client. Raises NotFound (no daemon, or no such domain), Unreachable,
+    InvalidArgument, TooLong, AccessDenied (the path is not below the caller's own node, or the
+    daemon does not serve this user), LimitReached, OutOfResources or ProtocolError (another
+    version).
     """
     _require_domain(peer)
     for name, size in (("read_min", read_min), ("write_min", write_min)):
@@ -233,8 +256,12 @@ def listen(
 
 
 def connect(domain: int, path: str, *, blocking: bool = False, wait: bool = False) -> Vchan:
-    """Connects to the vchan that `domain` offers the caller at `path`. Where it offers none, NotFound at once, and Busy where
-    another client is connected; with `wait`, when it does, or NotFound when the domain is gone. Otherwise as listen()."""
+    """Connect to the vchan that `domain` offers the caller at `path`.
+
+    Raises NotFound if it offers none, and Busy if another client is connected. With `wait`, blocks
+    until it offers one, and raises NotFound when the domain is gone. Other errors are as for
+    listen().
+    """
     _require_domain(domain)
     connection = Connection.from_environment()
     try:

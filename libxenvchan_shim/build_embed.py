@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Writes the C of the embedded module (cffi's embedding mode), at build time: build_embed.py HEADER... OUTPUT."""
+"""Write the C of the embedded module (cffi's embedding mode): build_embed.py HEADER... OUTPUT.
+
+Runs when kvmchan is built.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,10 @@ bind(ffi)
 
 
 def parts(header: str) -> tuple[str, str]:
-    """Return the types and the functions that stand between the header's marker lines, where no line is the preprocessor's."""
+    """Return the types and the functions between the header's marker lines.
+
+    No line there is the preprocessor's.
+    """
     text = Path(header).read_text(encoding="utf-8").split("/* cffi: end */")[0]
     types, _, functions = text.split("/* cffi: types */")[1].partition("/* cffi: functions */")
     return types, functions

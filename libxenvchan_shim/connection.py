@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A client's connection to the daemon: one per open channel, whose end it is.
 
-Used by libxenvchan.so's embedded interpreter, which must start fast, and by the Python API; so it imports little.
+The Python API uses it, and libxenvchan.so's embedded interpreter, which must start fast. So it
+imports little.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 
 RUNTIME_DIR = "/run/kvmchand"
 PATH_MAX = 4096
-"""Characters of a path that the protocol carries; the daemon's own limits are lower."""
+"""Characters of a path that the protocol carries. The daemon's own limits are lower."""
 DEADLINE = 40.0
-"""Seconds the daemon may take to answer. The first channel between two guests costs a hot-plug in each."""
+"""Seconds that the daemon may take to answer.
+
+The first channel between two guests costs a hot-plug in each.
+"""
 _PAGE = 4096
 _DOORBELL_VALUE_MAX = 2**32 - 1
 """The register has 32 bits."""
@@ -38,19 +42,22 @@ _DOMAIN_DIGITS = 5
 
 
 def socket_path(runtime_dir: str, domain: str) -> str:
-    """The daemon's socket, from the values of KVMCHAN_RUNTIME_DIR and KVMCHAN_DOMAIN, "" where unset."""
+    """Return the path of the daemon's socket.
+
+    The arguments are the values of KVMCHAN_RUNTIME_DIR and KVMCHAN_DOMAIN, "" if unset.
+    """
     number = _local_domain(domain)
     return f"{runtime_dir or RUNTIME_DIR}/{client.socket_name(number) if number else client.SOCKET_NAME}"
 
 
 def store_path(runtime_dir: str, domain: str) -> str:
-    """The same for its store's, which libxenstore takes as XENSTORED_PATH."""
+    """Return the path of its store's socket, which libxenstore takes as XENSTORED_PATH."""
     number = _local_domain(domain)
     return f"{runtime_dir or RUNTIME_DIR}/{client.store_socket_name(number) if number else client.STORE_SOCKET_NAME}"
 
 
 def _local_domain(domain: str) -> int:
-    """0: none."""
+    """Return the domain's number; 0 if none is set."""
     if not domain:
         return 0
     if not (domain.isascii() and domain.isdigit() and len(domain) <= _DOMAIN_DIGITS):
@@ -59,16 +66,23 @@ def _local_domain(domain: str) -> int:
 
 
 class Connection:
-    """Blocking, with a deadline; one request at a time. The hello goes out with the first."""
+    """A blocking connection with a deadline, for one request at a time.
+
+    The hello goes out with the first request.
+    """
 
     def __init__(self, path: str) -> None:
-        """Connects; NotFound or Unreachable if no daemon is there, AccessDenied if it is not for us. One of another version is
-        found out by the first request."""
+        """Connect to the daemon.
+
+        Raises NotFound or Unreachable if no daemon answers, and AccessDenied if it does not serve
+        this user. The first request finds out whether its version is another.
+        """
         self._path = path
         self._greeted = False
         self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
         try:
-            # Where the daemon's queue is full, a blocking connect waits for a place and one with a timeout of Python's fails.
+            # If the daemon's queue is full, a blocking connect waits for a place, and one with a
+            # timeout of Python's fails.
             self._sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("@ll", int(DEADLINE), 0))
             try:
                 self._sock.connect(path)
@@ -92,12 +106,12 @@ class Connection:
 
     @classmethod
     def from_environment(cls) -> Connection:
-        """One to the daemon, and as the domain, that the environment names."""
+        """Connect to the daemon that the environment names, as the domain that it names."""
         return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
 
     @classmethod
     def adopt(cls, fd: int) -> Connection:
-        """One that has been used before; takes the descriptor."""
+        """Make a connection of a descriptor that has been one before. Takes ownership of it."""
         made = cls.__new__(cls)
         made._greeted = True
         made._path = "the daemon's socket"
@@ -117,7 +131,7 @@ class Connection:
         except TimeoutError:
             raise TimedOut(f"kvmchand at {self._path} took no request within {DEADLINE:.0f} s") from None
         except OSError:
-            pass  # it has refused us already, and says why
+            pass  # it has refused us already, and its answer says why
         self._greeted = True
 
     def _receive(self, wanted: type[Reply]) -> tuple[Reply, Fds]:
@@ -133,7 +147,7 @@ class Connection:
             try:
                 return receive_packet(self._sock)
             except ConnectionResetError:
-                # The daemon left a packet of ours unread; what it said before that is still to come.
+                # The daemon left a packet of ours unread; what it said before is still to come.
                 return receive_packet(self._sock)
         except TimeoutError:
             raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
@@ -157,20 +171,27 @@ class Connection:
         return reply
 
     def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Granted:
-        """`once`: no other client can come after the first."""
+        """Offer a vchan. `once`: no other client can come after the first."""
         return self._granted(client.Offer(peer, _carried(path), read_min, write_min, once))
 
     def connect(self, domain: int, path: str, *, waits: bool = False) -> Granted:
-        """`waits`: for as long as `domain` is there and offers nothing at `path`, or has another client there."""
+        """Connect to a vchan.
+
+        `waits`: block while `domain` exists and offers nothing at `path`, or has another client
+        there.
+        """
         self.ask_to_connect(domain, path, waits=waits)
         return self.answer(waits=waits)
 
     def ask_to_connect(self, domain: int, path: str, *, waits: bool) -> None:
-        """Does not wait for the answer: the connection is readable when it is there, for answer()."""
+        """Ask for a vchan and return at once.
+
+        The connection is readable when the answer has come, which answer() takes.
+        """
         self._send(client.Connect(domain, _carried(path), waits))
 
     def answer(self, *, waits: bool) -> Granted:
-        """To ask_to_connect(). `waits`: however long it takes."""
+        """Wait for the answer to ask_to_connect(). `waits`: without a deadline."""
         self._sock.settimeout(None if waits else DEADLINE)
         try:
             return self._grant_of(*self._receive(client.Grant))
@@ -178,17 +199,19 @@ class Connection:
             self._sock.settimeout(DEADLINE)
 
     def bind(self, peer: int) -> Granted:
+        """Make an event channel for `peer` to join."""
         return self._granted(client.Bind(peer))
 
     def join(self, domain: int, port: Size) -> Granted:
+        """Join an event channel of `domain`."""
         return self._granted(client.Join(domain, port))
 
     def share(self, peer: int, pages: int, *, writable: bool) -> tuple[client.Pages, int]:
-        """The descriptor of the memory is the caller's."""
+        """Share pages with `peer`. The descriptor of the memory is the caller's."""
         return self._pages(client.Share(peer, pages, writable))
 
     def map(self, domain: int, ref: Size, *, writable: bool) -> tuple[client.Pages, int]:
-        """As share()."""
+        """Map pages that `domain` shares. The descriptor of the memory is the caller's."""
         return self._pages(client.Map(domain, ref, writable))
 
     def _pages(self, request: object) -> tuple[client.Pages, int]:
@@ -199,11 +222,11 @@ class Connection:
             return reply, _all_above_stdio(fds)[0]
 
     def notify(self, offset: Size, port: Size, *, clears: bool) -> None:
-        """At the end of what this connection shares or maps."""
+        """Say what the daemon shall do at the end of what this connection shares or maps."""
         self._ask(client.Notify(clears, offset, port), client.Done)[1].close()
 
     def port(self, domain: int, port: Size) -> client.Port:
-        """`domain` -1: our own."""
+        """Ask what an event channel is. `domain` -1: our own."""
         reply, fds = self._ask(client.GetPort(domain, port), client.Port)
         fds.close()
         if reply.state not in client.PORT_STATES:
@@ -211,6 +234,7 @@ class Connection:
         return reply
 
     def domains(self, first: int) -> client.Domains:
+        """Ask for the domains from number `first` on."""
         reply, fds = self._ask(client.GetDomains(first), client.Domains)
         fds.close()
         return reply
@@ -238,7 +262,7 @@ class Connection:
             return Granted(grant, *_all_above_stdio(fds))
 
     def close_channel(self) -> None:
-        """Ends this connection and its end of its channel, and returns when the daemon has released it."""
+        """Close this connection and its end, and return when the daemon has released it."""
         try:
             self._sock.shutdown(SHUT_WR)
             while True:  # an answer that nobody took may be on the way
@@ -252,22 +276,24 @@ class Connection:
             self.close()
 
     def list(self, after: Size) -> client.Listing:
+        """Ask for the page of the listing that follows `after`."""
         reply, fds = self._ask(client.List(after), client.Listing)
         fds.close()
         return reply
 
     def detach(self) -> int:
-        """The descriptor, which is now the caller's."""
+        """Return the descriptor, which the caller then owns."""
         return self._sock.detach()
 
     def close(self) -> None:
+        """Close the connection without telling the daemon first."""
         self._sock.close()
 
     def __enter__(self) -> Connection:
         return self
 
     def __exit__(self, *_exception: object) -> None:
-        """Closes it, unless it was detached."""
+        """Close the connection unless it was detached."""
         self.close()
 
 
@@ -292,7 +318,7 @@ def _carried(path: str) -> str:
 
 
 def _duplicate_above_stdio(fd: int) -> int:
-    """`fd`, or where that is a number of stdio's, which the program may write to, another in its place."""
+    """Return `fd`, or another in its place if it is one of stdio's, which programs write to."""
     if fd > _STDIO_MAX:
         return fd
     try:
@@ -302,7 +328,7 @@ def _duplicate_above_stdio(fd: int) -> int:
 
 
 def _all_above_stdio(fds: Fds) -> list[int]:
-    """Takes what came, and gives the same or others in their place; on failure none is left."""
+    """Return the descriptors, or others in their place. If that fails, none is left open."""
     left = fds.steal()
     moved: list[int] = []
     try:

@@ -27,7 +27,7 @@ OFFER, CONNECT, BIND, JOIN = range(4)
 
 
 def bind(ffi: Any) -> None:
-    """Gives the bodies to one library; a process may have several of ours, and one interpreter."""
+    """Give one library the bodies. A process has one interpreter for all of our libraries."""
 
     def failed(error: Exception, sentence: Any, room: int) -> int:
         text = error.sentence if isinstance(error, KvmchanError) else f"unexpected {type(error).__name__}: {error}"
@@ -37,7 +37,7 @@ def bind(ffi: Any) -> None:
         return number if isinstance(number, int) and number > 0 else errno.EIO
 
     def function(body: Callable[..., None]) -> None:
-        """Makes `body` the function of its name in C, without the last two arguments, which get its error."""
+        """Make `body` the C function of its name. The last two arguments get its error."""
 
         def call(*arguments: Any) -> int:
             *given, sentence, room = arguments
@@ -134,4 +134,4 @@ def bind(ffi: Any) -> None:
         try:
             Connection.adopt(control_fd).close_channel()
         except Exception:
-            pass  # nothing that a close could tell
+            pass  # a close has nobody to tell

@@ -26,7 +26,7 @@ _FIRST: Size = 0  # type: ignore[assignment]  # a name for the type checker only
 
 
 def library_dir() -> Path:
-    """KVMCHAN_LIBDIR, or the libraries installed with this package."""
+    """Return KVMCHAN_LIBDIR, or the folder of the libraries installed with this package."""
     folder = Path(os.environ.get("KVMCHAN_LIBDIR") or Path(__file__).parent / "lib")
     if not (folder / "libxenvchan.so").exists():
         raise NotFound(f"{folder} has no libxenvchan.so: set KVMCHAN_LIBDIR to the folder that has")
@@ -34,7 +34,10 @@ def library_dir() -> Path:
 
 
 def run(program: list[str]) -> None:
-    """Becomes `program`, with the loader finding our libraries in place of Xen's and Qubes', and libxenstore our store."""
+    """Become `program`.
+
+    Its loader finds our libraries in place of Xen's and Qubes', and libxenstore finds our store.
+    """
     folder = library_dir()
     folders = [str(folder), str(folder / "qubes"), *sorted(str(each) for each in folder.glob("xen-*"))]
     before = os.environ.get("LD_LIBRARY_PATH")
@@ -49,7 +52,7 @@ def run(program: list[str]) -> None:
 
 
 def listing() -> Listing:
-    """Everything the daemon shows us, in one."""
+    """Return everything that the daemon shows us, as one listing."""
     connection = Connection.from_environment()
     pages: list[Listing] = []
     try:
@@ -71,7 +74,7 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]
 
 
 def show(listed: Listing) -> str:
-    """The listing as tables."""
+    """Return the listing as tables."""
 
     def end(domain: int, pid: int) -> str:
         return f"{domain}:{pid or '-'}"
@@ -103,11 +106,13 @@ def show(listed: Listing) -> str:
 
 
 def as_json(listed: Listing) -> str:
+    """Return the listing as JSON."""
     parts = ("domains", "guests", "links", "devices", "channels")
     return json.dumps({name: [each.as_dict() for each in getattr(listed, name)] for name in parts})
 
 
 def prepare_domain(arguments: argparse.Namespace) -> None:
+    """Run `kvmchan prepare-domain`."""
     from kvmchand.admin import prepare
     from kvmchand.services.libvirt import coldplug_xml  # with libvirt, which nothing else here needs
 
@@ -119,6 +124,7 @@ def prepare_domain(arguments: argparse.Namespace) -> None:
 
 
 def diagnose(arguments: argparse.Namespace) -> None:
+    """Run `kvmchan doctor`. Exits with 1 if something is wrong."""
     from kvmchand.admin import doctor
 
     try:
@@ -170,6 +176,7 @@ _OTHERS = {"doctor": diagnose, "prepare-domain": prepare_domain}
 
 
 def main() -> None:
+    """Run the command that the arguments name."""
     arguments = _parser().parse_args()
     try:
         if arguments.command == "exec":
@@ -186,7 +193,7 @@ def main() -> None:
     except KvmchanError as error:
         sys.exit(f"kvmchan: {error.sentence}")
     except BrokenPipeError:
-        # Nobody reads on. What is left in the buffer goes nowhere, without a complaint at exit.
+        # Nobody reads any more. Drop what is left in the buffer, so that exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 

@@ -81,14 +81,15 @@ static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 		    grant->events);
 	if (left < 10 || right < 10 || left > ORDER_MAX || right > ORDER_MAX ||
 	    (left == right && left <= ORDER_IN_PAGE_MAX))
-		return fail(EINVAL, "the daemon granted rings of the invalid orders %u and %u",
-			    left, right);
+		return fail(EINVAL,
+			    "the daemon granted rings of orders %u and %u, which are invalid", left,
+			    right);
 	*size = PAGE + ring_pages(left) + ring_pages(right);
 	if (check_offset("memory", grant->offset, *size) < 0 ||
 	    (device && check_offset("a doorbell", grant->doorbell, PAGE) < 0))
 		return -1;
 	if (fstat(grant->region_fd, &status) < 0)
-		return fail(errno, "fstat of the channel's memory failed");
+		return fail(errno, "the channel's memory could not be examined");
 	/* A device has no size. mmap fails on what lies outside of it. */
 	if (!device && (status.st_size < 0 || (uint64_t)status.st_size < grant->offset + *size))
 		return fail(EINVAL,
@@ -189,7 +190,7 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 		       (off_t)grant->offset);
 	if (v->page == MAP_FAILED) {
 		v->page = NULL;
-		fail(errno, "mapping %zu bytes of the channel's memory failed", v->size);
+		fail(errno, "%zu bytes of the channel's memory could not be mapped", v->size);
 		goto undo;
 	}
 	vchan_lay_out(v, grant);

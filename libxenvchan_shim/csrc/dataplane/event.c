@@ -58,7 +58,7 @@ static int map_doorbell(struct event *event, const struct kvmchan_grant *grant)
 			  (off_t)grant->doorbell);
 
 	if (page == MAP_FAILED)
-		return fail(errno, "mapping the device's doorbell failed");
+		return fail(errno, "the device's doorbell could not be mapped");
 	event->doorbell = page;
 	event->doorbell_value = grant->doorbell_value;
 	return 0;

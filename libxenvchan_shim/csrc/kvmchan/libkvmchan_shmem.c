@@ -96,7 +96,7 @@ static struct region *new_region(struct libkvmchan_shmem *handle, struct kvmchan
 	close(pages->memory_fd);
 	if (region->memory == MAP_FAILED) {
 		end_region(region);
-		fail(error, "mapping %u shared pages failed", pages->pages);
+		fail(error, "%u shared pages could not be mapped", pages->pages);
 		return NULL;
 	}
 	pthread_mutex_lock(&handle->lock);

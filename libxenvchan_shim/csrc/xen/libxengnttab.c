@@ -151,7 +151,7 @@ static int place(uint8_t *at, const struct share *share, uint32_t ref, uint32_t 
 
 	if (mmap(at, bytes(pages), prot, MAP_SHARED | MAP_FIXED, share->memory_fd, offset) ==
 	    MAP_FAILED)
-		return fail(errno, "mapping page %u of domain %d failed", ref, share->domain);
+		return fail(errno, "page %u of domain %d could not be mapped", ref, share->domain);
 	return 0;
 }
 

@@ -602,7 +602,7 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(ERROR, 2)], AccessDenied, "you may not"),
         ([(GRANTED, 0)], ProtocolError, "0 descriptors"),
         ([(GRANTED, 3)], ProtocolError, "3 descriptors"),
-        ([(GRANTED.replace(b"11", b"10"), 2)], OSError, "can't be"),
+        ([(GRANTED.replace(b"11", b"10"), 2)], OSError, "orders 10 and 10, which are invalid"),
         ([(GRANTED.replace(b"11", b"-1"), 2)], ProtocolError, "invalid channel"),
         ([(GRANTED, 2)], OSError, "memory"),
         ([(EVENTFD, 2)], ProtocolError, "2 descriptors, not 3"),

@@ -10,21 +10,25 @@ from kvmchand.errors import KvmchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.session import Session
 from kvmchand.runtime import log
-from kvmchand.services.vfio.functions import Function
+from kvmchand.services.vfio.functions import Function, FunctionEvents
 from kvmchand.wire import control
 
 _SENTENCE_MAX = 1000
 """Characters of a sentence that the host is told."""
 
 
-class Plugging:
-    """Keeps the devices and the session in step with what the vfio process finds: FunctionEvents."""
+class Plugging(FunctionEvents):
+    """Keeps the devices and the session in step with what the vfio process finds."""
 
     def __init__(self, devices: Devices, session: Session, on_failure: Callable[[KvmchanError], None]) -> None:
         """`on_failure`: main's."""
         self._devices = devices
         self._session = session
-        self.on_failure = on_failure
+        self._fail = on_failure
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """Called when no device can be driven any more."""
+        self._fail(error)
 
     def on_device(self, function: Function) -> None:
         """Called when a device that works has come."""
@@ -55,6 +59,6 @@ class Plugging:
         if gone is not None:
             if gone.peer == CONTROL_PEER:
                 self._session.leave()
-            self._session.requests.on_device_gone(gone)
+            self._session.requests.cut_on(gone)
             gone.close()
         return gone

@@ -18,7 +18,7 @@ from kvmchand.ids import ClientId, Size
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
-from kvmchand.services.local.clients import Clients
+from kvmchand.services.local.clients import ClientEvents, Clients
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import client, control
 
@@ -38,7 +38,7 @@ class Waiting:
     """Refuses the request if the link does not come up in time."""
 
 
-class Requests:
+class Requests(ClientEvents):
     """The requests of this guest's clients, and the ends that they have."""
 
     def __init__(
@@ -53,8 +53,8 @@ class Requests:
         self._loop = loop
         self._devices = devices
         self._tell = tell
-        self.on_ready = on_ready
-        self.on_failure = on_failure
+        self._ready = on_ready
+        self._fail = on_failure
         self.refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
         """Why there is no link to the host, as far as is known."""
         self._is_linked = False
@@ -70,6 +70,14 @@ class Requests:
         """The device that a client's end is on, and the eventfd that wakes it, or -1."""
 
     # ---- clients: ClientEvents ----
+
+    def on_ready(self) -> None:
+        """Called when the local process serves."""
+        self._ready()
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """Called when no client can be served any more."""
+        self._fail(error)
 
     def on_request(self, requester: Requester, request: client.Request) -> None:
         """Called when a client asks for something."""
@@ -139,35 +147,35 @@ class Requests:
 
     # ---- the link to the host ----
 
-    def on_linked(self) -> None:
-        """Called when the host's daemon has welcomed this one."""
+    def ask_waiting(self) -> None:
+        """Ask the host what waits, for its daemon has welcomed this one."""
         self._is_linked = True
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             each.patience.cancel()
             self._ask(each.requester, each.request)
 
-    def on_messages_lost(self) -> None:
-        """Called when messages may be lost: says all again that has no answer. The host does nothing twice, but answers twice."""
+    def ask_again(self) -> None:
+        """Say all again that has no answer, for messages may be lost. The host does nothing twice, but answers twice."""
         for message in (*self._unanswered.values(), *(control.Close(number) for number in self._closing)):
             self._tell(message)
 
-    def on_parted(self) -> None:
-        """Called when the link is gone, and with it all that stood on it."""
+    def part(self) -> None:
+        """End every client that the host knows of, for the link to it is gone."""
         self._is_linked = False
         for number in list(self._asked):
             self._cut(number)
         self._closing.clear()
 
-    def on_device_gone(self, function: Function) -> None:
-        """Called when a device is to go: ends the channels on it, for an unplug waits for all."""
+    def cut_on(self, function: Function) -> None:
+        """End the channels on a device that is to go: an unplug waits for all."""
         for number in [number for number, (on, _) in self._ends.items() if on is function]:
             self._cut(number)
 
     # ---- the host's answers ----
 
-    def on_closed(self, number: ClientId) -> None:
-        """Called when the host has released a client's end."""
+    def finish_close(self, number: ClientId) -> None:
+        """Let a client go whose end the host has released."""
         if number not in self._closing:
             return
         requester = self._asked.get(number)
@@ -175,8 +183,8 @@ class Requests:
             self._forget(requester)
         self._closing.discard(number)
 
-    def on_answer(self, answer: control.Reply | control.Granted | control.Shared) -> None:
-        """Called when the host has answered a request. The client may be gone, as the host was told, or have its answer."""
+    def take_answer(self, answer: control.Reply | control.Granted | control.Shared) -> None:
+        """Answer a client as the host says. The client may be gone, as the host was told, or have its answer."""
         ask = self._unanswered.get(answer.client)
         if ask is None or ask.serial != answer.serial:
             return

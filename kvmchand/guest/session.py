@@ -17,13 +17,13 @@ from kvmchand.guest.requests import Requests
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.services.control.sessions import ControlEnd, SessionId, Sessions
-from kvmchand.services.store.forwarding import Forward
+from kvmchand.services.control.sessions import ControlEnd, SessionEvents, SessionId, Sessions
+from kvmchand.services.store.forwarding import Forward, ForwardingEvents
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import control, store
 
 
-class Session:
+class Session(SessionEvents):
     """The session with the host, and what stands on it: the clients' requests, and their connections to the store."""
 
     def __init__(
@@ -41,9 +41,9 @@ class Session:
         self._control: Function | None = None
         self._session: SessionId | None = None
         self._is_welcome = False
-        self.on_failure = on_failure
+        self._fail = on_failure
         self.requests = Requests(loop, devices, self.tell, on_ready, on_failure)
-        self._forward = Forward(loop, sockets, StoreLink(self), user, count(1).__next__)
+        self._forward = Forward(loop, sockets, StoreLink(self.tell_if_linked, on_failure), user, count(1).__next__)
         self._sessions = Sessions(loop, self, user, is_host=False, rate=settings.limits.guest_requests)
         self._handshake = Handshake(loop, self._on_met)
 
@@ -91,7 +91,7 @@ class Session:
             self._sessions.close_session(self._session)
         self._session = None
         self._is_welcome = False
-        self.requests.on_parted()
+        self.requests.part()
         self._forward.on_parted()
 
     # ---- the session: SessionEvents ----
@@ -116,20 +116,24 @@ class Session:
                 self.requests.refusal = message.sentence
                 log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
             case control.Reply() | control.Granted() | control.Shared():
-                self.requests.on_answer(message)
+                self.requests.take_answer(message)
             case control.Closed():
-                self.requests.on_closed(message.client)
+                self.requests.finish_close(message.client)
             case control.Again():
                 self.on_control_restarted()
             case store.Output() | store.Ended():
                 self._forward.on_host_message(message)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """Called when there can be no session any more."""
+        self._fail(error)
 
     def on_control_restarted(self) -> None:
         """Called when a control process has died, here or on the host: messages may be lost."""
         self._forward.on_parted()
         if self._is_welcome:
             self._tell_devices()
-            self.requests.on_messages_lost()
+            self.requests.ask_again()
         else:
             self.tell(control.Hello(control.VERSION))
 
@@ -139,7 +143,7 @@ class Session:
         log.info(f"linked to the host: this is domain {welcome.domain}")
         self._is_welcome = True
         self._tell_devices()
-        self.requests.on_linked()
+        self.requests.ask_waiting()
         self._forward.on_welcome()
 
     def _tell_devices(self) -> None:
@@ -147,10 +151,18 @@ class Session:
             self.tell(control.Ready(function.peer, len(function.events)))
 
 
-class StoreLink:
-    """The way of the forwarding process's messages to the host: ForwardingEvents."""
+class StoreLink(ForwardingEvents):
+    """The way of the forwarding process's messages to the host."""
 
-    def __init__(self, session: Session) -> None:
-        """Pass on by `session`."""
-        self.tell_store = session.tell_if_linked
-        self.on_failure = session.on_failure
+    def __init__(self, tell: Callable[[object], bool], on_failure: Callable[[KvmchanError], None]) -> None:
+        """`tell`: sends a message, and returns False where there is no link to the host."""
+        self._tell = tell
+        self._fail = on_failure
+
+    def tell_store(self, message: object) -> bool:
+        """Pass a message on."""
+        return self._tell(message)
+
+    def on_failure(self, error: KvmchanError) -> None:
+        """Called when no connection to the store can be served any more."""
+        self._fail(error)

@@ -21,22 +21,28 @@ DOMAIN_MAX = 0x7FEF
 LOCAL_DOMAINS_MAX = 512
 """As many as a listing has room for, beside a channel."""
 LINK_BYTES = Size(1 << 20)
-"""Size of a link's device. Two fit into the window that firmware leaves to a bridge, beside the control device."""
+"""Size of a link's device. Two fit into the window that firmware leaves to a bridge, beside the
+control device."""
 XEN_RING_MAX = 1 << 20
 """Bytes of a ring, as Xen limits them."""
 RING_MAX = 1 << 30
-"""The largest ring that the settings may allow: indexes are 32 bits, and a call answers with an int."""
+"""The largest ring that the settings may allow: indexes are 32 bits, and a call answers with an
+int."""
 VECTORS_MAX = 2048
 """The most vectors that MSI-X has."""
 CHANNELS_MAX = 1 << 20
-"""The most channels that the settings may allow a domain: the kernel's default for the descriptors of a process (fs.nr_open)."""
+"""The most channels that the settings may allow a domain: the kernel's default for the descriptors
+of a process (fs.nr_open)."""
 
 
 # ---- kinds of settings, each as the metadata of a field ----
 
 
 def _kind(read: Callable[[object, str], Any]) -> dict[str, Any]:
-    """`read` takes a value of the file and the setting's full name, and raises InvalidArgument if the value is invalid."""
+    """Make a field's metadata of what takes a value of the file and the setting's full name.
+
+    `read` raises InvalidArgument if the value is invalid.
+    """
     return {"read": read}
 
 
@@ -118,7 +124,10 @@ def _read_section(cls: type[Any], table: object, where: str) -> Any:
 
 
 def domain_number(value: object, setting: str) -> DomainId:
-    """Return a local domain's number, as `setting` gives it. Raises InvalidArgument if it is invalid."""
+    """Return a local domain's number, as `setting` gives it.
+
+    Raises InvalidArgument if it is invalid.
+    """
     if type(value) is not int or not 1 <= value <= DOMAIN_MAX:
         raise InvalidArgument(f"{setting}: {value!r} is no local domain's number: give one from 1 to {DOMAIN_MAX}")
     return DomainId(value)
@@ -166,9 +175,9 @@ class LinkSettings:
     vectors: int = field(default=64, metadata=number(2, VECTORS_MAX))
     """Channels that one device may have at once."""
     dedicated: bool = field(default=False, metadata=FLAG)
-    """A device for each channel, so that processes of one domain can not reach each other's memory."""
+    """A device for each channel, so that no process of a domain reaches another's memory."""
     pairs: tuple[tuple[str, str], ...] = field(default=(), metadata=PAIRS)
-    """Names of guests whose link is made when both are running, and not with their first channel."""
+    """Names of guests whose link is made when both run, and not with their first channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +187,7 @@ class Settings:
     runtime_dir: Path = field(default=RUNTIME_DIR, metadata=FOLDER)
     local_domains: tuple[DomainId, ...] = field(default=(), metadata=DOMAINS)
     service_user: str = field(default="nobody", metadata=TEXT)
-    """The user that the parts that read outside bytes run as, when the daemon is started as root."""
+    """The user that the parts that read outside bytes run as, if the daemon is started as root."""
     socket: SocketSettings = field(default_factory=SocketSettings, metadata=section(SocketSettings))
     limits: Limits = field(default_factory=Limits, metadata=section(Limits))
     links: LinkSettings = field(default_factory=LinkSettings, metadata=section(LinkSettings))
@@ -189,7 +198,10 @@ class Settings:
 
 
 def load(path: Path) -> Settings:
-    """Read the settings in a TOML file. Raises InvalidArgument, which names the file and the line or the setting."""
+    """Read the settings in a TOML file.
+
+    Raises InvalidArgument, which names the file and the line or the setting.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem devices that are in this guest: which the host means by an id, and what it may grant of them."""
+"""The ivshmem devices in this guest: which one the host means, and what it may grant of it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,10 @@ class Devices:
         return tuple(each.info for each in self._devices.values())
 
     def outdated_by(self, function: Function) -> list[str]:
-        """Return the addresses of the devices that are over when `function` comes: its own address's, or all if the host's
-        daemon is another one now."""
+        """Return the addresses of the devices that are over when `function` comes.
+
+        That is the one at its address, or all if the host's daemon is another one now.
+        """
         if function.peer == CONTROL_PEER and self._had_control:
             return list(self._devices)
         return [address for address in self._devices if address == function.address]
@@ -45,17 +47,26 @@ class Devices:
         return self._devices.pop(address, None)
 
     def _newest(self, peer: int) -> Function | None:
-        """Return the last device of an id: one that a daemon before made may still be on its way out."""
+        """Return the last device of an id.
+
+        One that an earlier daemon made may still be on its way out.
+        """
         return next((each for each in reversed(self._devices.values()) if each.peer == peer), None)
 
     def of_grant(self, granted: control.Granted) -> Function:
-        """Return the device that a grant is on. Raises ProtocolError if it does not lie within a device that is here."""
+        """Return the device that a grant is on.
+
+        Raises ProtocolError if it does not lie within a device that is here.
+        """
         function = self._of_channels(granted.peer)
         function.require(granted)
         return function
 
     def of_pages(self, shared: control.Shared) -> Function:
-        """Return the device that pages are on. Raises ProtocolError if they do not lie within a device that is here."""
+        """Return the device that pages are on.
+
+        Raises ProtocolError if they do not lie within a device that is here.
+        """
         function = self._of_channels(shared.peer)
         function.require_within(shared.pages.offset, shared.pages.pages * PAGE)
         return function

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How a guest's daemon and the host's meet on the control device: the guest sets its live byte to 0, and the host makes the page
-anew, which is when a session can begin. From the device's coming, or a session's end, until the next session.
+"""How a guest's daemon and the host's meet on the control device.
+
+The guest sets its live byte to 0, and the host makes the page anew; then a session can begin.
+
+From the device's coming, or a session's end, until the next session.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from kvmchand.services.vfio.functions import Function
 from kvmchand.wire.control import grant
 
 _LOOK_AGAIN = 1.0
-"""Seconds after which we look again whether the host has made the control page anew, though no event said so."""
+"""Seconds after which we look again whether the host has made the control page anew, though no
+event said so."""
 _DOORBELL = 12
 """Offset in BAR 0 (QEMU's ivshmem-spec)."""
 _NONE_YET = 2
@@ -28,21 +32,25 @@ _NONE_YET = 2
 
 
 class Handshake:
+    """The wait for the host."""
+
     def __init__(self, loop: Loop, on_met: Callable[[ControlEnd], None]) -> None:
-        """`on_met`: with what a session is made of, whose descriptors stay the device's."""
+        """Call `on_met` with what a session is made of, whose descriptors stay the device's."""
         self._loop = loop
         self._on_met = on_met
         self._control: Function | None = None
         self._next_look: Timer | None = None
 
     def start(self, control: Function) -> None:
-        """Tells the host that all before is over, and waits for it. May call `on_met` at once."""
+        """Tell the host that all before is over, and wait for it. May call `on_met` at once."""
         self._begin(control)
         self._look()
 
     def start_anew(self, control: Function) -> None:
-        """After a session that did not last: not at once, for a page that could not be attached to is still there, and would be
-        tried for ever."""
+        """Wait for another session after one that did not last, but do not look at once.
+
+        A page that could not be attached to is still there, and would be tried for ever.
+        """
         self._begin(control)
 
     def _begin(self, control: Function) -> None:
@@ -63,7 +71,7 @@ class Handshake:
         self._look()
 
     def stop(self) -> None:
-        """Waits no more; the device may go."""
+        """Stop waiting; the device may go."""
         if self._control is not None:
             self._loop.remove(self._control.events[0])
             self._control = None

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The daemon's main process in a guest: forwards what local clients ask to the host's daemon, and hands them their ends."""
+"""The daemon's main process in a guest.
+
+It forwards what local clients ask to the host's daemon, and hands them their ends.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from kvmchand.wire import client
 
 
 class Guest:
-    """The parts of the process: builds, runs and closes them. close() leaves nothing of it on the machine."""
+    """The parts of the process, which it builds, runs and closes.
+
+    close() leaves nothing of it on the machine.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Start all that the settings ask for. Raises KvmchanError if that is impossible."""

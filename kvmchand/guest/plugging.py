@@ -27,11 +27,11 @@ class Plugging(FunctionEvents):
         self._fail = on_failure
 
     def on_failure(self, error: KvmchanError) -> None:
-        """Called when no device can be driven any more."""
+        """Report that no device can be driven any more."""
         self._fail(error)
 
     def on_device(self, function: Function) -> None:
-        """Called when a device that works has come."""
+        """Take a device that works, and begin on it or tell the host."""
         for address in self._devices.outdated_by(function):
             self._forget(address)
         self._devices.add(function)
@@ -41,20 +41,23 @@ class Plugging(FunctionEvents):
             self._session.tell_if_linked(control.Ready(function.peer, len(function.events)))
 
     def on_removed(self, address: str) -> None:
-        """Called when a device is being unplugged, or is gone."""
+        """Let go of a device that is being unplugged or is gone, and tell the host."""
         log.info(f"device {address} is unplugged")
         gone = self._forget(address)
         if gone is not None:
             self._session.tell_if_linked(control.Unusable(gone.peer, "it is not in the guest any more"))
 
     def on_unusable(self, address: str, sentence: str) -> None:
-        """Called when a device, or all if `address` is empty, can not be used."""
+        """Log and tell the host that a device, or all if `address` is empty, is unusable."""
         log.warning(f"device {address}: {sentence}" if address else sentence)
         self._session.requests.refusal = sentence
         self._session.tell_if_linked(control.Unusable(0, sentence[:_SENTENCE_MAX]))
 
     def _forget(self, address: str) -> Function | None:
-        """Let go of a device, if there is one at that address, and end the channels on it: an unplug waits for all."""
+        """Let go of the device at an address, if there is one, and end the channels on it.
+
+        An unplug waits for all of them.
+        """
         gone = self._devices.remove(address)
         if gone is not None:
             if gone.peer == CONTROL_PEER:

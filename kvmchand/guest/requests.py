@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the clients in this guest ask for: the requests that wait for the link to the host, those under way there, and
-whose end is on which device.
+"""What the clients in this guest ask for.
 
-No channel is known here. A message may be lost with a control process, so what has no answer is kept, to be said again.
+Requests wait for the link to the host or are under way there; ends are on a device.
+
+No channel is known here. A message may be lost with a control process, so what has no answer is
+kept, to be said again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from kvmchand.wire import client, control
 _HOST_DEADLINE = 20.0
 """Seconds that a request waits for the link to the host."""
 _HOST_PAGES = Size(1 << 62)
-"""Where the host's pages of a listing begin. The first page is this guest's own: its devices, of which the host knows less."""
+"""Where the host's pages of a listing begin. The first page is this guest's own: its devices, of
+which the host knows less."""
 
 
 @dataclass(slots=True)
@@ -72,15 +75,15 @@ class Requests(ClientEvents):
     # ---- clients: ClientEvents ----
 
     def on_ready(self) -> None:
-        """Called when the local process serves."""
+        """Report that the local process serves."""
         self._ready()
 
     def on_failure(self, error: KvmchanError) -> None:
-        """Called when no client can be served any more."""
+        """Report that no client can be served any more."""
         self._fail(error)
 
     def on_request(self, requester: Requester, request: client.Request) -> None:
-        """Called when a client asks for something."""
+        """Ask the host, now or once there is a link to it."""
         if isinstance(request, client.List):
             if request.after < _HOST_PAGES:
                 _clients(requester).answer(requester, client.Listing((), (), (), self._devices.infos(), (), _HOST_PAGES))
@@ -93,7 +96,7 @@ class Requests(ClientEvents):
             self._waiting[requester.number] = Waiting(requester, request, patience)
 
     def on_close(self, closing: Requester) -> None:
-        """Called when a client closes its end, and waits until that is released."""
+        """Have the host release a client's end; the client waits for that."""
         if closing.number not in self._asked:
             self._forget(closing)
         elif closing.number not in self._closing:
@@ -102,7 +105,7 @@ class Requests(ClientEvents):
             self._tell(control.Close(closing.number))
 
     def on_loss(self, number: ClientId) -> None:
-        """Called when a client is gone without a close."""
+        """Tell the host that a client is gone without a close."""
         must_close = number in self._asked
         self._drop_state(number)
         if must_close:
@@ -138,7 +141,7 @@ class Requests(ClientEvents):
         self._ends.pop(number, None)
 
     def _cut(self, number: ClientId) -> None:
-        """End a client whose channel's other end is out of reach: its waits end with its connection."""
+        """End a client whose peer is out of reach. Its waits end with its connection."""
         requester = self._asked[number]
         _, event = self._ends.get(number, (None, -1))
         _clients(requester).drop(requester)  # the host hears of it by on_drop(), if it is there
@@ -156,7 +159,10 @@ class Requests(ClientEvents):
             self._ask(each.requester, each.request)
 
     def ask_again(self) -> None:
-        """Say all again that has no answer, for messages may be lost. The host does nothing twice, but answers twice."""
+        """Say all again that has no answer, for messages may be lost.
+
+        The host does nothing twice, but answers twice.
+        """
         for message in (*self._unanswered.values(), *(control.Close(number) for number in self._closing)):
             self._tell(message)
 
@@ -184,7 +190,10 @@ class Requests(ClientEvents):
         self._closing.discard(number)
 
     def take_answer(self, answer: control.Reply | control.Granted | control.Shared) -> None:
-        """Answer a client as the host says. The client may be gone, as the host was told, or have its answer."""
+        """Answer a client as the host says.
+
+        The client may be gone, as the host was told, or have its answer.
+        """
         ask = self._unanswered.get(answer.client)
         if ask is None or ask.serial != answer.serial:
             return
@@ -213,7 +222,10 @@ class Requests(ClientEvents):
         _clients(requester).answer(requester, reply, fds)
 
     def _reply(self, requester: Requester, reply: client.Reply) -> None:
-        """Answer without an end. After some errors the connection ends, as one to the host's daemon does."""
+        """Answer without an end.
+
+        After some errors the connection ends, as one to the host's daemon does.
+        """
         code = reply.code if isinstance(reply, client.Error) else ""
         ends = code == ProtocolError.code or (code == OutOfResources.code and requester.number not in self._ends)
         if _clients(requester).answer(requester, reply) and ends:
@@ -221,7 +233,10 @@ class Requests(ClientEvents):
 
 
 def _believed(reply: client.Reply) -> client.Reply:
-    """Return a reply as this guest's client gets it. Raises ProtocolError if the host can not mean it."""
+    """Return a reply as this guest's client gets it.
+
+    Raises ProtocolError if the host can not mean it.
+    """
     if isinstance(reply, client.Grant | client.Pages):
         raise ProtocolError("it grants memory as to a client on the host")
     if not isinstance(reply, client.Listing) or not reply.following:

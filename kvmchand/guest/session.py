@@ -24,7 +24,7 @@ from kvmchand.wire import control, store
 
 
 class Session(SessionEvents):
-    """The session with the host, and what stands on it: the clients' requests, and their connections to the store."""
+    """The session with the host, and what stands on it: requests and connections to the store."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Session(SessionEvents):
         on_ready: Callable[[], None],
         on_failure: Callable[[KvmchanError], None],
     ) -> None:
-        """The callbacks are main's."""
+        """Make no session yet. The callbacks are main's."""
         user = settings.service_user
         self._devices = devices
         self._control: Function | None = None
@@ -97,7 +97,7 @@ class Session(SessionEvents):
     # ---- the session: SessionEvents ----
 
     def on_session_lost(self, session: SessionId, sentence: str) -> None:
-        """Called when the host is gone, or broke the rules."""
+        """End what stood on the session, for the host is gone or broke the rules."""
         if session != self._session:
             return
         log.warning(f"the link to the host is lost: {sentence}")
@@ -106,7 +106,7 @@ class Session(SessionEvents):
             self._handshake.start_anew(self._control)
 
     def on_session_message(self, session: SessionId, message: object) -> None:
-        """Called when the host says something."""
+        """Do what the host says."""
         if session != self._session:
             return
         match message:
@@ -125,11 +125,11 @@ class Session(SessionEvents):
                 self._forward.on_host_message(message)
 
     def on_failure(self, error: KvmchanError) -> None:
-        """Called when there can be no session any more."""
+        """Report that there can be no session any more."""
         self._fail(error)
 
     def on_control_restarted(self) -> None:
-        """Called when a control process has died, here or on the host: messages may be lost."""
+        """Say all again, for a control process has died, here or on the host."""
         self._forward.on_parted()
         if self._is_welcome:
             self._tell_devices()
@@ -164,5 +164,5 @@ class StoreLink(ForwardingEvents):
         return self._tell(message)
 
     def on_failure(self, error: KvmchanError) -> None:
-        """Called when no connection to the store can be served any more."""
+        """Report that no connection to the store can be served any more."""
         self._fail(error)

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a client (libxenvchan, the Python API, the tool) and the daemon's local socket.
+"""The messages between a client and the daemon's local socket.
 
-A connection opens with Hello, which is answered only if it is refused. Each request gets one reply: its own, or Error. A
-connection that has opened a channel is that channel's end, one that shares or maps pages holds these. To close it the client
-shuts its direction of the connection down, and the daemon ends the connection once the end is released; without that, the end
-lives until the connection and the memory's mapping are gone.
+Clients are libxenvchan, the Python API and the tool.
+
+A connection opens with Hello, which is answered only if it is refused. Each request gets one reply:
+its own, or Error. A connection that has opened a channel is that channel's end, one that shares or
+maps pages holds these. To close it the client shuts its direction of the connection down, and the
+daemon ends the connection once the end is released; without that, the end lives until the
+connection and the memory's mapping are gone.
 
 Changes by version:
     1: the first.
     2: ends in guests, and guests in listings.
-    3: what Xen programs use beside vchans: event channels, shared pages, domains; offers to one client only, connect that waits.
-    4: a grant is called so, and its fields by the names that they have everywhere; text as it is, in UTF-8.
+    3: what Xen programs use beside vchans: event channels, shared pages, domains; offers to one
+        client only, connect that waits.
+    4: a grant is called so, and its fields by the names that they have everywhere; text as it is,
+        in UTF-8.
 """
 
 from __future__ import annotations
@@ -25,7 +30,8 @@ if TYPE_CHECKING:
 VERSION = 4
 
 EVENTS = ("socket", "eventfd", "doorbell")
-"""What `Grant.events` may be, by number: enum kvmchan_events of libxenvchan_shim/csrc/dataplane/grant.h."""
+"""What `Grant.events` may be, by number: enum kvmchan_events of
+libxenvchan_shim/csrc/dataplane/grant.h."""
 
 PORT_STATES = ("closed", "unbound", "interdomain")
 """What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""
@@ -41,16 +47,20 @@ STORE_SOCKET_NAME = "store.sock"
 
 
 def port_of(channel: int, *, is_server: bool) -> int:
-    """The number of an event channel, a vchan's own among them, in the domain of one of its ends."""
+    """Return the number of an event channel or vchan in the domain of one of its ends."""
     return (2 * channel + (not is_server)) & 0x7FFFFFFF
 
 
 def socket_name(domain: int) -> str:
-    """The socket of a local domain; processes that connect to it act as that domain."""
+    """Return the name of a local domain's socket.
+
+    Processes that connect to it act as that domain.
+    """
     return f"domain-{domain}.sock"
 
 
 def store_socket_name(domain: int) -> str:
+    """Return the name of the socket of a local domain's store."""
     return f"store-{domain}.sock"
 
 
@@ -61,8 +71,10 @@ class Hello(Record):
 
 
 class Offer(Record):
-    """libxenvchan_server_init: offers `peer` a vchan at `path`. `once`: no other client finds it after the first. Reply:
-    Grant."""
+    """libxenvchan_server_init: offers `peer` a vchan at `path`.
+
+    `once`: no other client finds it after the first. Reply: Grant.
+    """
 
     peer: int
     path: str
@@ -72,8 +84,11 @@ class Offer(Record):
 
 
 class Connect(Record):
-    """libxenvchan_client_init: connects to what `domain` offers at `path`. `waits`: where nothing is offered there, the reply
-    comes when something is, or the domain is gone. Reply: Grant."""
+    """libxenvchan_client_init: connects to what `domain` offers at `path`.
+
+    `waits`: where nothing is offered there, the reply comes when something is, or the domain is
+    gone. Reply: Grant.
+    """
 
     domain: int
     path: str
@@ -81,13 +96,19 @@ class Connect(Record):
 
 
 class Bind(Record):
-    """xenevtchn_bind_unbound_port: an event channel for `peer` to join. Reply: Grant, of which only the events are of use."""
+    """xenevtchn_bind_unbound_port: an event channel for `peer` to join.
+
+    Reply: Grant, of which only the events are of use.
+    """
 
     peer: int
 
 
 class Join(Record):
-    """xenevtchn_bind_interdomain: joins the event channel that is `port` in `domain`. Reply: Grant."""
+    """xenevtchn_bind_interdomain: joins the event channel that is `port` in `domain`.
+
+    Reply: Grant.
+    """
 
     domain: int
     port: Size
@@ -102,8 +123,10 @@ class Share(Record):
 
 
 class Map(Record):
-    """xengnttab_map_grant_refs: maps the pages that `domain` shares with us, `ref` among them. Reply: Pages, all of that
-    share."""
+    """xengnttab_map_grant_refs: maps the pages that `domain` shares with us, `ref` among them.
+
+    Reply: Pages, all of that share.
+    """
 
     domain: int
     ref: Size
@@ -111,8 +134,11 @@ class Map(Record):
 
 
 class Notify(Record):
-    """When the pages that this connection shares or maps are let go of, however that comes, the daemon clears the byte at
-    `offset`, if `clears`, and sends an event on our event channel `port`, if that is not 0. Reply: Done."""
+    """Asks for what the daemon does when this connection's pages are let go, however that comes.
+
+    It clears the byte at `offset`, if `clears`, then sends an event on our event channel `port`, if
+    that is not 0. Reply: Done.
+    """
 
     clears: bool
     offset: Size
@@ -120,7 +146,10 @@ class Notify(Record):
 
 
 class GetPort(Record):
-    """xc_evtchn_status: what the event channel is that is `port` in `domain`, -1 for our own. Reply: Port."""
+    """xc_evtchn_status: what the event channel is that is `port` in `domain`, -1 for our own.
+
+    Reply: Port.
+    """
 
     domain: int
     port: Size
@@ -133,12 +162,16 @@ class GetDomains(Record):
 
 
 class Grant(Record):
-    """An end of a channel. `events`: what it waits on and how it wakes its peer, and so which descriptors come beside this:
+    """An end of a channel.
+
+    `events`: what it waits on and how it wakes its peer, and so which descriptors come beside this:
 
     socket: the region, and this end of the event channel.
-    eventfd, the peer is in a guest: the device's memory, an eventfd to wait on, and one whose writing interrupts the guest.
-    doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is where mmap has BAR 0 of the
-    device, whose doorbell register takes `doorbell_value` to interrupt the peer.
+    eventfd, the peer is in a guest: the device's memory, an eventfd to wait on, and one whose
+        writing interrupts the guest.
+    doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is
+        where mmap has BAR 0 of the device, whose doorbell register takes `doorbell_value` to
+        interrupt the peer.
 
     `offset` is where mmap of the first descriptor has the region. What has no use is 0.
     """
@@ -154,8 +187,11 @@ class Grant(Record):
 
 
 class Pages(Record):
-    """`pages` pages, whose references count up from `ref`. The memory comes beside this; `offset` is where mmap has the pages,
-    in a VFIO device if this is in a guest."""
+    """`pages` pages, whose references count up from `ref`.
+
+    The memory comes beside this; `offset` is where mmap has the pages, in a VFIO device if this is
+    in a guest.
+    """
 
     ref: Size
     pages: int
@@ -167,7 +203,10 @@ class Done(Record):
 
 
 class Port(Record):
-    """`state`: closed, unbound, interdomain. Unbound: `domain` may join. Interdomain: it has, and its own number is `port`."""
+    """`state`: closed, unbound, interdomain.
+
+    Unbound: `domain` may join. Interdomain: it has, and its own number is `port`.
+    """
 
     state: str
     domain: DomainId
@@ -182,7 +221,10 @@ class Domains(Record):
 
 
 class List(Record):
-    """Asks for a page of what there is. `after`: 0 for the first, then each page's `following`. Reply: Listing."""
+    """Asks for a page of what there is.
+
+    `after`: 0 for the first, then each page's `following`. Reply: Listing.
+    """
 
     after: Size
 
@@ -195,8 +237,10 @@ class DomainInfo(Record):
 
 
 class GuestInfo(Record):
-    """A guest, as the host shows it. `name`: its hypervisor's. `ready`: its kvmchand is there. `devices`: ivshmem devices it
-    has."""
+    """A guest, as the host shows it.
+
+    `name`: its hypervisor's. `ready`: its kvmchand is there. `devices`: ivshmem devices it has.
+    """
 
     domain: DomainId
     name: str
@@ -205,7 +249,10 @@ class GuestInfo(Record):
 
 
 class LinkInfo(Record):
-    """The devices that the channels between two domains share, as the host shows them. `size`: bytes of all."""
+    """The devices that the channels between two domains share, as the host shows them.
+
+    `size`: bytes of all.
+    """
 
     domain: DomainId
     other: DomainId
@@ -240,8 +287,11 @@ class ChannelInfo(Record):
 
 
 class Listing(Record):
-    """A page. `following`: with which to ask for the next one, always more than what this was asked for with; 0 where there is
-    none. Devices are on a guest's first."""
+    """A page.
+
+    `following`: with which to ask for the next one, always more than what this was asked for with;
+    0 where there is none. Devices are on a guest's first.
+    """
 
     domains: tuple[DomainInfo, ...]
     guests: tuple[GuestInfo, ...]
@@ -252,8 +302,11 @@ class Listing(Record):
 
 
 class Error(Record):
-    """The request failed. `code` is of kvmchand.errors. After a protocol error the daemon ends the connection; also when it
-    lacks resources, if the connection has no channel."""
+    """The request failed.
+
+    `code` is of kvmchand.errors. After a protocol error the daemon ends the connection; also when
+    it lacks resources, if the connection has no channel.
+    """
 
     code: str
     sentence: str

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Messages to bytes and back. Pure.
+"""Pure: messages to bytes and back.
 
-A packet is one JSON object, whose `type` names the message. Where the message has bytes, its field has their number, and
-they follow the object behind a newline. A message is a Record, and its annotations are the schema. Decoding believes
-nothing: the object has exactly the fields of its class, each of its type and in its range, or a ProtocolError says which
-has not.
+A packet is one JSON object, whose `type` names the message. Where the message has bytes, its field
+has their number, and they follow the object behind a newline. A message is a Record, and its
+annotations are the schema. Decoding believes nothing: the object has exactly the fields of its
+class, each of its type and in its range, or a ProtocolError says which has not.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     Check = Callable[[Any], Any]
 
 TEXT_MAX = 4096
-"""Bytes of a string. The longest is a path, of which xenstore allows 3072: a longer one gets an error with a reason."""
+"""Bytes of a string. The longest is a path, of which xenstore allows 3072: a longer one gets an
+error with a reason."""
 PACKET_MAX = 28 * 1024
-"""Bytes of a packet, on every socket and in the control ring, whose smaller side (32 KiB) holds one with its length.
+"""Bytes of a packet, on every socket and in the control ring, whose smaller side (32 KiB) holds one
+with its length.
 
-The longest request has one string of TEXT_MAX bytes, in JSON's longest spelling (6 bytes for 1). 4 KiB are left for what
-stands around it. Encoding what was decoded never makes it longer, so whatever one process takes, the next one takes too."""
+The longest request has one string of TEXT_MAX bytes, in JSON's longest spelling (6 bytes for 1). 4
+KiB are left for what stands around it. Encoding what was decoded never makes it longer, so whatever
+one process takes, the next one takes too."""
 
 
 def _integer(least: int, most: int) -> Check:
@@ -136,7 +139,10 @@ class Codec:
     """The messages of one protocol."""
 
     def __init__(self, kinds: Mapping[str, type], inner: Mapping[str, type | Codec] | None = None) -> None:
-        """`inner`: by the annotation of a field, the record that stands there, or the protocol whose messages may."""
+        """Plan each message.
+
+        `inner`: by annotation, the record or protocol that stands in a field.
+        """
         self._by_kind = {kind: _Plan(cls, inner or {}) for kind, cls in kinds.items()}
         self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
 
@@ -174,7 +180,10 @@ class Codec:
         return {"type": kind, **plan.show(message)}
 
     def build_inner(self, value: Any) -> Any:
-        """Return the message that stands in another's JSON. Raises ValueError if there is none of this protocol's."""
+        """Return the message that stands in another's JSON.
+
+        Raises ValueError if there is none of this protocol's.
+        """
         kind = _kind_of(value)
         plan = self._by_kind.get(kind)
         if plan is None:

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a guest's daemon and the host's, over the control vchan; and those between a control process, which
-reads them, and its main.
+"""The messages between a guest's daemon and the host's, over the control vchan.
 
-Each packet on the ring follows its length, of 4 bytes, little-endian. The host is the vchan's server. A guest that starts
-says hello, is welcomed, and asks on behalf of its clients. The control vchan's end is the end of the session: all channels
-of the guest end with it.
+The control process at each end reads them for its main; what these two say is here too.
+
+Each packet on the ring follows its length, of 4 bytes, little-endian. The host is the vchan's
+server. A guest that starts says hello, is welcomed, and asks on behalf of its clients. The control
+vchan's end is the end of the session: all channels of the guest end with it.
 
 Changes by version:
     1: the first.
-    2: shared pages; the store's connections, for programs in a guest that speak xenstore's protocol.
-    3: messages as fields of others, and not packets within packets; bytes as they are, and not in base64.
+    2: shared pages; the store's connections, for programs in a guest that speak xenstore's
+        protocol.
+    3: messages as fields of others, and not packets within packets; bytes as they are, and not in
+        base64.
 """
 
 from __future__ import annotations
@@ -46,8 +49,10 @@ class Hello(Record):
 
 
 class Ask(Record):
-    """A client of the guest's asks the host. `serial` counts this client's requests from 1. Reply: Reply, Granted or
-    Shared."""
+    """A client of the guest's asks the host.
+
+    `serial` counts this client's requests from 1. Reply: Reply, Granted or Shared.
+    """
 
     client: ClientId
     serial: int
@@ -56,13 +61,16 @@ class Ask(Record):
 
 
 class Close(Record):
-    """A client of the guest's is gone. What its end did not do itself, as saying so to its peer, the host does. Reply: Closed."""
+    """A client of the guest's is gone.
+
+    What its end did not do itself, as saying so to its peer, the host does. Reply: Closed.
+    """
 
     client: ClientId
 
 
 class Ready(Record):
-    """The guest can use the device whose ivshmem id there is `peer`, and `vectors` of its interrupt vectors."""
+    """The guest can use the device whose ivshmem id there is `peer`, and `vectors` of it."""
 
     peer: int
     vectors: int
@@ -99,8 +107,12 @@ class Reply(Record):
 
 
 class Granted(Record):
-    """The answer to the client's request of that serial, which opened a channel: a slice of the device whose ivshmem id in the
-    guest is `peer`, woken by `vector`. The grant's `offset` is that in the device, and its `doorbell` is the guest's to know."""
+    """The answer to the client's request of that serial, which opened a channel.
+
+    The channel is on a slice of the device whose ivshmem id in the guest is `peer`, and `vector`
+    wakes the client. The grant's `offset` is that in the device, and its `doorbell` is the guest's
+    to know.
+    """
 
     client: ClientId
     serial: int
@@ -110,7 +122,10 @@ class Granted(Record):
 
 
 class Shared(Record):
-    """The answer to the client's request of that serial, which shared or mapped pages: a slice, as Granted's."""
+    """The answer to the client's request of that serial, which shared or mapped pages.
+
+    They are on a slice, as Granted's.
+    """
 
     client: ClientId
     serial: int
@@ -125,16 +140,22 @@ class Closed(Record):
 
 
 class Again(Record):
-    """Messages may be lost, either way, for a control process has died: everything that is not answered is to be said again. What
-    had come the first time gets the same answer. Connections to the store are over."""
+    """A control process has died, so messages may be lost, either way.
+
+    Everything that has no answer is to be said again. What had come the first time gets the same
+    answer. Connections to the store are over.
+    """
 
 
 # ---- between main and its control process ----
 
 
 class Attach(Record):
-    """main → control: serve an end of a control vchan. `is_server`: the host's. The descriptors are as of `grant`, whose channel
-    and path say nothing. `rate`: requests a second that are passed on, of the guest `domain`, in whichever session."""
+    """main → control: serve an end of a control vchan.
+
+    `is_server`: the host's. The descriptors are as of `grant`, whose channel and path say nothing.
+    `rate`: requests a second that are passed on, of the guest `domain`, in whichever session.
+    """
 
     session: Size
     domain: DomainId
@@ -151,8 +172,11 @@ class Send(Record):
 
 
 class Detach(Record):
-    """main → control: the session is over. `hangs_up`: say so to the other end; not where the page may be another session's by
-    then. No answer."""
+    """main → control: the session is over.
+
+    `hangs_up`: say so to the other end; not where the page may be another session's by then. No
+    answer.
+    """
 
     session: Size
     hangs_up: bool
@@ -176,7 +200,10 @@ class Received(Record):
 
 
 class Lost(Record):
-    """control → main: the other end is gone, or broke the rules as `sentence` says. Nothing more of this session comes."""
+    """control → main: the other end is gone, or broke the rules as `sentence` says.
+
+    Nothing more of this session comes.
+    """
 
     session: Size
     sentence: str

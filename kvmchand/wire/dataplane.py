@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The C data plane by ctypes: libkvmchan-dataplane.so, the same objects as libxenvchan.so's without the interpreter.
+"""The C data plane by ctypes: libkvmchan-dataplane.so.
 
-Used by the Python API, and by the daemon for its own ends. Prototypes are those of include/libxenvchan.h and
-libxenvchan_shim/csrc/dataplane/vchan.h and grant.h.
+It has the same objects as libxenvchan.so, without the interpreter.
+
+Used by the Python API, and by the daemon for its own ends. Prototypes are those of
+include/libxenvchan.h and libxenvchan_shim/csrc/dataplane/vchan.h and grant.h.
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ _lib.kvmchan_last_error.argtypes = ()
 
 
 def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, control_fd: int = -1) -> Any:
-    """Attach to an end as it was granted, with the descriptors that came beside the grant. Takes ownership of all of them."""
+    """Attach to an end as it was granted, with the descriptors that came beside the grant.
+
+    Takes ownership of all of them.
+    """
     region, event, notify = [*fds, -1][:3]
     return attach(
         Grant(
@@ -97,7 +102,7 @@ def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, cont
 
 
 def last_error() -> OSError:
-    """The exception for this thread's last failed call, with its sentence."""
+    """Return the exception for this thread's last failed call, with its sentence."""
     return from_errno(ctypes.get_errno(), _lib.kvmchan_last_error().decode(errors="replace"))
 
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The messages between main and the ivshmem process, over a socket pair of their own.
 
-Main makes each device's memory, event descriptors and listening sockets; the ivshmem process speaks to QEMU with them.
-Each QEMU that a device is in has a listening socket of its own there, by which it is known.
+Main makes each device's memory, event descriptors and listening sockets; the ivshmem process speaks
+to QEMU with them. Each QEMU that a device is in has a listening socket of its own there, by which
+it is known.
 """
 
 from __future__ import annotations
@@ -25,16 +26,22 @@ class Device(Record):
 
 
 class Peer(Record):
-    """main → ivshmem: a peer of the device, by its ivshmem id. Beside this are its next eventfds, one a vector from 0 on:
-    several of these carry them, each at most EVENTS_PER_PACKET. A peer without a Slot is the host itself."""
+    """main → ivshmem: a peer of the device, by its ivshmem id.
+
+    Beside this are its next eventfds, one a vector from 0 on: several of these carry them, each at
+    most EVENTS_PER_PACKET. A peer without a Slot is the host itself.
+    """
 
     device: DeviceId
     peer: int
 
 
 class Slot(Record):
-    """main → ivshmem: the QEMU whose ivshmem id is `peer` connects to the listening socket beside this. Comes when all of the
-    device's peers have. `once`: after the first connection the socket is not this device's any more."""
+    """main → ivshmem: QEMU `peer`, by its ivshmem id, connects to the listening socket beside this.
+
+    Comes when all of the device's peers have. `once`: after the first connection the socket is not
+    this device's any more.
+    """
 
     device: DeviceId
     peer: int
@@ -42,7 +49,7 @@ class Slot(Record):
 
 
 class Restore(Record):
-    """main → ivshmem, after a restart: the connection beside this is that of the QEMU which is `peer`, and has been told all."""
+    """main → ivshmem, after a restart: the connection beside this is of QEMU `peer`."""
 
     device: DeviceId
     peer: int
@@ -65,7 +72,10 @@ class Started(Record):
 
 
 class Connected(Record):
-    """ivshmem → main: a QEMU connected. A duplicate of its connection is beside this, which main keeps for a Restore."""
+    """ivshmem → main: a QEMU connected.
+
+    A duplicate of its connection is beside this, which main keeps for a Restore.
+    """
 
     device: DeviceId
     peer: int
@@ -79,7 +89,7 @@ class Served(Record):
 
 
 class Gone(Record):
-    """ivshmem → main: that QEMU has ended its connection, or was dropped for breaking the protocol."""
+    """ivshmem → main: that QEMU ended its connection, or was dropped for breaking the protocol."""
 
     device: DeviceId
     peer: int

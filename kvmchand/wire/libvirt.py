@@ -12,15 +12,21 @@ if TYPE_CHECKING:
 
 
 class Start(Record):
-    """main → libvirt: connect to `uri`, and report its domains from now on. `folder`: where the sockets of our devices are. A
-    domain's device whose socket was there and is no more was left by an earlier daemon, and is detached if the domain has KVM."""
+    """main → libvirt: connect to `uri`, and report its domains from now on.
+
+    `folder`: where the sockets of our devices are. A domain's device whose socket was there and is
+    no more was left by an earlier daemon, and is detached if the domain has KVM.
+    """
 
     uri: str
     folder: str
 
 
 class Attach(Record):
-    """main → libvirt: hot-plug a device. Reply: Attached, or AttachFailed. `socket`: path of the ivshmem server's socket."""
+    """main → libvirt: hot-plug a device.
+
+    Reply: Attached, or AttachFailed. `socket`: path of the ivshmem server's socket.
+    """
 
     domain: DomainId
     device: DeviceId
@@ -29,8 +35,10 @@ class Attach(Record):
 
 
 class Detach(Record):
-    """main → libvirt: unplug a device, if the domain still has it. Never from a domain without KVM. No reply: the device's QEMU
-    then leaves the ivshmem server."""
+    """main → libvirt: unplug a device, if the domain still has it.
+
+    Never from a domain without KVM. No reply: the device's QEMU then leaves the ivshmem server.
+    """
 
     domain: DomainId
     device: DeviceId
@@ -42,8 +50,11 @@ class Started(Record):
 
 
 class Found(Record):
-    """libvirt → main: a domain runs: it did at the start, or started now. Also again after a reconnect to libvirtd; main knows
-    which it has. `kvm`: QEMU runs it with KVM. `left`: how many devices of an earlier daemon it keeps until it ends."""
+    """libvirt → main: a domain runs: it did at the start, or started now.
+
+    Also again after a reconnect to libvirtd; main knows which it has. `kvm`: QEMU runs it with KVM.
+    `left`: how many devices of an earlier daemon it keeps until it ends.
+    """
 
     domain: DomainId
     name: str
@@ -53,8 +64,10 @@ class Found(Record):
 
 
 class Prepared(Record):
-    """libvirt → main: a domain's XML has a device of ours that is there from its start, whether the domain runs or not. `socket`:
-    the name of the ivshmem server's in our folder."""
+    """libvirt → main: a domain's XML has a device of ours from its start, whether it runs or not.
+
+    `socket`: the name of the ivshmem server's in our folder.
+    """
 
     uuid: str
     socket: str
@@ -69,8 +82,10 @@ class Unprepared(Record):
 
 
 class Listed(Record):
-    """libvirt → main: every domain that runs has been Found since the last (re)connect, and each that is prepared said to be:
-    those that were not are gone, or are not."""
+    """libvirt → main: all is reported since the last (re)connect.
+
+    A domain that was not Found has ended, and one that was not Prepared is not prepared.
+    """
 
 
 class Gone(Record):
@@ -80,13 +95,19 @@ class Gone(Record):
 
 
 class Rebooted(Record):
-    """libvirt → main: a domain's machine was reset, by itself or by its owner; its devices are still there."""
+    """libvirt → main: a domain's machine was reset, by itself or its owner.
+
+    It keeps its devices.
+    """
 
     domain: DomainId
 
 
 class Paused(Record):
-    """libvirt → main: a domain was paused, or goes on. Also again after a reconnect, of every domain."""
+    """libvirt → main: a domain was paused, or goes on.
+
+    Also again after a reconnect, of every domain.
+    """
 
     domain: DomainId
     paused: bool
@@ -100,7 +121,10 @@ class Attached(Record):
 
 
 class AttachFailed(Record):
-    """libvirt → main: the domain has no such device. `sentence`: what failed, and what its XML lacks if it is that."""
+    """libvirt → main: the domain has no such device.
+
+    `sentence`: what failed, and what its XML lacks if it is that.
+    """
 
     domain: DomainId
     device: DeviceId

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between the daemon's main process and its local process, over a socket pair of their own."""
+"""The messages between main and the local process, over a socket pair of their own."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 
 class Listen(Record):
-    """main → local: accept on the listening socket beside this. `public`: any user may connect, else root, the daemon's
-    own user, and members of `group` (-1: none)."""
+    """main → local: accept on the listening socket beside this.
+
+    `public`: any user may connect, else root, the daemon's own user, and members of `group` (-1:
+    none).
+    """
 
     domain: DomainId
     public: bool
@@ -25,14 +28,17 @@ class Listen(Record):
 
 
 class Restore(Record):
-    """main → local, after a restart: the connection beside this is `client`'s, and has said hello."""
+    """main → local, after a restart: the connection beside this is `client`'s, after its hello."""
 
     client: ClientId
     domain: DomainId
 
 
 class Start(Record):
-    """main → local: all sockets are sent; drop privileges, number new clients from `first_client` on, and serve."""
+    """main → local: all sockets are sent; drop privileges and serve.
+
+    New clients are numbered from `first_client` on.
+    """
 
     first_client: ClientId
     user: str
@@ -43,7 +49,10 @@ class Started(Record):
 
 
 class Ask(Record):
-    """local → main: `client` asks `request`. The client's connection is beside its first; main answers on it."""
+    """local → main: `client` asks `request`.
+
+    The client's connection is beside its first; main answers on it.
+    """
 
     client: ClientId
     request: Request

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One packet of a SOCK_SEQPACKET socket: its bytes, and the descriptors beside it.
 
-Received descriptors are close-on-exec and are owned here before anything is judged, so that none leaks.
+Received descriptors are close-on-exec and are owned here before anything is judged, so that none
+leaks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 _FD_SIZE = 4
 _FDS_MAX = 253
-"""The kernel's SCM_MAX_FD. Room for fewer would make it drop some, after which we couldn't tell what came."""
+"""The kernel's SCM_MAX_FD. Room for fewer would make it drop some, after which we couldn't tell
+what came."""
 
 
 class Fds:
@@ -31,7 +33,10 @@ class Fds:
 
     @classmethod
     def duplicates(cls, fds: Sequence[int]) -> Fds:
-        """Duplicate descriptors, which stay the caller's. Raises OSError if there are no more to have."""
+        """Duplicate descriptors, which stay the caller's.
+
+        Raises OSError if there are no more to have.
+        """
         made = cls()
         try:
             for fd in fds:
@@ -70,13 +75,19 @@ class Fds:
 
 
 def send_packet(sock: socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
-    """Send one packet. Raises OSError as sendmsg, but never SIGPIPE. The descriptors stay the caller's."""
+    """Send one packet.
+
+    Raises OSError as sendmsg, but never SIGPIPE. The descriptors stay the caller's.
+    """
     beside = [(SOL_SOCKET, SCM_RIGHTS, b"".join([fd.to_bytes(_FD_SIZE, sys.byteorder) for fd in fds]))] if fds else []
     sock.sendmsg([data], beside, MSG_NOSIGNAL | flags)
 
 
 def receive_packet(sock: socket) -> tuple[bytes, Fds]:
-    """Receive one packet; b"" at the end. Raises OSError as recvmsg, or ProtocolError if the packet did not arrive whole."""
+    """Receive one packet; b"" at the end.
+
+    Raises OSError as recvmsg, or ProtocolError if the packet did not arrive whole.
+    """
     data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC)
     numbers: list[int] = []
     for level, kind, payload in beside:

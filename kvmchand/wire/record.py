@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Frozen records: what dataclass(frozen=True) makes of a class, for messages.
 
-The standard library's dataclasses imports inspect and what that needs, which took a third of the time that the first
-libxenvchan call in a program takes. This is what messages need of it.
+The standard library's dataclasses imports inspect and what that needs, which took a third of the
+time that the first libxenvchan call in a program takes. This is what messages need of it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 else:
 
     def dataclass_transform(**_options: object) -> Any:
+        """Do what typing's does when a program runs: nothing."""
         return lambda cls: cls
 
 
 @dataclass_transform(frozen_default=True)
 class Record:
-    """A subclass's annotations are its fields, in order; all are given when it is made, and none is changed after."""
+    """A frozen record, whose fields are its class's annotations, in order."""
 
     __slots__ = ()
 
@@ -36,6 +37,7 @@ class Record:
             raise AttributeError(f"{type(self).__name__}.{name} can't be set: a record is frozen")
 
     def as_dict(self) -> dict[str, Any]:
+        """Return the values by their fields' names."""
         return {name: getattr(self, name) for name in self.__annotations__}
 
     def __eq__(self, other: object) -> bool:

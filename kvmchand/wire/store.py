@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a daemon's main process and its store process, over a socket pair of their own: on a host the one that has
-the tree, in a guest the one that forwards to that.
+"""The messages between main and its store process, over a socket pair of their own.
 
-Some pass the control vchan too (kvmchand.wire.control), between a guest's main and the host's. `client` is then the guest's
-number of a connection; each side knows it by one of its own as well.
+The host's store process has the tree; a guest's forwards to it.
+
+Some pass the control vchan too (kvmchand.wire.control), between a guest's main and the host's.
+`client` is then the guest's number of a connection; each side knows it by one of its own as well.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ OUTPUT_BYTES = 8192
 
 
 class Journal(Record):
-    """main → store, first: the memory file beside this is where it notes what must outlive it. Empty for the first process."""
+    """main → store, first: the memory file beside this is where it notes what must outlive it.
+
+    Empty for the first process.
+    """
 
 
 class Domain(Record):
@@ -61,7 +65,10 @@ class Withdrawn(Record):
 
 
 class Withdraw(Record):
-    """store → main: a program has removed the channel's nodes. The program is answered when Withdrawn has come."""
+    """store → main: a program has removed the channel's nodes.
+
+    The program is answered when Withdrawn has come.
+    """
 
     channel: ChannelId
 
@@ -70,13 +77,16 @@ class Withdraw(Record):
 
 
 class Connected(Record):
-    """store → main: a new connection, a duplicate of which is beside this: main keeps it for an local.Restore."""
+    """store → main: a new connection. Main keeps the duplicate beside this for a local.Restore."""
 
     client: ClientId
 
 
 class Ended(Record):
-    """Both ways, in the guest and between the machines too: that connection is over, or must end. No answer."""
+    """Both ways, in the guest and between the machines too: that connection is over, or must end.
+
+    No answer.
+    """
 
     client: ClientId
 
@@ -92,15 +102,20 @@ class Remote(Record):
 
 
 class Request(Record):
-    """From the guest's store process to the host's: one whole request. The next comes after an Output that answers it."""
+    """From the guest's store process to the host's: one whole request.
+
+    The next comes after an Output that answers it.
+    """
 
     client: ClientId
     data: bytes
 
 
 class Output(Record):
-    """From the host's store process to the guest's: replies and events, each whole. `answers`: the reply is among them. The
-    next comes after Taken."""
+    """From the host's store process to the guest's: replies and events, each whole.
+
+    `answers`: the reply is among them. The next comes after Taken.
+    """
 
     client: ClientId
     data: bytes

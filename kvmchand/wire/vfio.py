@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The messages between a guest's main process and its vfio process, over a socket pair of their own.
+"""The messages between a guest's main and its vfio process, over a socket pair of their own.
 
-Main keeps a duplicate of every descriptor, so that a vfio process that is started again gets them back.
+Main keeps a duplicate of every descriptor, so that a vfio process that is started again gets them
+back.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ EVENTS_PER_PACKET = 128
 
 
 class Start(Record):
-    """main → vfio: all that was there before is sent; drive the ivshmem devices that are there and those that come. `noiommu`:
-    also where nothing confines them."""
+    """main → vfio: all that was there before is sent; drive the ivshmem devices, now and later.
+
+    `noiommu`: also where nothing confines them.
+    """
 
     noiommu: bool
 
@@ -29,7 +32,10 @@ class Started(Record):
 
 
 class Group(Record):
-    """Both ways: an IOMMU group that is open. Its descriptor, and that of the container it is in, are beside this."""
+    """Both ways: an IOMMU group that is open.
+
+    Its descriptor, and that of the container it is in, are beside this.
+    """
 
     name: str
 
@@ -41,9 +47,13 @@ class GroupClosed(Record):
 
 
 class Device(Record):
-    """Both ways: a device is usable. `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
-    descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for mmap and pread. `address`: its
-    PCI address. `vectors`: those that work; as many descriptors follow in Events. `speed`: MB/s of reading its memory."""
+    """Both ways: a device is usable.
+
+    `peer`: its ivshmem id (IVPosition), which is unique among a guest's devices. Its VFIO
+    descriptor is beside this; `memory` and `doorbell` are where BAR 2 and BAR 0 are in that, for
+    mmap and pread. `address`: its PCI address. `vectors`: those that work; as many descriptors
+    follow in Events. `speed`: MB/s of reading its memory.
+    """
 
     address: str
     group: str
@@ -62,8 +72,10 @@ class Events(Record):
 
 
 class LetGo(Record):
-    """main → vfio: a device that was usable, and that main has closed. It is not to be driven again; Removed follows when it is
-    gone."""
+    """main → vfio: a device that was usable, and that main has closed.
+
+    It is not to be driven again; Removed follows when it is gone.
+    """
 
     address: str
 
@@ -75,7 +87,10 @@ class Removed(Record):
 
 
 class Unusable(Record):
-    """vfio → main: a device, or all of them if `address` is empty, can't be used. `sentence`: what is missing, and what to do."""
+    """vfio → main: a device, or all of them if `address` is empty, can't be used.
+
+    `sentence`: what is missing, and what to do.
+    """
 
     address: str
     sentence: str

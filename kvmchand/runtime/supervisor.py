@@ -250,9 +250,12 @@ class SupervisedService:
             return
         try:
             try:
-                data, fds = receive_packet(service.sock)
+                data, fds = receive_packet(service.sock, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return  # in this turn, drain() has taken what the loop had seen
             except ConnectionResetError:
-                data, fds = receive_packet(service.sock)  # it ended, and left what we said unread
+                # It ended, and left what we said unread.
+                data, fds = receive_packet(service.sock, socket.MSG_DONTWAIT)
             if not data:
                 self._on_end(service)
                 return

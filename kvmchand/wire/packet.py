@@ -83,12 +83,12 @@ def send_packet(sock: socket, data: bytes, fds: Sequence[int] = (), flags: int =
     sock.sendmsg([data], beside, MSG_NOSIGNAL | flags)
 
 
-def receive_packet(sock: socket) -> tuple[bytes, Fds]:
+def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
     """Receive one packet; b"" at the end.
 
     Raises OSError as recvmsg, or ProtocolError if the packet did not arrive whole.
     """
-    data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC)
+    data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC | flags)
     numbers: list[int] = []
     for level, kind, payload in beside:
         if level == SOL_SOCKET and kind == SCM_RIGHTS:

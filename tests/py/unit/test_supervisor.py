@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A service as main hears it, without a process."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from kvmchand.errors import KvmchanError
+from kvmchand.runtime import supervisor
+from kvmchand.runtime.loop import Loop
+from kvmchand.runtime.supervisor import Marker, SupervisedService
+from kvmchand.wire.packet import Fds
+
+
+class FakeService:
+    """What main has of a process. `theirs`: the process's end of its socket."""
+
+    def __init__(self, name: str, *, site: bool = False) -> None:
+        self.sock, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        page = os.memfd_create(name)
+        os.ftruncate(page, 4096)
+        self.marker = Marker(page)
+        os.close(page)
+
+    def stop(self) -> int:
+        self.marker.close()
+        self.sock.close()
+        self.theirs.close()
+        return 0
+
+
+class Owner:
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        return []
+
+    def decode(self, data: bytes, _fds: Fds) -> object:
+        return data
+
+    def on_message(self, message: object) -> None:
+        self.heard.append(message)
+
+    def on_death(self, _culprit: int | None) -> None: ...
+
+    def on_failure(self, _error: KvmchanError) -> None: ...
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    made = Loop()
+    yield made
+    made.close()
+
+
+def test_what_was_drained_in_the_same_turn_is_not_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FakeService] = []
+
+    def make(name: str, *, site: bool = False) -> FakeService:
+        made.append(FakeService(name, site=site))
+        return made[-1]
+
+    monkeypatch.setattr(supervisor, "Service", make)
+    owner = Owner()
+    service = SupervisedService(loop, "fake", owner)
+    service.start()
+    event = os.eventfd(1, os.EFD_CLOEXEC)
+    loop.add(event, lambda _events: service.drain())
+    try:
+        made[0].theirs.send(b"said")
+        loop.turn()
+        assert owner.heard == [b"said"]
+    finally:
+        service.stop()
+        os.close(event)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 PERIOD = 0.2
 """Seconds between two looks at the processes."""
+PAUSE = 0.002
+"""Seconds between two looks at what another process is doing."""
 SLOWEST = 0.1
 """How fast the clock goes at least, so that it ends what hangs on the busiest machine."""
 GRACE = 30.0
@@ -79,10 +81,13 @@ def count_too(folder: Path) -> None:
 
 
 def eventually(holds: Callable[[], object], state: Callable[[], str] = str) -> None:
-    """Wait for something that another process is doing. `state`: what to say if it does not come about."""
+    """Wait for something that another process is doing. `state`: what to say if it does not come about.
+
+    Who looks without a pause takes the processor from that other process, and looks as if it waited for one.
+    """
     try:
         while not holds():
-            os.sched_yield()
+            time.sleep(PAUSE)
     except Hangs as hangs:
         raise Hangs(f"{hangs}: {state()}") from None
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A service that accepts on main's listening sockets and numbers who comes: what the local process and a store process have in
-common.
+"""A service that accepts on main's listening sockets, and numbers its clients.
+
+The local process and the store processes have this in common.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from kvmchand.wire.packet import Fds
 
 
 class Acceptor(Worker):
+    """A service process that accepts connections."""
+
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
         super().__init__(main, marker, incoming, outgoing)
         self._listeners: dict[DomainId, Listener] = {}
@@ -28,15 +31,15 @@ class Acceptor(Worker):
 
     @abstractmethod
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
-        """One that may connect has."""
+        """Take a new connection that may connect."""
 
     @abstractmethod
     def _on_refused(self, listener: Listener, sock: socket.socket, error: KvmchanError) -> None:
-        """One may not, and its connection is closed after this."""
+        """Tell a connection why it may not connect; it is closed afterwards."""
 
     @abstractmethod
     def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
-        """One that a process before had."""
+        """Take over a connection of an earlier process."""
 
     def _obey(self, message: object, fds: Fds) -> None:
         match message:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A domain's listening socket, as the service that accepts on it has it, and who may connect there. It is main's, and outlives
-the service."""
+"""A domain's listening socket, as the accepting service has it, and who may connect there.
+
+The socket is main's, and outlives the service.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,18 @@ from kvmchand.wire import local
 
 _SO_PEERGROUPS = 59
 _PEER_GROUPS_BYTES = 1024
-"""The most that Python's getsockopt takes: 256 groups. Of who is in more, only the first group counts."""
+"""The most that Python's getsockopt returns: 256 groups.
+
+For a user in more, only the first one counts.
+"""
 
 
 class Spare:
-    """A descriptor kept so that, where there are no others, a connection can be taken off the queue and closed: the full queue
-    would keep us awake."""
+    """A descriptor in reserve.
+
+    When no other is left, it lets a connection be taken off the queue and closed. A full queue
+    would keep waking the loop.
+    """
 
     def __init__(self) -> None:
         self._fd = self._open()
@@ -30,6 +38,7 @@ class Spare:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     def refuse(self, sock: socket.socket) -> None:
+        """Take a connection off the queue, and close it."""
         os.close(self._fd)
         try:
             sock.accept()[0].close()
@@ -39,7 +48,7 @@ class Spare:
 
 
 class Listener:
-    """`clients`: connections it has, which the service counts."""
+    """A listening socket. `clients`: its connections, which the service counts."""
 
     def __init__(self, sock: socket.socket, settings: local.Listen, spare: Spare) -> None:
         self.sock = sock
@@ -48,7 +57,10 @@ class Listener:
         self._spare = spare
 
     def accept(self) -> socket.socket | None:
-        """A new connection, non-blocking and not judged yet; None where there is none any more, or it could not be taken."""
+        """Return a new connection, non-blocking and not checked yet.
+
+        Returns None if none is waiting, or it could not be taken.
+        """
         try:
             sock, _ = self.sock.accept()
         except BlockingIOError:
@@ -61,7 +73,10 @@ class Listener:
         return sock
 
     def check(self, sock: socket.socket) -> None:
-        """AccessDenied unless the process at the other end may use this socket; LimitReached: its domain has too many."""
+        """Raise AccessDenied unless the process at the other end may use this socket.
+
+        Raises LimitReached if its domain has too many connections.
+        """
         self._check_user(sock)
         if self.clients >= self.settings.max_clients:
             raise LimitReached(f"domain {self.settings.domain} has {self.clients} connections: close some")

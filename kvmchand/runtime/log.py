@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The daemon's log: lines on stderr, which the service manager keeps. One line is one write."""
+"""The daemon's log: lines on stderr, which the service manager keeps. Each line is one write."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import sys
 
 
 def printable(text: str) -> str:
-    """What came from outside must not make lines of its own, here or on anyone's terminal."""
+    """Return outside text without its control characters.
+
+    They could make lines of their own in the log, or act on a terminal.
+    """
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
@@ -20,8 +23,10 @@ def _write(text: str) -> None:
 
 
 def info(text: str) -> None:
+    """Log what happened."""
     _write(text)
 
 
 def warning(text: str) -> None:
+    """Log what went wrong."""
     _write(f"warning: {text}")

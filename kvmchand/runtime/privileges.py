@@ -14,7 +14,7 @@ from kvmchand.linux import libc
 
 
 def raise_descriptor_limit() -> None:
-    """Each channel costs descriptors: takes as many as the kernel gives."""
+    """Raise the limit of descriptors as far as the kernel allows: each channel takes some."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = int(Path("/proc/sys/fs/nr_open").read_text())
     for limit in (max(hard, most), hard):
@@ -26,7 +26,7 @@ def raise_descriptor_limit() -> None:
 
 
 def require_user(name: str) -> None:
-    """InvalidArgument where drop_privileges() would fail."""
+    """Raise InvalidArgument if drop_privileges() would fail."""
     if os.geteuid() == 0:
         _account(name)
 
@@ -39,7 +39,7 @@ def _account(name: str) -> pwd.struct_passwd:
 
 
 def drop_privileges(user: str) -> None:
-    """Root becomes `user` for good; whoever else stays who it is."""
+    """Become `user` for good, if we are root."""
     libc.set_no_new_privileges()
     if os.geteuid() != 0:
         return
@@ -50,6 +50,7 @@ def drop_privileges(user: str) -> None:
 
 
 def group_number(name: str) -> int:
+    """Return the number of a group. Raises InvalidArgument if it does not exist."""
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:

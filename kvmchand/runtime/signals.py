@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A main process, to whoever started it: the signals that stop it, and the word that it is ready."""
+"""How a main process is stopped by signals, and reports that it is ready."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kvmchand.runtime.loop import Loop
 
 @contextmanager
 def stopped_by_signals(loop: Loop) -> Iterator[None]:
-    """SIGTERM and SIGINT stop the loop, as long as the `with` lasts."""
+    """Let SIGTERM and SIGINT stop the loop, for as long as the `with` lasts."""
     with ExitStack() as undo:
         reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         undo.callback(reading.close)
@@ -36,7 +36,7 @@ def stopped_by_signals(loop: Loop) -> Iterator[None]:
 
 
 def notify(state: str) -> None:
-    """Tells the service manager, if there is one (sd_notify(3))."""
+    """Notify the service manager, if there is one (sd_notify(3))."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The runtime directory, and the local sockets in it: two a domain, for clients and for the store.
+"""The runtime directory and its local sockets: two for each domain, for clients and for the store.
 
-They are main's, so that they outlive the processes that accept on them. The directory is locked, and the sockets stand
-in it, until close().
+They are main's, so they outlive the processes that accept on them. The directory stays locked, with
+the sockets in it, until close().
 """
 
 from __future__ import annotations
@@ -25,13 +25,18 @@ _OTHERS_MAY = 0o002
 
 
 class Sockets:
+    """The directory and the sockets."""
+
     def __init__(self, directory: Path, settings: SocketSettings) -> None:
-        """Takes the directory, making it where it is not there. InvalidArgument, or Busy where another daemon has it."""
+        """Lock the directory, made if it does not exist.
+
+        Raises InvalidArgument, or Busy if another daemon has it.
+        """
         self._directory = directory
         self._settings = settings
         self._group = group_number(settings.group) if settings.group else os.getegid()
         self._sockets: dict[str, tuple[DomainId, socket.socket, bool]] = {}
-        """By path; whether each is the store's."""
+        """By path; and whether each is the store's."""
         self._undo = ExitStack()
         try:
             directory.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -46,7 +51,7 @@ class Sockets:
             raise Busy(f"another kvmchand serves {directory}: stop it, or give this one another --runtime-dir") from None
 
     def listen(self, domain: DomainId, name: str, store_name: str) -> None:
-        """Makes a domain's sockets, in place of what a daemon that was killed left."""
+        """Make a domain's sockets, in place of those that a killed daemon left."""
         self._listen(domain, name, socket.SOCK_SEQPACKET, is_store=False)
         self._listen(domain, store_name, socket.SOCK_STREAM, is_store=True)
 
@@ -72,8 +77,11 @@ class Sockets:
         self._sockets[str(path)] = (domain, sock, is_store)
 
     def to_listen(self, max_clients: int, *, is_store: bool = False) -> list[tuple[local.Listen, socket.socket]]:
-        """What the process that accepts is told of each, and the socket to send beside that. It asks of each process that
-        connects what the file's mode asks, since anyone who may change the mode could let others in."""
+        """Return what the accepting process is told of each socket, and the socket to send with it.
+
+        The process checks itself who connects, as the file's mode does: anyone who may change the
+        mode could let others in.
+        """
         public = bool(self._settings.mode & _OTHERS_MAY)
         group = self._group if self._settings.mode & _GROUP_MAY else -1
         return [
@@ -83,7 +91,10 @@ class Sockets:
         ]
 
     def domain_of(self, connection: socket.socket, *, is_store: bool = False) -> DomainId:
-        """Whose socket a connection came in by, as the kernel knows it. KeyError: it is none of ours."""
+        """Return the domain whose socket a connection came through, as the kernel knows it.
+
+        Raises KeyError if it is none of ours.
+        """
         domain, _, is_stores = self._sockets[connection.getsockname()]
         if is_stores is not is_store:
             raise KeyError(connection.getsockname())
@@ -93,4 +104,5 @@ class Sockets:
         return ", ".join(f"{path} (domain {domain})" for path, (domain, _, is_store) in self._sockets.items() if not is_store)
 
     def close(self) -> None:
+        """Close and remove the sockets, and unlock the directory."""
         self._undo.close()

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What every service process is: a loop, and a socket to main, whose end of it is in kvmchand.ipc. It lives until main ends."""
+"""What every service process is: a loop, and a socket to main. It lives until main ends.
+
+Main's end of the socket is in kvmchand.runtime.supervisor.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,8 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 
 class Worker(ABC):
+    """A service process."""
+
     def __init__(self, main: socket.socket, marker: Marker, incoming: Codec, outgoing: Codec) -> None:
         self._main = main
         self._marker = marker
@@ -24,27 +29,30 @@ class Worker(ABC):
         self._loop = Loop()
         self._is_started = False
         self._heard = 0
-        """Packets, of those that the marker counts."""
+        """Packets heard, of those that the marker counts."""
         self._loop.add(main.fileno(), self._on_main)
 
     @abstractmethod
     def run(self) -> None:
-        """Until main ends."""
+        """Serve until main ends."""
 
     @abstractmethod
     def _obey(self, message: object, fds: Fds) -> None:
-        """Does what main says. Descriptors that are not stolen are closed."""
+        """Do what main says. Descriptors that are not stolen are closed."""
 
     def _wait_for_start(self) -> bool:
-        """Hears main until _start(): nobody else is listened to before we have shed our privileges, and main waits for us while
-        it tells us all. False: it has ended."""
+        """Hear only main until _start(). Returns False if main has ended.
+
+        Nobody else is heard before we have dropped our privileges, and main waits while it tells us
+        everything.
+        """
         while not self._is_started:
             if not self._hear_main():
                 return False
         return True
 
     def _start(self, message: object) -> None:
-        """`message` says that we serve."""
+        """Say that we serve, with `message`."""
         self._say(message)
         self._is_started = True
 
@@ -53,7 +61,7 @@ class Worker(ABC):
             self._loop.stop()
 
     def _hear_main(self) -> bool:
-        """Does what main says next. False: it has ended."""
+        """Do what main says next. Returns False if main has ended."""
         try:
             data, fds = receive_packet(self._main)
         except ConnectionResetError:
@@ -66,8 +74,10 @@ class Worker(ABC):
         return True
 
     def _catch_up(self) -> bool:
-        """Does all that main has said by now, also what still waits to be sent: before it answered somebody whom we hear next.
-        False: it has ended."""
+        """Do everything that main has said by now, including what still waits to be sent.
+
+        Main may have answered somebody whom we hear next. Returns False if main has ended.
+        """
         while self._heard < self._marker.sent():
             if not self._hear_main():
                 return False
@@ -81,7 +91,7 @@ class Worker(ABC):
 
 
 def serve(name: str, make: Callable[[socket.socket, Marker], Worker], socket_fd: int, marker_fd: int) -> None:
-    """Runs a service. `name`: what ps shows, of 15 characters at the most."""
+    """Run a service. `name`: what ps shows, at most 15 characters."""
     libc.set_process_name(name)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # main's, which ends us

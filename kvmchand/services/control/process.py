@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The control process: reads the control rings. On a host those of all guests, in a guest the one to its host.
+"""The control process: reads the control rings.
 
-Everything in a ring is the other machine's to write, so nothing here believes it. A packet is taken only whole, so that a process
-that is started again goes on where this one was. When main ends, every session is hung up: the other side then knows at once.
+On a host it reads those of all guests, in a guest the one to its host. Everything in a ring is the
+other machine's to write, so nothing is believed. A packet is taken only when it is complete, so a
+restarted process continues where this one was. When main ends, every session is hung up, so the
+other side knows at once.
 """
 
 from __future__ import annotations
@@ -25,19 +27,24 @@ from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds
 
 _BUCKETS_MAX = 1024
-"""Of guests that were here, after which those of guests that are gone are forgotten."""
+"""Buckets above which those of guests that are gone are dropped."""
 QUEUE_MAX = 4096
-"""Packets that wait for room in a ring. The other end reads; one that does not for so long is lost."""
+"""Packets that may wait for room in a ring. An other end that lets more wait is lost."""
 _BURST = 2
 """Seconds' worth of requests that may come at once."""
 _PER_STORE_REQUEST = 2
-"""Messages that each of the store's requests takes: it, and that its answer is taken. They can wait, where others are refused."""
+"""Messages for each request to the store: the request, and the report that its answer was taken.
+
+They are delayed where other requests are refused.
+"""
 _FLOOD = 10
-"""Times the rate at which messages that can't be refused, as closing, end the session."""
+"""How many times the rate messages that cannot be refused, such as closes, may come before the
+session ends.
+"""
 
 
 class Bucket:
-    """How many more requests a guest may make just now."""
+    """How many more requests a guest may make right now."""
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
@@ -45,7 +52,7 @@ class Bucket:
         self._then = time.monotonic()
 
     def take(self) -> bool:
-        """Takes one, if there is one. Who is refused pays nothing, so that waiting helps."""
+        """Take one, if there is one. A refused request costs nothing, so waiting helps."""
         now = time.monotonic()
         self._tokens = min(self._tokens + (now - self._then) * self._rate, self._rate * _BURST)
         self._then = now
@@ -55,15 +62,15 @@ class Bucket:
         return True
 
     def wait(self) -> float:
-        """Seconds until there is one."""
+        """Return the seconds until there is one."""
         return max(0.0, 1 - self._tokens) / max(self._rate, 1)
 
     def is_calm(self) -> bool:
-        """Whether fewer come than may."""
+        """Return whether fewer requests come than are allowed."""
         return self._tokens >= self._rate
 
     def overdraw(self) -> bool:
-        """Takes one that is not there; False where that has gone too far."""
+        """Take one that does not exist. Returns False if that has gone too far."""
         if self._tokens <= -self._rate * _FLOOD:
             return False
         self._tokens -= 1
@@ -74,7 +81,10 @@ class Session:
     """An end of a control vchan."""
 
     def __init__(self, settings: control.Attach, fds: list[int], bucket: Bucket, store_bucket: Bucket) -> None:
-        """Takes the descriptors. OSError: the other side left the ring in a state that can't be."""
+        """Take ownership of the descriptors.
+
+        Raises OSError if the other side left the ring in an invalid state.
+        """
         self.number = settings.session
         self.domain = settings.domain
         self._incoming = control.to_host if settings.is_server else control.to_guest
@@ -85,19 +95,24 @@ class Session:
         self.held: bytes | None = None
         """A message of the store's that came too fast."""
         self.turn: Timer | None = None
-        """The turn in which it may go on."""
+        """The turn in which it may continue."""
         self._refused = 0
         self.to_send: deque[bytes] = deque()
         self.fd = int(dataplane.fd_for_select(self._ctrl))
 
     def take_events(self) -> None:
+        """Forget the events that are pending."""
         drain_event(self.fd)  # and not wait(): main may have taken what the loop saw
 
     def is_open(self) -> bool:
+        """Return whether the other end is there."""
         return bool(dataplane.is_open(self._ctrl))
 
     def flush(self) -> None:
-        """Puts what there is room for. OSError: the other end is gone or broke the rules."""
+        """Put what there is room for.
+
+        Raises OSError if the other end is gone or broke the rules.
+        """
         while self.to_send:
             data = self.to_send[0]
             if not dataplane.send(self._ctrl, data, len(data)):
@@ -112,7 +127,10 @@ class Session:
         self.flush()
 
     def take(self) -> bytes | None:
-        """Return the next packet if all of it has come. Raises OSError if the other end broke the ring's rules."""
+        """Return the next packet if it is complete.
+
+        Raises OSError if the other end broke the ring's rules.
+        """
         head = control.LENGTH.size
         if not dataplane.peek(self._ctrl, self._copy, head):
             return None
@@ -135,7 +153,7 @@ class Session:
         return self._store_bucket.wait()
 
     def release(self) -> bytes | None:
-        """Return the packet for main that had to wait, if it has waited for long enough."""
+        """Return the packet for main that had to wait, once it has waited long enough."""
         held = self.held
         if held is not None and self._store_bucket.take():
             self.held = None
@@ -143,7 +161,7 @@ class Session:
         return None
 
     def decode(self, data: bytes) -> bytes | None:
-        """Return a packet for main, encoded anew; None for one that is refused here, or has to wait."""
+        """Return a packet for main, encoded again; None if it is refused here, or has to wait."""
         message = self._incoming.decode(data)
         anew = self._incoming.encode(message)
         if isinstance(message, store.Request | store.Output | store.Taken | store.Ended):
@@ -169,9 +187,11 @@ class Session:
         return None
 
     def hang_up(self) -> None:
+        """Tell the other end that the session is over."""
         dataplane.hang_up(self._ctrl)
 
     def close(self) -> None:
+        """Close the descriptors, and unmap the ring."""
         dataplane.detach(self._ctrl)
 
 
@@ -184,9 +204,13 @@ class Control(Worker):
         self._buckets: dict[int, tuple[Bucket, Bucket]] = {}
         """By the guest's domain."""
         self._busy: dict[int, Session] = {}
-        """Those that may have packets. Each turn takes one of each, so that none stalls another."""
+        """Sessions that may have packets.
+
+        Each turn takes one packet of each, so that none delays another.
+        """
 
     def run(self) -> None:
+        """Serve until main ends."""
         try:
             if self._wait_for_start():
                 self._loop.run()
@@ -225,7 +249,10 @@ class Control(Worker):
         self._wake(session)
 
     def _buckets_of(self, settings: control.Attach) -> tuple[Bucket, Bucket]:
-        """A guest's, for all and for the store's, which a session after another does not fill again."""
+        """Return a guest's buckets, for all requests and for the store's.
+
+        A new session does not fill them again.
+        """
         if len(self._buckets) > _BUCKETS_MAX:
             self._buckets = {session.domain: self._buckets[session.domain] for session in self._sessions.values()}
         made = Bucket(settings.rate), Bucket(_PER_STORE_REQUEST * settings.rate)
@@ -234,7 +261,7 @@ class Control(Worker):
     # ---- rings ----
 
     def _try(self, session: Session, action: Any) -> bool:
-        """Whether the session still is after `action`."""
+        """Do something that may end a session. Returns whether the session still exists."""
         self._marker.set(session.number)
         try:
             action()
@@ -301,4 +328,5 @@ class Control(Worker):
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-ctrl", Control, socket_fd, marker_fd)

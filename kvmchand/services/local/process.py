@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The local process: reads what the clients of the local sockets say, and passes on to main what makes sense.
+"""The local process: reads what the clients of the local sockets say.
 
-It holds no region and decides nothing but who may connect. A client's answer comes from main, on the client's own connection.
-A client lives until its connection ends or its bytes break the protocol.
+It passes valid requests to main. It has no region, and decides only who may connect. Main answers a
+client on the client's own connection. A client lives until its connection ends or its bytes break
+the protocol.
 """
 
 from __future__ import annotations
@@ -24,30 +25,35 @@ from kvmchand.wire import client, local
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 HELLO_DEADLINE = 5.0
-"""Seconds a new connection has for its hello and first request."""
+"""Seconds that a new connection has for its hello and its first request."""
 HALF_OPEN_MAX = 256
-"""Connections that may be without a request at once. Ours make it at once, so the oldest is the one to drop."""
+"""Connections that may be without a request.
+
+Our library makes one at once, so the oldest is dropped.
+"""
 
 
 class Phase(Enum):
     """How far a client has come."""
 
     NEW = "new"
-    """Hello is due."""
+    """Its hello is due."""
     GREETED = "greeted"
-    """Main does not know of it yet."""
+    """Main does not know it yet."""
     KNOWN = "known"
     """Main has a duplicate of its connection."""
 
 
 @dataclass(slots=True)
 class Client:
+    """A client."""
+
     number: ClientId
     sock: socket.socket
     listener: Listener
     phase: Phase
     patience: Timer | None = None
-    """Drops it if its first request does not come in time."""
+    """Drops the client if its first request does not come in time."""
 
 
 class Local(Acceptor):
@@ -58,6 +64,7 @@ class Local(Acceptor):
         self._half_open: dict[ClientId, Client] = {}  # oldest first
 
     def run(self) -> None:
+        """Serve until main ends."""
         if self._wait_for_start():
             self._loop.run()
 
@@ -85,7 +92,7 @@ class Local(Acceptor):
         return served
 
     def _drop(self, dropped: Client, error: KvmchanError) -> None:
-        """Ends a connection for what it did, also for main, whose duplicate then hangs up."""
+        """End a connection for what it did. Main's duplicate then hangs up."""
         log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
         _say(dropped.sock, error)
         try:
@@ -95,14 +102,14 @@ class Local(Acceptor):
         self._forget(dropped)
 
     def _forget(self, gone: Client) -> None:
-        """Closes our side of a connection; where main knows of it, it is main's to end."""
+        """Close our side of a connection. If main knows the client, main ends it."""
         self._stop_waiting(gone)
         gone.listener.clients -= 1
         self._loop.remove(gone.sock.fileno())
         gone.sock.close()
 
     def _stop_waiting(self, served: Client) -> None:
-        """Give a client up no more: it has made its first request, or is gone."""
+        """Stop the client's deadline: it has made its first request, or is gone."""
         if self._half_open.pop(served.number, None) is not None and served.patience is not None:
             served.patience.cancel()
 
@@ -126,7 +133,7 @@ class Local(Acceptor):
         self._marker.clear()
 
     def _take_packet(self, sender: Client, events: int) -> Phase | None:
-        """How far the client is after its next packet; None if that was its end."""
+        """Return how far the client is after its next packet, or None if that was its end."""
         data, fds = receive_packet(sender.sock)
         with fds:
             if data or not events & HALF_CLOSED:
@@ -167,4 +174,5 @@ def _say(sock: socket.socket, error: KvmchanError) -> None:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-local", Local, socket_fd, marker_fd)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The connections to the store's sockets, as main has them: a duplicate of each, for a store process that is started again.
+"""The connections to the store's sockets, as main has them.
 
-Main reads nothing from them and writes nothing to them. One is here from when the store process says so until it says that it is
-over, or main ends it.
+They are duplicates, for a store process that is started again. Main neither reads nor writes them.
+One is here from when the store process reports it until the process reports its end, or main ends
+it.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ from kvmchand.wire import local
 from kvmchand.wire.packet import Fds
 
 CONNECTIONS_MAX = 4096
-"""Of a domain: one for each of its channels, its watches in as few as it likes, and room."""
+"""Connections of a domain: one for each of its channels, some for its watches, and room."""
 
 
 @dataclass(slots=True, eq=False)
 class Connection:
+    """A program's connection."""
+
     number: ClientId
     domain: DomainId
     sock: socket.socket
 
 
 class Connections:
+    """All connections."""
+
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
         self._connections: dict[ClientId, Connection] = {}
@@ -40,7 +45,10 @@ class Connections:
         return len(self._connections)
 
     def first_messages(self, generation: int, user: str) -> list[tuple[object, Sequence[int]]]:
-        """What a new store process is told of its sockets, last of all. `generation`: of its clients' numbers."""
+        """Return what a new store process is told of its sockets, last of all.
+
+        `generation`: of its clients' numbers.
+        """
         self._first = generation * GENERATION
         listens = self._sockets.to_listen(CONNECTIONS_MAX, is_store=True)
         restores = [(local.Restore(each.number, each.domain), [each.sock.fileno()]) for each in self._connections.values()]
@@ -48,7 +56,10 @@ class Connections:
         return [*((listen, [sock.fileno()]) for listen, sock in listens), *restores, (start, [])]
 
     def adopt(self, number: ClientId, fds: Fds) -> Connection:
-        """Takes a new connection, the one descriptor in `fds`. OSError, KeyError or ValueError: it can be none."""
+        """Take ownership of a new connection, the one descriptor in `fds`.
+
+        Raises OSError, KeyError or ValueError if it is invalid.
+        """
         (fd,) = fds.borrow()
         if not self._first <= number < self._first + GENERATION or number in self._connections:
             raise ProtocolError(f"{number} is no number for a new connection")
@@ -66,14 +77,14 @@ class Connections:
         return adopted
 
     def forget(self, number: ClientId) -> None:
-        """It is over."""
+        """Close our duplicate: the connection is over."""
         gone = self._connections.pop(number, None)
         if gone is not None:
             self._counts[gone.domain] -= 1
             gone.sock.close()
 
     def drop(self, number: ClientId) -> None:
-        """Ends it."""
+        """End a connection."""
         dropped = self._connections.get(number)
         if dropped is not None:
             try:
@@ -83,5 +94,6 @@ class Connections:
             self.forget(number)
 
     def close(self) -> None:
+        """Close all duplicates."""
         for number in list(self._connections):
             self.forget(number)

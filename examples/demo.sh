@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# The main job: two programs written for Xen, in two domains of this machine, and a file through a vchan between them.
+# The main job: two programs written for Xen, in two domains of this machine, and a file through a
+# vchan between them.
 set -eu
 here=$(dirname "$0")
 work=$(mktemp -d)

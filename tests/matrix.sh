@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-# shellcheck shell=sh disable=SC2154 # a part of run, whose functions and variables it uses
-# ./run matrix [RELEASE] [demo | test [pytest's arguments]]: the README's commands, on Debian releases as a machine has them that
-# was just installed. A root of each is kept in build/matrix/RELEASE/bare; what a run does there happens in a copy, which a run
-# that passes removes. How this machine reaches package lists and registries is handed on.
+# shellcheck shell=sh disable=SC2154 # a part of run, whose functions and variables it uses ./run
+# matrix [RELEASE] [demo | test [pytest's arguments]]: the README's commands, on Debian releases as
+# a machine has them that was just installed. A root of each is kept in build/matrix/RELEASE/bare;
+# what a run does there happens in a copy, which a run that passes removes. How this machine reaches
+# package lists and registries is handed on.
 matrix=$build/matrix
 
 case ${1-} in
@@ -31,8 +32,8 @@ this_mirror() {
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | grep . | head -n 1
 }
 
-# Becomes a program whose mounts and processes are in namespaces, which end with it or with us. It is started by `&`, not in a
-# pipeline, whose shell would outlive this one.
+# Becomes a program whose mounts and processes are in namespaces, which end with it or with us. It
+# is started by `&`, not in a pipeline, whose shell would outlive this one.
 confine() { exec setpriv --pdeathsig KILL unshare --mount --pid --ipc --fork --kill-child --propagation private "$@"; }
 
 # A root with what debootstrap makes of a release, git, and a Python.

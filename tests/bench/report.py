@@ -7,6 +7,7 @@ import datetime
 import os
 import platform
 import statistics
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,17 @@ class Report:
             "",
             *(f"Why not, {row.what}: {self._why[row.what]}\n" for row in rows if not row.reached and row.what in self._why),
         ]
-        self._document.write_text("\n".join(lines))
+        self._document.write_text("\n".join(map(_wrapped, lines)))
+
+
+def _wrapped(line: str) -> str:
+    """Wrap a line of prose; a table's row stays one line."""
+    if line.startswith("|"):
+        return line
+    return "\n".join(
+        textwrap.fill(each, 100, subsequent_indent="  " * each.startswith("- "), break_long_words=False)
+        for each in line.split("\n")
+    )
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:

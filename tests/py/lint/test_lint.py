@@ -11,6 +11,7 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,25 @@ def test_links_in_documents_lead_somewhere() -> None:
         if path.suffix == ".md":
             for target in re.findall(r"\]\(([^)#:]+)\)", path.read_text()):
                 assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def prose(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file that a person writes as sentences, with their numbers: a document's, but for tables and code; C's
+    and the shell's comments. Python's are ruff's to check."""
+    is_code = False
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        if path.suffix == ".md":
+            is_code ^= line.startswith("```")
+            if not is_code and not line.startswith(("|", "    ", "```")):
+                yield number, line
+        elif re.match(r"\s*(#|//|/?\*) ", line):
+            yield number, line
+
+
+def test_prose_wraps_at_100_columns() -> None:
+    files = [path for path in tracked() if path.suffix in (".md", ".c", ".h", ".sh", ".build") or path.name == "run"]
+    long = [f"{path.relative_to(ROOT)}:{number}" for path in files for number, line in prose(path) if len(line) > 100]
+    assert not long, f"lines of over 100 columns: {long}"
 
 
 def test_readme_shows_the_default_settings(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from rig.daemon import Daemon, serving
 from rig.deadline import in_time
@@ -33,6 +35,17 @@ __all__ = [
 
 DEADLINE = 120.0
 """Seconds that each step of a test may take, not counting those in which it waits for a processor."""
+
+
+class GuestsFirst(LoadScopeScheduling):  # type: ignore[misc] # it has no types
+    """Give each test to a worker that is free, and first those of real guests, which take the longest, to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "guests" if nodeid.startswith("tests/py/vm/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GuestsFirst:
+    return GuestsFirst(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,8 +17,6 @@ from rig.paths import KVMCHAN
 from rig.processes import run
 from rig.streams import MIB, move
 
-pytestmark = pytest.mark.xdist_group("guests")
-
 SIZE = 64 * MIB
 
 

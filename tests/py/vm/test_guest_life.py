@@ -17,8 +17,6 @@ from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
 from rig.streams import MIB, move
 
-pytestmark = pytest.mark.xdist_group("guests")
-
 AT_ONCE = 1.0
 """Seconds within which a death is learnt of."""
 PATH = "data/life"

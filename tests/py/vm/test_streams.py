@@ -12,8 +12,6 @@ from rig.machine import Machine
 from rig.network import Network
 from rig.streams import MIB, move
 
-pytestmark = pytest.mark.xdist_group("guests")
-
 
 def test_host_to_guest(network: Network, stream: Path, guest: Machine) -> None:
     move(network, stream, None, guest, out=64 * MIB, back=0)

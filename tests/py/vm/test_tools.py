@@ -19,8 +19,6 @@ from rig.machine import Machine
 from rig.network import GUEST_ENVIRONMENT, Network
 from rig.paths import KVMCHAN, PYTHON
 
-pytestmark = pytest.mark.xdist_group("guests")
-
 MIB = 1 << 20
 
 

@@ -17,8 +17,6 @@ from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
 from rig.paths import BUILD, KVMCHAN, LIBDIR, PYTHON, REFERENCE, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, REFERENCE_PROGRAMS, ROOT
 
-pytestmark = pytest.mark.xdist_group("guests")
-
 PROXY = REFERENCE_PROGRAMS / "vchan-socket-proxy"
 FILES_BYTES = 200_000
 

@@ -39,7 +39,7 @@ class RawClient:
         return self
 
     def offer(self, peer: int = 0, path: str = "raw", **fields: Any) -> dict[str, Any]:
-        """Asks for a channel."""
+        """Ask for a channel."""
         self.say({"type": "offer", "peer": peer, "path": path, "read_min": 1, "write_min": 1, "once": False, **fields})
         return self.hear()
 
@@ -52,7 +52,7 @@ class RawClient:
         return self.hear()
 
     def hear(self) -> dict[str, Any]:
-        """The next reply, with its descriptors as `fds`, which stay this connection's."""
+        """Return the next reply, with its descriptors as `fds`, which stay this connection's."""
         try:
             data, fds, _, _ = socket.recv_fds(self.sock, 1 << 16, 8)
         except ConnectionResetError:
@@ -62,14 +62,14 @@ class RawClient:
         return {**json.loads(data), "fds": fds}
 
     def hear_end(self) -> None:
-        """Asserts that the daemon has ended the connection, and says nothing more."""
+        """Assert that the daemon has ended the connection, and says nothing more."""
         try:
             assert self.sock.recv(1 << 16) == b""
         except ConnectionResetError:
             pass
 
     def hear_error(self, code: str) -> str:
-        """Asserts that the reply is this error; its sentence."""
+        """Assert that the reply is this error, and return its sentence."""
         reply = self.hear()
         assert (reply["type"], reply.get("code"), reply["fds"]) == ("error", code, []), reply
         sentence: str = reply["sentence"]
@@ -78,7 +78,7 @@ class RawClient:
         return sentence
 
     def let_go(self) -> None:
-        """Closes the descriptors that came with replies."""
+        """Close the descriptors that came with replies."""
         while self._granted:
             os.close(self._granted.pop())
 
@@ -94,7 +94,7 @@ class RawClient:
 
 
 def packet(kind: int, *strings: str | bytes, transaction: int = 0, request: int = 0) -> bytes:
-    """A request, each of whose strings ends with a NUL."""
+    """Return a request, each of whose strings ends with a NUL."""
     payload = b"".join((each.encode() if isinstance(each, str) else each) + b"\0" for each in strings)
     return protocol.HEADER.pack(kind, request, transaction, len(payload)) + payload
 
@@ -114,7 +114,7 @@ class StoreClient:
         """Those that came while a reply was waited for."""
 
     def hear(self) -> tuple[int, bytes]:
-        """The next packet's kind and payload."""
+        """Return the kind and the payload of the next packet."""
         kind, _, _, length = protocol.HEADER.unpack(self._take(protocol.HEADER.size))
         return kind, self._take(length)
 
@@ -182,12 +182,12 @@ class StoreClient:
         self.ask(Kind.TRANSACTION_END, "T" if commits else "F", transaction=transaction)
 
     def watch(self, path: str, token: str = "t") -> None:
-        """Its first event is taken."""
+        """Watch a path, and take the first event."""
         assert self.ask(Kind.WATCH, path, token) == protocol.OK
         assert self.event() == (path, token)
 
     def event(self) -> tuple[str, str]:
-        """The next."""
+        """Return the next event's path and token."""
         if self.events:
             return self.events.pop(0)
         kind, payload = self.hear()
@@ -195,12 +195,12 @@ class StoreClient:
         return self._event(payload)
 
     def await_event(self, path: str, token: str = "t") -> None:
-        """Until this one has come: others may before, and any may come twice."""
+        """Wait for this event: others may come before it, and any may come twice."""
         while self.event() != (path, token):
             pass
 
     def hear_end(self) -> None:
-        """Asserts that the store ends the connection; what it was sent before is dropped."""
+        """Assert that the store ends the connection; what it was sent before is dropped."""
         try:
             while self.sock.recv(1 << 16):
                 pass

@@ -12,14 +12,14 @@ from rig.processes import run
 
 
 def compile_c(folder: Path, source: Path, *flags: str) -> Path:
-    """A program from one C source, beside nothing else."""
+    """Compile a program from one C source, beside nothing else."""
     program = folder / source.stem
     run("gcc", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra", "-Werror", source, "-o", program, *flags)
     return program
 
 
 def pkg_config(*arguments: str) -> list[str]:
-    """What pkg-config says of the build."""
+    """Return what pkg-config says of the build."""
     environment = {**os.environ, "PKG_CONFIG_PATH": str(PREFIX / "lib" / "pkgconfig")}
     # It escapes each byte of a letter that ASCII has not, and only a shell puts these together.
     words = shlex.split(run("pkg-config", *arguments, env=environment, errors="surrogateescape").stdout)
@@ -31,12 +31,12 @@ def our_flags(package: str = "xenvchan") -> list[str]:
 
 
 def xen_flags() -> list[str]:
-    """The same for Debian's own headers and library."""
+    """Return the flags for Debian's own headers and library."""
     return ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", "-lxenvchan", "-Wl,--allow-shlib-undefined"]
 
 
 def alone(library: Path, folder: Path) -> str:
-    """A folder with no library but that one, for LD_LIBRARY_PATH: LD_PRELOAD can't name what has a space in its path."""
+    """Make a folder with no library but that one, for LD_LIBRARY_PATH: LD_PRELOAD can't name what has a space in its path."""
     made = folder / f"only-{library.name}"
     made.mkdir(exist_ok=True)
     (made / library.name).unlink(missing_ok=True)

@@ -64,16 +64,16 @@ class Daemon:
         return self.service("local")
 
     def services(self) -> dict[str, int]:
-        """Its processes beside main."""
+        """Return its processes beside main, by name."""
         return services_of(self.pid)
 
     def service(self, name: str) -> int:
-        """One of them, which may just be starting again."""
+        """Return the process of a service, which may just be starting again."""
         eventually(lambda: name in self.services(), self.log)
         return self.services()[name]
 
     def kill_service(self, name: str) -> None:
-        """Returns when another is there, or main has given up."""
+        """Kill a service, and return when another runs, or main has given up."""
         killed = self.service(name)
         os.kill(killed, signal.SIGKILL)
         eventually(lambda: self.services().get(name, killed) != killed or self.process.poll() is not None)
@@ -105,7 +105,7 @@ class Daemon:
         return self.runtime_dir / (f"store-{domain}.sock" if domain else "store.sock")
 
     def environment(self, domain: int = 0, **more: str) -> dict[str, str]:
-        """For a program that acts as `domain`."""
+        """Return the environment of a program that acts as `domain`."""
         made = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(self.runtime_dir), **more}
         made.pop("KVMCHAN_DOMAIN", None)
         if domain:
@@ -113,7 +113,7 @@ class Daemon:
         return made
 
     def listing(self, domain: int = 0) -> dict[str, Any]:
-        """What `kvmchan ls --json` prints, without a process for it."""
+        """Return what `kvmchan ls --json` prints, without a process for it."""
         with acting_as(self, domain):
             listed: dict[str, Any] = json.loads(tool.as_json(tool.listing()))
         return listed
@@ -123,14 +123,14 @@ class Daemon:
         return found
 
     def assert_clean(self) -> None:
-        """No channel, and no descriptor more than at the start."""
+        """Assert that it has no channel, and no descriptor more than at the start."""
         eventually(
             lambda: self.channels() == [] and self.fds() == self.baseline,
             lambda: f"{self.channels()} {self.fds()} {self.baseline}",
         )
 
     def stop(self) -> None:
-        """Asserts that all is released, ends the daemon, and asserts that no process or socket is left."""
+        """End the daemon. Assert that all is released before, and that no process or socket is left."""
         if self.process.poll() is None:
             self.assert_clean()
             services = self.services()
@@ -142,7 +142,7 @@ class Daemon:
         assert "Traceback" not in self.log(), self.log()
 
     def kill(self) -> None:
-        """For a test that failed, or that wants the daemon gone at once."""
+        """Kill the daemon, after a failed test, or to have it gone at once."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
@@ -152,7 +152,7 @@ D = TypeVar("D", bound=Daemon)
 
 
 def serving(daemon: D, request: pytest.FixtureRequest) -> Iterator[D]:
-    """A fixture's body: the daemon must be clean at the end, unless a test has failed on it."""
+    """Serve as a fixture's body: the daemon must be clean at the end, unless a test has failed on it."""
     failed_before = request.session.testsfailed
     try:
         yield daemon
@@ -164,7 +164,7 @@ def serving(daemon: D, request: pytest.FixtureRequest) -> Iterator[D]:
 
 @contextmanager
 def acting_as(daemon: Daemon, domain: int = 0) -> Iterator[None]:
-    """What this process opens in here, it opens as `domain` of `daemon`."""
+    """Let this process act as `domain` of `daemon` within the context."""
     before = dict(os.environ)
     os.environ.pop("KVMCHAN_DOMAIN", None)
     os.environ.update(daemon.environment(domain))

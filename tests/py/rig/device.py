@@ -15,8 +15,10 @@ from kvmchand.wire import dataplane
 
 @contextmanager
 def slice_of_device() -> Iterator[tuple[int, int, int, int]]:
-    """What ends are granted, with rings of orders 10 and 11: a memory that has the channel's page at the offset given last, and
-    the eventfds that server and client wait on."""
+    """Make what ends are granted, with rings of orders 10 and 11.
+
+    That is a memory, which has the channel's page at the offset given last, and the eventfds that server and client wait on.
+    """
     offset = 4096
     fds = [os.memfd_create("device"), *(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))]
     try:
@@ -29,7 +31,7 @@ def slice_of_device() -> Iterator[tuple[int, int, int, int]]:
 
 
 def end_on_device(memory: int, event: int, notify: int, offset: int, *, is_server: bool) -> Any:
-    """An end that the test itself has there, without a daemon; for kvmchand.wire.dataplane, which detaches it."""
+    """Attach an end of the test's own, without a daemon. kvmchand.wire.dataplane detaches it."""
     return dataplane.attach(
         dataplane.Grant(
             region_fd=os.dup(memory),

@@ -36,7 +36,7 @@ def over_xens(folder: Path, *arguments: str) -> list[str]:
 
 
 def first_difference(ours: list[str], xens: list[str]) -> str:
-    """Where the two part, with what led to it."""
+    """Return where the two part, with what led to it, or ""."""
     for number, (one, other) in enumerate(zip([*ours, "(nothing)"], [*xens, "(nothing)"], strict=False)):
         if one != other:
             before = "\n".join(ours[max(0, number - 8) : number])

@@ -59,6 +59,6 @@ READY = """\
 
 
 def direct(command_line: str | None, xml: str = READY) -> str:
-    """The same domain, with its kernel given by the host."""
+    """Return the same domain, with its kernel given by the host."""
     shown = "" if command_line is None else f"<cmdline>{command_line}</cmdline>"
     return xml.replace("</type>", f"</type><kernel>/vmlinuz</kernel>{shown}")

@@ -46,7 +46,10 @@ ALICE, BOB = 11, 12
 
 
 def stand_in(folder: Path, service: str) -> Path:
-    """A kvmchand, of which one service is the test: the program to start. $KVMCHAN_TEST_SERVICE: where it asks for the test."""
+    """Make a kvmchand of which one service is the test, and return its program.
+
+    $KVMCHAN_TEST_SERVICE: where it asks for the test.
+    """
     packages = folder / "lib" / "kvmchan"
     packages.mkdir(parents=True)
     shutil.copytree(SITE / "kvmchand", packages / "kvmchand")
@@ -83,7 +86,7 @@ class Plugged:
         return struct.unpack("<q", data)[0], fds[0] if fds else -1
 
     def event(self, peer: int, vector: int) -> int:
-        """What wakes a peer. Where QEMU has not heard of it yet, it does now."""
+        """Return what wakes a peer. If QEMU has not heard of it yet, it does now."""
         while len(self._events.get(peer, ())) <= vector:
             about, event = self._hear()
             assert event >= 0, f"peer {about} went"
@@ -212,7 +215,7 @@ class Hypervisor:
         send_packet(self._main, libvirt.to_main.encode(message))
 
     def wait(self, holds: Callable[[], Any], what: str) -> None:
-        """Until something of the machines holds."""
+        """Wait until something of the machines holds."""
         with self.changed:
             self.changed.wait_for(lambda: self.failure is not None or holds())
             assert self.failure is None, repr(self.failure)
@@ -230,14 +233,14 @@ class Hypervisor:
         return machine
 
     def stop(self, machine: Machine) -> None:
-        """As `virsh destroy`: QEMU ends, and libvirt says so."""
+        """Stop a machine as `virsh destroy` does: QEMU ends, and libvirt says so."""
         with self.changed:
             del self.machines[machine.number]
             machine.stop()
             self._tell(libvirt.Gone(machine.number))  # type: ignore[arg-type]
 
     def let_go(self, machine: Machine) -> None:
-        """Its guest does what it was asked to."""
+        """Let its guest do what it was asked to."""
         with self.changed:
             for path in machine.unplugging:
                 machine.devices.pop(path).unplug()
@@ -278,7 +281,7 @@ class ScriptedHost(Daemon):
             del os.environ["KVMCHAN_TEST_SERVICE"]
 
     def fds(self) -> dict[str, list[str]]:
-        """Of the processes that are not the test's."""
+        """Return the descriptors of the processes that are not the test's."""
         pids = {name: pid for name, pid in self.services().items() if name != "libvirt"}
         return {"main": open_fds(self.pid), **{name: open_fds(pid) for name, pid in sorted(pids.items())}}
 
@@ -289,7 +292,7 @@ class ScriptedHost(Daemon):
         return super()._fds_at_rest()
 
     def guest(self, number: int, *, kvm: bool = True, left: int = 0) -> Guest:
-        """A machine that starts, with a control device that no daemon uses yet."""
+        """Start a machine, with a control device that no daemon uses yet."""
         made = Guest(self, self.hypervisor.start(number, kvm=kvm, left=left))
         self.guests.append(made)
         return made
@@ -379,11 +382,11 @@ class Guest:
         return found
 
     def new_devices(self) -> list[Plugged]:
-        """Those that have come, and that the host has not been told are ready."""
+        """Return the devices that have come, and that the host has not been told are ready."""
         return [each for each in self.machine.devices.values() if each.path not in self._ready and each.peer != CONTROL_PEER]
 
     def take_device(self, vectors: int | None = None) -> Plugged:
-        """Waits for another device, and tells the host that it can be used."""
+        """Wait for another device, and tell the host that it can be used."""
         self.host.hypervisor.wait(self.new_devices, f"domain {self.domain} gets no device: {self.host.log()}")
         device = self.new_devices()[0]
         self._ready.add(device.path)
@@ -391,7 +394,7 @@ class Guest:
         return device
 
     def lose(self, device: Plugged) -> None:
-        """Somebody else has taken it away."""
+        """Lose a device that somebody else takes away."""
         with self.host.hypervisor.changed:
             self.machine.devices.pop(device.path).unplug()
 
@@ -401,7 +404,7 @@ class Guest:
         os.eventfd_write(self.control.event(HOST_PEER, 0), 1)
 
     def meet(self) -> Self:
-        """What a daemon that starts does before it says anything."""
+        """Do what a daemon that starts does before it says anything."""
         self.part()
         event = self.control.event(CONTROL_PEER, 0)
         if self.page[CLIENT_LIVE] != NONE_YET:
@@ -429,7 +432,7 @@ class Guest:
         assert select.select([event], [], [])[0], f"the host {what}: {self.host.log()}"
 
     def greet(self) -> Self:
-        """meet(), and hello and welcome; and it takes the device of its link to the host."""
+        """Meet the host, say hello, hear welcome, and take the device of the link to the host."""
         self.meet()
         self.say(control.Hello(control.VERSION))
         assert self.hear() == control.Welcome(self.domain)  # type: ignore[arg-type]
@@ -446,7 +449,7 @@ class Guest:
         self.put(control.LENGTH.pack(len(data)) + data)
 
     def put(self, data: bytes) -> None:
-        """Any bytes, into the ring."""
+        """Put any bytes into the ring."""
         for first in range(0, len(data), LEFT_BYTES):
             part = data[first : first + LEFT_BYTES]
             while not dataplane.send(self._ctrl, part, len(part)):
@@ -454,7 +457,7 @@ class Guest:
                 dataplane.wait(self._ctrl)
 
     def hear(self) -> Any:
-        """The host's next message, of those that were not heard yet."""
+        """Return the host's next message, of those that were not heard yet."""
         return self._heard.pop(0) if self._heard else self._hear()
 
     def _hear(self) -> Any:
@@ -470,7 +473,7 @@ class Guest:
         return data.raw
 
     def hear_end(self) -> list[Any]:
-        """Asserts that the host hangs up; what it said before that."""
+        """Assert that the host hangs up, and return what it said before that."""
         heard = self._heard
         self._heard = []
         try:
@@ -481,7 +484,7 @@ class Guest:
         return heard
 
     def part(self) -> None:
-        """The daemon is gone, and says nothing of it; the ends of its clients are too."""
+        """End the daemon and the ends of its clients, without a word."""
         for end in self._ends:
             end.close(hangs_up=False)
         self._ends.clear()
@@ -491,7 +494,7 @@ class Guest:
             dataplane.detach(ctrl)
 
     def stop(self) -> None:
-        """The machine is gone, all of a sudden."""
+        """End the machine, all of a sudden."""
         self.part()
         if self.host.hypervisor.machines.get(self.machine.number) is self.machine:
             self.host.hypervisor.stop(self.machine)
@@ -503,7 +506,7 @@ class Guest:
         self.say(control.Ask(number, self._serial, 1000 + number, request))  # type: ignore[arg-type]
 
     def answer(self, number: int) -> Any:
-        """What the host answers a client: a Granted, a Shared, a Closed, or what is in a Reply."""
+        """Return what the host answers a client: a Granted, a Shared, a Closed, or what is in a Reply."""
         at = 0
         while True:
             if at == len(self._heard):
@@ -518,7 +521,7 @@ class Guest:
         return self.answer(number)
 
     def refused(self, number: int, request: Any, code: str) -> str:
-        """Asserts that the answer is this error; its sentence."""
+        """Assert that the answer is this error, and return its sentence."""
         answer = self.ask(number, request)
         assert isinstance(answer, client.Error), answer
         assert answer.code == code, answer
@@ -546,12 +549,12 @@ class Guest:
         return self.end(self.answer(number), is_server=False)
 
     def close(self, number: int) -> None:
-        """A client is gone, and the host knows."""
+        """End a client, and wait until the host knows."""
         self.say(control.Close(number))  # type: ignore[arg-type]
         assert self.answer(number) == control.Closed(number)  # type: ignore[arg-type]
 
     def is_answered(self) -> bool:
-        """A round trip to the host."""
+        """Return whether the host answers."""
         return isinstance(self.ask(999_999, client.List(0)), client.Listing)  # type: ignore[arg-type]
 
 
@@ -565,7 +568,7 @@ def connect(domain: int = 0, path: str = "x") -> client.Connect:
 
 @contextmanager
 def stopped(pid: int) -> Iterator[None]:
-    """A process stands still meanwhile."""
+    """Stop a process within the context."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

@@ -127,7 +127,7 @@ class GuestDaemon(Daemon):
         self.until(lambda: self.page[CLIENT_LIVE] == 0, "the guest's daemon does not start")
 
     def meet(self) -> Self:
-        """Makes the control page, and attaches to it, when the guest's daemon starts or has hung up."""
+        """Make the control page, and attach to it, when the guest's daemon starts or has hung up."""
         while self.page[CLIENT_LIVE] != ATTACHED:
             self.wait_started()
             self.make_page()
@@ -155,7 +155,7 @@ class GuestDaemon(Daemon):
         self.wake()
 
     def greet(self) -> Self:
-        """meet(), hello and welcome."""
+        """Meet the guest's daemon, hear hello, and say welcome."""
         self.meet()
         assert self.hear() == control.Hello(control.VERSION)
         self.say(control.Welcome(DOMAIN))
@@ -166,7 +166,7 @@ class GuestDaemon(Daemon):
         self.put(control.LENGTH.pack(len(data)) + data)
 
     def put(self, data: bytes) -> None:
-        """Any bytes, into the ring."""
+        """Put any bytes into the ring."""
         self.until(lambda: dataplane.send(self._ctrl, data, len(data)), "the guest does not read")
 
     def _take(self, size: int) -> bytes:
@@ -179,7 +179,7 @@ class GuestDaemon(Daemon):
         return control.to_host.decode(self._take(size))
 
     def hear_ask(self) -> control.Ask:
-        """The next message is a client's request."""
+        """Return the next message, which is a client's request."""
         ask = self.hear()
         assert isinstance(ask, control.Ask), ask
         return ask

@@ -43,7 +43,7 @@ Heard = tuple[int, str]
 
 
 def identity(fd: int) -> str:
-    """Two descriptors of one thing have the same."""
+    """Return what two descriptors of one thing have in common."""
     event = re.search(r"eventfd-id: *(\d+)", Path(f"/proc/self/fdinfo/{fd}").read_text())
     return f"eventfd {event[1]}" if event else f"file {os.fstat(fd).st_dev} {os.fstat(fd).st_ino}"
 
@@ -53,7 +53,7 @@ def is_signalled(event: int) -> bool:
 
 
 def our_fds() -> list[str]:
-    """Those of this process, without the unnamed files to which pytest redirects its output."""
+    """Return the descriptors of this process, without the unnamed files to which pytest redirects its output."""
     return [each for each in open_fds(os.getpid()) if not re.search(r"/#\d+ \(deleted\)", each)]
 
 
@@ -85,11 +85,11 @@ class Rig:
         self.failure = error
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """Runs main until something has come about."""
+        """Run main until something has come about."""
         run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}")
 
     def until_told(self, *expected: tuple[str, int, int]) -> None:
-        """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
+        """Run until the owner is told these, in any order. Assert that it is told nothing else since the last time."""
         self.until(lambda: len(self.told) >= len(expected))
         assert sorted(self.told) == sorted(expected)
         self.told.clear()
@@ -118,23 +118,23 @@ class Rig:
         return [each for each in children(os.getpid()) if b"\0ivshmem\0" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
     def pid(self) -> int:
-        """Of the ivshmem process."""
+        """Return the number of the ivshmem process."""
         (pid,) = self._pids()
         return pid
 
     def log(self) -> str:
-        """What the processes said."""
+        """Return what the processes said."""
         return self._log.read_text()
 
     def settle(self) -> None:
-        """Until main knows all that the ivshmem process has done so far."""
+        """Run until main knows all that the ivshmem process has done so far."""
         device = self.device(BOB)
         self.qemu(device, BOB)
         self.until_told(("served", device.number, BOB))
         self.devices.remove(device)
 
     def kill(self) -> None:
-        """Ends the ivshmem process, and waits until there is another."""
+        """End the ivshmem process, and wait until another runs."""
         before = self.pid()
         os.kill(before, signal.SIGKILL)
         self.until(lambda: self._pids() not in ([], [before]))
@@ -159,7 +159,7 @@ class Qemu:
         self.sock.connect(str(rig.devices.socket_path(device, domain)))
 
     def hear(self, count: int) -> list[Heard]:
-        """The next messages."""
+        """Return the next messages."""
         heard: list[Heard] = []
         for _ in range(count):
             data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
@@ -174,7 +174,7 @@ class Qemu:
         return heard
 
     def hear_handshake(self, me: int) -> None:
-        """Asserts what comes: to know the host, the device's other guest, there or not, and itself."""
+        """Assert what comes: to know the host, the device's other guest, there or not, and itself."""
         expected = [(0, ""), (me, ""), (-1, "memory")]
         for peer in (HOST_PEER, *(each for each in self._device.peers.values() if each != me), me):
             expected += [(peer, f"event {peer}.{vector}") for vector in range(self._device.vectors)]
@@ -184,7 +184,7 @@ class Qemu:
         assert self.rest() == 0
 
     def rest(self) -> int:
-        """How many messages come before the connection is ended."""
+        """Return how many messages come before the connection is ended."""
         count = 0
         while True:
             try:
@@ -197,7 +197,7 @@ class Qemu:
             count += 1
 
     def has_heard_all(self) -> bool:
-        """Whether nothing is there to be heard, the end included."""
+        """Return whether nothing is there to be heard, the end included."""
         return not select.select([self.sock], [], [], 0)[0]
 
     def close(self) -> None:

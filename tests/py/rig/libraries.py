@@ -40,7 +40,7 @@ CONTROL = {
 
 
 def exported(library: Path) -> dict[str, str | None]:
-    """The symbols a library defines, and the version of each."""
+    """Return the symbols that a library defines, and the version of each."""
     names = [line.split()[-1] for line in run("nm", "-D", "--defined-only", library).stdout.splitlines()]
     pairs = [name.partition("@@") for name in names]
     assert not any("@" in name for name, _, _ in pairs), "a hidden version"

@@ -48,7 +48,7 @@ exec libvirtd --config /etc/libvirt/libvirtd.conf --pid-file "$folder/pid"
 
 
 def lacking() -> str:
-    """Why virtual machines can't be tested here; "" if they can."""
+    """Return why virtual machines cannot be tested here, or ""."""
     if os.geteuid() != 0:
         return "a libvirtd of one's own needs root"
     for program in ("libvirtd", "virsh", "qemu-system-x86_64", "unshare"):
@@ -61,7 +61,7 @@ def lacking() -> str:
 
 
 def require() -> None:
-    """Skips, with a sentence, where virtual machines can't run. KVMCHAN_TEST_VM=1 makes that a failure, =0 skips always."""
+    """Skip, with a sentence, where virtual machines can't run. KVMCHAN_TEST_VM=1 makes that a failure, =0 skips always."""
     if os.environ.get("KVMCHAN_TEST_VM", "") == "0":
         pytest.skip("KVMCHAN_TEST_VM is 0")
     reason = lacking()
@@ -70,7 +70,7 @@ def require() -> None:
 
 
 def lack(reason: str) -> None:
-    """What require() does where something is missing."""
+    """Skip or fail, as require() does where something is missing."""
     if os.environ.get("KVMCHAN_TEST_VM", "") == "1":
         pytest.fail(f"KVMCHAN_TEST_VM=1, but {reason}")
     pytest.skip(f"{reason} (KVMCHAN_TEST_VM=1 makes this a failure)")
@@ -130,14 +130,14 @@ class PrivateLibvirtd:
         return done
 
     def kill(self) -> None:
-        """As a crash, or an upgrade, would."""
+        """End it as a crash or an upgrade does."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
             self._process = None
 
     def stop(self) -> None:
-        """Ends the domains that a failed test left, too."""
+        """End it, and the domains that a failed test left."""
         if self._process is None:
             return
         for name in self.virsh("list", "--name", check=False).stdout.split():
@@ -149,7 +149,7 @@ class PrivateLibvirtd:
 
 @contextmanager
 def running(folder: Path) -> Iterator[PrivateLibvirtd]:
-    """One that runs, or a skip. `folder`: with a short path, as QEMU's own sockets are in there."""
+    """Run one within the context, or skip. `folder`: with a short path, as QEMU's own sockets are in there."""
     require()
     made = PrivateLibvirtd(folder)
     try:

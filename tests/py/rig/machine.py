@@ -97,7 +97,7 @@ class Program:
                 raise GuestError(f"{self._machine.name} is gone: {self._machine.console()}")
 
     def wait_line(self, part: str) -> str:
-        """The first line with `part` in it, from those not waited for yet."""
+        """Return the first line with `part` in it, from those not waited for yet."""
         seen = 0
         while True:
             for line in self.lines[seen:]:
@@ -117,7 +117,7 @@ class Program:
         self._machine.say(kill=self._number, signal=signal)
 
     def end(self) -> None:
-        """Whatever it is doing, if it still does."""
+        """End it if it still runs."""
         if self.status is None and not self.is_lost:
             self.kill()
             self.wait()
@@ -163,7 +163,7 @@ class Machine:
         self._start("create", str(self._write()))
 
     def define(self) -> None:
-        """Lets libvirt keep it."""
+        """Let libvirt keep it."""
         self.virsh("define", str(self._write()))
 
     def _write(self) -> Path:
@@ -172,7 +172,7 @@ class Machine:
         return path
 
     def start_defined(self) -> None:
-        """After define()."""
+        """Start it after define()."""
         self._start("start", self.name)
 
     def _start(self, *how: str) -> None:
@@ -242,7 +242,7 @@ class Machine:
         return program
 
     def run(self, *argv: str, env: dict[str, str] | None = None) -> str:
-        """What a program that succeeds writes."""
+        """Return what a program that succeeds writes."""
         program = self.start(*argv, env=env)
         status = program.wait()
         if status:
@@ -250,7 +250,7 @@ class Machine:
         return "\n".join(program.lines)
 
     def reboot(self, how: str = "reset") -> None:
-        """From inside: "reset", "off" or "crash". wait_ready() then waits for the next start."""
+        """End it from inside: "reset", "off" or "crash". wait_ready() then waits for the next start."""
         self._ready.clear()
         self.say(reboot=how)
 

@@ -78,7 +78,7 @@ class HostProgram:
         self._process.send_signal(signal)
 
     def end(self) -> None:
-        """Whatever it is doing."""
+        """Kill it, and wait for its end."""
         self._process.kill()
         self.wait()
 
@@ -109,7 +109,7 @@ class Network:
 
     @property
     def daemon(self) -> Host:
-        """The host's."""
+        """Return the host's daemon."""
         assert self.host is not None
         return self.host
 
@@ -120,7 +120,7 @@ class Network:
         self.start_guests(*self.machines)
 
     def start_guests(self, *machines: Machine) -> None:
-        """At once, each with a daemon."""
+        """Start guests at once, each with a daemon."""
         for machine in machines:
             machine.create()
         for machine in machines:
@@ -130,7 +130,7 @@ class Network:
             self.wait_linked(machine)
 
     def start_host(self, *options: str) -> Host:
-        """In the same place each time, as a daemon that is started again is."""
+        """Start the host's daemon, in the same place each time."""
         folder = self._folder / "host"
         folder.mkdir(exist_ok=True)
         self.host = Host(folder, *options, domains=(), libvirt=self._libvirtd.uri)
@@ -140,7 +140,7 @@ class Network:
         self.daemons[machine.name] = machine.start(PYTHON, str(KVMCHAND), "guest", env=GUEST_ENVIRONMENT)
 
     def wait_linked(self, machine: Machine) -> None:
-        """Until the host's daemon has heard the guest's, and the guest can use the link."""
+        """Wait until the host's daemon has heard the guest's, and the guest can use the link."""
         domain = machine.domain
         eventually(
             lambda: any(each["domain"] == domain and each["ready"] for each in self.guests()),
@@ -148,7 +148,7 @@ class Network:
         )
 
     def restore(self) -> None:
-        """Whatever the last test ended runs again."""
+        """Start again whatever the last test ended."""
         for machine in self.machines:
             if not machine.is_running():
                 machine.create()
@@ -186,7 +186,7 @@ class Network:
     # ---- programs ----
 
     def run_on(self, machine: Machine | None, *argv: str | Path) -> HostProgram | Program:
-        """Starts a program on a guest, or on the host where `machine` is None."""
+        """Start a program on a guest, or on the host where `machine` is None."""
         words = [str(each) for each in argv]
         program: HostProgram | Program
         if machine is None:
@@ -204,6 +204,6 @@ class Network:
 
 
 def devices_left(host: Host) -> list[str]:
-    """Memory and sockets of devices that the daemon still has."""
+    """Return the memory and the sockets of devices that the daemon still has."""
     memory = [fd for fd in open_fds(host.pid) if fd.startswith("/memfd:kvmchan ")]
     return memory + [each.name for each in (host.runtime_dir / "ivshmem").iterdir() if each.name != "new"]

@@ -19,7 +19,7 @@ def children(pid: int) -> list[int]:
 
 
 def services_of(main: int) -> dict[str, int]:
-    """A kvmchand's processes beside main, by name. One that is just starting is not there yet."""
+    """Return a kvmchand's processes beside main, by name. One that is just starting is missing."""
     found = {}
     for pid in children(main):
         try:
@@ -32,7 +32,7 @@ def services_of(main: int) -> dict[str, int]:
 
 
 def socket_of(service: int) -> socket.socket:
-    """A service process's socket to main, as somebody has it who took over the process."""
+    """Return a service's socket to main, as somebody has it who took over the process."""
     number = int(Path(f"/proc/{service}/cmdline").read_bytes().split(b"\0")[-3])
     process = os.pidfd_open(service)
     pidfd_getfd = 438
@@ -43,7 +43,7 @@ def socket_of(service: int) -> socket.socket:
 
 
 def open_fds(pid: int) -> list[str]:
-    """What a process's descriptors are, sorted, without the numbers of sockets."""
+    """Return what a process's descriptors are, sorted, without the numbers of sockets."""
     found = []
     for each in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -54,19 +54,19 @@ def open_fds(pid: int) -> list[str]:
 
 
 def is_asleep(pid: int) -> bool:
-    """Whether a process waits for something, as far as can be told from outside."""
+    """Return whether a process waits for something, as far as can be told from outside."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def next_fd() -> int:
-    """The number the next descriptor gets: the same before and after, where none leaks."""
+    """Return the number of the next descriptor: the same before and after, if none leaks."""
     fd = os.dup(0)
     os.close(fd)
     return fd
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs a program to its end, and shows what it printed if that was not a success."""
+    """Run a program to its end, and show what it printed if it failed."""
     done = subprocess.run([str(each) for each in command], env=env, capture_output=True, text=True, **options)
     assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
@@ -78,8 +78,11 @@ NOBODY = 65534
 def run_as(
     user: int, code: str, *arguments: str | Path, group: int = NOBODY, groups: Sequence[int] = (), fds: Sequence[int] = ()
 ) -> str:
-    """What Python code prints that runs as another user, which needs root. Its modules are os, json, socket and sys: the process
-    becomes that user when it has these, for another user can't run Python in a home that is closed to others."""
+    """Return what Python code prints that runs as another user, which needs root.
+
+    Its modules are os, json, socket and sys: the process becomes that user when it has these, for another user can't run Python
+    in a home that is closed to others.
+    """
     become = f"""
 import json, os, socket, sys
 os.chdir("/")

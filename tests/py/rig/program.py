@@ -30,7 +30,7 @@ class Program:
         return self.process.pid
 
     def line(self) -> str:
-        """What it says next, "" if nothing any more."""
+        """Return what it says next, or "" at its end."""
         assert self.process.stdout is not None
         while b"\n" not in self._heard:
             more = os.read(self.process.stdout.fileno(), 65536)
@@ -41,7 +41,7 @@ class Program:
         return line.decode()
 
     def expect(self, line: str) -> None:
-        """Asserts what it says next."""
+        """Assert what it says next."""
         said = self.line()
         rest = "" if said else self.process.communicate()
         assert said == line, f"{self.process.args!r} said {said!r}: {rest}"
@@ -66,7 +66,7 @@ class Program:
         self.wait_asleep()
 
     def finish(self) -> None:
-        """Closes its stdin and waits for its end."""
+        """Close its stdin, and wait for its end."""
         output, errors = self.process.communicate()
         ended = (self.process.returncode, self._heard + output, errors)
         assert ended == (self.status, b"", b""), f"{self.process.args!r}: {ended}"

@@ -46,7 +46,7 @@ class Rig:
         self.store.connect(client, DomainId(domain))
 
     def raw(self, client: ClientId, kind: int, payload: bytes, transaction: int = 0) -> bytes:
-        """The reply's payload; Failed if it is an error. Events are handed out."""
+        """Return the reply's payload. Raises Failed if it is an error. Events are handed out."""
         message = self.store.execute(client, protocol.Request(kind, 77, transaction, payload))
         answered, request_id, in_transaction, length = protocol.HEADER.unpack_from(message)
         assert (request_id, in_transaction, length) == (77, transaction, len(message) - protocol.HEADER.size)
@@ -57,7 +57,7 @@ class Rig:
         return message[protocol.HEADER.size :]
 
     def ask(self, client: ClientId, kind: Kind, *strings: str, transaction: int = 0) -> str:
-        """The same with strings, each with a NUL after it."""
+        """Ask with strings, each with a NUL after it."""
         payload = "".join(f"{each}\0" for each in strings).encode()
         return self.raw(client, kind, payload, transaction).decode()
 
@@ -80,7 +80,7 @@ class Rig:
         assert self.ask(client, Kind.SET_PERMS, path, *permissions, transaction=transaction) == "OK\0"
 
     def watch(self, client: ClientId, path: str, token: str = "t") -> None:
-        """A watch, of which the first event is taken."""
+        """Watch a path, and take the first event."""
         assert self.ask(client, Kind.WATCH, path, token) == "OK\0"
         assert self.events.pop() == (client, path, token)
 
@@ -91,7 +91,7 @@ class Rig:
         assert self.ask(client, Kind.TRANSACTION_END, how, transaction=transaction) == "OK\0"
 
     def offer(self, channel: int = 5, path: str = "/local/domain/1/ch", server: int = 1, client: int = 2) -> str:
-        """Why it is not shown, by the errno's name; "" if it is."""
+        """Offer a channel. Returns why it is not shown, by the errno's name, or ""."""
         refused = self.store.offer(ChannelId(channel), path, DomainId(server), DomainId(client), 100 + channel, 200 + channel)
         self.store.flush_events()
         return str(refused or "")
@@ -104,14 +104,14 @@ class Rig:
         return self.store._ledger.usage[DomainId(domain)]
 
     def told(self, client: ClientId) -> list[str]:
-        """The paths of the events that this client got since the last time."""
+        """Return the paths of the events that this client got since the last time."""
         mine = [path for each, path, _ in self.events if each == client]
         self.events = [event for event in self.events if event[0] != client]
         return mine
 
 
 def state(store: Store) -> dict[str, object]:
-    """All that outlives the process."""
+    """Return all that outlives the process."""
     return {
         "nodes": {
             path: (node.value, node.permissions, node.counted, set(node.children)) for path, node in store._tree.nodes.items()
@@ -123,7 +123,7 @@ def state(store: Store) -> dict[str, object]:
 
 
 def assert_sound(store: Store) -> None:
-    """Every node has its parent, every number is what it counts, and nothing is kept for who is not there."""
+    """Assert that every node has its parent, every number is what it counts, and nothing is kept for clients that are gone."""
     assert store.errors() == []
     expected: dict[DomainId, Usage] = defaultdict(Usage)
     for path, node in store._tree.nodes.items():

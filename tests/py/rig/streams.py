@@ -23,7 +23,7 @@ def move(
     call: int = 65536,
     ring: int = 65536,
 ) -> None:
-    """`out` bytes from the server to the client and `back` the other way, at once, on each of so many channels."""
+    """Move `out` bytes from the server to the client and `back` the other way, at once, on each channel."""
     here, there = network.domain_of(server), network.domain_of(client)
     path = f"/local/domain/{here}/data/stream"
     numbers = [str(each) for each in (channels, out, back, call, ring)]

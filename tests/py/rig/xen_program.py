@@ -48,7 +48,7 @@ Start = Callable[[int], XenProgram]
 
 @contextmanager
 def two_handles(xen: Start, domains: tuple[int, int] = (1, 2)) -> Iterator[tuple[XenProgram, XenProgram]]:
-    """Programs in two domains, each with a handle for event channels."""
+    """Start programs in two domains, each with a handle for event channels."""
     with xen(domains[0]) as one, xen(domains[1]) as other:
         one.number("evtchn")
         other.number("evtchn")
@@ -56,7 +56,7 @@ def two_handles(xen: Start, domains: tuple[int, int] = (1, 2)) -> Iterator[tuple
 
 
 def bound(one: XenProgram, other: XenProgram, domains: tuple[int, int] = (1, 2)) -> tuple[int, int]:
-    """An event channel between two programs: the port of each. Nothing is pending."""
+    """Make an event channel between two programs, and return the port of each. Nothing is pending."""
     port = one.number(f"bind {domains[1]}")
     joined = other.number(f"join {domains[0]} {port}")
     assert other.number("pending") == joined
@@ -65,7 +65,7 @@ def bound(one: XenProgram, other: XenProgram, domains: tuple[int, int] = (1, 2))
 
 
 def compile_xen(folder: Path, source: str, *flags: str) -> Path:
-    """With Xen's headers, linked with Xen's own libraries; XEN_MINOR is their release's."""
+    """Compile with Xen's headers, linked with Xen's own libraries; XEN_MINOR is their release's."""
     libraries = ["-lxenevtchn", "-lxengnttab", "-lxenctrl", "-lxenvchan", "-Wl,--allow-shlib-undefined", "-pthread"]
     xens = ["-isystem", str(REFERENCE / "include"), f"-L{REFERENCE_LIBDIR}", *libraries]
     return compile_c(folder, PROGRAMS / source, f"-DXEN_MINOR={XEN_MINOR}", *flags, *xens)

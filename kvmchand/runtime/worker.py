@@ -84,8 +84,9 @@ class Worker(ABC):
         return True
 
     def _say(self, message: object, fds: Sequence[int] = ()) -> None:
+        data = self._outgoing.encode(message)  # what is too long for main is its sender's fault
         try:
-            send_packet(self._main, self._outgoing.encode(message), fds)
+            send_packet(self._main, data, fds)
         except OSError:
             self._loop.stop()  # it has ended
 

@@ -185,7 +185,7 @@ def test_a_killed_service_of_the_host_is_not_noticed(
     serving.wait_line("gone")
 
 
-@pytest.mark.parametrize("service", ["local", "control", "vfio"])
+@pytest.mark.parametrize("service", ["local", "ctrl", "vfio"])
 def test_a_killed_service_of_a_guest_leaves_it_usable(
     network: Network, watch: Path, stream: Path, guest: Machine, service: str
 ) -> None:

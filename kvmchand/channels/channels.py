@@ -91,7 +91,7 @@ class Channels:
                 f"domain {requester.domain} has {most} clients that wait for vchans: {setting} in the daemon's settings"
             )
         self._waiters.add(requester.number, requester.domain, place, (requester, request))
-        requester.source.mark_busy(requester)
+        requester.mark_busy()
 
     def join(self, requester: Requester, request: client.Join) -> None:
         end = End(requester.number, requester.pid)
@@ -110,7 +110,7 @@ class Channels:
 
     def _grant(self, requester: Requester, channel: Channel, side: Side) -> None:
         try:
-            requester.source.grant(requester, channel, self._regions[channel.number], side)
+            requester.grant(channel, self._regions[channel.number], side)
         except BaseException:
             self.release(requester.number)
             raise
@@ -165,7 +165,7 @@ class Channels:
     def _serve_waiter(self, number: ClientId) -> None:
         waiter = self._waiters.take(number)
         if waiter is not None:
-            waiter[0].source.mark_idle(waiter[0])
+            waiter[0].mark_idle()
             self._again(*waiter)
 
     def domain_gone(self, domain: DomainId) -> None:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where requests come from: the clients of this machine's local sockets, or a guest's daemon on behalf of its own."""
+"""Clients that ask main for something, and how main answers each.
+
+A client is one of this machine's local sockets, or one in a guest, whose daemon asks on its behalf.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Protocol
 
 from kvmchand.channels.grants import Share
@@ -14,52 +18,73 @@ from kvmchand.ids import ClientId, DomainId
 from kvmchand.wire import client
 
 
-@dataclass(slots=True, eq=False)
-class Requester:
-    """One client, as main has it. `pid`: in its own machine."""
+class Requester(ABC):
+    """A client, as main knows it.
 
-    source: Source
-    number: ClientId
-    domain: DomainId
-    pid: int
+    It exists from its first request until its connection ends or what it held is released.
+    """
 
+    __slots__ = ("domain", "number", "pid")
 
-class Source(Protocol):
-    def answer(self, requester: Requester, reply: client.Reply) -> bool:
-        """Whether it took the answer: one that does not read, or is gone, is dropped, and with it what it asked for."""
+    def __init__(self, number: ClientId, domain: DomainId, pid: int) -> None:
+        """Name a client. `pid` is its process, as its own machine numbers it."""
+        self.number = number
+        self.domain = domain
+        self.pid = pid
 
-    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
-        """Answers with an end of a channel; as answer(). KvmchanError: the end can't be given."""
+    @abstractmethod
+    def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
+        """Send a reply, and descriptors beside it, which stay the caller's.
 
-    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
-        """Answers with shared pages; as grant()."""
+        Returns False if the client is gone, or was dropped because it does not read.
+        """
 
-    def mark_busy(self, busy: Requester) -> None:
-        """It holds something now, or waits for it: it is not idle."""
+    @abstractmethod
+    def grant(self, channel: Channel, region: Region, side: Side) -> bool:
+        """Answer with an end of a channel, as answer(). Raises KvmchanError if that is impossible."""
 
-    def mark_idle(self, idle: Requester) -> None:
-        """It waits no more, and holds nothing yet."""
+    @abstractmethod
+    def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        """Answer with shared pages, as grant()."""
 
-    def forget(self, gone: Requester) -> None:
-        """Its end, if any, is released: it may go."""
+    @abstractmethod
+    def forget(self) -> None:
+        """End the connection of a client that closed it. What it held must be released before."""
 
-    def drop(self, dropped: Requester) -> None:
-        """Ends a client from our side, and with it what it holds."""
+    @abstractmethod
+    def drop(self) -> None:
+        """End a client from this side, and with it what it holds."""
+
+    @abstractmethod
+    def pause(self) -> None:
+        """Stop watching the connection until forget().
+
+        A half-closed client would keep waking the loop.
+        """
+
+    @abstractmethod
+    def mark_busy(self) -> None:
+        """Count the client as one that holds something or waits for it."""
+
+    @abstractmethod
+    def mark_idle(self) -> None:
+        """Count the client as one that holds nothing yet."""
 
 
 class RequesterEvents(Protocol):
-    """What main does for the sources."""
+    """Hears what clients do."""
 
-    def on_request(self, requester: Requester, request: client.Request) -> None: ...
+    def on_request(self, requester: Requester, request: client.Request) -> None:
+        """Called when a client asks for something."""
 
     def on_close(self, closing: Requester) -> None:
-        """It waits for its end to be released, and then for forget()."""
+        """Called when a client wants its end released, and then forget()."""
 
     def on_loss(self, number: ClientId) -> None:
-        """Its connection is gone without a close; the client is forgotten."""
+        """Called when a connection has ended without a close. The client is forgotten already."""
 
     def on_drop(self, number: ClientId) -> None:
-        """It is forgotten, for good."""
+        """Called when a client was ended by drop(). It is forgotten already."""
 
     def on_failure(self, error: KvmchanError) -> None:
-        """The daemon can't go on."""
+        """Called when the daemon can't go on."""

@@ -81,7 +81,7 @@ class Sharing:
 
     def _give(self, requester: Requester, share: Share, *, writable: bool) -> None:
         try:
-            requester.source.give(requester, share, self._memory[share], writable=writable)
+            requester.give(share, self._memory[share], writable=writable)
         except BaseException:
             self.end(requester.number)
             raise
@@ -102,7 +102,7 @@ class Sharing:
         self._notices[requester.number] = Notice(request.offset if request.clears else None, event)
         if event is not None:
             self._events[event[0].number, event[1]] += 1
-        requester.source.answer(requester, client.Done())
+        requester.answer(client.Done())
 
     def _forget_notice(self, holder: ClientId) -> Notice | None:
         notice = self._notices.pop(holder, None)

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvmchand.channels.requester import Requester
-from kvmchand.errors import InternalError, KvmchanError, OutOfResources, ProtocolError, Unreachable
+from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, Unreachable
 from kvmchand.guest.devices import Devices
 from kvmchand.ids import ClientId, Size
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
-from kvmchand.services.local.clients import ClientEvents, Clients
+from kvmchand.services.local.clients import ClientEvents
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import client, control
 
@@ -86,7 +86,7 @@ class Requests(ClientEvents):
         """Ask the host, now or once there is a link to it."""
         if isinstance(request, client.List):
             if request.after < _HOST_PAGES:
-                _clients(requester).answer(requester, client.Listing((), (), (), self._devices.infos(), (), _HOST_PAGES))
+                requester.answer(client.Listing((), (), (), self._devices.infos(), (), _HOST_PAGES))
                 return
             request = client.List(Size(request.after - _HOST_PAGES))
         if self._is_linked:
@@ -101,7 +101,7 @@ class Requests(ClientEvents):
             self._forget(closing)
         elif closing.number not in self._closing:
             self._closing.add(closing.number)
-            _clients(closing).pause(closing)
+            closing.pause()
             self._tell(control.Close(closing.number))
 
     def on_loss(self, number: ClientId) -> None:
@@ -129,7 +129,7 @@ class Requests(ClientEvents):
     def _forget(self, gone: Requester) -> None:
         """Let a client go whose end is released."""
         self._drop_state(gone.number)
-        _clients(gone).forget(gone)
+        gone.forget()
 
     def _drop_state(self, number: ClientId) -> None:
         waiting = self._waiting.pop(number, None)
@@ -144,7 +144,7 @@ class Requests(ClientEvents):
         """End a client whose peer is out of reach. Its waits end with its connection."""
         requester = self._asked[number]
         _, event = self._ends.get(number, (None, -1))
-        _clients(requester).drop(requester)  # the host hears of it by on_drop(), if it is there
+        requester.drop()  # the host hears of it by on_drop(), if it is there
         if event >= 0:
             signal_event(event)
 
@@ -218,8 +218,8 @@ class Requests(ClientEvents):
     def _give(self, requester: Requester, function: Function, event: int, reply: client.Reply, fds: Sequence[int]) -> None:
         """Answer with an end that is on `function`."""
         self._ends[requester.number] = (function, event)
-        _clients(requester).mark_busy(requester)
-        _clients(requester).answer(requester, reply, fds)
+        requester.mark_busy()
+        requester.answer(reply, fds)
 
     def _reply(self, requester: Requester, reply: client.Reply) -> None:
         """Answer without an end.
@@ -228,8 +228,8 @@ class Requests(ClientEvents):
         """
         code = reply.code if isinstance(reply, client.Error) else ""
         ends = code == ProtocolError.code or (code == OutOfResources.code and requester.number not in self._ends)
-        if _clients(requester).answer(requester, reply) and ends:
-            _clients(requester).drop(requester)
+        if requester.answer(reply) and ends:
+            requester.drop()
 
 
 def _believed(reply: client.Reply) -> client.Reply:
@@ -245,9 +245,3 @@ def _believed(reply: client.Reply) -> client.Reply:
         raise ProtocolError("its listing goes on beyond its end")
     following = Size(_HOST_PAGES + reply.following)
     return client.Listing(reply.domains, reply.guests, reply.links, reply.devices, reply.channels, following)
-
-
-def _clients(requester: Requester) -> Clients:
-    if not isinstance(requester.source, Clients):
-        raise InternalError(f"client {requester.number} has no connection here")
-    return requester.source

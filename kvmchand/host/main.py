@@ -146,7 +146,7 @@ class Host:
             self._channels.release(closing.number)
         else:
             self._end(closing.number)
-        closing.source.forget(closing)
+        closing.forget()
 
     def on_loss(self, number: ClientId) -> None:
         self._forget_request(number)
@@ -290,8 +290,8 @@ class Host:
         # Who holds nothing must not stay where descriptors are short.
         ends = isinstance(error, ProtocolError)
         ends |= isinstance(error, OutOfResources) and not self._holds(requester.number)
-        if requester.source.answer(requester, client.Error(error.code, error.sentence)) and ends:
-            requester.source.drop(requester)
+        if requester.answer(client.Error(error.code, error.sentence)) and ends:
+            requester.drop()
 
     def _holds(self, number: ClientId) -> bool:
         return self._registry.held(number) is not None or self._sharing.held(number) is not None
@@ -319,11 +319,11 @@ class Host:
             case client.Notify():
                 self._sharing.notify(requester, request)
             case client.GetPort():
-                requester.source.answer(requester, self._channels.port(requester, request))
+                requester.answer(self._channels.port(requester, request))
             case client.GetDomains():
-                requester.source.answer(requester, self._domains(requester, request.first))
+                requester.answer(self._domains(requester, request.first))
             case client.List():
-                requester.source.answer(requester, self._list(requester, request.after))
+                requester.answer(self._list(requester, request.after))
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
 

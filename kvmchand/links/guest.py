@@ -5,32 +5,115 @@ client from its first request until its end is released.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from kvmchand.channels.device import Device
+from kvmchand.channels.grants import Share
+from kvmchand.channels.region import Region, SharedMemory
+from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester
-from kvmchand.ids import ClientId, DomainId
+from kvmchand.errors import InternalError, OutOfResources
+from kvmchand.ids import ClientId, DomainId, Size
+from kvmchand.links.slices import SliceRegion
+from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
-from kvmchand.services.control.sessions import SessionId
+from kvmchand.services.control.sessions import SessionId, Sessions
 from kvmchand.wire import client, control
 
 
-@dataclass(slots=True, eq=False)
 class Remote(Requester):
-    """A client in a guest. `remote`: what the guest's daemon calls it. `answer`: to the request numbered `serial`, once it is
-    there; it may have to be said again."""
+    """A client in a guest."""
 
-    guest: Guest
-    remote: ClientId
-    serial: int = 0
-    answer: object = None
+    __slots__ = ("_answer", "_guest", "_remote", "_serial", "_sessions")
+
+    def __init__(self, sessions: Sessions, number: ClientId, pid: int, guest: Guest, remote: ClientId) -> None:
+        """Name a client that its guest's daemon calls `remote`."""
+        super().__init__(number, guest.domain, pid)
+        self._sessions = sessions
+        self._guest = guest
+        self._remote = remote
+        self._serial = 0
+        self._answer: object = None
+        """The answer to the request numbered `_serial`, once there is one."""
 
     def is_new(self, serial: int) -> bool:
-        """Notes a request, unless it has come before."""
-        if serial <= self.serial:
+        """Note a request. Returns False if it came before; then its answer, if any, is sent again."""
+        if serial > self._serial:
+            self._serial, self._answer = serial, None
+            return True
+        if serial == self._serial and self._answer is not None and self._session is not None:
+            self._sessions.send(self._session, self._answer)  # what the guest was told may be lost
+        return False
+
+    @property
+    def _session(self) -> SessionId | None:
+        """The guest's session, or None if the client is of a session before."""
+        is_here = self._guest.remotes.get(self._remote) is self
+        return self._guest.session if is_here else None
+
+    def _send(self, answer: object) -> bool:
+        session = self._session
+        if session is not None:
+            self._answer = answer
+            self._sessions.send(session, answer)
+        return session is not None
+
+    def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
+        """Send a reply to the guest's daemon. No descriptor gets there."""
+        if fds:
+            raise InternalError(f"{len(fds)} descriptors can't get into domain {self.domain}")
+        if isinstance(reply, client.Error):
+            log.info(f"domain {self.domain}, client {self.number}: refused: {reply.sentence}")
+        return self._send(reply_to(self._remote, self._serial, reply))
+
+    def grant(self, channel: Channel, region: Region, side: Side) -> bool:
+        """Answer with an end of a channel on a device of the guest's."""
+        if not isinstance(region, SliceRegion):
+            raise InternalError(f"channel {channel.number} has no slice that a guest could use")
+        if self._session is None:
             return False
-        self.serial, self.answer = serial, None
-        return True
+        place = region.slice
+        vector = place.vectors[side]
+        if vector >= place.device.usable:
+            raise OutOfResources(f"domain {self.domain} has too few interrupt vectors for this channel: offer it anew")
+        if side is Side.CLIENT:
+            region.signal(Side.CLIENT)
+        place.given = True
+        rings = channel.rings
+        value = Size(region.bell(side))
+        grant = client.Grant(channel.number, channel.path, rings.left, rings.right, "doorbell", place.offset, Size(0), value)
+        return self._send(control.Granted(self._remote, self._serial, place.device.peers[self.domain], vector, grant))
+
+    def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        """Answer with shared pages on a device of the guest's, which has them writable in any case."""
+        if memory.slice is None:
+            raise InternalError(f"the pages from {share.ref} on have no slice that a guest could use")
+        if self._session is None:
+            return False
+        memory.slice.given = True
+        peer = memory.slice.device.peers[self.domain]
+        pages = client.Pages(Size(share.ref), share.pages, memory.offset)
+        return self._send(control.Shared(self._remote, self._serial, peer, pages))
+
+    def forget(self) -> None:
+        """Tell the guest's daemon that the client's end is released."""
+        session = self._session
+        if session is not None:
+            del self._guest.remotes[self._remote]
+            self._sessions.send(session, control.Closed(self._remote))
+
+    def drop(self) -> None:
+        """Do nothing: the guest's daemon has been told why, and ends the client itself."""
+
+    def pause(self) -> None:
+        """Do nothing: the connection is the guest's daemon's to watch."""
+
+    def mark_busy(self) -> None:
+        """Do nothing: only how many clients a guest has is limited."""
+
+    def mark_idle(self) -> None:
+        """Do nothing, as mark_busy()."""
 
 
 @dataclass(slots=True, eq=False)

@@ -12,18 +12,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from kvmchand.channels.device import Device
-from kvmchand.channels.grants import Share
-from kvmchand.channels.region import Region, SharedMemory
-from kvmchand.channels.registry import Channel, Side
-from kvmchand.channels.requester import Requester, RequesterEvents
+from kvmchand.channels.requester import RequesterEvents
 from kvmchand.config import Settings
-from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError
+from kvmchand.errors import KvmchanError, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import HOST, ClientId, DeviceId, DomainId, Size
 from kvmchand.links.guest import Guest, Remote, reply_to
 from kvmchand.links.handshake import Handshakes
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.links.pool import Pool
-from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.control.sessions import SessionId, Sessions
@@ -306,7 +302,7 @@ class Guests:
         self._sessions.send(session, control.Welcome(guest.domain))
         self._prepare_links(guest)
 
-    # ---- requests: Source ----
+    # ---- requests ----
 
     def _on_ask(self, guest: Guest, session: SessionId, ask: control.Ask) -> None:
         remote = guest.remotes.get(ask.client)
@@ -319,77 +315,13 @@ class Guests:
                 self._sessions.send(session, reply_to(ask.client, ask.serial, client.Error(error.code, error.sentence)))
                 return
             guest.numbers += 1
-            remote = Remote(self, ClientId(guest.numbers), guest.domain, ask.pid, guest, ask.client)
+            remote = Remote(self._sessions, ClientId(guest.numbers), ask.pid, guest, ask.client)
             guest.remotes[ask.client] = remote
         if not remote.is_new(ask.serial):
-            if ask.serial == remote.serial and remote.answer is not None:
-                self._sessions.send(session, remote.answer)  # what it was told may be lost
             return
         if isinstance(ask.request, client.Hello):
             raise ProtocolError("a client's hello is the guest's own to answer")
         self._owner.on_request(remote, ask.request)
-
-    def _session_of(self, requester: Requester) -> tuple[Remote, SessionId | None]:
-        if not isinstance(requester, Remote):
-            raise InternalError(f"client {requester.number} is in no guest")
-        here = requester.guest.remotes.get(requester.remote) is requester
-        return requester, requester.guest.session if here else None
-
-    def answer(self, requester: Requester, reply: client.Reply) -> bool:
-        if isinstance(reply, client.Error) and isinstance(requester, Remote):
-            log.info(f"domain {requester.domain}, client {requester.number}: refused: {reply.sentence}")
-        remote, session = self._session_of(requester)
-        if session is not None:
-            remote.answer = reply_to(remote.remote, remote.serial, reply)
-            self._sessions.send(session, remote.answer)
-        return session is not None
-
-    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
-        remote, session = self._session_of(requester)
-        if not isinstance(region, SliceRegion):
-            raise InternalError(f"channel {channel.number} has no slice that a guest could use")
-        if session is None:
-            return False
-        place = region.slice
-        vector = place.vectors[side]
-        if vector >= place.device.usable:
-            raise OutOfResources(f"domain {requester.domain} has too few interrupt vectors for this channel: offer it anew")
-        if side is Side.CLIENT:
-            region.signal(Side.CLIENT)
-        place.given = True
-        rings = channel.rings
-        value = Size(region.bell(side))
-        grant = client.Grant(channel.number, channel.path, rings.left, rings.right, "doorbell", place.offset, Size(0), value)
-        remote.answer = control.Granted(remote.remote, remote.serial, place.device.peers[requester.domain], vector, grant)
-        self._sessions.send(session, remote.answer)
-        return True
-
-    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:  # it has all of a device
-        remote, session = self._session_of(requester)
-        if memory.slice is None:
-            raise InternalError(f"the pages from {share.ref} on have no slice that a guest could use")
-        if session is None:
-            return False
-        memory.slice.given = True
-        peer = memory.slice.device.peers[requester.domain]
-        pages = client.Pages(Size(share.ref), share.pages, memory.offset)
-        remote.answer = control.Shared(remote.remote, remote.serial, peer, pages)
-        self._sessions.send(session, remote.answer)
-        return True
-
-    def mark_busy(self, busy: Requester) -> None:
-        """How many clients a guest has is all that is looked at here."""
-
-    mark_idle = mark_busy
-
-    def forget(self, gone: Requester) -> None:
-        remote, session = self._session_of(gone)
-        if session is not None:
-            del remote.guest.remotes[remote.remote]
-            self._sessions.send(session, control.Closed(remote.remote))
-
-    def drop(self, dropped: Requester) -> None:
-        """The guest's daemon has been told why; the client is its to end."""
 
     def listing(self) -> tuple[tuple[client.GuestInfo, ...], tuple[client.LinkInfo, ...]]:
         """What `kvmchan ls` shows of guests and links."""

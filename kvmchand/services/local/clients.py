@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester, RequesterEvents
-from kvmchand.errors import InternalError, KvmchanError, ProtocolError
+from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import GENERATION, ClientId, DomainId, Size
 from kvmchand.linux import libc
 from kvmchand.runtime import log
@@ -31,11 +30,73 @@ _IDLE_CLIENTS = 1024
 """Connections a domain may have beside those of its channels."""
 
 
-@dataclass(slots=True, eq=False)
 class Client(Requester):
-    """Main's side of a client."""
+    """A client of a local socket, and main's duplicate of its connection."""
 
-    sock: socket.socket
+    __slots__ = ("_clients", "sock")
+
+    def __init__(self, clients: Clients, number: ClientId, domain: DomainId, pid: int, sock: socket.socket) -> None:
+        """Own a connection. `clients` is the table that has the client."""
+        super().__init__(number, domain, pid)
+        self._clients = clients
+        self.sock = sock
+
+    def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
+        """Send a reply and the descriptors beside it, which stay the caller's."""
+        try:
+            send_packet(self.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+        except OSError:
+            self.drop()
+            return False
+        return True
+
+    def grant(self, channel: Channel, region: Region, side: Side) -> bool:
+        """Answer with an end of a channel on this machine."""
+        given = region.grant(side, self.number)
+        try:
+            self.mark_busy()
+            if side is Side.CLIENT:
+                region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
+            rings = channel.rings
+            grant = client.Grant(
+                channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
+            )
+            return self.answer(grant, (given.memory, *given.events))
+        finally:
+            os.close(given.memory)
+
+    def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
+        """Answer with shared pages."""
+        opened = memory.open(self.number, writable=writable)
+        try:
+            self.mark_busy()
+            return self.answer(client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
+        finally:
+            os.close(opened)
+
+    def forget(self) -> None:
+        """Close the connection, as one that the client has closed."""
+        self._clients.forget(self)
+
+    def drop(self) -> None:
+        """End the connection also for the local process, which has its own duplicate."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        self._clients.drop(self)
+
+    def pause(self) -> None:
+        """Stop watching the connection until forget()."""
+        self._clients.pause(self)
+
+    def mark_busy(self) -> None:
+        """Exempt the client from the limit on idle ones."""
+        self._clients.mark_busy(self)
+
+    def mark_idle(self) -> None:
+        """Count the client among the idle ones, the newest of which outlive the older ones."""
+        self._clients.mark_idle(self)
 
 
 class ClientEvents(RequesterEvents, Protocol):
@@ -51,7 +112,7 @@ class Clients:
         self._user = user
         self._max_clients = 2 * max_channels + 2 * _IDLE_CLIENTS
         self._clients: dict[ClientId, Client] = {}
-        self._idle: dict[DomainId, dict[ClientId, Requester]] = {}
+        self._idle: dict[DomainId, dict[ClientId, Client]] = {}
         """Those without a channel, the oldest first."""
         self._generation = 0
         """Of the local process. It numbers its clients, from GENERATION times this on."""
@@ -105,7 +166,7 @@ class Clients:
         dropped = self._clients.get(ClientId(culprit or 0))
         if dropped is not None:
             log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
-            self.drop(dropped)
+            dropped.drop()
 
     def on_failure(self, error: KvmchanError) -> None:
         self._owner.on_failure(error)
@@ -129,7 +190,7 @@ class Clients:
         idle = self._idle.setdefault(domain, {})
         idle[number] = adopted
         while len(idle) > _IDLE_CLIENTS:
-            self.drop(next(iter(idle.values())))
+            next(iter(idle.values())).drop()
         return adopted
 
     def _on_hang_up(self, gone: Client, events: int) -> None:
@@ -140,58 +201,27 @@ class Clients:
         self.forget(gone)
         self._owner.on_loss(gone.number)
 
-    def pause(self, closing: Requester) -> None:
-        """It shall wait for forget(): says nothing more of its closing."""
-        self._loop.modify(_sock(closing).fileno(), 0)
+    def pause(self, closing: Client) -> None:
+        """Stop watching a connection until forget()."""
+        self._loop.modify(closing.sock.fileno(), 0)
 
-    def mark_busy(self, busy: Requester) -> None:
+    def mark_busy(self, busy: Client) -> None:
+        """Exempt a client from the limit on idle ones."""
         self._idle[busy.domain].pop(busy.number, None)
 
-    def mark_idle(self, idle: Requester) -> None:
+    def mark_idle(self, idle: Client) -> None:
+        """Count a client among the idle ones, as the newest."""
         self._idle[idle.domain][idle.number] = idle
 
-    def answer(self, requester: Requester, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
-        try:
-            send_packet(_sock(requester), client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
-        except OSError:
-            self.drop(requester)
-            return False
-        return True
-
-    def grant(self, requester: Requester, channel: Channel, region: Region, side: Side) -> bool:
-        given = region.grant(side, requester.number)
-        try:
-            self.mark_busy(requester)
-            if side is Side.CLIENT:
-                region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
-            rings = channel.rings
-            grant = client.Grant(
-                channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
-            )
-            return self.answer(requester, grant, (given.memory, *given.events))
-        finally:
-            os.close(given.memory)
-
-    def give(self, requester: Requester, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
-        opened = memory.open(requester.number, writable=writable)
-        try:
-            self.mark_busy(requester)
-            return self.answer(requester, client.Pages(Size(share.ref), share.pages, memory.offset), (opened,))
-        finally:
-            os.close(opened)
-
-    def forget(self, gone: Requester) -> None:
+    def forget(self, gone: Client) -> None:
+        """Close our duplicate of a connection."""
         del self._clients[gone.number]
         self._idle[gone.domain].pop(gone.number, None)
-        sock = _sock(gone)
-        self._loop.remove(sock.fileno())
-        sock.close()
+        self._loop.remove(gone.sock.fileno())
+        gone.sock.close()
 
-    def drop(self, dropped: Requester) -> None:
-        try:
-            _sock(dropped).shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # gone already
+    def drop(self, dropped: Client) -> None:
+        """Forget a client that was ended from this side, and report that."""
         self.forget(dropped)
         self._owner.on_drop(dropped.number)
 
@@ -200,9 +230,3 @@ class Clients:
         for each in self._clients.values():
             each.sock.close()
         self._clients.clear()
-
-
-def _sock(requester: Requester) -> socket.socket:
-    if not isinstance(requester, Client):
-        raise InternalError(f"client {requester.number} has no connection here")
-    return requester.sock

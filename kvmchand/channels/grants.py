@@ -43,8 +43,21 @@ class Share:
         return self.holder is None and not self.mappings
 
 
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to share pages. It counts only until anything else is shared."""
+
+    owner: DomainId
+    peer: DomainId
+    pages: int
+    holder: ClientId
+    writable: bool
+
+
 @dataclass(slots=True)
 class Grants:
+    """The shares of all domains, and the rules for them."""
+
     max_pages: int
     """That a domain may share."""
     max_mappings: int
@@ -78,19 +91,21 @@ class Grants:
         if holder in self._held:
             raise ProtocolError("this connection has pages already: open one connection for each share and mapping")
 
-    def require_share(self, owner: DomainId, pages: int, holder: ClientId) -> None:
-        """An error says why there may be no such share."""
+    def permit_share(self, owner: DomainId, peer: DomainId, pages: int, holder: ClientId, *, writable: bool) -> Permit:
+        """Permit a share of `owner`'s with `peer`. Raises an error that says why it is refused."""
         self._require_free(holder)
         if pages < 1:
             raise InvalidArgument(f"{pages} pages can't be shared")
         if self._pages[owner] + pages > self.max_pages:
             raise LimitReached(f"domain {owner} would share over {self.max_pages} pages: max_shared in the daemon's settings")
+        return Permit(owner, peer, pages, holder, writable)
 
-    def share(self, owner: DomainId, peer: DomainId, pages: int, holder: ClientId, *, writable: bool) -> Share:
-        self.require_share(owner, pages, holder)
-        made = Share(self._place(pages), pages, owner, peer, writable, holder)
+    def share(self, permit: Permit) -> Share:
+        """Add a permitted share. Raises LimitReached if no references are left."""
+        owner, pages = permit.owner, permit.pages
+        made = Share(self._place(pages), pages, owner, permit.peer, permit.writable, permit.holder)
         self._next = made.end
-        self.shares[made.ref] = self._held[holder] = made
+        self.shares[made.ref] = self._held[permit.holder] = made
         insort(self._refs, made.ref)
         self._pages[owner] += pages
         self._counts[owner] += 1
@@ -109,7 +124,9 @@ class Grants:
         raise LimitReached(f"there are no {pages} references in a row left: share fewer pages at once")
 
     def require_map(self, caller: DomainId, domain: int, ref: int, holder: ClientId, *, writable: bool) -> Share:
-        """The share of which `ref` is, where `caller` may map it; an error says why it may not."""
+        """Return the share that `ref` belongs to, for map(). Raises an error that says why the caller
+        may not map it.
+        """
         self._require_free(holder)
         at = bisect_right(self._refs, ref) - 1
         share = self.shares[self._refs[at]] if at >= 0 else None
@@ -124,6 +141,7 @@ class Grants:
         return share
 
     def map(self, share: Share, holder: ClientId) -> None:
+        """Add a mapping of a share that require_map() returned."""
         share.mappings.add(holder)
         self._held[holder] = share
         self._mappings[share.peer] += 1

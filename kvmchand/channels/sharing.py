@@ -62,10 +62,10 @@ class Sharing:
 
     def share(self, requester: Requester, request: client.Share) -> None:
         peer = self._registry.require_domain(request.peer)
-        self._grants.require_share(requester.domain, request.pages, requester.number)
+        permit = self._grants.permit_share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
         memory = self._allocator.make_pages(Size(request.pages * PAGE), requester.domain, peer)
         try:
-            share = self._grants.share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
+            share = self._grants.share(permit)
         except BaseException:
             memory.close()
             raise

@@ -20,7 +20,7 @@ def grants() -> Grants:
 
 
 def share(grants: Grants, pages: int = 2, holder: ClientId = OWNER, *, writable: bool = True) -> Share:
-    return grants.share(ONE, TWO, pages, holder, writable=writable)
+    return grants.share(grants.permit_share(ONE, TWO, pages, holder, writable=writable))
 
 
 def map_page(grants: Grants, ref: int, holder: ClientId = PEER, *, caller: DomainId = TWO, writable: bool = True) -> Share:

@@ -80,7 +80,8 @@ class Lifelines:
             self._next_look.cancel()
         self._on_end(holder)
 
-    def on_event(self, _events: int) -> None:
+    def take_events(self, _events: int) -> None:
+        """Look at the ends, since the kernel has reported something of their memory."""
         try:
             os.read(self.fd, _EVENTS_BYTES)
         except BlockingIOError:

@@ -31,28 +31,31 @@ class GuestMemory(Protocol):
 
 
 class Allocator:
-    def __init__(self) -> None:
-        self.pool: GuestMemory | None = None
-        """None where no guests are served."""
+    """Makes memory for two domains, wherever they are."""
+
+    def __init__(self, pool: GuestMemory | None) -> None:
+        """Make memory on this machine only if no guests are served, and `pool` is None."""
+        self._pool = pool
 
     def _pool_of(self, one: DomainId, other: DomainId) -> GuestMemory | None:
-        is_local = self.pool is None or not (self.pool.is_guest(one) or self.pool.is_guest(other))
-        return None if is_local else self.pool
+        is_local = self._pool is None or not (self._pool.is_guest(one) or self._pool.is_guest(other))
+        return None if is_local else self._pool
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> Region:
-        """For a channel. NotYet, LimitReached or OutOfResources."""
+        """Make a channel's region. Raises NotYet, LimitReached or OutOfResources."""
         pool = self._pool_of(server, peer)
         return LocalRegion.create(rings) if pool is None else pool.make_region(rings, server, peer)
 
     def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
-        """For pages that are shared; as make_region()."""
+        """Make the memory of shared pages. Raises as make_region()."""
         pool = self._pool_of(owner, peer)
         return SharedMemory.create(size) if pool is None else pool.make_pages(size, owner, peer)
 
     def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
-        """NotYet unless the caller can use the memory."""
-        if self.pool is not None:
-            self.pool.require_ready(memory, caller)
+        """Raise NotYet unless the caller can use the memory."""
+        if self._pool is not None:
+            self._pool.require_ready(memory, caller)
 
     def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
-        return self.pool is not None and self.pool.is_on(device, memory)
+        """Return whether the memory is a slice of the device."""
+        return self._pool is not None and self._pool.is_on(device, memory)

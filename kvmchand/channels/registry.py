@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
 
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
@@ -59,6 +58,8 @@ class End:
 
 @dataclass(slots=True)
 class Channel:
+    """A vchan, or an event channel of its own."""
+
     number: ChannelId
     path: str
     server_domain: DomainId
@@ -72,11 +73,16 @@ class Channel:
 
     @property
     def is_vchan(self) -> bool:
-        """Or an event channel only."""
+        """Whether it is a vchan, and not just an event channel."""
         return not self.path.startswith(_EVENT_CHANNEL)
+
+    def domain(self, side: Side) -> DomainId:
+        """Return whose an end is."""
+        return self.server_domain if side is Side.SERVER else self.client_domain
 
     @property
     def state(self) -> State:
+        """How far the channel has come."""
         if self.server is None:
             return State.SERVER_GONE
         if self.client is not None:
@@ -84,62 +90,103 @@ class Channel:
         return State.CLIENT_GONE if self.had_client else State.WAITING
 
 
-class Observer(Protocol):
-    """Who hears of what stands at its path."""
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """Leave to make a channel. It counts only until anything else in the registry changes."""
 
-    def on_offered(self, channel: Channel) -> None: ...
+    path: str
+    """The absolute path of a vchan; empty for an event channel."""
+    server_domain: DomainId
+    client_domain: DomainId
+    server: End
+    replaced: Channel | None = None
+    """The channel that loses the path."""
 
-    def on_withdrawn(self, channel: Channel) -> None:
-        """It stands there no more; a later offer at its path may, that it heard of before."""
+
+@dataclass(slots=True)
+class Ends:
+    """Who holds which end, and how many ends each domain has."""
+
+    _held: dict[ClientId, tuple[Channel, Side]] = field(default_factory=dict)
+    _counts: Counter[tuple[DomainId, Side]] = field(default_factory=Counter)
+
+    def require_free(self, holder: ClientId) -> None:
+        """Raise ProtocolError if a connection holds an end already."""
+        if holder in self._held:
+            raise ProtocolError("this connection has a channel already: open one connection a channel")
+
+    def held(self, holder: ClientId) -> tuple[Channel, Side] | None:
+        """Return the end that a connection holds."""
+        return self._held.get(holder)
+
+    def holders(self, domain: DomainId) -> list[ClientId]:
+        """Return who holds ends of a domain."""
+        return [holder for holder, (channel, side) in self._held.items() if domain == channel.domain(side)]
+
+    def count(self, domain: DomainId, side: Side) -> int:
+        """Return how many ends of one kind a domain holds."""
+        return self._counts[domain, side]
+
+    def hold(self, end: End, channel: Channel, side: Side) -> None:
+        """Note who holds an end."""
+        self._held[end.holder] = (channel, side)
+        self._counts[channel.domain(side), side] += 1
+
+    def release(self, holder: ClientId) -> tuple[Channel, Side] | None:
+        """Forget what a connection holds, and return it."""
+        held = self._held.pop(holder, None)
+        if held is not None:
+            channel, side = held
+            self._counts[channel.domain(side), side] -= 1
+        return held
 
 
 @dataclass(slots=True)
 class Registry:
+    """The domains, their channels, and the rules for both."""
+
     max_channels: int = 65536
-    """Per domain: server ends it holds, and as many client ends."""
+    """Server ends that a domain may hold, and as many client ends."""
     guest_channels: int = 65536
     """The same of a guest."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
+    ends: Ends = field(default_factory=Ends)
     _offers: dict[str, Channel] = field(default_factory=dict)
-    _held: dict[ClientId, tuple[Channel, Side]] = field(default_factory=dict)
-    _ends: Counter[tuple[DomainId, Side]] = field(default_factory=Counter)
     _last: int = 0
-    observer: Observer | None = None
+
+    # ---- domains ----
 
     def add_domain(self, domain: DomainId, kind: DomainKind) -> None:
+        """Note that a domain exists."""
         self.domains[domain] = kind
 
     def remove_domain(self, domain: DomainId) -> None:
-        """It is gone; its ends are the caller's to release, before."""
+        """Forget a domain whose ends have been released."""
         del self.domains[domain]
 
-    def holders(self, domain: DomainId) -> list[ClientId]:
-        """Who holds ends of a domain."""
-        return [
-            holder
-            for holder, (channel, side) in self._held.items()
-            if domain == (channel.server_domain if side is Side.SERVER else channel.client_domain)
-        ]
-
-    def offered_to(self, domain: DomainId) -> list[Channel]:
-        """Channels without a client that are for a domain."""
-        return [each for each in self.channels.values() if each.client_domain == domain and each.client is None]
-
     def require_domain(self, domain: int) -> DomainId:
-        """NotFound unless there is such a domain."""
+        """Return the domain's number. Raises NotFound if there is no such domain."""
         known = DomainId(domain)
         if known not in self.domains:
             raise NotFound(f"there is no domain {domain}: kvmchan ls shows those there are")
         return known
 
-    def _require_free(self, holder: ClientId) -> None:
-        if holder in self._held:
-            raise ProtocolError("this connection has a channel already: open one connection a channel")
+    def limit(self, domain: DomainId) -> tuple[int, str]:
+        """Return how many ends of one kind a domain may hold, and the setting that says so."""
+        is_guest = self.domains[domain] is DomainKind.GUEST
+        return (self.guest_channels, "guest_channels") if is_guest else (self.max_channels, "max_channels")
 
-    def require_offer(self, caller: DomainId, peer: int, path: str, end: End) -> tuple[str, DomainId]:
-        """The absolute path and the client's domain of an offer that may be made; an error says why it may not."""
-        self._require_free(end.holder)
+    def _require_room(self, domain: DomainId, side: Side) -> None:
+        most, setting = self.limit(domain)
+        if self.ends.count(domain, side) >= most:
+            raise LimitReached(f"domain {domain} has {most} channels: {setting} in the daemon's settings")
+
+    # ---- servers ----
+
+    def permit_offer(self, caller: DomainId, peer: int, path: str, end: End) -> Permit:
+        """Permit a vchan that `peer` may connect to. Raises an error that says why it is refused."""
+        self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)
         client_domain = self.require_domain(peer)
@@ -147,46 +194,42 @@ class Registry:
         if standing is not None and caller not in (standing.server_domain, HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
         self._require_room(caller, Side.SERVER)
-        return absolute, client_domain
+        return Permit(absolute, caller, client_domain, end, standing)
 
-    def offer(self, caller: DomainId, peer: int, path: str, chosen: Rings, end: End, *, once: bool = False) -> Channel:
-        """A new channel at `path`, its server end held. An earlier channel there by the same domain, or under domain 0's
-        hand by any, keeps its client but loses the path."""
-        absolute, client_domain = self.require_offer(caller, peer, path, end)
-        channel = self._add(absolute, caller, client_domain, chosen, end)
-        channel.once = once
-        return channel
-
-    def _add(self, place: str, caller: DomainId, client_domain: DomainId, chosen: Rings, end: End) -> Channel:
-        channel = Channel(self.next_number(), place, caller, client_domain, chosen, server=end)
-        taken_over = self._offers.get(place)
-        self.channels[channel.number] = self._offers[place] = channel
-        self._hold(end, channel, Side.SERVER, caller)
-        if self.observer is not None and channel.is_vchan:
-            self.observer.on_offered(channel)
-            if taken_over is not None:
-                self.observer.on_withdrawn(taken_over)
-        return channel
-
-    def next_number(self) -> ChannelId:
-        """Unlike any before."""
-        self._last += 1
-        return ChannelId(self._last)
-
-    def require_bind(self, caller: DomainId, peer: int, end: End) -> DomainId:
-        """The domain that may join, of an event channel that may be made; an error says why it may not."""
-        self._require_free(end.holder)
+    def permit_bind(self, caller: DomainId, peer: int, end: End) -> Permit:
+        """Permit an event channel that `peer` may join. Raises an error that says why it is refused."""
+        self.ends.require_free(end.holder)
         self._require_room(caller, Side.SERVER)
-        return self.require_domain(peer)
+        return Permit("", caller, self.require_domain(peer), end)
 
-    def bind(self, caller: DomainId, peer: int, chosen: Rings, end: End) -> Channel:
-        """A new event channel, its server end held."""
-        client_domain = self.require_bind(caller, peer, end)
-        return self._add(f"{_EVENT_CHANNEL}{self._last + 1}", caller, client_domain, chosen, end)
+    def add(self, permit: Permit, chosen: Rings, *, once: bool = False) -> Channel:
+        """Add a permitted channel, its server end held.
+
+        A channel that it replaces keeps its client but loses the path.
+        """
+        self._last += 1
+        number, path = ChannelId(self._last), permit.path or f"{_EVENT_CHANNEL}{self._last}"
+        channel = Channel(number, path, permit.server_domain, permit.client_domain, chosen, server=permit.server, once=once)
+        self.channels[number] = self._offers[path] = channel
+        self.ends.hold(permit.server, channel, Side.SERVER)
+        return channel
+
+    def offered_to(self, domain: DomainId) -> list[Channel]:
+        """Return the channels without a client that are for a domain."""
+        return [each for each in self.channels.values() if each.client_domain == domain and each.client is None]
+
+    def withdraw(self, channel: Channel) -> None:
+        """Let no new client find the channel at its path."""
+        if self._offers.get(channel.path) is channel:
+            del self._offers[channel.path]
+
+    # ---- clients ----
 
     def require_connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
-        """The channel that `domain` offers `caller` at `path`, and that it may connect to; an error says why it may not."""
-        self._require_free(end.holder)
+        """Return the channel that `domain` offers `caller` at `path`, for connect(). Raises an error
+        that says why the caller may not connect.
+        """
+        self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
         server_domain = self.require_domain(domain)
         channel = self._offers.get(absolute)
@@ -195,14 +238,11 @@ class Registry:
         self._require_open(channel, caller, f"the vchan at {absolute[:80]}")
         return channel
 
-    def is_free(self, domain: DomainId, path: str) -> bool:
-        """Whether `domain` offers a vchan at an absolute path that has no client."""
-        channel = self._offers.get(path)
-        return channel is not None and channel.server_domain == domain and channel.client is None
-
     def require_join(self, caller: DomainId, domain: int, port: int, end: End) -> Channel:
-        """The event channel that is `port` in `domain`, and that `caller` may join; an error says why it may not."""
-        self._require_free(end.holder)
+        """Return the event channel that is `port` in `domain`, for connect(). Raises an error that
+        says why the caller may not join it.
+        """
+        self.ends.require_free(end.holder)
         server_domain = self.require_domain(domain)
         channel = self._offers.get(f"{_EVENT_CHANNEL}{port // 2}")
         if channel is None or channel.server_domain != server_domain or port % 2:
@@ -218,53 +258,21 @@ class Registry:
         self._require_room(caller, Side.CLIENT)
 
     def connect(self, channel: Channel, end: End) -> None:
-        """A channel that require_connect() or require_join() gave has its client end held now."""
+        """Give the client end of a channel that require_connect() or require_join() returned."""
         channel.client = end
         channel.had_client = True
-        self._hold(end, channel, Side.CLIENT, channel.client_domain)
+        self.ends.hold(end, channel, Side.CLIENT)
 
-    def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:
-        """The end of a channel that is `port` in `domain`; None where there is none. AccessDenied: it is not the caller's to
-        know."""
-        if caller not in (HOST, domain):
-            raise AccessDenied(f"domain {caller} may not ask about the event channels of domain {domain}")
-        channel = self.channels.get(ChannelId(port // 2))
-        side = Side.CLIENT if port % 2 else Side.SERVER
-        if channel is None or domain != (channel.client_domain if port % 2 else channel.server_domain):
-            return None
-        return (channel, side) if (channel.client if port % 2 else channel.server) is not None else None
+    def is_free(self, domain: DomainId, path: str) -> bool:
+        """Return whether `domain` offers a vchan at an absolute path that has no client."""
+        channel = self._offers.get(path)
+        return channel is not None and channel.server_domain == domain and channel.client is None
 
-    def limit(self, domain: DomainId) -> tuple[int, str]:
-        """How many ends of one kind a domain may hold, and the setting that says so."""
-        is_guest = self.domains[domain] is DomainKind.GUEST
-        return (self.guest_channels, "guest_channels") if is_guest else (self.max_channels, "max_channels")
-
-    def _require_room(self, domain: DomainId, side: Side) -> None:
-        most, setting = self.limit(domain)
-        if self.ends(domain, side) >= most:
-            raise LimitReached(f"domain {domain} has {most} channels: {setting} in the daemon's settings")
-
-    def _hold(self, end: End, channel: Channel, side: Side, domain: DomainId) -> None:
-        self._held[end.holder] = (channel, side)
-        self._ends[domain, side] += 1
-
-    def ends(self, domain: DomainId, side: Side) -> int:
-        """How many ends of one kind a domain holds."""
-        return self._ends[domain, side]
-
-    def withdraw(self, channel: Channel) -> None:
-        """No new client finds the channel at its path any more."""
-        if self._offers.get(channel.path) is channel:
-            del self._offers[channel.path]
-            if self.observer is not None and channel.is_vchan:
-                self.observer.on_withdrawn(channel)
-
-    def held(self, holder: ClientId) -> tuple[Channel, Side] | None:
-        return self._held.get(holder)
+    # ---- both ----
 
     def release(self, holder: ClientId) -> tuple[Channel, Side] | None:
-        """Ends what a connection holds, if anything. The channel is out of the registry once neither end is held."""
-        held = self._held.pop(holder, None)
+        """End what a connection holds, and return it. The channel is gone once neither end is held."""
+        held = self.ends.release(holder)
         if held is None:
             return None
         channel, side = held
@@ -273,13 +281,26 @@ class Registry:
             self.withdraw(channel)
         else:
             channel.client = None
-        self._ends[channel.server_domain if side is Side.SERVER else channel.client_domain, side] -= 1
         if channel.server is None and channel.client is None:
             del self.channels[channel.number]
         return held
 
+    def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:
+        """Return the end of a channel that is `port` in `domain`, if there is one. Raises
+        AccessDenied if it is not the caller's to know.
+        """
+        if caller not in (HOST, domain):
+            raise AccessDenied(f"domain {caller} may not ask about the event channels of domain {domain}")
+        channel = self.channels.get(ChannelId(port // 2))
+        side = Side.CLIENT if port % 2 else Side.SERVER
+        if channel is None or domain != channel.domain(side):
+            return None
+        return (channel, side) if (channel.client if port % 2 else channel.server) is not None else None
+
     def visible(self, caller: DomainId, after: ChannelId) -> list[Channel]:
-        """The channels numbered above `after` that a domain may list: domain 0 all, another those it is an end of."""
+        """Return the channels numbered above `after` that a domain may list: domain 0 all, another
+        those it is an end of.
+        """
         return [
             channel
             for number, channel in self.channels.items()

@@ -13,7 +13,6 @@ from typing import Protocol
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
-from kvmchand.errors import KvmchanError
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.wire import client
 
@@ -85,6 +84,3 @@ class RequesterEvents(Protocol):
 
     def on_drop(self, number: ClientId) -> None:
         """Called when a client was ended by drop(). It is forgotten already."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Called when the daemon can't go on."""

@@ -52,15 +52,17 @@ class Guest:
         self._undo.callback(self._sockets.close)
         self._undo.enter_context(stopped_by_signals(self._loop))
         self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)  # the number that this guest has, the host knows
-        session = Session(self._loop, self._sockets, devices, settings, self._on_ready, self._on_failure)
-        clients = Clients(self._loop, self._sockets, session.requests, settings.service_user, settings.limits.max_channels)
+        session = Session(self._loop, self._sockets, devices, settings, self._fail)
+        clients = Clients(
+            self._loop, self._sockets, settings.service_user, settings.limits.max_channels, self._on_ready, self._fail
+        )
         self._undo.callback(clients.close)
         self._undo.callback(session.close)
-        functions = Functions(self._loop, Plugging(devices, session, self._on_failure), noiommu=settings.noiommu)
+        functions = Functions(self._loop, Plugging(devices, session), self._fail, noiommu=settings.noiommu)
         self._undo.callback(functions.close)
         functions.start()
         session.start()
-        clients.start()
+        clients.start(session.requests)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
@@ -76,7 +78,7 @@ class Guest:
         log.info(f"ready: {self._sockets}")
         notify("READY=1")
 
-    def _on_failure(self, error: KvmchanError) -> None:
+    def _fail(self, error: KvmchanError) -> None:
         self._failure = error
         self._loop.stop()
 

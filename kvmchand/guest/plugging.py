@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from kvmchand.channels.device import CONTROL_PEER
-from kvmchand.errors import KvmchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.session import Session
 from kvmchand.runtime import log
@@ -20,15 +17,10 @@ _SENTENCE_MAX = 1000
 class Plugging(FunctionEvents):
     """Keeps the devices and the session in step with what the vfio process finds."""
 
-    def __init__(self, devices: Devices, session: Session, on_failure: Callable[[KvmchanError], None]) -> None:
-        """`on_failure`: main's."""
+    def __init__(self, devices: Devices, session: Session) -> None:
+        """Have no device yet."""
         self._devices = devices
         self._session = session
-        self._fail = on_failure
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Report that no device can be driven any more."""
-        self._fail(error)
 
     def on_device(self, function: Function) -> None:
         """Take a device that works, and begin on it or tell the host."""

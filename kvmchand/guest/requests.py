@@ -13,14 +13,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvmchand.channels.requester import Requester
-from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError, Unreachable
+from kvmchand.channels.requester import Requester, RequesterEvents
+from kvmchand.errors import OutOfResources, ProtocolError, Unreachable
 from kvmchand.guest.devices import Devices
 from kvmchand.ids import ClientId, Size
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
-from kvmchand.services.local.clients import ClientEvents
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import client, control
 
@@ -41,7 +40,7 @@ class Waiting:
     """Refuses the request if the link does not come up in time."""
 
 
-class Requests(ClientEvents):
+class Requests(RequesterEvents):
     """The requests of this guest's clients, and the ends that they have."""
 
     def __init__(
@@ -49,15 +48,11 @@ class Requests(ClientEvents):
         loop: Loop,
         devices: Devices,
         tell: Callable[[object], None],
-        on_ready: Callable[[], None],
-        on_failure: Callable[[KvmchanError], None],
     ) -> None:
-        """`tell`: sends a message to the host. The others are main's, of ClientEvents."""
+        """Have no request yet. `tell` sends a message to the host."""
         self._loop = loop
         self._devices = devices
         self._tell = tell
-        self._ready = on_ready
-        self._fail = on_failure
         self.refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
         """Why there is no link to the host, as far as is known."""
         self._is_linked = False
@@ -72,15 +67,7 @@ class Requests(ClientEvents):
         self._ends: dict[ClientId, tuple[Function, int]] = {}
         """The device that a client's end is on, and the eventfd that wakes it, or -1."""
 
-    # ---- clients: ClientEvents ----
-
-    def on_ready(self) -> None:
-        """Report that the local process serves."""
-        self._ready()
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Report that no client can be served any more."""
-        self._fail(error)
+    # ---- clients: RequesterEvents ----
 
     def on_request(self, requester: Requester, request: client.Request) -> None:
         """Ask the host, now or once there is a link to it."""

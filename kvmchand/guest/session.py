@@ -18,7 +18,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.services.control.sessions import ControlEnd, SessionEvents, SessionId, Sessions
-from kvmchand.services.store.forwarding import Forward, ForwardingEvents
+from kvmchand.services.store.forwarding import Forward
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import control, store
 
@@ -32,24 +32,22 @@ class Session(SessionEvents):
         sockets: Sockets,
         devices: Devices,
         settings: Settings,
-        on_ready: Callable[[], None],
-        on_failure: Callable[[KvmchanError], None],
+        fail: Callable[[KvmchanError], None],
     ) -> None:
-        """Make no session yet. The callbacks are main's."""
+        """Make no session yet. `fail` is called when a service has ended for good."""
         user = settings.service_user
         self._devices = devices
         self._control: Function | None = None
         self._session: SessionId | None = None
         self._is_welcome = False
-        self._fail = on_failure
-        self.requests = Requests(loop, devices, self.tell, on_ready, on_failure)
-        self._forward = Forward(loop, sockets, StoreLink(self.tell_if_linked, on_failure), user, count(1).__next__)
-        self._sessions = Sessions(loop, self, user, is_host=False, rate=settings.limits.guest_requests)
+        self.requests = Requests(loop, devices, self.tell)
+        self._forward = Forward(loop, sockets, user, count(1).__next__, self.tell_if_linked, fail)
+        self._sessions = Sessions(loop, user, fail, is_host=False, rate=settings.limits.guest_requests)
         self._handshake = Handshake(loop, self._on_met)
 
     def start(self) -> None:
         """Start the control process and the forwarding process."""
-        self._sessions.start()
+        self._sessions.start(self)
         self._forward.start()
 
     def close(self) -> None:
@@ -92,7 +90,7 @@ class Session(SessionEvents):
         self._session = None
         self._is_welcome = False
         self.requests.part()
-        self._forward.on_parted()
+        self._forward.end_known()
 
     # ---- the session: SessionEvents ----
 
@@ -120,17 +118,17 @@ class Session(SessionEvents):
             case control.Closed():
                 self.requests.finish_close(message.client)
             case control.Again():
-                self.on_control_restarted()
+                self._say_again()
             case store.Output() | store.Ended():
-                self._forward.on_host_message(message)
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Report that there can be no session any more."""
-        self._fail(error)
+                self._forward.take_host_message(message)
 
     def on_control_restarted(self) -> None:
-        """Say all again, for a control process has died, here or on the host."""
-        self._forward.on_parted()
+        """Say all again that may be lost."""
+        self._say_again()
+
+    def _say_again(self) -> None:
+        """Say all again: a control process has died, here or on the host."""
+        self._forward.end_known()
         if self._is_welcome:
             self._tell_devices()
             self.requests.ask_again()
@@ -144,25 +142,8 @@ class Session(SessionEvents):
         self._is_welcome = True
         self._tell_devices()
         self.requests.ask_waiting()
-        self._forward.on_welcome()
+        self._forward.pass_on_waiting()
 
     def _tell_devices(self) -> None:
         for function in self._devices:
             self.tell(control.Ready(function.peer, len(function.events)))
-
-
-class StoreLink(ForwardingEvents):
-    """The way of the forwarding process's messages to the host."""
-
-    def __init__(self, tell: Callable[[object], bool], on_failure: Callable[[KvmchanError], None]) -> None:
-        """`tell`: sends a message, and returns False where there is no link to the host."""
-        self._tell = tell
-        self._fail = on_failure
-
-    def tell_store(self, message: object) -> bool:
-        """Pass a message on."""
-        return self._tell(message)
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Report that no connection to the store can be served any more."""
-        self._fail(error)

@@ -8,14 +8,22 @@ is shown twice or left out because others come and go.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from kvmchand.ids import Size
+from kvmchand.channels.channels import Channels
+from kvmchand.channels.registry import Registry
+from kvmchand.channels.requester import Requester
+from kvmchand.ids import HOST, Size
+from kvmchand.links.guests import Guests
 from kvmchand.wire import client
+from kvmchand.wire.codec import PACKET_MAX
 
 Placed = tuple[int, Any, int]
 """A record's place in its section, the record, and the bytes that it takes at the most."""
 
+_NAMES = 1024
+"""Bytes of a listing's packet around what is listed."""
 _SECTION = 1 << 48
 _DOMAIN_BYTES = 60
 _RECORD_BYTES = 120
@@ -68,3 +76,26 @@ def page(sections: Sequence[Callable[[int], Iterator[Placed]]], cursor: int, roo
 def _listing(parts: list[list[Any]], following: int) -> client.Listing:
     domains, guests, links, channels = map(tuple, parts)
     return client.Listing(domains, guests, links, (), channels, Size(following))
+
+
+class Lister:
+    """Lists what a client may see."""
+
+    def __init__(self, registry: Registry, channels: Channels, guests: Guests | None) -> None:
+        """List what is in these. `guests` is None if none are served."""
+        self._registry = registry
+        self._channels = channels
+        self._guests = guests
+
+    def domains(self, requester: Requester, first: int) -> client.Domains:
+        """Return the domains from a number on, as many as fit."""
+        numbers = [number for number in sorted(self._registry.domains) if number >= first]
+        listed = [client.DomainInfo(each, self._registry.domains[each].value) for each in numbers[: client.DOMAINS_MAX]]
+        return client.Domains(requester.domain, tuple(listed))
+
+    def page(self, requester: Requester, cursor: Size) -> client.Listing:
+        """Return the page from `cursor` on. Only the host's clients see guests and links."""
+        domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
+        guests, links = self._guests.listing() if self._guests is not None and requester.domain == HOST else ((), ())
+        channels = placed_channels(partial(self._channels.listed, requester.domain))
+        return page([*map(placed, (domains, guests, links)), channels], cursor, PACKET_MAX - _NAMES)

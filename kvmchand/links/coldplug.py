@@ -91,8 +91,8 @@ class ColdPlug:
         made.taken = taken
         return taken
 
-    def on_lost(self, device: Device) -> None:
-        """A QEMU has gone, and with it, for all but the owner of a device that was taken, the device."""
+    def replace(self, device: Device) -> None:
+        """Make a new device for the next QEMU, if this one is a domain's from its start: its QEMU has gone."""
         for made in list(self._prepared.values()):
             if device is made.taken:
                 made.taken = None

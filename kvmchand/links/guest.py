@@ -7,19 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from kvmchand.channels.device import Device
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester
-from kvmchand.errors import InternalError, OutOfResources
+from kvmchand.errors import InternalError, KvmchanError, OutOfResources
 from kvmchand.ids import ClientId, DomainId, Size
 from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
 from kvmchand.services.control.sessions import SessionId, Sessions
 from kvmchand.wire import client, control
+
+
+class GuestEvents(Protocol):
+    """Hears of guests, and of what they can use."""
+
+    def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
+        """Called when a guest runs."""
+
+    def on_guest_store(self, domain: DomainId, message: object) -> None:
+        """Called with what a guest's daemon says of a connection to the store. Raises ProtocolError."""
+
+    def on_guest_messages_lost(self, domain: DomainId) -> None:
+        """Called when messages of a guest's connections to the store may be lost. What its clients
+        ask, its daemon says again.
+        """
+
+    def on_guest_reset(self, domain: DomainId) -> None:
+        """Called when a guest's daemon, or all of the guest, is gone or starts again: every end it
+        has is dead.
+        """
+
+    def on_guest_gone(self, domain: DomainId) -> None:
+        """Called when a guest runs no more."""
+
+    def on_device_lost(self, domain: DomainId, device: Device) -> None:
+        """Called when a guest can't use a device any more: its ends there are dead."""
+
+    def on_devices_changed(self) -> None:
+        """Called when a device became usable: retry requests that raised NotYet."""
+
+    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+        """Called when a device failed: fail the requests that wait for it."""
 
 
 class Remote(Requester):
@@ -118,6 +151,8 @@ class Remote(Requester):
 
 @dataclass(slots=True, eq=False)
 class Guest:
+    """A guest that runs."""
+
     domain: DomainId
     name: str
     control: Device
@@ -127,13 +162,13 @@ class Guest:
     numbers: int = 0
     """Where its clients' numbers start, in this session."""
     opened: float = 0.0
-    """When its last session was, and when the next may be looked for: at the earliest a while after."""
+    """When its last session was opened: the next comes a while later at the earliest."""
     renewal: Timer | None = None
-    """Looks for that session."""
+    """Opens that session, if it is asked for."""
     attachment: Timer | None = None
     """Plugs the control device again, which did not get into the guest."""
     patience: float = 1.0
-    """Seconds until its control device is tried to be plugged again, and those of the next time but one."""
+    """Delay before the next attempt to plug the control device; doubles each time."""
 
 
 def reply_to(remote: ClientId, serial: int, content: client.Reply) -> control.Reply:

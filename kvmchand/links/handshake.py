@@ -14,7 +14,8 @@ from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import OutOfResources
 from kvmchand.ids import GENERATION, PAGE, Size
-from kvmchand.links.guest import Guest
+from kvmchand.links.guest import Guest, GuestEvents
+from kvmchand.links.links import Links
 from kvmchand.linux.eventfd import drain_event, signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -32,10 +33,23 @@ _TRY_AGAIN = 1.0
 
 
 class Handshakes:
-    def __init__(self, loop: Loop, devices: Devices, sessions: Sessions, next_generation: Callable[[], int]) -> None:
+    """The sessions of all guests, from their beginning to their end."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        links: Links,
+        devices: Devices,
+        sessions: Sessions,
+        events: GuestEvents,
+        next_generation: Callable[[], int],
+    ) -> None:
+        """Have no session yet. `next_generation` returns numbers for the clients of one session."""
         self._loop = loop
+        self._links = links
         self._devices = devices
         self._sessions = sessions
+        self._events = events
         self._next_generation = next_generation
         self._guests: dict[SessionId, Guest] = {}
 
@@ -43,6 +57,7 @@ class Handshakes:
         return iter(self._guests)
 
     def get(self, session: SessionId) -> Guest | None:
+        """Return the guest whose session this is, if it is one that lasts."""
         return self._guests.get(session)
 
     # ---- the control device ----
@@ -59,38 +74,46 @@ class Handshakes:
     # ---- sessions ----
 
     def add(self, guest: Guest) -> None:
-        """Its first."""
+        """Open a guest's first session."""
         self._watch(guest)
         self.renew(guest)
 
     def remove(self, guest: Guest) -> None:
-        """After end()."""
+        """Open no more sessions of a guest. To be called after end()."""
         self._forget_renewal(guest)
         self._loop.remove(self._event(guest))
 
-    def end(self, guest: Guest, *, hangs_up: bool) -> None:
-        """`hangs_up`: it may not know; not where the page is made anew at once."""
+    def end(self, guest: Guest, *, hangs_up: bool = True) -> None:
+        """End a guest's session, and with it its clients and every end they have.
+
+        `hangs_up` tells the guest's daemon, which may not know. It must be False if the page is
+        written again at once.
+        """
         if guest.session is not None:
             self._sessions.close_session(guest.session, hangs_up=hangs_up)
             del self._guests[guest.session]
             guest.session = None
             self._watch(guest)
+            for device in self._links.of(guest.domain):
+                device.ready.discard(guest.domain)
+            guest.remotes.clear()
+            self._events.on_guest_reset(guest.domain)
 
     def is_there(self, guest: Guest) -> bool:
-        """Whether its end has not said that it is gone."""
+        """Return whether the guest's end has not said that it is gone."""
         return self._page(guest).live(Side.CLIENT) != 0
 
     def hang_up(self, guest: Guest) -> None:
-        """Where the control process could not."""
+        """Tell a guest's daemon that its session is over, since the control process could not."""
         self._page(guest).set_live(Side.SERVER, 0)
         signal_event(self._bell(guest))
 
     def delay(self, guest: Guest) -> None:
-        """The next one would be refused as this one was."""
+        """Delay a guest's next session, which would be refused as this one was."""
         guest.opened += _REFUSED_INTERVAL
 
     def renew(self, guest: Guest) -> None:
-        """Waits for a new daemon in the guest."""
+        """Open a session for a new daemon in the guest."""
         self._forget_renewal(guest)
         guest.opened = time.monotonic()
         try:
@@ -102,7 +125,9 @@ class Handshakes:
         self._loop.remove(self._event(guest))
 
     def renew_if_asked(self, guest: Guest) -> None:
-        """A guest's daemon that starts sets its live byte to 0, and waits for us to make the page anew."""
+        """Open a session if a daemon in the guest asks for it: it has set its live byte to 0, and
+        waits until the page is written again.
+        """
         if guest.session is not None or self.is_there(guest):
             return
         due = guest.opened + _INTERVAL
@@ -120,7 +145,7 @@ class Handshakes:
             guest.renewal.cancel()
 
     def _open(self, guest: Guest) -> None:
-        """On a page that no guest's daemon has come to yet."""
+        """Open a session on a page that no guest's daemon has come to yet."""
         self._devices.zero(guest.control, Size(0), Size(PAGE))
         self._page(guest).initialize(_RINGS)
         event = self._event(guest)
@@ -133,7 +158,7 @@ class Handshakes:
         signal_event(self._bell(guest))
 
     def _watch(self, guest: Guest) -> None:
-        """Hears the guest ring, while the control process does not."""
+        """Hear the guest ring, while the control process does not."""
         self._loop.add(self._event(guest), lambda _events: self._on_event(guest))
 
     def _on_event(self, guest: Guest) -> None:

@@ -6,8 +6,6 @@ A device goes into a guest only when that guest itself, or the host, needs it: s
 
 from __future__ import annotations
 
-import time
-
 from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
@@ -19,16 +17,15 @@ from kvmchand.ids import DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
 from kvmchand.links.slices import SliceRegion
+from kvmchand.links.unplugger import Unplugger
 from kvmchand.runtime import log
-from kvmchand.runtime.loop import Loop, Timer
+from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire import libvirt
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
-_LOOK_INTERVAL = 0.02
-"""Seconds between two looks at whether a QEMU has read what it was sent: nothing tells us."""
 
 
 class NotYet(Exception):
@@ -49,15 +46,12 @@ def _device_of(memory: Region | SharedMemory) -> Device | None:
 
 class Pool:
     def __init__(self, loop: Loop, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
-        self._loop = loop
         self._links = links
         self._devices = devices
         self._hypervisor = hypervisor
         self._settings = settings
         self._guests: set[DomainId] = set()
-        self._unread: list[tuple[Device, DomainId]] = []
-        """Devices to be unplugged, once that guest's QEMU has read what it was sent of them."""
-        self._look: Timer | None = None
+        self._unplugger = Unplugger(loop, links, devices, hypervisor, self.reap)
         self.cold_plug = ColdPlug(links, devices)
 
     # ---- guests ----
@@ -75,9 +69,9 @@ class Pool:
         """It is gone, and its devices with it."""
         self._guests.discard(guest)
         self._links.keepers.pop(guest, None)
-        self._unread = [each for each in self._unread if each[1] != guest]
+        self._unplugger.forget(guest)
         for device in self._links.of(guest):
-            self.cold_plug.on_lost(device)
+            self.cold_plug.replace(device)
             device.attached.discard(guest)
             device.plugged.discard(guest)
             device.is_closing = True
@@ -121,44 +115,22 @@ class Pool:
         until it ends.
         """
         device.is_closing = True
-        self._ask_back(device, domain)
+        self._unplugger.ask_back(device, domain)
         self.reap(device)
 
-    def _ask_back(self, device: Device, domain: DomainId) -> None:
-        if domain not in device.attached:
-            return
+    def note_refused(self, device: Device, domain: DomainId) -> None:
+        """Note that a device did not get into a guest."""
+        device.attached.discard(domain)
+        if not self._devices.is_connected(device, domain):
+            device.plugged.discard(domain)  # given up while it was on its way
+
+    def lose(self, device: Device, domain: DomainId) -> None:
+        """Note that a guest's QEMU has let go of a device, or has ended."""
+        self._hypervisor.confirm_detached(domain, device.number)
+        self.cold_plug.replace(device)
         device.attached.discard(domain)
         device.ready.discard(domain)
-        if domain in self._links.keepers:
-            device.plugged.add(domain)  # or it is on its way
-            log.info(
-                f"domain {domain}, which runs without KVM, keeps device {device.number} until it ends: nothing uses it any more, "
-                "and it counts for guest_devices"
-            )
-            return
-        self._unread.append((device, domain))
-        self._unplug()
-
-    def _unplug(self) -> None:
-        """Unplug the devices that their QEMUs have read all of.
-
-        A QEMU that still reads of a device that it has lost crashes, because it has freed what it
-        reads into (ivshmem_exit, QEMU 7.2).
-        """
-        self._devices.drain()  # a QEMU may have connected that we have not been told of yet
-        for device, domain in list(self._unread):
-            if (device, domain) in self._unread and self._devices.has_read(device, domain):
-                self._unread.remove((device, domain))
-                self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
-        if self._unread and (self._look is None or not self._look.is_waiting):
-            self._look = self._loop.call_at(time.monotonic() + _LOOK_INTERVAL, self._look_again)
-
-    def _look_again(self) -> None:
-        """Called when a QEMU may have read all of a device."""
-        waiting = {device for device, _ in self._unread}
-        self._unplug()
-        for device in waiting:
-            self.reap(device)
+        device.plugged.discard(domain)
 
     def reap(self, device: Device) -> None:
         """Does away with a device that no channel is on and none will be. It counts until every guest has let it go: else one
@@ -166,8 +138,8 @@ class Pool:
         if not device.is_closing or device.slices or device.number not in self._links.devices:
             return
         for domain in device.attached & self._guests:
-            self._ask_back(device, domain)
-        if device.plugged or any(each is device for each, _ in self._unread):
+            self._unplugger.ask_back(device, domain)
+        if device.plugged or self._unplugger.is_waiting(device):
             return
         self._links.remove(device)
         self._devices.remove(device)

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -110,32 +110,40 @@ class Service:
 
 
 class ServiceEvents(Protocol):
-    """Whom a kept service works for."""
+    """Hears what a service says, and knows what to tell it."""
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
-        """What each new process of the service is told first, and the descriptors beside that, which stay the owner's."""
+        """Return what to tell each new process first, and the descriptors beside that, which stay
+        the callee's.
+        """
 
     def decode(self, data: bytes, fds: Fds) -> object:
-        """What a packet of the service's says; None where nothing follows. Descriptors that are not stolen are closed. OSError,
-        KeyError or ValueError end the service: it is not what we started any more, somebody's bytes have taken it over."""
+        """Return what a packet of the service says, or None if nothing follows.
+
+        Descriptors that are not stolen are closed. OSError, KeyError or ValueError end the service:
+        somebody's bytes have taken over what we started.
+        """
 
     def on_message(self, message: object) -> None:
-        """What was understood."""
+        """Called with what decode() returned."""
 
     def on_death(self, culprit: int | None) -> None:
-        """It ended, reading the bytes of `culprit`; a new one comes."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """It ended for good."""
+        """Called when the service ended, while it read the bytes of `culprit`; it is started again."""
 
 
 class SupervisedService:
     """A service that is started again when it ends."""
 
-    def __init__(self, loop: Loop, name: str, owner: ServiceEvents, *, site: bool = False) -> None:
+    _events: ServiceEvents
+    """Whom start() has named."""
+
+    def __init__(self, loop: Loop, name: str, fail: Callable[[KvmchanError], None], *, site: bool = False) -> None:
+        """Start nothing yet. `fail` is called when the service has ended for good; `site` as for
+        Service.
+        """
         self._loop = loop
         self._name = name
-        self._owner = owner
+        self._fail = fail
         self._site = site
         self._service: Service | None = None
         self._failures = 0
@@ -144,11 +152,16 @@ class SupervisedService:
         self._is_full = False
         """Something waits for room in its socket."""
 
-    def start(self) -> None:
+    def start(self, events: ServiceEvents) -> None:
+        """Start the process. From now on `events` hears of it, and of those that follow it."""
+        self._events = events
+        self._launch()
+
+    def _launch(self) -> None:
         service = self._service = Service(self._name, site=self._site)
         self._is_full = False
         try:
-            for data, fds in self._owner.first_messages():
+            for data, fds in self._events.first_messages():
                 service.marker.count_sent()
                 send_packet(service.sock, data, fds)
         except OSError:
@@ -260,14 +273,14 @@ class SupervisedService:
                 self._on_end(service)
                 return
             with fds:
-                message = self._owner.decode(data, fds)
+                message = self._events.decode(data, fds)
         except (OSError, KeyError, ValueError) as error:
             log.warning(f"the {self._name} process is killed, for what it says can't be: {error}")
             service.kill()
             self._on_end(service)
             return
         if message is not None:
-            self._owner.on_message(message)
+            self._events.on_message(message)
 
     def _on_end(self, service: Service) -> None:
         self._loop.remove(service.sock.fileno())
@@ -278,12 +291,12 @@ class SupervisedService:
         self._failures += 1
         how = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
         log.warning(f"the {self._name} process ended ({how})")
-        self._owner.on_death(culprit)
+        self._events.on_death(culprit)
         if self._failures > _RESTARTS_MAX or status == HOPELESS:
             sentence = f"the {self._name} process ended {self._failures} times in a row: see the log above"
-            self._owner.on_failure(InternalError(sentence))
+            self._fail(InternalError(sentence))
             return
-        self.start()
+        self._launch()
 
     def stop(self) -> None:
         if self._service is not None:

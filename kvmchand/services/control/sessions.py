@@ -6,7 +6,7 @@ A control process that dies is started again and given the sessions back, except
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,16 +24,16 @@ SessionId = int
 
 
 class SessionEvents(Protocol):
-    def on_control_restarted(self) -> None:
-        """A control process has died: what was under way on any session may be lost."""
+    """Hears what comes by control sessions."""
 
-    def on_session_message(self, session: SessionId, message: object) -> None: ...
+    def on_control_restarted(self) -> None:
+        """Called when a control process has died: what was under way on any session may be lost."""
+
+    def on_session_message(self, session: SessionId, message: object) -> None:
+        """Called with what the other end says."""
 
     def on_session_lost(self, session: SessionId, sentence: str) -> None:
-        """The other end is gone, or broke the rules. The session is closed."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """No session can be served any more."""
+        """Called when the other end is gone, or broke the rules. The session is closed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,13 @@ class ControlEnd:
 
 
 class Sessions:
-    def __init__(self, loop: Loop, owner: SessionEvents, user: str, *, is_host: bool, rate: int) -> None:
-        self._owner = owner
+    """The control sessions, and the control process that reads their rings."""
+
+    _events: SessionEvents
+    """Whom start() has named."""
+
+    def __init__(self, loop: Loop, user: str, fail: Callable[[KvmchanError], None], *, is_host: bool, rate: int) -> None:
+        """Have no session yet. `fail` is called when the control process has ended for good."""
         self._user = user
         self._is_host = is_host
         self._rate = rate
@@ -56,10 +61,12 @@ class Sessions:
         self._last: SessionId = 0
         self._is_restarted = False
         """Whether the control process that starts is not the first."""
-        self._service = SupervisedService(loop, "control", self)
+        self._service = SupervisedService(loop, "control", fail)
 
-    def start(self) -> None:
-        self._service.start()
+    def start(self, events: SessionEvents) -> None:
+        """Serve sessions. From now on `events` hears what comes by them."""
+        self._events = events
+        self._service.start(self)
 
     def open(self, end: ControlEnd, domain: DomainId = HOST) -> SessionId:
         """A new session, with a guest, or in one with the host. OutOfResources: no descriptors are left."""
@@ -111,7 +118,7 @@ class Sessions:
     def on_message(self, message: object) -> None:
         if not isinstance(message, tuple):
             if self._is_restarted:
-                self._owner.on_control_restarted()
+                self._events.on_control_restarted()
             self._is_restarted = True
             return
         session, content = message
@@ -119,19 +126,16 @@ class Sessions:
             return  # closed meanwhile
         if isinstance(content, control.Lost):
             self._forget(session)
-            self._owner.on_session_lost(session, content.sentence)
+            self._events.on_session_lost(session, content.sentence)
             return
         self._service.reset_failures()
-        self._owner.on_session_message(session, content)
+        self._events.on_session_message(session, content)
 
     def on_death(self, culprit: int | None) -> None:
         if culprit is not None and culprit in self._sessions:
             log.warning(f"control session {culprit} is ended, for its bytes ended the control process")
             self._forget(culprit)
-            self._owner.on_session_lost(culprit, "its bytes ended the control process")
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)
+            self._events.on_session_lost(culprit, "its bytes ended the control process")
 
     def close(self) -> None:
         self._service.stop()

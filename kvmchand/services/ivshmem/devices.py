@@ -14,7 +14,7 @@ import itertools
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,26 +111,34 @@ class _Made:
 
 
 class DeviceEvents(Protocol):
-    """May create and remove devices in what it is called for."""
+    """Hears which QEMU has a device. May create and remove devices when it is called."""
 
     def on_served(self, device: Device, domain: DomainId) -> None:
-        """That guest's QEMU has been sent the whole device. It may take a moment to read that."""
+        """Called when that guest's QEMU has been sent the whole device, which it is about to read."""
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
-        """After on_served: that guest's QEMU has let go of the device, or is not served any more. It may connect again."""
+        """Called after on_served(), when that guest's QEMU has let go of the device, or is not
+        served any more. It may connect again.
+        """
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
-        """Instead of on_served: that guest's QEMU may have the device, but without all that makes it work."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """Devices can't be served any more."""
+        """Called instead of on_served(), when that guest's QEMU may have the device, but without
+        all that makes it work.
+        """
 
 
 class Devices:
-    def __init__(self, loop: Loop, directory: Path, owner: DeviceEvents, user: str) -> None:
-        """`directory`: for the sockets, which is made; and one beside it. `user`: whom the ivshmem process runs as.
-        InvalidArgument where the directory can't be used."""
-        self._owner = owner
+    """The devices that exist, and the ivshmem process that gives them to QEMU."""
+
+    _events: DeviceEvents
+    """Whom start() has named."""
+
+    def __init__(self, loop: Loop, directory: Path, user: str, fail: Callable[[KvmchanError], None]) -> None:
+        """Make `directory`, for the sockets, and one beside it.
+
+        `user` is whom the ivshmem process runs as; `fail` is called when that has ended for good.
+        Raises InvalidArgument if the directory is unusable.
+        """
         self._user = user
         self._made: dict[DeviceId, _Made] = {}
         self._last = 0
@@ -138,7 +146,7 @@ class Devices:
         self._numbers = itertools.count(1)
         self._directory = directory
         self._private = directory.with_name(f"{directory.name}.new")
-        self._service = SupervisedService(loop, "ivshmem", self)
+        self._service = SupervisedService(loop, "ivshmem", fail)
         longest = len(os.fsencode(directory)) + 1 + 2 * _SECRET_BYTES
         if longest > _PATH_MAX:
             excess = longest - _PATH_MAX
@@ -160,8 +168,10 @@ class Devices:
             if left.is_socket():
                 left.unlink()  # a daemon's that was killed
 
-    def start(self) -> None:
-        self._service.start()
+    def start(self, events: DeviceEvents) -> None:
+        """Serve QEMUs. From now on `events` hears which has a device."""
+        self._events = events
+        self._service.start(self)
 
     # ---- devices ----
 
@@ -305,14 +315,14 @@ class Devices:
             return
         if not connection.served:
             connection.served = True
-            self._owner.on_served(made.device, port.domain)
+            self._events.on_served(made.device, port.domain)
 
     def _on_gone(self, made: _Made, port: _Port) -> None:
         was = port.let_go()
         if was is not None and was.served:
-            self._owner.on_unplugged(made.device, port.domain)
+            self._events.on_unplugged(made.device, port.domain)
         elif was is not None:
-            self._owner.on_cut_off(made.device, port.domain)
+            self._events.on_cut_off(made.device, port.domain)
 
     def on_death(self, culprit: int | None) -> None:
         for made in list(self._made.values()):
@@ -328,9 +338,6 @@ class Devices:
                 log.warning(f"domain {port.domain}'s connection for device {made.device.number} is ended, for {why}")
                 _hang_up(port.connection.sock)
                 self._on_gone(made, port)
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)
 
 
 def _introduction(made: _Made) -> Iterator[tuple[object, Sequence[int]]]:

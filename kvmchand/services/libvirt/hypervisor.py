@@ -6,7 +6,7 @@ A libvirt process that dies is started again; what it had not done is asked of i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,34 +19,47 @@ from kvmchand.wire.packet import Fds
 
 
 class HypervisorEvents(Protocol):
-    def on_found(self, found: libvirt.Found) -> None:
-        """A domain runs. Told once."""
+    """Hears which domains run, and which devices get into them."""
 
-    def on_gone(self, domain: DomainId) -> None: ...
+    def on_found(self, found: libvirt.Found) -> None:
+        """Called once when a domain runs."""
+
+    def on_gone(self, domain: DomainId) -> None:
+        """Called when a domain that was found runs no more."""
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
-        """A domain, running or not, has a device of ours from its start. Also told again, and of changes."""
+        """Called when a domain, running or not, has a device of ours from its start; also again,
+        and when that device changes.
+        """
 
-    def on_unprepared(self, uuid: str) -> None: ...
+    def on_unprepared(self, uuid: str) -> None:
+        """Called when a domain has no such device any more."""
 
-    def on_rebooted(self, domain: DomainId) -> None: ...
+    def on_rebooted(self, domain: DomainId) -> None:
+        """Called when a domain starts again, in the same QEMU."""
 
-    def on_paused(self, domain: DomainId, paused: bool) -> None: ...
+    def on_paused(self, domain: DomainId, paused: bool) -> None:
+        """Called when a domain is paused, or goes on."""
 
     def on_attached(self, domain: DomainId, device: DeviceId) -> None:
-        """QEMU has the device; the guest may not have noticed yet."""
+        """Called when QEMU has a device, which the guest may not have noticed yet."""
 
-    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None: ...
-
-    def on_hypervisor_failure(self, error: KvmchanError) -> None:
-        """Domains come and go unnoticed from now on, and get no devices."""
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
+        """Called when a device did not get into a domain."""
 
 
 class Hypervisor:
-    def __init__(self, loop: Loop, uri: str, folder: Path, owner: HypervisorEvents) -> None:
+    """The domains that run, and the libvirt process that plugs devices into them."""
+
+    _events: HypervisorEvents
+    """Whom start() has named."""
+
+    def __init__(self, loop: Loop, uri: str, folder: Path, fail: Callable[[KvmchanError], None]) -> None:
+        """Know of no domain yet. `folder` has the sockets of devices; `fail` is called when the
+        libvirt process has ended for good: domains then come and go unnoticed.
+        """
         self._uri = uri
         self._folder = folder
-        self._owner = owner
         self._domains: dict[DomainId, str] = {}
         self._paused: set[DomainId] = set()
         self._prepared: set[str] = set()
@@ -56,28 +69,30 @@ class Hypervisor:
         """Since the last connect."""
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
         self._detaching: dict[tuple[DomainId, DeviceId], libvirt.Detach] = {}
-        """Until on_unplugged()."""
-        self._service = SupervisedService(loop, "libvirt", self, site=True)
+        """Until confirm_detached()."""
+        self._service = SupervisedService(loop, "libvirt", fail, site=True)
 
-    def start(self) -> None:
-        self._service.start()
+    def start(self, events: HypervisorEvents) -> None:
+        """Watch the hypervisor. From now on `events` hears of its domains."""
+        self._events = events
+        self._service.start(self)
 
     def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
-        """on_attached or on_attach_failed follows, or on_gone."""
+        """Plug a device into a domain. on_attached() or on_attach_failed() follows, or on_gone()."""
         self._detaching.pop((domain, device), None)
         message = self._attaching[domain, device] = libvirt.Attach(domain, device, str(socket), vectors)
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
-        """Asks the guest to let the device go: the ivshmem server sees when it has. Never of a domain without KVM."""
+        """Ask a guest with KVM to let a device go. The ivshmem server sees when it has."""
         self._attaching.pop((domain, device), None)
         message = libvirt.Detach(domain, device, str(socket))
         if domain in self._domains:
             self._detaching[domain, device] = message
         self._service.send(libvirt.to_libvirt.encode(message))
 
-    def on_unplugged(self, domain: DomainId, device: DeviceId) -> None:
-        """The ivshmem server has seen the device go."""
+    def confirm_detached(self, domain: DomainId, device: DeviceId) -> None:
+        """Stop asking for a device, which the ivshmem server has seen go."""
         self._detaching.pop((domain, device), None)
 
     def close(self) -> None:
@@ -107,7 +122,7 @@ class Hypervisor:
                 if self._domains.get(message.domain) != message.uuid:
                     self._lose(message.domain)
                     self._domains[message.domain] = message.uuid
-                    self._owner.on_found(message)
+                    self._events.on_found(message)
             case libvirt.Listed():
                 self._service.reset_failures()
                 for domain in self._domains.keys() - self._found:
@@ -119,30 +134,30 @@ class Hypervisor:
             case libvirt.Prepared():
                 self._prepared.add(message.uuid)
                 self._found_prepared.add(message.uuid)
-                self._owner.on_prepared(message)
+                self._events.on_prepared(message)
             case libvirt.Unprepared():
                 self._unprepare(message.uuid)
             case libvirt.Gone():
                 self._lose(message.domain)
             case libvirt.Rebooted():
                 if message.domain in self._domains:
-                    self._owner.on_rebooted(message.domain)
+                    self._events.on_rebooted(message.domain)
             case libvirt.Paused():
                 if message.domain in self._domains and message.paused != (message.domain in self._paused):
                     self._paused ^= {message.domain}
-                    self._owner.on_paused(message.domain, message.paused)
+                    self._events.on_paused(message.domain, message.paused)
             case libvirt.Attached():
                 if self._attaching.pop((message.domain, message.device), None) is not None:
-                    self._owner.on_attached(message.domain, message.device)
+                    self._events.on_attached(message.domain, message.device)
             case libvirt.AttachFailed():
                 if self._attaching.pop((message.domain, message.device), None) is not None:
-                    self._owner.on_attach_failed(message.domain, message.device, message.sentence)
+                    self._events.on_attach_failed(message.domain, message.device, message.sentence)
                     self._detaching.pop((message.domain, message.device), None)  # it has none to give back
 
     def _unprepare(self, uuid: str) -> None:
         if uuid in self._prepared:
             self._prepared.discard(uuid)
-            self._owner.on_unprepared(uuid)
+            self._events.on_unprepared(uuid)
 
     def _lose(self, domain: DomainId) -> None:
         if self._domains.pop(domain, None) is not None:
@@ -150,10 +165,7 @@ class Hypervisor:
             for waiting in (self._attaching, self._detaching):
                 for key in [key for key in waiting if key[0] == domain]:
                     del waiting[key]
-            self._owner.on_gone(domain)
+            self._events.on_gone(domain)
 
     def on_death(self, culprit: int | None) -> None:
         pass  # the next one finds out what has changed
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_hypervisor_failure(error)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
@@ -99,16 +98,27 @@ class Client(Requester):
         self._clients.mark_idle(self)
 
 
-class ClientEvents(RequesterEvents, Protocol):
-    def on_ready(self) -> None:
-        """The local process serves."""
-
-
 class Clients:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: ClientEvents, user: str, max_channels: int) -> None:
+    """The table of local clients, and the local process that reads what they say."""
+
+    _events: RequesterEvents
+    """Whom start() has named."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sockets: Sockets,
+        user: str,
+        max_channels: int,
+        on_ready: Callable[[], None],
+        fail: Callable[[KvmchanError], None],
+    ) -> None:
+        """Have no client yet. `on_ready` is called when the local process serves, `fail` when it
+        has ended for good.
+        """
         self._loop = loop
         self._sockets = sockets
-        self._owner = owner
+        self._on_ready = on_ready
         self._user = user
         self._max_clients = 2 * max_channels + 2 * _IDLE_CLIENTS
         self._clients: dict[ClientId, Client] = {}
@@ -116,7 +126,7 @@ class Clients:
         """Those without a channel, the oldest first."""
         self._generation = 0
         """Of the local process. It numbers its clients, from GENERATION times this on."""
-        self._service = SupervisedService(loop, "local", self)
+        self._service = SupervisedService(loop, "local", fail)
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -131,8 +141,10 @@ class Clients:
 
     # ---- the local process: ServiceEvents ----
 
-    def start(self) -> None:
-        self._service.start()
+    def start(self, events: RequesterEvents) -> None:
+        """Serve clients. From now on `events` hears what they do."""
+        self._events = events
+        self._service.start(self)
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
         self._first = self.next_generation() * GENERATION
@@ -157,19 +169,16 @@ class Clients:
 
     def on_message(self, message: object) -> None:
         if not isinstance(message, tuple):
-            self._owner.on_ready()
+            self._on_ready()
             return
         self._service.reset_failures()
-        self._owner.on_request(*message)
+        self._events.on_request(*message)
 
     def on_death(self, culprit: int | None) -> None:
         dropped = self._clients.get(ClientId(culprit or 0))
         if dropped is not None:
             log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
             dropped.drop()
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)
 
     # ---- connections ----
 
@@ -196,10 +205,10 @@ class Clients:
     def _on_hang_up(self, gone: Client, events: int) -> None:
         if not events & HUNG_UP:
             # It closes its channel, has told its peer so, or should have, and waits for us to end the connection.
-            self._owner.on_close(gone)
+            self._events.on_close(gone)
             return
         self.forget(gone)
-        self._owner.on_loss(gone.number)
+        self._events.on_loss(gone.number)
 
     def pause(self, closing: Client) -> None:
         """Stop watching a connection until forget()."""
@@ -223,7 +232,7 @@ class Clients:
     def drop(self, dropped: Client) -> None:
         """Forget a client that was ended from this side, and report that."""
         self.forget(dropped)
-        self._owner.on_drop(dropped.number)
+        self._events.on_drop(dropped.number)
 
     def close(self) -> None:
         self._service.stop()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import ClientId
@@ -43,28 +42,33 @@ class Asked:
     """It was told something, and may not have taken it all."""
 
 
-class ForwardingEvents(Protocol):
-    def tell_store(self, message: object) -> bool:
-        """Passes on to the host's store; False where there is no link to it yet."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """The daemon can't go on."""
-
-
 class Forward:
+    """The connections to the store in a guest, and the process that forwards what they ask."""
+
     def __init__(
-        self, loop: Loop, sockets: Sockets, owner: ForwardingEvents, user: str, next_generation: Callable[[], int]
+        self,
+        loop: Loop,
+        sockets: Sockets,
+        user: str,
+        next_generation: Callable[[], int],
+        tell_host: Callable[[object], bool],
+        fail: Callable[[KvmchanError], None],
     ) -> None:
+        """Know of no connection yet.
+
+        `tell_host` passes a message on to the host's store, and returns False if there is no link
+        to it yet; `fail` is called when the forwarding process has ended for good.
+        """
         self._loop = loop
-        self._owner = owner
+        self._tell_host = tell_host
         self._user = user
         self._next_generation = next_generation
         self._connections = Connections(sockets)
         self._asked: dict[ClientId, Asked] = {}
-        self._service = SupervisedService(loop, "forward", self)
+        self._service = SupervisedService(loop, "forward", fail)
 
     def start(self) -> None:
-        self._service.start()
+        self._service.start(self)
 
     def close(self) -> None:
         self._service.stop()
@@ -75,19 +79,20 @@ class Forward:
 
     # ---- the host ----
 
-    def on_welcome(self) -> None:
-        """The link to the host is there."""
+    def pass_on_waiting(self) -> None:
+        """Pass on what waits for the link to the host, now that it is there."""
         for asked in self._asked.values():
             if asked.waiting is not None:
                 self._pass_on(asked, asked.waiting)
 
-    def on_parted(self) -> None:
-        """It is gone, or may have lost messages: with it what stood on it."""
+    def end_known(self) -> None:
+        """End the connections that the host knows of: the link is gone, or may have lost messages."""
         for number, asked in list(self._asked.items()):
             if asked.is_known:
                 self._end(number)
 
-    def on_host_message(self, message: object) -> None:
+    def take_host_message(self, message: object) -> None:
+        """Do what the host's store says of a connection."""
         match message:
             case store.Output():
                 asked = self._asked.get(message.client)
@@ -117,7 +122,7 @@ class Forward:
         if gone is not None:
             _stop_waiting(gone)
             if gone.is_known:
-                self._owner.tell_store(store.Ended(number))
+                self._tell_host(store.Ended(number))
 
     # ---- the forwarding process: ServiceEvents ----
 
@@ -151,14 +156,14 @@ class Forward:
                 asked = self._asked.get(message.client)
                 if asked is not None:
                     asked.is_told = False
-                    self._owner.tell_store(message)
+                    self._tell_host(message)
             case store.Ended():
                 self._forget(message.client)
         self._service.reset_failures()
 
     def _pass_on(self, asked: Asked, request: store.Request) -> None:
         asked.is_asking = True
-        asked.is_known = self._owner.tell_store(request)
+        asked.is_known = self._tell_host(request)
         if asked.is_known:
             _stop_waiting(asked)
         elif asked.waiting is None:
@@ -170,9 +175,6 @@ class Forward:
         for number, asked in list(self._asked.items()):
             if asked.is_asking or asked.is_told or number == culprit:
                 self._end(number)
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)
 
 
 def _stop_waiting(asked: Asked) -> None:

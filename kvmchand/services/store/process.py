@@ -55,7 +55,7 @@ class RemoteStream(Stream):
             raise ProtocolError("its daemon passed on a request before the answer to the one before")
         self._request = data
 
-    def on_taken(self) -> None:
+    def note_taken(self) -> None:
         """Send the next Output, now that the guest has taken the last one."""
         self._is_sent = False
         self.flush()
@@ -144,7 +144,7 @@ class Store(Streams):
             case store.Request():
                 self._with_remote(message.client, lambda remote: remote.feed(message.data))
             case store.Taken():
-                self._with_remote(message.client, RemoteStream.on_taken)
+                self._with_remote(message.client, RemoteStream.note_taken)
             case local.Start():
                 self._settle()
                 super()._obey(message, fds)

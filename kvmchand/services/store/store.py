@@ -41,22 +41,33 @@ class Remote:
 
 
 class StoreEvents(Protocol):
-    def on_store_output(self, domain: DomainId, message: object) -> None:
-        """For a guest's daemon."""
+    """Hears what happens in the store."""
 
-    def require_room(self) -> None:
-        """OutOfResources where no descriptors are left for another connection."""
+    def on_connection(self) -> None:
+        """Called when a program has connected. Raises OutOfResources to have it disconnected."""
+
+    def on_output(self, domain: DomainId, message: object) -> None:
+        """Called with what a guest's daemon is to be told."""
 
     def on_nodes_removed(self, channel: ChannelId) -> None:
-        """A program has removed a channel's nodes, and with them the offer."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """The daemon can't go on."""
+        """Called when a program has removed a channel's nodes, and with them the offer."""
 
 
 class Store:
-    def __init__(self, loop: Loop, sockets: Sockets, owner: StoreEvents, user: str, next_generation: Callable[[], int]) -> None:
-        self._owner = owner
+    """The store's state that outlives its process: who is connected, and what the process must know."""
+
+    _events: StoreEvents
+    """Whom start() has named."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        sockets: Sockets,
+        user: str,
+        next_generation: Callable[[], int],
+        fail: Callable[[KvmchanError], None],
+    ) -> None:
+        """Know of no domain yet. `fail` is called when the store process has ended for good."""
         self._user = user
         self._next_generation = next_generation
         self._connections = Connections(sockets)
@@ -67,14 +78,16 @@ class Store:
         self._in_guests: dict[DomainId, dict[ClientId, Remote]] = {}
         """By the guest's numbers."""
         self._last_remote = next_generation() * GENERATION
-        self._service = SupervisedService(loop, "store", self)
+        self._service = SupervisedService(loop, "store", fail)
 
     def __len__(self) -> int:
         """Descriptors that it takes, for connections."""
         return len(self._connections)
 
-    def start(self) -> None:
-        self._service.start()
+    def start(self, events: StoreEvents) -> None:
+        """Serve programs. From now on `events` hears what happens."""
+        self._events = events
+        self._service.start(self)
 
     def close(self) -> None:
         self._service.stop()
@@ -87,15 +100,17 @@ class Store:
     # ---- what there is ----
 
     def introduce(self, domain: DomainId, name: str, uuid: str = "") -> None:
+        """Give a domain its nodes."""
         told = self._domains[domain] = store.Domain(domain, name, uuid)
         self._tell(told)
 
     def release(self, domain: DomainId) -> None:
+        """Take away a domain's nodes."""
         del self._domains[domain]
         self._tell(store.Gone(domain))
 
-    def on_offered(self, channel: Channel) -> None:
-        """registry.Observer: before its server is answered."""
+    def publish(self, channel: Channel) -> None:
+        """Show a vchan at its path, before its server is answered."""
         told = store.Offered(
             channel.number,
             channel.path,
@@ -107,15 +122,15 @@ class Store:
         self._offers[channel.number] = told
         self._service.queue(store.to_store.encode(told))
 
-    def on_withdrawn(self, channel: Channel) -> None:
-        """registry.Observer."""
+    def unpublish(self, channel: Channel) -> None:
+        """Show a vchan no more. Does nothing if it is not shown."""
         if self._offers.pop(channel.number, None) is not None:
             self._service.queue(store.to_store.encode(store.Withdrawn(channel.number)))
 
     # ---- connections in guests ----
 
-    def on_guest_message(self, domain: DomainId, message: object) -> None:
-        """What a guest's daemon says of one of its connections."""
+    def take_guest_message(self, domain: DomainId, message: object) -> None:
+        """Do what a guest's daemon says of one of its connections. Raises ProtocolError."""
         match message:
             case store.Request():
                 self._on_request(domain, message)
@@ -135,7 +150,7 @@ class Store:
         if remote is None:
             if len(remotes) >= _REMOTES_MAX:
                 log.warning(f"domain {domain} is refused another connection to the store: it has {len(remotes)}")
-                self._owner.on_store_output(domain, store.Ended(request.client))
+                self._events.on_output(domain, store.Ended(request.client))
                 return
             self._last_remote += 1
             remote = Remote(ClientId(self._last_remote), domain, request.client)
@@ -147,7 +162,7 @@ class Store:
         self._tell(store.Request(remote.number, request.data))
 
     def reset(self, domain: DomainId) -> None:
-        """A guest's connections are over, as its daemon knows."""
+        """End a guest's connections, as its daemon knows already."""
         for remote in self._in_guests.pop(domain, {}).values():
             del self._remotes[remote.number]
             self._tell(store.Ended(remote.number))
@@ -158,7 +173,7 @@ class Store:
 
     def _end(self, remote: Remote) -> None:
         self._forget(remote)
-        self._owner.on_store_output(remote.domain, store.Ended(remote.remote))
+        self._events.on_output(remote.domain, store.Ended(remote.remote))
 
     # ---- the store process: ServiceEvents ----
 
@@ -187,20 +202,20 @@ class Store:
                 remote = self._remotes.get(message.client)
                 if remote is not None:
                     remote.is_asking = remote.is_asking and not message.answers
-                    self._owner.on_store_output(remote.domain, store.Output(remote.remote, message.data, message.answers))
+                    self._events.on_output(remote.domain, store.Output(remote.remote, message.data, message.answers))
             case store.Ended():
                 remote = self._remotes.get(message.client)
                 if remote is not None:
                     self._end(remote)
                 self._connections.forget(message.client)
             case store.Withdraw():
-                self._owner.on_nodes_removed(message.channel)
+                self._events.on_nodes_removed(message.channel)
                 self._tell(store.Withdrawn(message.channel))
         self._service.reset_failures()
 
     def _require_room(self, new: ClientId) -> None:
         try:
-            self._owner.require_room()
+            self._events.on_connection()
         except OutOfResources as error:
             log.warning(f"a new connection to the store is ended: {error.sentence}")
             self._connections.drop(new)
@@ -213,6 +228,3 @@ class Store:
         for remote in list(self._remotes.values()):
             if remote.is_asking or remote.number == culprit:
                 self._end(remote)
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -86,30 +86,33 @@ class Function:
 
 
 class FunctionEvents(Protocol):
+    """Hears which devices a guest has."""
+
     def on_device(self, function: Function) -> None:
-        """One that works has come; it is the owner's to close."""
+        """Called when a device that works has come. It is the callee's to close."""
 
     def on_removed(self, address: str) -> None:
-        """One is being unplugged, and waits for all to let go of it; or is gone."""
+        """Called when a device is gone, or is being unplugged and waits for all to let go of it."""
 
     def on_unusable(self, address: str, sentence: str) -> None:
-        """One, or all if `address` is empty, can't be used."""
-
-    def on_failure(self, error: KvmchanError) -> None:
-        """No device can be driven any more."""
+        """Called when a device is unusable, or all are, if `address` is empty."""
 
 
 class Functions:
-    def __init__(self, loop: Loop, owner: FunctionEvents, *, noiommu: bool) -> None:
-        self._owner = owner
+    """A guest's ivshmem functions, and the vfio process that drives them."""
+
+    def __init__(self, loop: Loop, events: FunctionEvents, fail: Callable[[KvmchanError], None], *, noiommu: bool) -> None:
+        """Know of no function yet. `fail` is called when the vfio process has ended for good."""
+        self._events = events
         self._noiommu = noiommu
         self._groups: dict[str, Fds] = {}
         self._functions: dict[str, Function] = {}
         """Those the owner has; the ones it has closed, too, until they are removed."""
-        self._service = SupervisedService(loop, "vfio", self)
+        self._service = SupervisedService(loop, "vfio", fail)
 
     def start(self) -> None:
-        self._service.start()
+        """Start the vfio process."""
+        self._service.start(self)
 
     # ---- the vfio process: ServiceEvents ----
 
@@ -154,21 +157,18 @@ class Functions:
         match message:
             case Function():
                 if message.events:
-                    self._owner.on_device(message)
+                    self._events.on_device(message)
                 else:
                     self._functions[message.address] = message
             case vfio.Removed():
                 self._functions.pop(message.address, None)
-                self._owner.on_removed(message.address)
+                self._events.on_removed(message.address)
             case vfio.Unusable():
-                self._owner.on_unusable(message.address, message.sentence)
+                self._events.on_unusable(message.address, message.sentence)
 
     def on_death(self, culprit: int | None) -> None:
         for function in [each for each in self._functions.values() if each.fd >= 0 and len(each.events) != each.settings.vectors]:
             self._functions.pop(function.address).close()  # it had not come whole
-
-    def on_failure(self, error: KvmchanError) -> None:
-        self._owner.on_failure(error)
 
     def close(self) -> None:
         self._service.stop()

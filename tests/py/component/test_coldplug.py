@@ -69,7 +69,7 @@ class Cold:
 
     def _on_lost(self, device: Device, _domain: DomainId) -> None:
         self.lost.append(device)
-        self.plug.on_lost(device)
+        self.plug.replace(device)
 
     def path(self, plan: StartLink = PLAN) -> Path:
         return self.rig.folder / plan.socket

@@ -149,13 +149,13 @@ class Rig:
         """Why the last device was not attached."""
         self._log = folder / "log"
         self.folder = folder / "devices"
-        self.devices = Devices(self.loop, self.folder, self, "nobody")
-        self.hypervisor = Hypervisor(self.loop, uri, self.folder, self)
+        self.devices = Devices(self.loop, self.folder, "nobody", self._fail)
+        self.hypervisor = Hypervisor(self.loop, uri, self.folder, self._fail)
         self._last = 0
 
     def start(self) -> None:
-        self.devices.start()
-        self.hypervisor.start()
+        self.devices.start(self)
+        self.hypervisor.start(self)
 
     def on_found(self, found: Found) -> None:
         assert re.fullmatch(r"[0-9a-f-]{36}", found.uuid)
@@ -184,20 +184,17 @@ class Rig:
         self.sentence = sentence
         self.told.append(("failed", domain, device))
 
-    def on_hypervisor_failure(self, error: KvmchanError) -> None:
-        self.failure = error
-
     def on_served(self, device: Device, domain: DomainId) -> None:
         self.told.append(("served", domain, device.number))
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
-        self.hypervisor.on_unplugged(domain, device.number)
+        self.hypervisor.confirm_detached(domain, device.number)
         self.told.append(("unplugged", domain, device.number))
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
         self.told.append(("cut off", domain, device.number))
 
-    def on_failure(self, error: KvmchanError) -> None:
+    def _fail(self, error: KvmchanError) -> None:
         self.failure = error
 
     def until(self, holds: Callable[[], bool]) -> None:
@@ -619,8 +616,8 @@ def test_what_a_domain_keeps_of_an_earlier_daemon_is_told_with_whether_it_has_kv
     rig.devices.remove(rig.attached(domain))
     rig.attached(domain)
     rig.hypervisor.close()
-    rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig)
-    rig.hypervisor.start()
+    rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig._fail)
+    rig.hypervisor.start(rig)
     rig.until_told(("found", domain, "one"))
     assert (rig.found[domain].kvm, rig.found[domain].left) == (False, 1)
 
@@ -654,9 +651,9 @@ def test_a_device_of_someone_elses_is_let_alone(host: Host, rig: Rig, domain: Do
         pass
     rig.hypervisor.close()
     rig.devices.remove(theirs)
-    elsewhere = Hypervisor(rig.loop, host.libvirtd.uri, other, rig)
+    elsewhere = Hypervisor(rig.loop, host.libvirtd.uri, other, rig._fail)
     rig.hypervisor = elsewhere
-    elsewhere.start()
+    elsewhere.start(rig)
     rig.until_told(("found", domain, "one"))
     rig.attached(domain)
     assert len(host.shmems("one")) == 2
@@ -707,7 +704,7 @@ def test_a_libvirt_process_that_says_what_can_not_be_is_ended_and_another_starte
     stand_in.write_text(STAND_IN.format(said=str(tmp_path / "said"), entry=str(supervisor._ENTRY), packet=packet))
     one = host.create("one")
     monkeypatch.setattr(supervisor, "_ENTRY", stand_in)
-    rig.hypervisor.start()
+    rig.hypervisor.start(rig)
     rig.until_told(("found", one, "one"))
 
 

@@ -92,7 +92,7 @@ def test_a_qemu_may_come_before_the_process_is_ready(tmp_path: Path) -> None:
     try:
         device = rig.device(ALICE)
         alice = rig.qemu(device, ALICE)
-        rig.devices.start()
+        rig.devices.start(rig)
         alice.hear_handshake(A)
         rig.until_told(("served", device.number, ALICE))
     finally:
@@ -286,7 +286,7 @@ def test_a_device_may_be_removed_in_the_midst_of_the_owners_call(rig: Rig, monke
 
 def test_when_main_ends_every_event_is_signalled(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
-    rig.devices.start()
+    rig.devices.start(rig)
     device = rig.device(ALICE, BOB)
     alice = rig.qemu(device, ALICE)
     alice.hear_handshake(A)
@@ -390,15 +390,15 @@ def test_a_directory_whose_sockets_no_qemu_could_name_is_refused(tmp_path: Path)
     assert room > 0, "the tests' own folder has too long a path"
     before = our_fds()
     loop = Loop()
-    owner: Any = None
-    longest = Devices(loop, tmp_path / ("d" * room), owner, "nobody")
+    fail: Any = None
+    longest = Devices(loop, tmp_path / ("d" * room), "nobody", fail)
     longest.create(Device(DeviceId(1), (DomainId(0), ALICE), Size(4096), 1, {ALICE: A}))
     longest.close()
     with pytest.raises(InvalidArgument, match="1 bytes shorter"):
-        Devices(loop, tmp_path / ("d" * (room + 1)), owner, "nobody")
+        Devices(loop, tmp_path / ("d" * (room + 1)), "nobody", fail)
     (tmp_path / "file").touch()
     with pytest.raises(InvalidArgument, match="can't be used"):
-        Devices(loop, tmp_path / "file", owner, "nobody")
+        Devices(loop, tmp_path / "file", "nobody", fail)
     loop.close()
     assert our_fds() == before
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -376,7 +376,7 @@ def test_a_lock_that_goes_after_the_report_of_its_description_is_not_missed() ->
         loop.stop()
 
     lifelines = Lifelines(loop.call_at, end)
-    loop.add(lifelines.fd, lifelines.on_event)
+    loop.add(lifelines.fd, lifelines.take_events)
     lifelines.watch(ClientId(7), stub)
     os.close(os.open(f"/proc/self/fd/{stub.memory}", os.O_RDWR))  # one report, and never another
     loop.run()

@@ -521,7 +521,7 @@ class Owner:
     def on_unusable(self, address: str, sentence: str) -> None:
         raise AssertionError(f"{address}: {sentence}")
 
-    def on_failure(self, error: KvmchanError) -> None:
+    def fail(self, error: KvmchanError) -> None:
         raise error
 
 
@@ -531,7 +531,7 @@ class Guest:
     def __init__(self) -> None:
         self.owner = Owner()
         self._loop = Loop()
-        self._functions = mains.Functions(self._loop, self.owner, noiommu=False)
+        self._functions = mains.Functions(self._loop, self.owner, self.owner.fail, noiommu=False)
 
     @contextmanager
     def driving(self) -> Iterator[Main]:

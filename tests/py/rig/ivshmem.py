@@ -66,7 +66,7 @@ class Rig:
         self._log = folder / "log"
         self.told: list[tuple[str, int, int]] = []
         self.failure: KvmchanError | None = None
-        self.devices = Devices(self.loop, self.folder, self, "nobody")
+        self.devices = Devices(self.loop, self.folder, "nobody", self._fail)
         self.names: dict[str, str] = {}
         """What each descriptor of a device is, by its identity."""
         self._last = 0
@@ -81,7 +81,7 @@ class Rig:
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
         self.told.append(("cut off", device.number, domain))
 
-    def on_failure(self, error: KvmchanError) -> None:
+    def _fail(self, error: KvmchanError) -> None:
         self.failure = error
 
     def until(self, holds: Callable[[], bool]) -> None:
@@ -216,7 +216,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
         # pytest's own capture ends with each phase of a test, and so would what a process started in another was given.
         patch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, stderr=stderr))
         made = Rig(tmp_path)
-        made.devices.start()
+        made.devices.start(made)
         try:
             yield made
         finally:

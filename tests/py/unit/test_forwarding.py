@@ -17,19 +17,15 @@ from kvmchand.services.store.forwarding import Asked, Forward
 from kvmchand.wire import store
 
 
-class Alone:
-    def tell_store(self, message: object) -> bool:
-        return False
-
-    def on_failure(self, error: KvmchanError) -> None:
-        raise error
+def fail(error: KvmchanError) -> None:
+    raise error
 
 
 def test_who_has_waited_longest_for_the_host_is_ended_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     loop, sockets = Loop(), Sockets(tmp_path, SocketSettings())
-    forward = Forward(loop, sockets, Alone(), "nobody", lambda: 1)
+    forward = Forward(loop, sockets, "nobody", lambda: 1, lambda _message: False, fail)
     for number in (1, 2):
         forward._asked[ClientId(number)] = Asked()
     forward.on_message(store.Request(ClientId(2), b"x"))

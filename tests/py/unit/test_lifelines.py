@@ -80,7 +80,7 @@ def lifelines(undo: ExitStack, timers: Timers, ended: list[int]) -> Lifelines:
 
 def look(lifelines: Lifelines) -> None:
     assert select.select([lifelines.fd], [], [], 5)[0]
-    lifelines.on_event(0)
+    lifelines.take_events(0)
 
 
 def test_an_end_is_told_of_when_nobody_has_its_memory_any_more(lifelines: Lifelines, undo: ExitStack, ended: list[int]) -> None:

@@ -33,7 +33,7 @@ def end(holder: ClientId) -> End:
 def offer(
     registry: Registry, holder: ClientId = SERVER, caller: DomainId = ONE, peer: DomainId = TWO, path: str = PATH
 ) -> Channel:
-    return registry.offer(caller, peer, path, Rings(10, 11), end(holder))
+    return registry.add(registry.permit_offer(caller, peer, path, end(holder)), Rings(10, 11))
 
 
 def connect(
@@ -55,7 +55,7 @@ def test_an_offer_is_a_waiting_channel(registry: Registry) -> None:
     assert (channel.path, channel.server_domain, channel.client_domain) == (PATH, ONE, TWO)
     assert channel.rings == Rings(10, 11)
     assert channel.state is State.WAITING
-    assert registry.held(SERVER) == (channel, Side.SERVER)
+    assert registry.ends.held(SERVER) == (channel, Side.SERVER)
     assert channel.server == end(SERVER)
     assert channel.client is None
 
@@ -64,7 +64,7 @@ def test_a_connected_channel_has_both_ends(registry: Registry) -> None:
     channel = offer(registry)
     assert connect(registry) is channel
     assert channel.state is State.CONNECTED
-    assert registry.held(CLIENT) == (channel, Side.CLIENT)
+    assert registry.ends.held(CLIENT) == (channel, Side.CLIENT)
     assert channel.client == end(CLIENT)
 
 
@@ -108,7 +108,7 @@ def test_a_path_that_nobody_offers_is_not_found(registry: Registry) -> None:
     for wrong in ({"path": "/local/domain/1/other"}, {"domain": TWO}, {"domain": DomainId(9)}, {"path": "vchan"}):
         with pytest.raises(NotFound):
             connect(registry, **wrong)
-    assert registry.held(CLIENT) is None
+    assert registry.ends.held(CLIENT) is None
 
 
 def test_only_the_named_domain_may_connect(registry: Registry) -> None:
@@ -310,7 +310,7 @@ def test_a_vchan_is_free_while_it_stands_at_its_path_without_a_client(registry: 
 
 
 def bind(registry: Registry, holder: ClientId = SERVER, caller: DomainId = ONE, peer: DomainId = TWO) -> Channel:
-    return registry.bind(caller, peer, Rings(10, 11), end(holder))
+    return registry.add(registry.permit_bind(caller, peer, end(holder)), Rings(10, 11))
 
 
 def join(registry: Registry, port: int, holder: ClientId = CLIENT, caller: DomainId = TWO, domain: DomainId = ONE) -> Channel:
@@ -324,8 +324,8 @@ def test_an_event_channel_is_a_channel_at_its_number(registry: Registry) -> None
     assert (vchan.is_vchan, bound.is_vchan) == (True, False)
     assert (bound.number, bound.server_domain, bound.client_domain) == (2, ONE, TWO)
     assert join(registry, 4) is bound
-    assert registry.held(SERVER) == (bound, Side.SERVER)
-    assert registry.held(CLIENT) == (bound, Side.CLIENT)
+    assert registry.ends.held(SERVER) == (bound, Side.SERVER)
+    assert registry.ends.held(CLIENT) == (bound, Side.CLIENT)
     for holder in (OTHER, SERVER, CLIENT):
         registry.release(holder)
     assert_empty(registry)
@@ -368,7 +368,7 @@ def test_what_is_no_event_channel_for_the_caller_is_not_joined(
     offer(registry, OTHER)
     with pytest.raises(kind):
         join(registry, port, caller=caller, domain=domain)
-    assert registry.held(CLIENT) is None
+    assert registry.ends.held(CLIENT) is None
 
 
 def test_an_event_channel_is_for_a_domain_that_is_there(registry: Registry) -> None:
@@ -418,28 +418,3 @@ def test_a_domain_does_not_learn_of_anothers_ports(registry: Registry, port: int
     for caller, domain in ((ONE, TWO), (TWO, ONE), (ONE, HOST), (ONE, DomainId(9))):
         with pytest.raises(AccessDenied):
             registry.port(caller, domain, port)
-
-
-class Observed:
-    """An observer that notes what it hears."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, ChannelId]] = []
-
-    def on_offered(self, channel: Channel) -> None:
-        self.heard.append(("offered", channel.number))
-
-    def on_withdrawn(self, channel: Channel) -> None:
-        self.heard.append(("withdrawn", channel.number))
-
-
-def test_who_observes_hears_of_vchans_at_their_path_and_of_no_event_channel(registry: Registry) -> None:
-    observed = registry.observer = Observed()
-    bind(registry, OTHER)
-    registry.release(OTHER)
-    first, second = offer(registry), offer(registry, OTHER)
-    assert observed.heard == [("offered", first.number), ("offered", second.number), ("withdrawn", first.number)]
-    registry.release(SERVER)
-    registry.withdraw(second)
-    registry.release(OTHER)
-    assert observed.heard[3:] == [("withdrawn", second.number)]

@@ -33,6 +33,10 @@ class FakeService:
         return 0
 
 
+def fail(error: KvmchanError) -> None:
+    raise error
+
+
 class Owner:
     def __init__(self) -> None:
         self.heard: list[object] = []
@@ -47,8 +51,6 @@ class Owner:
         self.heard.append(message)
 
     def on_death(self, _culprit: int | None) -> None: ...
-
-    def on_failure(self, _error: KvmchanError) -> None: ...
 
 
 @pytest.fixture
@@ -67,8 +69,8 @@ def test_what_was_drained_in_the_same_turn_is_not_waited_for(loop: Loop, monkeyp
 
     monkeypatch.setattr(supervisor, "Service", make)
     owner = Owner()
-    service = SupervisedService(loop, "fake", owner)
-    service.start()
+    service = SupervisedService(loop, "fake", fail)
+    service.start(owner)
     event = os.eventfd(1, os.EFD_CLOEXEC)
     loop.add(event, lambda _events: service.drain())
     try:

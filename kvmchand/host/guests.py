@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What follows, for channels and the store, when guests and their devices come and go."""
+
+from __future__ import annotations
+
+from kvmchand.channels.channels import Channels
+from kvmchand.channels.device import Device
+from kvmchand.channels.registry import DomainKind, Registry
+from kvmchand.channels.waitlist import Waitlist
+from kvmchand.errors import KvmchanError
+from kvmchand.host.holdings import Holdings
+from kvmchand.host.requests import Desk
+from kvmchand.ids import DomainId
+from kvmchand.links.guest import GuestEvents
+from kvmchand.services.store.store import Store
+
+
+class GuestDesk(GuestEvents):
+    """Keeps domains, channels and the store as the guests are."""
+
+    def __init__(
+        self, registry: Registry, channels: Channels, waitlist: Waitlist, holdings: Holdings, desk: Desk, store: Store
+    ) -> None:
+        """Know of no guest yet."""
+        self._registry = registry
+        self._channels = channels
+        self._waitlist = waitlist
+        self._holdings = holdings
+        self._desk = desk
+        self._store = store
+
+    def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
+        """Make the guest a domain."""
+        self._registry.add_domain(domain, DomainKind.GUEST)
+        self._store.introduce(domain, name, uuid)
+
+    def on_guest_store(self, domain: DomainId, message: object) -> None:
+        """Pass what the guest's daemon says to the store."""
+        self._store.take_guest_message(domain, message)
+
+    def on_guest_messages_lost(self, domain: DomainId) -> None:
+        """End the guest's connections to the store."""
+        self._store.reset(domain)
+
+    def on_guest_reset(self, domain: DomainId) -> None:
+        """End all that the guest's clients have."""
+        self._store.reset(domain)
+        self._desk.forget_domain(domain)
+        self._holdings.end_all(domain)
+
+    def on_guest_gone(self, domain: DomainId) -> None:
+        """End all that the guest had, and tell those who waited for it."""
+        self.on_guest_reset(domain)
+        self._channels.give_up_on(domain)
+        self._registry.remove_domain(domain)
+        self._waitlist.serve_all_for(domain)
+        self._store.release(domain)
+
+    def on_device_lost(self, domain: DomainId, device: Device) -> None:
+        """End what the guest's clients have on the device."""
+        self._holdings.end_on(device, domain)
+
+    def on_devices_changed(self) -> None:
+        """Retry requests that raised NotYet."""
+        self._desk.retry()
+
+    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+        """Fail the requests that wait for the device."""
+        self._desk.refuse_waiting_for(device, error)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What follows when a guest starts, reboots or ends, and when a device can't be plugged into it.
+
+A guest's control device is plugged when the guest is found, and again after a while if that failed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from kvmchand.errors import KvmchanError
+from kvmchand.ids import HOST, DeviceId, DomainId, Size
+from kvmchand.links.guest import Guest, GuestEvents
+from kvmchand.links.guests import Guests
+from kvmchand.links.handshake import Handshakes
+from kvmchand.links.links import Links
+from kvmchand.links.plugs import Plugs
+from kvmchand.links.pool import Pool
+from kvmchand.runtime import log
+from kvmchand.runtime.loop import Loop
+from kvmchand.services.libvirt.coldplug_xml import StartLink
+from kvmchand.services.libvirt.hypervisor import HypervisorEvents
+from kvmchand.wire import control, libvirt
+
+_PATIENCE_MAX = 60.0
+
+
+class Lifecycle(HypervisorEvents):
+    """Keeps the table of guests as the hypervisor says."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        links: Links,
+        guests: Guests,
+        pool: Pool,
+        handshakes: Handshakes,
+        plugs: Plugs,
+        events: GuestEvents,
+        local_domains: Collection[DomainId],
+    ) -> None:
+        """Know of no guest yet. `local_domains` are numbers that no guest may have."""
+        self._loop = loop
+        self._links = links
+        self._guests = guests
+        self._pool = pool
+        self._handshakes = handshakes
+        self._plugs = plugs
+        self._events = events
+        self._local_domains = local_domains
+
+    def on_prepared(self, prepared: libvirt.Prepared) -> None:
+        """Make the device that a domain has from its next start."""
+        self._pool.cold_plug.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
+
+    def on_unprepared(self, uuid: str) -> None:
+        """Withdraw that device."""
+        self._pool.cold_plug.withdraw(uuid)
+
+    def on_found(self, found: libvirt.Found) -> None:
+        """Give a guest its control device, and open its first session."""
+        domain, name = found.domain, found.name
+        if domain in self._guests:
+            return
+        if domain in self._local_domains:
+            log.warning(f"domain {domain} ({name}) is not served: its number is a local domain's, so give that another")
+            return
+        self._pool.add_guest(found)
+        try:
+            device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
+            self._pool.attach(device, domain)
+        except KvmchanError as error:
+            log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
+            self._pool.remove_guest(domain)
+            return
+        guest = Guest(domain, name, device)
+        self._guests.add(guest)
+        log.info(f"domain {domain} ({name}) is here")
+        self._events.on_guest(domain, name, found.uuid)
+        self._handshakes.add(guest)
+
+    def on_gone(self, domain: DomainId) -> None:
+        """End all that a guest had."""
+        guest = self._guests.get(domain)
+        if guest is None:
+            return
+        log.info(f"domain {domain} ({guest.name}) is gone")
+        self._handshakes.end(guest)
+        self._handshakes.remove(guest)
+        if guest.attachment is not None:
+            guest.attachment.cancel()
+        self._events.on_guest_gone(domain)
+        self._guests.remove(guest)
+        self._pool.remove_guest(domain)
+
+    def on_rebooted(self, domain: DomainId) -> None:
+        """End a guest's session, and open another."""
+        guest = self._guests.get(domain)
+        if guest is not None:
+            log.info(f"domain {domain} ({guest.name}) starts anew")
+            self._handshakes.end(guest, hangs_up=False)
+            self._handshakes.renew(guest)
+
+    def on_paused(self, domain: DomainId, paused: bool) -> None:
+        """Log that a guest is paused, or goes on."""
+        log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
+
+    def on_attached(self, domain: DomainId, device: DeviceId) -> None:
+        """Do nothing: what counts is that the guest can use it, which its daemon will say."""
+
+    def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
+        """Plug a control device again later, and give any other up."""
+        log.warning(f"device {device} did not get into domain {domain}: {sentence}")
+        failed, guest = self._links.devices.get(device), self._guests.get(domain)
+        if failed is None or guest is None:
+            return
+        self._pool.note_refused(failed, domain)
+        if failed is guest.control:
+            log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
+            due = time.monotonic() + guest.patience
+            guest.attachment = self._loop.call_at(due, lambda: self._pool.attach(guest.control, guest.domain))
+            guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
+        else:
+            self._plugs.fail(failed, domain, sentence)

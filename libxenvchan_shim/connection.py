@@ -18,7 +18,7 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, TypeVar
+    from typing import Any, Self, TypeVar
 
     from kvmchand.ids import Size
 
@@ -65,10 +65,10 @@ def _local_domain(domain: str) -> int:
     return int(domain)
 
 
-class Connection:
-    """A blocking connection with a deadline, for one request at a time.
+class Exchange:
+    """Packets to the daemon and back, on a blocking connection with a deadline.
 
-    The hello goes out with the first request.
+    The hello goes out with the first packet.
     """
 
     def __init__(self, path: str) -> None:
@@ -105,12 +105,7 @@ class Connection:
             raise
 
     @classmethod
-    def from_environment(cls) -> Connection:
-        """Connect to the daemon that the environment names, as the domain that it names."""
-        return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
-
-    @classmethod
-    def adopt(cls, fd: int) -> Connection:
+    def adopt(cls, fd: int) -> Self:
         """Make a connection of a descriptor that has been one before. Takes ownership of it."""
         made = cls.__new__(cls)
         made._greeted = True
@@ -169,6 +164,44 @@ class Connection:
         if type(reply) is not wanted:
             raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted.__name__}")
         return reply
+
+    def close_channel(self) -> None:
+        """Close this connection and its end, and return when the daemon has released it."""
+        try:
+            self._sock.shutdown(SHUT_WR)
+            while True:  # an answer that nobody took may be on the way
+                data, fds = self._receive_packet()
+                fds.close()
+                if not data:
+                    break
+        except OSError:
+            pass  # the daemon is gone, and with it what there was to release
+        finally:
+            self.close()
+
+    def detach(self) -> int:
+        """Return the descriptor, which the caller then owns."""
+        return self._sock.detach()
+
+    def close(self) -> None:
+        """Close the connection without telling the daemon first."""
+        self._sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        """Close the connection unless it was detached."""
+        self.close()
+
+
+class Connection(Exchange):
+    """What a client may ask the daemon, one request at a time."""
+
+    @classmethod
+    def from_environment(cls) -> Connection:
+        """Connect to the daemon that the environment names, as the domain that it names."""
+        return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
 
     def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Granted:
         """Offer a vchan. `once`: no other client can come after the first."""
@@ -261,40 +294,11 @@ class Connection:
                 raise ProtocolError(f"kvmchand at {self._path} granted an invalid channel: use the same release")
             return Granted(grant, *_all_above_stdio(fds))
 
-    def close_channel(self) -> None:
-        """Close this connection and its end, and return when the daemon has released it."""
-        try:
-            self._sock.shutdown(SHUT_WR)
-            while True:  # an answer that nobody took may be on the way
-                data, fds = self._receive_packet()
-                fds.close()
-                if not data:
-                    break
-        except OSError:
-            pass  # the daemon is gone, and with it what there was to release
-        finally:
-            self.close()
-
     def list(self, after: Size) -> client.Listing:
         """Ask for the page of the listing that follows `after`."""
         reply, fds = self._ask(client.List(after), client.Listing)
         fds.close()
         return reply
-
-    def detach(self) -> int:
-        """Return the descriptor, which the caller then owns."""
-        return self._sock.detach()
-
-    def close(self) -> None:
-        """Close the connection without telling the daemon first."""
-        self._sock.close()
-
-    def __enter__(self) -> Connection:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        """Close the connection unless it was detached."""
-        self.close()
 
 
 class Granted:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Requests to connect to a vchan that is not offered yet, or has a client: each waits until it can be
-met, or until its client or the server's domain is gone.
+"""Requests to connect to a vchan that is not offered yet, or has a client.
+
+Each waits until it can be met, or until its client or the server's domain is gone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Waitlist:
         return isinstance(request, client.Connect) and request.waits and request.domain in self._registry.domains
 
     def add(self, requester: Requester, request: client.Connect, again: Callable[[Requester, client.Request], None]) -> None:
-        """Have a request wait that may_wait(), until `again` serves it once more. Raises LimitReached."""
+        """Have a request wait until `again` serves it once more. Raises LimitReached."""
         place = DomainId(request.domain), paths.resolve(request.path, requester.domain)
         most, setting = self._registry.limit(requester.domain)
         if self._waiters.count(requester.domain) >= most:

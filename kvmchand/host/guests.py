@@ -44,13 +44,16 @@ class GuestDesk(GuestEvents):
 
     def on_guest_reset(self, domain: DomainId) -> None:
         """End all that the guest's clients have."""
+        self._reset(domain)
+
+    def _reset(self, domain: DomainId) -> None:
         self._store.reset(domain)
         self._desk.forget_domain(domain)
         self._holdings.end_all(domain)
 
     def on_guest_gone(self, domain: DomainId) -> None:
         """End all that the guest had, and tell those who waited for it."""
-        self.on_guest_reset(domain)
+        self._reset(domain)
         self._channels.give_up_on(domain)
         self._registry.remove_domain(domain)
         self._waitlist.serve_all_for(domain)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What each client holds: an end of a channel, or shared pages. It lasts until the client closes it,
-or is gone; but as long as a program has the memory mapped, the loss of its connection is not its end.
+"""What each client holds: an end of a channel, or shared pages.
+
+It lasts until the client closes it or is gone. But as long as a program has the memory mapped, the
+loss of its connection is not its end.
 """
 
 from __future__ import annotations
@@ -46,14 +48,14 @@ class Holdings:
         self._lifelines.look()
 
     def close_end(self, holder: ClientId) -> None:
-        """Release what a client closes, in order if its program has closed it so."""
+        """Release what a client closes: an end in order, if its program has marked it closed."""
         if self._channels.is_closed(holder):
             self._channels.release(holder)
         else:
             self.end(holder)
 
     def lose(self, holder: ClientId) -> None:
-        """End what a client holds once no program has it mapped any more: its connection is gone."""
+        """End what a client whose connection is gone holds, once no program has it mapped."""
         memory = self._memory(holder)
         if memory is None:
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Pages of a listing: as many records as a packet has room for, and where the next page begins.
 
-A cursor says the section, and the place in it from which the page goes on. Channels have their numbers for places, so that none
-is shown twice or left out because others come and go.
+A cursor names the section, and the place in it from which the page goes on. A channel's place is
+its number, so none is shown twice or left out because others come and go.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _text_bytes(text: str) -> int:
 
 
 def placed(records: Sequence[Any]) -> Callable[[int], Iterator[Placed]]:
-    """A section of records whose places are their order."""
+    """Return a section of records whose places are their order."""
 
     def from_place(first: int) -> Iterator[Placed]:
         for place, record in enumerate(records[first:], first):
@@ -50,7 +50,10 @@ def placed(records: Sequence[Any]) -> Callable[[int], Iterator[Placed]]:
 
 
 def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Callable[[int], Iterator[Placed]]:
-    """A section of channels, whose places are their numbers. `listed`: those from a number on."""
+    """Return a section of channels, whose places are their numbers.
+
+    `listed` returns those from a number on.
+    """
 
     def from_place(first: int) -> Iterator[Placed]:
         for each in listed(first):
@@ -60,8 +63,10 @@ def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Ca
 
 
 def page(sections: Sequence[Callable[[int], Iterator[Placed]]], cursor: int, room: int) -> client.Listing:
-    """The page from `cursor` on. `sections`: domains, guests, links, channels, each from a place on. It has one record at the
-    least, if there are any left."""
+    """Return the page from `cursor` on, with at least one record if any are left.
+
+    `sections` are domains, guests, links and channels, each from a place on.
+    """
     first, place = divmod(cursor, _SECTION)
     parts: list[list[Any]] = [[] for _ in sections]
     for number in range(first, len(sections)):

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The daemon's main process on a host: owns every descriptor, applies the registry's rules, and starts
-the services.
+"""The daemon's main process on a host.
 
-It parses no outside byte: what clients say comes from the local process and the control process,
-encoded again. It answers local clients itself, so that regions pass through no other process.
+It owns every descriptor, decides, and starts the services. It parses no outside byte: what clients
+say comes from the local process and the control process, encoded again. It answers local clients
+itself, so that regions pass through no other process.
 
-This module builds the process from its parts, from the bottom up, and starts the services last, each
-with who hears what it says. host/requests.py is where requests arrive.
+This module builds the process from its parts, from the bottom up. It starts the services last, and
+tells each who hears what it says. Requests arrive in host/requests.py.
 """
 
 from __future__ import annotations

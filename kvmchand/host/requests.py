@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The desk: takes each client's request, and answers it at once or when what it waits for has come.
 
-A request is first refused if it comes out of turn or no descriptors are left. Then channels or sharing
-decide about it. If they need a device that a guest has not taken yet, it waits for that; if it is to
-connect to a vchan that is not there, it may wait for that.
+A request is refused if it comes out of turn or no descriptors are left. Then channels or sharing
+decide about it. If they need a device that a guest has not taken yet, it waits for that; if it is
+to connect to a vchan that is not offered, it may wait for that.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Desk(RequesterEvents):
             self._fail(requester, request, error)
 
     def _serve(self, requester: Requester, request: client.Request) -> None:
-        """Do what a request asks. Raises KvmchanError if it is refused, and NotYet if it must wait."""
+        """Do what a request asks. Raises KvmchanError to refuse it, and NotYet if it must wait."""
         if isinstance(request, _OPENING) and requester.number in self._holdings:
             raise ProtocolError("this connection has a channel or pages already: open one connection for each")
         match request:

@@ -33,7 +33,7 @@ class Room:
         connections: tuple[Sized, ...],
         pool: Pool | None,
     ) -> None:
-        """Count what these have. `connections` are those with one descriptor for each that they contain."""
+        """Count the descriptors of all these. `connections` have one for each that they contain."""
         self._registry = registry
         self._channels = channels
         self._sharing = sharing
@@ -42,7 +42,7 @@ class Room:
         self._pool = pool
 
     def require(self, wanted: int = 0) -> int:
-        """Return how many descriptors would be left beside `wanted`. Raises OutOfResources if fewer are."""
+        """Return how many descriptors `wanted` leaves. Raises OutOfResources if they are too few."""
         held = _CHANNEL_FDS * len(self._channels) + len(self._sharing)
         taken = sum(map(len, self._connections)) + held + 2 * len(self._registry.domains) + _SPARE_FDS
         taken += self._pool.fds if self._pool is not None else 0
@@ -52,8 +52,9 @@ class Room:
         return most - taken - wanted
 
     def require_share(self, domain: DomainId) -> None:
-        """Raise OutOfResources without descriptors for a channel, and LimitReached if a domain has
-        more of them than are left, so that none takes them all. The host may.
+        """Raise LimitReached if a domain has more descriptors than are left: none takes them all.
+
+        The host may. Raises OutOfResources if too few for another channel are left.
         """
         left = self.require(_CHANNEL_FDS)
         taken = (_CHANNEL_FDS + 2) * self._registry.ends.count(domain, Side.SERVER)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest and its clients, as the host's main process has them. The guest is there from when it is found until it is gone, a
-client from its first request until its end is released.
+"""A guest and its clients, as the host's main process knows them.
+
+A guest exists from when it is found until it is gone, and a client from its first request until its
+end is released.
 """
 
 from __future__ import annotations
@@ -30,17 +32,16 @@ class GuestEvents(Protocol):
         """Called when a guest runs."""
 
     def on_guest_store(self, domain: DomainId, message: object) -> None:
-        """Called with what a guest's daemon says of a connection to the store. Raises ProtocolError."""
+        """Called with what a guest's daemon says of the store. Raises ProtocolError."""
 
     def on_guest_messages_lost(self, domain: DomainId) -> None:
-        """Called when messages of a guest's connections to the store may be lost. What its clients
-        ask, its daemon says again.
+        """Called when messages of a guest's connections to the store may be lost.
+
+        Its daemon says again what its clients ask.
         """
 
     def on_guest_reset(self, domain: DomainId) -> None:
-        """Called when a guest's daemon, or all of the guest, is gone or starts again: every end it
-        has is dead.
-        """
+        """Called when every end that a guest has is dead: its daemon, or all of it, is gone."""
 
     def on_guest_gone(self, domain: DomainId) -> None:
         """Called when a guest runs no more."""
@@ -71,7 +72,7 @@ class Remote(Requester):
         """The answer to the request numbered `_serial`, once there is one."""
 
     def is_new(self, serial: int) -> bool:
-        """Note a request. Returns False if it came before; then its answer, if any, is sent again."""
+        """Note a request. Returns False if it came before; its answer, if any, is sent again."""
         if serial > self._serial:
             self._serial, self._answer = serial, None
             return True
@@ -119,7 +120,7 @@ class Remote(Requester):
         return self._send(control.Granted(self._remote, self._serial, place.device.peers[self.domain], vector, grant))
 
     def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
-        """Answer with shared pages on a device of the guest's, which has them writable in any case."""
+        """Answer with shared pages on a device of the guest's, where all are writable."""
         if memory.slice is None:
             raise InternalError(f"the pages from {share.ref} on have no slice that a guest could use")
         if self._session is None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Control sessions with guests, as the host's main process has them. A guest has one from when it is found, whether a daemon of
-its own answers or not; one that ends is followed by another when a daemon there asks for it.
+"""How control sessions with guests begin and end, in the host's main process.
+
+A guest has a session from when it is found, whether a daemon of its own answers or not. One that
+ends is followed by another when a daemon there asks for it.
 """
 
 from __future__ import annotations
@@ -125,8 +127,9 @@ class Handshakes:
         self._loop.remove(self._event(guest))
 
     def renew_if_asked(self, guest: Guest) -> None:
-        """Open a session if a daemon in the guest asks for it: it has set its live byte to 0, and
-        waits until the page is written again.
+        """Open a session if a daemon in the guest asks for it.
+
+        It has set its live byte to 0, and waits until the page is written again.
         """
         if guest.session is not None or self.is_there(guest):
             return

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """All that serves guests, built, started and closed together.
 
-First comes what only has state and takes commands: devices, sessions, the hypervisor, and the pool of
-devices on them. When the services start, they are given those who hear what happens.
+What only has state and takes commands comes first: devices, sessions, the hypervisor, and the pool
+of devices on them. When the services start, they are told who hears what happens.
 """
 
 from __future__ import annotations
@@ -32,8 +32,10 @@ class Machines:
     """The guests, their devices, and the services for both."""
 
     def __init__(self, loop: Loop, settings: Settings, fail: Callable[[KvmchanError], None]) -> None:
-        """Prepare all, and start nothing. `fail` is called when a service that must run has ended
-        for good. Raises InvalidArgument if the directory of sockets is unusable.
+        """Prepare all, and start nothing.
+
+        `fail` is called when a service that must run has ended for good. Raises InvalidArgument if
+        the directory of sockets is unusable.
         """
         self._loop = loop
         self._settings = settings

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What guests' daemons say by their control sessions, and what follows from it.
 
-A guest's daemon first says hello. Then it passes on what its clients ask, each request with a serial
+A guest's daemon first says hello. Then it passes on what its clients ask, each request with a
 number, and says which devices it can use.
 """
 
@@ -43,8 +43,10 @@ class Messages(SessionEvents):
         guest_channels: int,
         pairs: Sequence[tuple[str, str]],
     ) -> None:
-        """Hear nothing yet. `guest_channels` limits a guest's clients; `pairs` are the guests that
-        are linked before their first channel.
+        """Hear nothing yet.
+
+        `guest_channels` limits a guest's clients; `pairs` are the names of guests that are linked
+        before their first channel.
         """
         self._links = links
         self._guests = guests
@@ -160,7 +162,7 @@ class Messages(SessionEvents):
         self._requests.on_request(remote, ask.request)
 
     def _prepare_links(self, guest: Guest) -> None:
-        """Make the links that exist before their first channel: to the host, and of the settings' pairs."""
+        """Make the guest's links that exist before their first channel."""
         self._pool.prepare(HOST, guest.domain)
         names = {each.name: each.domain for each in self._guests if each.is_greeted}
         for one, other in self._pairs:

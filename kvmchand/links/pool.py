@@ -147,8 +147,16 @@ class Pool:
     # ---- channels ----
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
-        """For a channel of which an end is in a guest. NotYet, LimitReached or OutOfResources."""
-        return self._region(self._take(rings.size, server, peer), rings, server, peer)
+        """Make the region of a channel with an end in a guest. Raises NotYet, LimitReached or
+        OutOfResources.
+        """
+        taken = self._take(rings.size, server, peer)
+        device = taken.device
+        peers = {Side.SERVER: device.peer_of(server), Side.CLIENT: device.peer_of(peer)}
+        events = {side: self._devices.event(device, each, taken.vectors[side]) for side, each in peers.items()}
+        bells = {side: each << 16 | taken.vectors[side] for side, each in peers.items()}
+        page = Page(self._devices.memory(device), taken.offset)
+        return SliceRegion(rings, page, events, bells, taken, self._free)
 
     def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
         """For pages that a guest shares, or maps; as make_region()."""
@@ -200,14 +208,6 @@ class Pool:
 
     def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
         return _device_of(memory) is device
-
-    def _region(self, taken: Slice, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
-        device = taken.device
-        peers = {Side.SERVER: device.peer_of(server), Side.CLIENT: device.peer_of(peer)}
-        events = {side: self._devices.event(device, each, taken.vectors[side]) for side, each in peers.items()}
-        bells = {side: each << 16 | taken.vectors[side] for side, each in peers.items()}
-        page = Page(self._devices.memory(device), taken.offset)
-        return SliceRegion(rings, page, events, bells, taken, self._free)
 
     def _free(self, freed: Slice) -> None:
         self._devices.zero(freed.device, freed.offset, freed.size)

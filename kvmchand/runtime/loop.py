@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One process's event loop: which callback a ready descriptor calls, and which a passed deadline calls."""
+"""One process's event loop, which calls back for ready descriptors and passed deadlines."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class Timer:
 class Loop:
     """An epoll loop with timers. It is level-triggered, except for descriptors with EDGE.
 
-    Each turn calls the timers that are due, waits, and calls the descriptors that are ready. A callback takes one packet or
-    connection at a time, so that every descriptor gets its turn.
+    Each turn calls the timers that are due, waits, and calls the descriptors that are ready. A
+    callback takes one packet or connection at a time, so that every descriptor gets its turn.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,10 @@ class Loop:
         self._is_stopped = False
 
     def add(self, fd: int, callback: Callback, events: int = READABLE, *, last: bool = False) -> None:
-        """Watch `fd`, which stays the caller's. With `last`, call it after all others that are ready at the same time."""
+        """Watch `fd`, which stays the caller's.
+
+        With `last`, call it after all others that are ready at the same time.
+        """
         self._epoll.register(fd, events)
         self._callbacks[fd] = callback
         if last:
@@ -87,9 +90,10 @@ class Loop:
         self._last.discard(fd)
 
     def call_at(self, deadline: float, callback: Callable[[], None]) -> Timer:
-        """Call `callback` once time.monotonic() has reached `deadline`, earlier deadlines first, and equal ones in this order.
+        """Call `callback` once time.monotonic() has reached `deadline`.
 
-        A timer that a callback makes is called in the loop's next turn at the earliest, even if its deadline has passed.
+        Earlier deadlines are called first, and equal ones in the order of call_at(). A timer that a
+        callback makes is called in the next turn at the earliest, even if its deadline has passed.
         """
         timer = Timer(self, callback)
         self._made += 1
@@ -101,7 +105,7 @@ class Loop:
         return self.call_at(0.0, callback)
 
     def count_cancelled(self) -> None:
-        """Forget the cancelled timers once they are most of the heap. Only Timer.cancel() calls this."""
+        """Count a cancelled timer, for Timer.cancel(). Most of the heap is not cancelled."""
         self._cancelled += 1
         if self._cancelled > max(_CANCELLED_MAX, len(self._timers) // 2):
             self._timers = [each for each in self._timers if each[2].is_waiting]
@@ -115,7 +119,7 @@ class Loop:
             self.turn()
 
     def turn(self) -> None:
-        """Call the timers that are due, wait for a descriptor or the next timer, and call the descriptors that are ready."""
+        """Call the timers that are due, wait, and call the descriptors that are ready."""
         wait = self._call_due() if self._timers else -1
         ready = self._epoll.poll(0 if self._is_stopped else wait, _BATCH)
         if self._last and len(ready) > 1:

@@ -14,7 +14,7 @@ from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
 from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, control
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
@@ -44,7 +44,7 @@ class ControlEnd:
     fds: tuple[int, ...]
 
 
-class Sessions:
+class Sessions(ServiceEvents):
     """The control sessions, and the control process that reads their rings."""
 
     _events: SessionEvents

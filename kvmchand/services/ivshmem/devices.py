@@ -26,7 +26,7 @@ from kvmchand.ids import DeviceId, DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import Fds
 
@@ -127,7 +127,7 @@ class DeviceEvents(Protocol):
         """
 
 
-class Devices:
+class Devices(ServiceEvents):
     """The devices that exist, and the ivshmem process that gives them to QEMU."""
 
     _events: DeviceEvents
@@ -305,17 +305,11 @@ class Devices:
         self._service.reset_failures()
         match said:
             case ivshmem.Served():
-                self._on_served(made, port)
+                if port.connection is not None and not port.connection.served:
+                    port.connection.served = True
+                    self._events.on_served(made.device, port.domain)
             case ivshmem.Gone():
                 self._on_gone(made, port)
-
-    def _on_served(self, made: _Made, port: _Port) -> None:
-        connection = port.connection
-        if connection is None:
-            return
-        if not connection.served:
-            connection.served = True
-            self._events.on_served(made.device, port.domain)
 
     def _on_gone(self, made: _Made, port: _Port) -> None:
         was = port.let_go()

@@ -13,7 +13,7 @@ from typing import Protocol
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import HOST, DeviceId, DomainId
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import libvirt
 from kvmchand.wire.packet import Fds
 
@@ -48,7 +48,7 @@ class HypervisorEvents(Protocol):
         """Called when a device did not get into a domain."""
 
 
-class Hypervisor:
+class Hypervisor(ServiceEvents):
     """The domains that run, and the libvirt process that plugs devices into them."""
 
     _events: HypervisorEvents

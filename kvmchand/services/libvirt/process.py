@@ -75,7 +75,8 @@ class Domains:
 
     def __init__(self, main: socket.socket) -> None:
         self._main = main
-        self._start: wire.Start | None = None
+        self._folder = Path()
+        """Of the devices' sockets."""
         self._connection: Any = None
         self._ids: dict[str, DomainId] = {}
         """Of domains that run, by uuid: one that has ended has no number any more."""
@@ -119,7 +120,7 @@ class Domains:
         message = wire.to_libvirt.decode(data)
         match message:
             case wire.Start():
-                self._start = message
+                self._folder = Path(message.folder)
                 self._say(wire.Started())
                 self._spawn(self._stay_connected(message))
             case wire.Attach():
@@ -167,8 +168,8 @@ class Domains:
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
             ):
                 callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
-            running = await asyncio.to_thread(self._running, connection)
-            self._list(running, await asyncio.to_thread(self._persistent, connection))
+            running = await asyncio.to_thread(_running, connection, self._folder)
+            self._list(running, await asyncio.to_thread(_persistent, connection, self._folder))
             self._connected.set()
             log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
             while (happened := await events.get()) is not None:
@@ -199,60 +200,8 @@ class Domains:
                 f"domain {found.domain}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends"
             )
 
-    def _running(self, connection: Any) -> list[tuple[_Running, bool]]:
-        """Return the domains that run, and of each whether it is paused."""
-        running = []
-        for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-            try:
-                state, reason = domain.state()
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                    raise
-                continue  # it has ended meanwhile
-            look = self._look_at(domain)
-            if look is not None:
-                paused = state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
-                running.append((look, paused))
-        return running
-
-    def _look_at(self, domain: Any) -> _Running | None:
-        """Ask what a domain that runs is like. None: the domain has ended, or the connection has."""
-        number, start = domain.ID(), self._start
-        if number <= 0 or start is None:
-            return None
-        kvm, stale = False, list[str]()
-        try:
-            tree = ElementTree.fromstring(domain.XMLDesc())
-            kvm = hotplug_xml.has_kvm(tree)
-            stale = hotplug_xml.stale_devices(tree, Path(start.folder))
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
-                return None
-            log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
-        except ElementTree.ParseError as error:
-            log.warning(f"what libvirt says of domain {number} is no XML: {error}")
-        left = Size(0 if kvm else len(stale))
-        return _Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
-
-    def _persistent(self, connection: Any) -> list[object]:
-        """What main is told of each domain that has a configuration."""
-        domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
-        return [message for each in domains if (message := self._prepared(each)) is not None]
-
-    def _prepared(self, domain: Any) -> wire.Prepared | wire.Unprepared | None:
-        start, uuid = self._start, domain.UUIDString()
-        try:
-            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            found = None if start is None else coldplug_xml.find(ElementTree.fromstring(xml), Path(start.folder))
-        except libvirt.libvirtError:
-            return None  # it is no more, as an event says
-        except ElementTree.ParseError as error:
-            log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
-            found = None
-        return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
-
     async def _tell_if_prepared(self, domain: Any) -> None:
-        message = await asyncio.to_thread(self._prepared, domain)
+        message = await asyncio.to_thread(_prepared, domain, self._folder)
         if message is not None:
             self._say(message)
 
@@ -266,7 +215,7 @@ class Domains:
         uuid = domain.UUIDString()
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
-                running = await asyncio.to_thread(self._look_at, domain)
+                running = await asyncio.to_thread(_look_at, domain, self._folder)
                 if running is not None:
                     self._find(running)
             case libvirt.VIR_DOMAIN_EVENT_DEFINED:
@@ -351,6 +300,62 @@ def _detach_stale_now(connection: Any, number: DomainId, stale: list[str]) -> No
             if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
+
+
+def _running(connection: Any, folder: Path) -> list[tuple[_Running, bool]]:
+    """Return the domains that run, and of each whether it is paused."""
+    running = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            state, reason = domain.state()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it has ended meanwhile
+        look = _look_at(domain, folder)
+        if look is not None:
+            paused = state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
+            running.append((look, paused))
+    return running
+
+
+def _look_at(domain: Any, folder: Path) -> _Running | None:
+    """Ask what a domain that runs is like. None: the domain has ended, or the connection has."""
+    number = domain.ID()
+    if number <= 0:
+        return None
+    kvm, stale = False, list[str]()
+    try:
+        tree = ElementTree.fromstring(domain.XMLDesc())
+        kvm = hotplug_xml.has_kvm(tree)
+        stale = hotplug_xml.stale_devices(tree, folder)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
+            return None
+        log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
+    except ElementTree.ParseError as error:
+        log.warning(f"what libvirt says of domain {number} is no XML: {error}")
+    left = Size(0 if kvm else len(stale))
+    return _Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
+
+
+def _persistent(connection: Any, folder: Path) -> list[object]:
+    """What main is told of each domain that has a configuration."""
+    domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+    return [message for each in domains if (message := _prepared(each, folder)) is not None]
+
+
+def _prepared(domain: Any, folder: Path) -> wire.Prepared | wire.Unprepared | None:
+    uuid = domain.UUIDString()
+    try:
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        found = coldplug_xml.find(ElementTree.fromstring(xml), folder)
+    except libvirt.libvirtError:
+        return None  # it is no more, as an event says
+    except ElementTree.ParseError as error:
+        log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
+        found = None
+    return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

@@ -21,7 +21,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, local
 from kvmchand.wire.packet import Fds, send_packet
 
@@ -98,7 +98,7 @@ class Client(Requester):
         self._clients.mark_idle(self)
 
 
-class Clients:
+class Clients(ServiceEvents):
     """The table of local clients, and the local process that reads what they say."""
 
     _events: RequesterEvents

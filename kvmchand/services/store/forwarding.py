@@ -17,7 +17,7 @@ from kvmchand.ids import ClientId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.services.store.connections import Connections
 from kvmchand.wire import local, store
 from kvmchand.wire.packet import Fds
@@ -42,7 +42,7 @@ class Asked:
     """It was told something, and may not have taken it all."""
 
 
-class Forward:
+class Forward(ServiceEvents):
     """The connections to the store in a guest, and the process that forwards what they ask."""
 
     def __init__(

@@ -19,7 +19,7 @@ from kvmchand.ids import GENERATION, ChannelId, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.services.store.connections import Connections
 from kvmchand.wire import client, local, store
 from kvmchand.wire.packet import Fds
@@ -53,7 +53,7 @@ class StoreEvents(Protocol):
         """Called when a program has removed a channel's nodes, and with them the offer."""
 
 
-class Store:
+class Store(ServiceEvents):
     """The store's state that outlives its process: who is connected, and what the process must know."""
 
     _events: StoreEvents

@@ -13,7 +13,7 @@ from kvmchand.config import RING_MAX
 from kvmchand.errors import KvmchanError, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import SupervisedService
+from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, control, vfio
 from kvmchand.wire.packet import Fds
 
@@ -98,7 +98,7 @@ class FunctionEvents(Protocol):
         """Called when a device is unusable, or all are, if `address` is empty."""
 
 
-class Functions:
+class Functions(ServiceEvents):
     """A guest's ivshmem functions, and the vfio process that drives them."""
 
     def __init__(self, loop: Loop, events: FunctionEvents, fail: Callable[[KvmchanError], None], *, noiommu: bool) -> None:

@@ -291,7 +291,7 @@ class Driver(Worker):
         if not 0 < peer <= _PEER_MAX:
             raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
         speed = _time_reads(device.fd, memory)
-        self._wire_vectors(device)
+        _wire_vectors(device)
         self._watch_unplug(device)  # from here on nothing fails
         self._devices[device.address] = device
         vectors = len(device.events)
@@ -311,25 +311,6 @@ class Driver(Worker):
         for first in range(0, vectors, wire.EVENTS_PER_PACKET):
             self._say(wire.Events(device.address), tuple(device.events[first : first + wire.EVENTS_PER_PACKET]))
         log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
-
-    def _wire_vectors(self, device: Device) -> None:
-        """As many as the device has, or as the machine still has room for."""
-        count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
-        if count < 1:
-            raise Unusable("it has no interrupts (MSI-X)")
-        device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
-        while True:
-            try:
-                most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
-            except OSError as error:
-                if len(device.events) == 1:
-                    raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
-                most = len(device.events) // 2
-            if most == 0:
-                return
-            for event in device.events[most:]:
-                os.close(event)
-            del device.events[most:]
 
     # ---- unplug ----
 
@@ -370,6 +351,26 @@ class Driver(Worker):
         if not any(each.group == name and each.fd >= 0 for each in self._devices.values()):
             self._groups.close(name)
             self._say(wire.GroupClosed(name))
+
+
+def _wire_vectors(device: Device) -> None:
+    """As many as the device has, or as the machine still has room for."""
+    count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
+    if count < 1:
+        raise Unusable("it has no interrupts (MSI-X)")
+    device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+    while True:
+        try:
+            most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
+        except OSError as error:
+            if len(device.events) == 1:
+                raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
+            most = len(device.events) // 2
+        if most == 0:
+            return
+        for event in device.events[most:]:
+            os.close(event)
+        del device.events[most:]
 
 
 def _time_reads(fd: int, memory: vfio.Region) -> int:

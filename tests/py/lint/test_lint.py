@@ -49,6 +49,7 @@ MAY_INCLUDE = {
 }
 """The same of the shim's C, a row a folder of csrc. Of include/, which is what programs see, each may include all."""
 MODULE_LINES_MAX = 420
+CLASS_METHODS_MAX = 20
 ROOT_MODULES_MAX = 6
 FOLDER_MODULES_MAX = 14
 
@@ -163,6 +164,47 @@ def test_the_root_and_each_folder_stay_small() -> None:
     assert [each for each in CSRC.iterdir() if each.is_file()] == []
     for folder in CSRC.iterdir():
         assert len({each.stem for each in folder.iterdir()}) <= FOLDER_MODULES_MAX, folder
+
+
+def classes() -> dict[str, ast.ClassDef]:
+    """Every class of the product, by module and name."""
+    return {
+        f"{module_name(path)}.{node.name}": node
+        for path in python_files("kvmchand", "libxenvchan_shim")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+
+
+def methods(node: ast.ClassDef) -> set[str]:
+    """A property and its setter are one."""
+    return {each.name for each in node.body if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def bases(node: ast.ClassDef) -> set[str]:
+    return {each.id for each in node.bases if isinstance(each, ast.Name)}
+
+
+def test_no_class_has_too_many_methods() -> None:
+    large = {name for name, node in classes().items() if len(methods(node)) > CLASS_METHODS_MAX}
+    assert not large
+
+
+def test_a_class_is_called_back_by_one_protocol_at_most() -> None:
+    """Callbacks begin with on_, and no other method that others call does: so none is a command, too. A protocol of callbacks is
+    named ...Events, and whoever is called by it derives from it."""
+    protocols = {
+        node.name: methods(node) for node in classes().values() if node.name.endswith("Events") and "Protocol" in bases(node)
+    }
+    assert len(protocols) > 5
+    for name, node in classes().items():
+        if node.name in protocols:
+            continue
+        own = bases(node) & protocols.keys()
+        assert len(own) <= 1, f"{name} is called by {own}"
+        declared = set().union(*(protocols[each] for each in own))
+        undeclared = {each for each in methods(node) if each.startswith("on_")} - declared
+        assert not undeclared, f"{name}: {undeclared} are callbacks of no protocol that it derives from"
 
 
 def includes() -> dict[str, set[str]]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The channels, as the host's main process has them: the region of each, who is given an end of it, and what is done for ends
-that die. Event channels are among them, and who waits for a vchan to be offered.
+"""The channels, as the host's main process has them.
+
+Each has a region, and ends that clients are given. What an end that dies should have done is done for
+it. Event channels are among them.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Channels:
         return len(self._regions)
 
     def close(self) -> None:
+        """Close all regions."""
         for region in self._regions.values():
             region.close()
         self._regions.clear()
@@ -63,6 +66,7 @@ class Channels:
     # ---- requests ----
 
     def offer(self, requester: Requester, offer: client.Offer) -> None:
+        """Make a vchan, and answer with its server end. Raises KvmchanError, or NotYet."""
         end = End(requester.number, requester.pid)
         chosen = rings.choose(offer.read_min, offer.write_min, self._max_ring)
         permit = self._registry.permit_offer(requester.domain, offer.peer, offer.path, end)
@@ -77,6 +81,7 @@ class Channels:
         self._grant(requester, channel, Side.SERVER)
 
     def bind(self, requester: Requester, request: client.Bind) -> None:
+        """Make an event channel, and answer with its server end. Raises as offer()."""
         end = End(requester.number, requester.pid)
         permit = self._registry.permit_bind(requester.domain, request.peer, end)
         region = self._allocator.make_region(_SMALLEST, requester.domain, permit.client_domain)
@@ -85,10 +90,12 @@ class Channels:
         self._grant(requester, channel, Side.SERVER)
 
     def connect(self, requester: Requester, request: client.Connect) -> None:
+        """Answer with the client end of a vchan. Raises as offer()."""
         end = End(requester.number, requester.pid)
         self._join(requester, self._registry.require_connect(requester.domain, request.domain, request.path, end), end)
 
     def join(self, requester: Requester, request: client.Join) -> None:
+        """Answer with the client end of an event channel. Raises as offer()."""
         end = End(requester.number, requester.pid)
         self._join(requester, self._registry.require_join(requester.domain, request.domain, request.port, end), end)
 
@@ -116,7 +123,7 @@ class Channels:
             raise
 
     def port(self, requester: Requester, request: client.GetPort) -> client.Port:
-        """What an event channel is."""
+        """Return what an event channel is. Raises AccessDenied if it is not the client's to know."""
         domain = requester.domain if request.domain < 0 else request.domain
         found = self._registry.port(requester.domain, domain, request.port)
         if found is None:
@@ -131,28 +138,29 @@ class Channels:
     # ---- ends ----
 
     def give_up_on(self, domain: DomainId) -> None:
-        """Withdraw what is offered to a domain that is gone, and tell the servers, who wait in vain."""
+        """Withdraw what is offered to a domain that is gone, and tell the servers."""
         for channel in self._registry.offered_to(domain):
             self.withdraw(channel)
             self._regions[channel.number].mark_dead(Side.CLIENT)
 
     def region(self, holder: ClientId) -> Region | None:
-        """Of the channel that a connection is an end of."""
+        """Return the region of the channel that a client holds an end of."""
         held = self._registry.ends.held(holder)
         return self._regions[held[0].number] if held is not None else None
 
     def is_closed(self, holder: ClientId) -> bool:
+        """Return whether a client holds an end that its program has marked closed."""
         held = self._registry.ends.held(holder)
         return held is not None and self._regions[held[0].number].is_closed(held[1])
 
     def wake(self, channel: Channel, side: Side) -> None:
-        """Sends an event in the name of an end, which need not be there any more."""
+        """Send an event in the name of an end, which may be gone already."""
         region = self._regions.get(channel.number)
         if region is not None:
             region.signal(other(side))
 
     def end(self, holder: ClientId) -> None:
-        """An end without a close: does for it what it should have done, and releases it."""
+        """Release an end without a close, and do for it what it should have done."""
         held = self._registry.ends.held(holder)
         if held is not None:
             channel, side = held
@@ -160,6 +168,7 @@ class Channels:
             self.release(holder)
 
     def release(self, holder: ClientId) -> None:
+        """Release the end that a client holds, if any."""
         held = self._registry.release(holder)
         if held is None:
             return
@@ -174,7 +183,7 @@ class Channels:
     # ---- listing ----
 
     def listed(self, domain: DomainId, first: int) -> Iterator[client.ChannelInfo]:
-        """What a domain may see, from a channel's number on."""
+        """Yield what a domain may see, from a channel's number on."""
         return map(self._describe, self._registry.visible(domain, ChannelId(first - 1)))
 
     def _describe(self, channel: Channel) -> client.ChannelInfo:

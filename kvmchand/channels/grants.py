@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which pages domains share, and who has them mapped. Pure state: the owner has the memory.
 
-A share is so many pages of one domain for another, whose references count up from its first. It lasts until its holder and all
-who map it have let it go, so that no page is another's while somebody has it mapped; but it can be mapped only while its holder
-is there.
+A share is a run of pages that one domain shares with another; their references count up from its
+first. It lasts until its holder and all who map it have let it go, so no page becomes another's while
+somebody has it mapped. It can be mapped only while its holder exists.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ int."""
 
 @dataclass(slots=True, eq=False)
 class Share:
-    """`holder`: who shares; None when it has let go. `mappings`: who maps it."""
+    """A run of pages. `holder` shares them, and is None once it has let go; `mappings` map them."""
 
     ref: int
     pages: int
@@ -40,6 +40,7 @@ class Share:
 
     @property
     def is_over(self) -> bool:
+        """Whether nobody has the pages any more."""
         return self.holder is None and not self.mappings
 
 
@@ -74,15 +75,15 @@ class Grants:
     """Of shares that last, and mappings."""
 
     def held(self, holder: ClientId) -> Share | None:
-        """What a connection shares or maps."""
+        """Return what a connection shares or maps."""
         return self._held.get(holder)
 
     def count(self, domain: DomainId) -> int:
-        """How many shares and mappings a domain has."""
+        """Return how many shares and mappings a domain has."""
         return self._counts[domain]
 
     def holders(self, domain: DomainId) -> list[ClientId]:
-        """Who of a domain shares or maps anything."""
+        """Return which of a domain's clients share or map anything."""
         return [
             holder for holder, share in self._held.items() if domain == (share.owner if holder == share.holder else share.peer)
         ]
@@ -112,7 +113,10 @@ class Grants:
         return made
 
     def _place(self, pages: int) -> int:
-        """The first of so many references that are free, from the last one given on: one that is over is not given again soon."""
+        """Return the first of so many free references in a row, behind the last one given.
+
+        So one that is over is not given again soon.
+        """
         for start in (self._next, _REF_FIRST):
             ref = start
             for each in self._refs[max(0, bisect_right(self._refs, start) - 1) :]:
@@ -124,8 +128,9 @@ class Grants:
         raise LimitReached(f"there are no {pages} references in a row left: share fewer pages at once")
 
     def require_map(self, caller: DomainId, domain: int, ref: int, holder: ClientId, *, writable: bool) -> Share:
-        """Return the share that `ref` belongs to, for map(). Raises an error that says why the caller
-        may not map it.
+        """Return the share that `ref` belongs to, for map().
+
+        Raises an error that says why the caller may not map it.
         """
         self._require_free(holder)
         at = bisect_right(self._refs, ref) - 1
@@ -148,7 +153,7 @@ class Grants:
         self._counts[share.peer] += 1
 
     def release(self, holder: ClientId) -> Share | None:
-        """Ends what a connection shares or maps, if anything. The share is out of here once it is over."""
+        """End what a connection shares or maps, and return it. A share that is over is forgotten."""
         share = self._held.pop(holder, None)
         if share is None:
             return None

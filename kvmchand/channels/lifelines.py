@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Ends whose connection is gone while their memory is still mapped.
 
-A program may close every descriptor it did not open itself; its channels must go on. The kernel reports when a description of
-the memory goes (inotify: IN_CLOSE at the last reference, mappings included), and the lock on it says whose it was. An
-end is watched from the loss of its connection until its mapping goes.
+A program may close every descriptor it did not open itself; its channels must go on. The kernel
+reports when a description of the memory goes (inotify: IN_CLOSE at the last reference, mappings
+included), and the lock on it says whose it was. An end is watched from the loss of its connection
+until its mapping goes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from kvmchand.linux import libc
 
 _EVENTS_BYTES = 64 * 1024
 _LOOKS = (0.001, 0.01, 0.1, 1.0)
-"""Seconds after a report at which we look again: the kernel reports that a description goes, and after that takes its locks."""
+"""Seconds after a report at which we look again.
+
+The kernel reports that a description goes, and takes its locks after that.
+"""
 
 
 class Mapped(Protocol):
@@ -29,7 +33,8 @@ class Mapped(Protocol):
     def memory(self) -> int:
         """Its descriptor."""
 
-    def is_mapped(self, holder: ClientId) -> bool: ...
+    def is_mapped(self, holder: ClientId) -> bool:
+        """Return whether any process of the holder's still has the memory mapped."""
 
 
 class Timer(Protocol):
@@ -58,7 +63,7 @@ class Lifelines:
         self.fd = libc.inotify_init()
 
     def watch(self, holder: ClientId, memory: Mapped) -> None:
-        """Takes over an end. May call `on_end` at once. Where the kernel gives no watch, the end counts as gone."""
+        """Watch an end. May call `on_end` at once: if the kernel gives no watch, the end counts as gone."""
         try:
             watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{memory.memory}", libc.IN_CLOSE)
         except OSError:
@@ -86,7 +91,8 @@ class Lifelines:
             os.read(self.fd, _EVENTS_BYTES)
         except BlockingIOError:
             return
-        # Which watch it was does not matter: a device's says nothing of the end, and an overflow nothing at all.
+        # Which watch it was does not matter: a device's says nothing of the end, and an overflow
+        # nothing at all.
         if self._watched:
             self._look_later()
             self.look()
@@ -106,10 +112,11 @@ class Lifelines:
         self.look()
 
     def look(self) -> None:
-        """Ends those whose mapping has gone."""
+        """End those whose mapping has gone."""
         gone = [holder for holder, (memory, _) in self._watched.items() if not memory.is_mapped(holder)]
         for holder in gone:
             self._end(holder)
 
     def close(self) -> None:
+        """Watch nothing any more."""
         os.close(self.fd)

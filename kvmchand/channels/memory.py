@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory for two domains: on this machine, or, with a guest among them, on a device of their link."""
+"""Memory for two domains: on this machine, or on a device of their link if one is a guest."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which domains there are, what they offer, and who is connected. Pure state: the host does what follows from it.
+"""Which domains exist, what they offer, and who is connected. Pure state.
 
-A channel lives from its server's offer until both ends are gone. It stands at its path only while its server is there and no
-later offer has taken the path over. An end is held by one client connection. An event channel of its own is a channel too,
-which stands at its number and not at a path.
+A channel lives from its server's offer until both ends are gone. It has its path only while its server
+exists and no later offer has taken the path over. An end is held by one client connection. An event
+channel of its own is a channel too, which has its number in place of a path.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import paths
 
 _EVENT_CHANNEL = "event-channel:"
-"""What an event channel stands at, before its number. No path has a colon."""
+"""What an event channel has for a path, before its number. No path has a colon."""
 
 
 class DomainKind(Enum):
@@ -197,7 +197,7 @@ class Registry:
         return Permit(absolute, caller, client_domain, end, standing)
 
     def permit_bind(self, caller: DomainId, peer: int, end: End) -> Permit:
-        """Permit an event channel that `peer` may join. Raises an error that says why it is refused."""
+        """Permit an event channel that `peer` may join. Raises as permit_offer()."""
         self.ends.require_free(end.holder)
         self._require_room(caller, Side.SERVER)
         return Permit("", caller, self.require_domain(peer), end)
@@ -226,8 +226,9 @@ class Registry:
     # ---- clients ----
 
     def require_connect(self, caller: DomainId, domain: int, path: str, end: End) -> Channel:
-        """Return the channel that `domain` offers `caller` at `path`, for connect(). Raises an error
-        that says why the caller may not connect.
+        """Return the channel that `domain` offers `caller` at `path`, for connect().
+
+        Raises an error that says why the caller may not connect.
         """
         self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
@@ -239,8 +240,9 @@ class Registry:
         return channel
 
     def require_join(self, caller: DomainId, domain: int, port: int, end: End) -> Channel:
-        """Return the event channel that is `port` in `domain`, for connect(). Raises an error that
-        says why the caller may not join it.
+        """Return the event channel that is `port` in `domain`, for connect().
+
+        Raises an error that says why the caller may not join it.
         """
         self.ends.require_free(end.holder)
         server_domain = self.require_domain(domain)
@@ -271,7 +273,7 @@ class Registry:
     # ---- both ----
 
     def release(self, holder: ClientId) -> tuple[Channel, Side] | None:
-        """End what a connection holds, and return it. The channel is gone once neither end is held."""
+        """End what a connection holds, and return it. A channel with no end left is forgotten."""
         held = self.ends.release(holder)
         if held is None:
             return None
@@ -286,8 +288,9 @@ class Registry:
         return held
 
     def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:
-        """Return the end of a channel that is `port` in `domain`, if there is one. Raises
-        AccessDenied if it is not the caller's to know.
+        """Return the end of a channel that is `port` in `domain`, if there is one.
+
+        Raises AccessDenied if it is not the caller's to know.
         """
         if caller not in (HOST, domain):
             raise AccessDenied(f"domain {caller} may not ask about the event channels of domain {domain}")
@@ -298,8 +301,9 @@ class Registry:
         return (channel, side) if (channel.client if port % 2 else channel.server) is not None else None
 
     def visible(self, caller: DomainId, after: ChannelId) -> list[Channel]:
-        """Return the channels numbered above `after` that a domain may list: domain 0 all, another
-        those it is an end of.
+        """Return the channels numbered above `after` that a domain may list.
+
+        Domain 0 may list all, another those that it has an end of.
         """
         return [
             channel

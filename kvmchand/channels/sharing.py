@@ -28,6 +28,8 @@ class Notice:
 
 
 class Sharing:
+    """The memory of shares, and what is done when a holder lets go."""
+
     def __init__(
         self,
         registry: Registry,
@@ -35,7 +37,7 @@ class Sharing:
         allocator: Allocator,
         wake: Callable[[Channel, Side], None],
     ) -> None:
-        """`wake`: sends an event in the name of an end."""
+        """Share nothing yet. `wake` sends an event in the name of an end."""
         self._registry = registry
         self._grants = grants
         self._allocator = allocator
@@ -49,18 +51,20 @@ class Sharing:
         return len(self._memory)
 
     def held(self, holder: ClientId) -> SharedMemory | None:
-        """The memory that a connection shares or maps."""
+        """Return the memory that a connection shares or maps."""
         share = self._grants.held(holder)
         return self._memory[share] if share is not None else None
 
     def count(self, domain: DomainId) -> int:
-        """How many shares and mappings a domain has."""
+        """Return how many shares and mappings a domain has."""
         return self._grants.count(domain)
 
     def holders(self, domain: DomainId) -> list[ClientId]:
+        """Return which of a domain's clients share or map anything."""
         return self._grants.holders(domain)
 
     def share(self, requester: Requester, request: client.Share) -> None:
+        """Make pages that a client shares, and answer with them. Raises KvmchanError, or NotYet."""
         peer = self._registry.require_domain(request.peer)
         permit = self._grants.permit_share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
         memory = self._allocator.make_pages(Size(request.pages * PAGE), requester.domain, peer)
@@ -73,6 +77,7 @@ class Sharing:
         self._give(requester, share, writable=True)
 
     def map(self, requester: Requester, request: client.Map) -> None:
+        """Answer with pages that another domain shares. Raises as share()."""
         ref, writable = request.ref, request.writable
         share = self._grants.require_map(requester.domain, request.domain, ref, requester.number, writable=writable)
         self._allocator.require_ready(self._memory[share], requester.domain)
@@ -87,7 +92,7 @@ class Sharing:
             raise
 
     def notify(self, requester: Requester, request: client.Notify) -> None:
-        """Notes what is to be done at the end of what the connection holds."""
+        """Note what is to be done when the client lets go of its pages. Raises KvmchanError."""
         share = self._grants.held(requester.number)
         if share is None:
             raise ProtocolError("this connection neither shares nor maps pages")
@@ -114,11 +119,11 @@ class Sharing:
         return notice
 
     def will_wake(self, channel: Channel, side: Side) -> bool:
-        """Whether pages that are held send an event in the name of this end, when they are let go."""
+        """Return whether pages that are held send an event in an end's name when they are let go."""
         return (channel.number, side) in self._events
 
     def end(self, holder: ClientId) -> None:
-        """A connection lets go of what it shares or maps, or is gone."""
+        """Let go of what a client shares or maps, if anything."""
         share = self._grants.release(holder)
         if share is None:
             return
@@ -133,6 +138,7 @@ class Sharing:
             memory.close()
 
     def close(self) -> None:
+        """Close all memory."""
         for memory in self._memory.values():
             memory.close()
         self._memory.clear()

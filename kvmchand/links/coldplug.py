@@ -34,6 +34,8 @@ class _Prepared:
 
 
 class ColdPlug:
+    """The devices of domains that may start, and of those that have started with one."""
+
     def __init__(self, links: Links, devices: Devices) -> None:
         self._links = links
         self._devices = devices
@@ -41,7 +43,7 @@ class ColdPlug:
         """By the domain's uuid."""
 
     def prepare(self, uuid: str, plan: StartLink) -> None:
-        """Serves the domain's next start. One that can't be served is complained of: the domain will not start."""
+        """Serve the domain's next start, or log why the domain will not start."""
         known = self._prepared.get(uuid)
         if known is not None and known.plan == plan:
             return
@@ -73,7 +75,7 @@ class ColdPlug:
             self.withdraw(made.uuid)  # its QEMU shall be refused, and not wait
 
     def withdraw(self, uuid: str) -> None:
-        """The domain's XML has no such device any more. A domain that runs keeps its own."""
+        """Serve no start of a domain any more. A domain that runs keeps its own device."""
         made = self._prepared.pop(uuid, None)
         if made is not None:
             if made.device is not None:
@@ -81,7 +83,7 @@ class ColdPlug:
             made.listener.close()
 
     def take(self, uuid: str, domain: DomainId) -> Device | None:
-        """The device that a domain has which has just been found, if its QEMU was served."""
+        """Return the device of a domain that has just been found, if its QEMU was served one."""
         self._devices.drain()  # of a QEMU that started we have been told before libvirt could say so
         made = self._prepared.get(uuid)
         if made is None or made.device is None or not self._devices.is_connected(made.device, _UNBORN):
@@ -92,7 +94,10 @@ class ColdPlug:
         return taken
 
     def replace(self, device: Device) -> None:
-        """Make a new device for the next QEMU, if this one is a domain's from its start: its QEMU has gone."""
+        """Make a device for the domain's next QEMU in place of one whose QEMU has gone.
+
+        Does nothing for a device that no domain has from its start.
+        """
         for made in list(self._prepared.values()):
             if device is made.taken:
                 made.taken = None
@@ -103,9 +108,10 @@ class ColdPlug:
 
     @property
     def fds(self) -> int:
-        """Descriptors that all of this costs, beside the devices that were taken."""
+        """Descriptors that this costs, beside the devices that were taken."""
         return sum(1 + (self._devices.fds(each.device) if each.device else 0) for each in self._prepared.values())
 
     def close(self) -> None:
+        """Serve no start any more."""
         for uuid in list(self._prepared):
             self.withdraw(uuid)

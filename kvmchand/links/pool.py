@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The devices that links are made of: made, plugged into guests, shared out in slices, and done away with.
+"""The devices that links are made of: made, plugged into guests, shared out in slices, and removed.
 
-A device goes into a guest only when that guest itself, or the host, needs it: so no guest can fill another's slots.
+A device goes into a guest only when that guest itself, or the host, needs it: so no guest can fill
+another's slots.
 """
 
 from __future__ import annotations
@@ -29,22 +30,25 @@ _SESSION_FDS = 3
 
 
 class NotYet(Exception):
-    """A request that has to wait for one of `devices`. `sentence`: what for."""
+    """A request has to wait for one of `devices`; `sentence` says why."""
 
     def __init__(self, domain: DomainId, devices: list[Device]) -> None:
+        """Say that a domain has to take a device first."""
         self.devices = devices
         self.sentence = f"domain {domain} has not taken the device that this channel needs: is kvmchand guest running in it?"
         super().__init__(self.sentence)
 
 
 def _device_of(memory: Region | SharedMemory) -> Device | None:
-    """None: it is on this machine only."""
+    """Return the device that memory is on, or None if it is on this machine only."""
     if isinstance(memory, SharedMemory):
         return memory.slice.device if memory.slice is not None else None
     return memory.slice.device if isinstance(memory, SliceRegion) else None
 
 
 class Pool:
+    """The devices of all links, and the slices of them that channels have."""
+
     def __init__(self, loop: Loop, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
         self._links = links
         self._devices = devices
@@ -57,6 +61,7 @@ class Pool:
     # ---- guests ----
 
     def add_guest(self, found: libvirt.Found) -> None:
+        """Note that a guest runs, with the device that it may have from its start."""
         guest = found.domain
         self._guests.add(guest)
         if not found.kvm:
@@ -66,7 +71,7 @@ class Pool:
             log.info(f"domain {guest} has {present.size} bytes from its start")
 
     def remove_guest(self, guest: DomainId) -> None:
-        """It is gone, and its devices with it."""
+        """Remove a guest that is gone, and its devices with it."""
         self._guests.discard(guest)
         self._links.keepers.pop(guest, None)
         self._unplugger.forget(guest)
@@ -78,12 +83,13 @@ class Pool:
             self.reap(device)
 
     def is_guest(self, domain: DomainId) -> bool:
+        """Return whether the domain is a guest."""
         return domain in self._guests
 
     # ---- devices ----
 
     def add(self, one: DomainId, other: DomainId, size: Size, vectors: int, *, control: bool = False) -> Device:
-        """A new device for two domains, in neither yet. OutOfResources."""
+        """Make a device for two domains, in neither yet. Raises OutOfResources."""
         device = self._links.add(pair_of(one, other), {one, other} & self._guests, size, vectors, control=control)
         try:
             self._devices.create(device)
@@ -93,13 +99,13 @@ class Pool:
         return device
 
     def attach(self, device: Device, domain: DomainId) -> None:
-        """Puts a device into a guest, if it is not in it. LimitReached."""
+        """Put a device into a guest, if it is not in it. Raises LimitReached."""
         if domain in device.peers and domain not in device.attached:
             self._links.attach(device, domain)
             self._hypervisor.attach(domain, device.number, self._devices.socket_path(device, domain), device.vectors)
 
     def prepare(self, one: DomainId, other: DomainId) -> None:
-        """A link between two domains ahead of its first channel."""
+        """Make a link between two domains ahead of its first channel."""
         try:
             devices = self._links.devices_for(pair_of(one, other))
             device = devices[0] if devices else self.add(one, other, self._settings.size, self._settings.vectors)
@@ -133,8 +139,10 @@ class Pool:
         device.plugged.discard(domain)
 
     def reap(self, device: Device) -> None:
-        """Does away with a device that no channel is on and none will be. It counts until every guest has let it go: else one
-        that lets none go could have any number."""
+        """Remove a device that no channel is on and none will be.
+
+        It counts until every guest has let it go: else one that lets none go could have any number.
+        """
         if not device.is_closing or device.slices or device.number not in self._links.devices:
             return
         for domain in device.attached & self._guests:
@@ -147,9 +155,7 @@ class Pool:
     # ---- channels ----
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
-        """Make the region of a channel with an end in a guest. Raises NotYet, LimitReached or
-        OutOfResources.
-        """
+        """Make a region for a channel of a guest. Raises NotYet, LimitReached or OutOfResources."""
         taken = self._take(rings.size, server, peer)
         device = taken.device
         peers = {Side.SERVER: device.peer_of(server), Side.CLIENT: device.peer_of(peer)}
@@ -159,12 +165,12 @@ class Pool:
         return SliceRegion(rings, page, events, bells, taken, self._free)
 
     def make_pages(self, size: Size, owner: DomainId, peer: DomainId) -> SharedMemory:
-        """For pages that a guest shares, or maps; as make_region()."""
+        """Make memory for pages that a guest shares or maps. Raises as make_region()."""
         taken = self._take(size, owner, peer, wakes=False)
         return SharedMemory(self._devices.memory(taken.device), taken.offset, lambda: self._free(taken), taken)
 
     def _take(self, size: Size, owner: DomainId, peer: DomainId, *, wakes: bool = True) -> Slice:
-        """A slice that `owner` can use."""
+        """Return a slice that `owner` can use."""
         devices = self._links.devices_for(pair_of(owner, peer))
         for device in devices:
             taken = self._links.allocate(device, size, wakes=wakes) if device.is_ready(owner) else None
@@ -192,7 +198,7 @@ class Pool:
             raise
 
     def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
-        """NotYet unless the caller can use the device of a channel it connects to, or of pages it maps."""
+        """Raise NotYet unless the caller can use the device that a channel's or pages' memory is on."""
         device = _device_of(memory)
         if device is not None and not device.is_ready(caller):
             if device.is_closing:
@@ -201,12 +207,13 @@ class Pool:
             raise NotYet(caller, [device])
 
     def set_ready(self, device: Device, domain: DomainId, vectors: int) -> None:
-        """A guest says that it can use a device, and so many of its vectors."""
+        """Note that a guest can use a device, and how many of its vectors."""
         device.limit_vectors(vectors)
         for freed in self._links.set_ready(device, domain):
             self._devices.zero(device, freed.offset, freed.size)
 
     def is_on(self, device: Device, memory: Region | SharedMemory) -> bool:
+        """Return whether the memory is a slice of the device."""
         return _device_of(memory) is device
 
     def _free(self, freed: Slice) -> None:
@@ -216,6 +223,6 @@ class Pool:
 
     @property
     def fds(self) -> int:
-        """Descriptors that the devices cost."""
+        """Descriptors that the guests and their devices cost."""
         sessions = _SESSION_FDS * len(self._guests)
         return sessions + self.cold_plug.fds + sum(self._devices.fds(device) for device in self._links.devices.values())

@@ -129,9 +129,10 @@ class Domains:
                 self._spawn(self._detach(message.domain, message.socket))
 
     def _say(self, message: object) -> None:
+        data = wire.to_main.encode(message)  # a ProtocolError is no sign that main has ended
         self._main.setblocking(True)
         try:
-            send_packet(self._main, wire.to_main.encode(message))
+            send_packet(self._main, data)
         except OSError:
             self._ended.set()
         finally:

@@ -38,7 +38,7 @@ GROUP_VIABLE = 1
 REGION_MMAP = 4
 BAR0, BAR2, CONFIG = 0, 2, 7
 MSIX_IRQ, REQ_IRQ = 2, 4
-_IRQ_DATA_EVENTFD, _IRQ_ACTION_TRIGGER = 1 << 2, 1 << 5
+_IRQ_DATA_NONE, _IRQ_DATA_EVENTFD, _IRQ_ACTION_TRIGGER = 1 << 0, 1 << 2, 1 << 5
 
 GROUP_STATUS = struct.Struct("=II")  # argsz, flags
 REGION_INFO = struct.Struct("=IIIIQQ")  # argsz, flags, index, cap_offset, size, offset
@@ -154,3 +154,8 @@ def set_irqs(device: int, index: int, events: list[int]) -> int:
     header = IRQ_SET.pack(IRQ_SET.size + len(data), _IRQ_DATA_EVENTFD | _IRQ_ACTION_TRIGGER, index, 0, len(events))
     room: int = fcntl.ioctl(device, DEVICE_SET_IRQS, bytearray(header + data), True)
     return room
+
+
+def disable_irqs(device: int, index: int) -> None:
+    """Turn all interrupts of a kind off, so that the machine has their vectors back."""
+    fcntl.ioctl(device, DEVICE_SET_IRQS, IRQ_SET.pack(IRQ_SET.size, _IRQ_DATA_NONE | _IRQ_ACTION_TRIGGER, index, 0, 0))

@@ -16,6 +16,7 @@ import subprocess
 import time
 from dataclasses import dataclass, field
 
+from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.ids import Size
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.eventfd import signal_event
@@ -55,6 +56,8 @@ class Device:
     group: str
     fd: int
     events: list[int] = field(default_factory=list)
+    peer: int = 0
+    """Its ivshmem id."""
     unplug: int = -1
     """Signalled when the device shall be let go."""
     is_let_go: bool = False
@@ -101,7 +104,7 @@ class Driver(Worker):
                 self._groups.restore(Group(message.name, group, container))
             case wire.Device():
                 (fd,) = fds.steal()
-                device = Device(message.address, message.group, fd)
+                device = Device(message.address, message.group, fd, peer=message.peer)
                 self._devices[device.address] = device
                 self._watch_unplug(device)
             case wire.Events():
@@ -290,6 +293,9 @@ class Driver(Worker):
         (peer,) = struct.unpack("<i", os.pread(device.fd, 4, doorbell.offset + _IVPOSITION))
         if not 0 < peer <= _PEER_MAX:
             raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
+        device.peer = peer
+        if peer == CONTROL_PEER:
+            self._free_outdated_vectors()
         speed = _time_reads(device.fd, memory)
         _wire_vectors(device)
         self._watch_unplug(device)  # from here on nothing fails
@@ -311,6 +317,17 @@ class Driver(Worker):
         for first in range(0, vectors, wire.EVENTS_PER_PACKET):
             self._say(wire.Events(device.address), tuple(device.events[first : first + wire.EVENTS_PER_PACKET]))
         log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
+
+    def _free_outdated_vectors(self) -> None:
+        """Give back the interrupts of an earlier host daemon's devices, if a new daemon's control device has come.
+
+        Without KVM those devices are never unplugged, and programs may still have them open; their vectors would be missing
+        for the new devices.
+        """
+        present = [each for each in self._devices.values() if each.fd >= 0]
+        if any(each.peer == CONTROL_PEER for each in present):
+            for each in present:
+                vfio.disable_irqs(each.fd, vfio.MSIX_IRQ)
 
     # ---- unplug ----
 

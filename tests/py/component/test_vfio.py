@@ -44,6 +44,9 @@ CONFIG = Region(4096, 8192, False)
 IVSHMEM = Function(ADDRESS, 0x1AF4, 0x1110, 1, "", "7", (Bar(0xFE800000, 0x100), Bar(0xFE801000, 0x1000), Bar(1 << 40, 4096)))
 
 
+CONTROL_PEER = 1
+
+
 def refuse(number: int) -> Callable[..., int]:
     """A call that fails."""
 
@@ -600,3 +603,24 @@ def test_a_device_in_the_place_of_one_that_went_while_no_process_was_there_is_us
     with guest.driving() as main:
         assert main.hear_device().address == ADDRESS
     assert list(guest.owner.devices) == [ADDRESS]
+
+
+def test_a_new_control_device_gets_the_vectors_of_an_earlier_daemons_devices(kernel: Kernel) -> None:
+    taken: dict[int, int] = {}
+
+    def set_irqs(device: int, index: int, events: list[int]) -> int:
+        if index == vfio.MSIX_IRQ:
+            if sum(taken.values()) + len(events) > VECTORS:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            taken[device] = len(events)
+        return 0
+
+    kernel.vfio(set_irqs=set_irqs, disable_irqs=lambda device, _index: taken.pop(device))
+    kernel.say_peer(CONTROL_PEER)
+    kernel.functions[THIRD] = replace(
+        IVSHMEM, address=THIRD, group="8", bars=(Bar(0xFE900000, 0x100), Bar(0xFE901000, 0x1000), Bar(2 << 40, 4096))
+    )
+    with driving() as main:
+        for _ in range(2):
+            assert main.hear_device().vectors == VECTORS
+            main.events = 0

@@ -85,7 +85,7 @@ class Driver(Worker):
             if not self._wait_for_start():
                 return
             self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
-            self._load_modules()
+            _load_modules()
             self._scan()
             for name in self._groups.names():
                 self._close_group_if_unused(name)  # main may have let go of all that was in it
@@ -116,20 +116,6 @@ class Driver(Worker):
                 self._start(wire.Started())
 
     # ---- functions ----
-
-    def _load_modules(self) -> None:
-        """Best effort: they may be loaded, or part of the kernel; if not, opening says so."""
-        for module in _MODULES:
-            try:
-                subprocess.run(
-                    ["modprobe", module],
-                    stdin=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    timeout=_MODPROBE_DEADLINE,
-                    check=False,
-                )
-            except (OSError, subprocess.TimeoutExpired):
-                return
 
     def _on_uevent(self) -> None:
         try:
@@ -368,6 +354,21 @@ class Driver(Worker):
         if not any(each.group == name and each.fd >= 0 for each in self._devices.values()):
             self._groups.close(name)
             self._say(wire.GroupClosed(name))
+
+
+def _load_modules() -> None:
+    """Best effort: they may be loaded, or part of the kernel; if not, opening says so."""
+    for module in _MODULES:
+        try:
+            subprocess.run(
+                ["modprobe", module],
+                stdin=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                timeout=_MODPROBE_DEADLINE,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return
 
 
 def _wire_vectors(device: Device) -> None:

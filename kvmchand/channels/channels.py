@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The channels, as the host's main process has them.
 
-Each has a region, and ends that clients are given. What an end that dies should have done is done for
-it. Event channels are among them.
+Each has a region, and ends that clients are given. What an end that dies should have done is done
+for it. Event channels are among them.
 """
 
 from __future__ import annotations
@@ -123,7 +123,10 @@ class Channels:
             raise
 
     def port(self, requester: Requester, request: client.GetPort) -> client.Port:
-        """Return what an event channel is. Raises AccessDenied if it is not the client's to know."""
+        """Return what an event channel is.
+
+        Raises AccessDenied if it is not the client's to know.
+        """
         domain = requester.domain if request.domain < 0 else request.domain
         found = self._registry.port(requester.domain, domain, request.port)
         if found is None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An ivshmem device between two domains, and the slices of it that channels have. Pure state.
+"""An ivshmem device between two domains, and the slices of it that channels have.
 
-A device exists from when the daemon makes its memory until no channel is on it and no QEMU has it.
+Pure state. A device exists from when the daemon makes its memory until no channel is on it and no
+QEMU has it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,26 @@ from kvmchand.ids import PAGE, DeviceId, DomainId, Size
 HOST_PEER = 0
 """The host's ivshmem id on every device."""
 CONTROL_PEER = 1
-"""The guest's on its control device: it knows by that which device it is."""
+"""A guest's ivshmem id on its control device, which it recognizes by that."""
 START_PEER = 2
-"""The guest's on the device that it has from its start."""
+"""A guest's ivshmem id on the device that it has from its start."""
 
 Pair = tuple[DomainId, DomainId]
-"""The smaller number first; twice the same for a guest that talks to itself."""
+"""The smaller number first; the same twice for a guest that talks to itself."""
 
 
 def pair_of(one: DomainId, other: DomainId) -> Pair:
+    """Return the pair of two domains."""
     return (one, other) if one <= other else (other, one)
 
 
 @dataclass(slots=True, eq=False)
 class Slice:
-    """A channel's part of a device, or that of shared pages. `vectors`: the one that wakes each end of a channel. `given`: to
-    programs in a guest, which may keep it mapped."""
+    """A channel's part of a device, or that of shared pages.
+
+    `vectors`: those that wake each end of a channel. `given`: to programs in a guest, which may
+    keep it mapped.
+    """
 
     device: Device
     offset: Size
@@ -40,8 +45,12 @@ class Slice:
 
 @dataclass(slots=True, eq=False)
 class Device:
-    """`vectors`: that it is made with. `peers`: the ivshmem id that each guest of the pair has on it, or would have. `attached`:
-    the guests that it is in. `free`: runs of free pages, first page to count."""
+    """A device.
+
+    `vectors`: that it is made with. `peers`: the ivshmem id that each guest of the pair has on it,
+    or would have. `attached`: the guests that it is in. `free`: runs of free pages, first page to
+    count.
+    """
 
     number: DeviceId
     pair: Pair
@@ -53,32 +62,36 @@ class Device:
     ready: set[DomainId] = field(default_factory=set)
     """The guests that say they can use it."""
     plugged: set[DomainId] = field(default_factory=set)
-    """The guests whose QEMU has it, though they may have been asked to let it go."""
+    """The guests whose QEMU has it, even if they were asked to let it go."""
     free: dict[int, int] = field(default_factory=dict)
     free_vectors: set[int] = field(default_factory=set)
     usable: int = 0
     """Vectors that each of its guests can use."""
     slices: int = 0
     parked: list[Slice] = field(default_factory=list)
-    """Free, but perhaps still mapped in a guest whose daemon is gone: until the guest says again that it can use the device,
-    which it can't while anybody there has it from before."""
+    """Free, but perhaps still mapped in a guest whose daemon is gone.
+
+    They wait until the guest says again that it can use the device, which it cannot while anybody
+    there still has it.
+    """
     is_closing: bool = False
     """No channel gets a slice any more; the device goes when the last one is free."""
 
     def is_ready(self, domain: DomainId) -> bool:
-        """Whether a domain can use it now; the host always can."""
+        """Return whether a domain can use it now; the host always can."""
         return domain not in self.peers or domain in self.ready
 
     def limit_vectors(self, usable: int) -> None:
-        """A guest has fewer interrupt vectors than the device."""
+        """Note that a guest has fewer interrupt vectors than the device."""
         self.usable = min(self.usable, usable)
         self.free_vectors = {vector for vector in self.free_vectors if vector < self.usable}
 
     def peer_of(self, domain: DomainId) -> int:
+        """Return a domain's ivshmem id."""
         return self.peers.get(domain, HOST_PEER)
 
     def take(self, size: int, *, vectors: int) -> tuple[Size, list[int]] | None:
-        """An offset and as many vectors, or None where there is no room."""
+        """Return an offset and as many vectors, or None if there is no room."""
         pages = -(-size // PAGE)
         if len(self.free_vectors) < vectors:
             return None
@@ -96,6 +109,7 @@ class Device:
         return Size(first * PAGE), taken
 
     def give_back(self, offset: int, size: int, vectors: set[int]) -> None:
+        """Free pages and vectors."""
         first, count = offset // PAGE, -(-size // PAGE)
         after = self.free.pop(first + count, None)
         if after is not None:

@@ -2,8 +2,8 @@
 """Which pages domains share, and who has them mapped. Pure state: the owner has the memory.
 
 A share is a run of pages that one domain shares with another; their references count up from its
-first. It lasts until its holder and all who map it have let it go, so no page becomes another's while
-somebody has it mapped. It can be mapped only while its holder exists.
+first. It lasts until its holder and all who map it have let it go, so no page becomes another's
+while somebody has it mapped. It can be mapped only while its holder exists.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, NotFoun
 from kvmchand.ids import ClientId, DomainId
 
 _REF_FIRST, _REF_END = 1 << 30, 1 << 31
-"""Apart from the numbers of channels, which stand as ring-ref where Xen's own libxenvchan would look for pages; and still an
-int."""
+"""Apart from the numbers of channels, which stand as ring-ref where Xen's own libxenvchan would
+look for pages; and still an int.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -153,7 +154,10 @@ class Grants:
         self._counts[share.peer] += 1
 
     def release(self, holder: ClientId) -> Share | None:
-        """End what a connection shares or maps, and return it. A share that is over is forgotten."""
+        """End what a connection shares or maps, and return it.
+
+        A share that is over is forgotten.
+        """
         share = self._held.pop(holder, None)
         if share is None:
             return None

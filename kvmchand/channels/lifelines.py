@@ -63,7 +63,10 @@ class Lifelines:
         self.fd = libc.inotify_init()
 
     def watch(self, holder: ClientId, memory: Mapped) -> None:
-        """Watch an end. May call `on_end` at once: if the kernel gives no watch, the end counts as gone."""
+        """Watch an end.
+
+        May call `on_end` at once: if the kernel gives no watch, the end counts as gone.
+        """
         try:
             watch = libc.inotify_add_watch(self.fd, f"/proc/self/fd/{memory.memory}", libc.IN_CLOSE)
         except OSError:

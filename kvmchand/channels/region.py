@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A channel's shared memory, and its event channel, as the daemon holds them; and the memory of shared pages.
+"""A channel's shared memory and event channel, as the daemon has them.
 
-The daemon never maps the memory. Each holder of an end on this machine gets an open file description of its own, with a lock on
-one byte that is that holder's, so the daemon can ask whether it still has the region mapped. Lives until both ends are gone.
+The memory of shared pages is here, too. The daemon never maps any of it. Each holder of an end on
+this machine gets an open file description of its own, with a lock on one byte that is that
+holder's, so the daemon can ask whether the holder still has the region mapped. A region lives until
+both ends are gone.
 """
 
 from __future__ import annotations
@@ -27,8 +29,10 @@ from kvmchand.linux import ofd
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What an end on this machine is given, as kvmchand.wire.client.Granted has it. `memory`: the caller's to close; `events`:
-    stay the region's."""
+    """What an end on this machine is given, as kvmchand.wire.client.Granted has it.
+
+    `memory`: the caller's to close; `events`: stay the region's.
+    """
 
     kind: str
     memory: int
@@ -37,7 +41,7 @@ class Given:
 
 
 class Region(ABC):
-    """One channel's memory and event channel."""
+    """A channel's memory and event channel."""
 
     __slots__ = ("_page", "rings")
 
@@ -47,44 +51,58 @@ class Region(ABC):
 
     @abstractmethod
     def grant(self, side: Side, holder: ClientId) -> Given:
-        """For an end on this machine: the memory, locked as the holder's."""
+        """Return what an end on this machine is given: its memory is locked as the holder's."""
 
     @abstractmethod
     def signal(self, side: Side) -> None:
-        """Sends an end an event."""
+        """Send an end an event."""
 
     @abstractmethod
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let the memory and the event channel go."""
 
     def has_events(self) -> bool:
-        """Whether events can still pass: an end that breaks the rules may have shut the event channel down."""
+        """Return whether events can still pass.
+
+        An end that breaks the rules may have shut the event channel down.
+        """
         return True
 
     @property
     def memory(self) -> int:
-        """The descriptor of the memory; stays ours."""
+        """Return the descriptor of the memory, which stays ours."""
         return self._page.fd
 
     def is_mapped(self, holder: ClientId) -> bool:
-        """Whether any process still has what grant() gave this holder, mapped or open. A peer that breaks the rules can lock
-        the byte too, and so keep the dead end of its own channel."""
+        """Return whether any process has what grant() gave this holder, mapped or open.
+
+        A peer that breaks the rules can lock the byte too, and so keep the dead end of its own
+        channel.
+        """
         return ofd.byte_is_locked(self.memory, holder)
 
     def is_closed(self, side: Side) -> bool:
-        """Whether an end says itself that it is gone."""
+        """Return whether an end has marked itself closed."""
         return self._page.live(side) == 0
 
     def mark_dead(self, side: Side) -> None:
-        """Does for an end that died what it would have done itself: its live byte to 0, and an event to the other."""
+        """Do for an end that died what it would have done.
+
+        Clear its live byte, and notify the other end.
+        """
         self._page.set_live(side, 0)
         self.signal(other(side))
 
     def ready(self) -> Ready:
+        """Return how much waits to be read at each end."""
         return self._page.ready(self.rings)
 
 
 def make_memory(size: int) -> int:
-    """A memfd of zeroes, sealed against shrinking and growing, so that no end can take the memory away under the other."""
+    """Return a memfd of zeroes, sealed against shrinking and growing.
+
+    So no end can take the memory away under the other. Raises OutOfResources.
+    """
     with ExitStack() as undo:
         try:
             memory = os.memfd_create("kvmchan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -99,7 +117,10 @@ def make_memory(size: int) -> int:
 
 
 def open_memory(memory: int, holder: ClientId, *, writable: bool = True) -> int:
-    """A new description of the memory, locked as the holder's; the caller closes it."""
+    """Return a new description of the memory, locked as the holder's; the caller closes it.
+
+    Raises OutOfResources, or AccessDenied if the peer has locked the holder's byte.
+    """
     try:
         opened = os.open(f"/proc/self/fd/{memory}", (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:
@@ -113,18 +134,19 @@ def open_memory(memory: int, holder: ClientId, *, writable: bool = True) -> int:
 
 
 class LocalRegion(Region):
-    """Of two ends on this machine: a memfd, and a socket pair."""
+    """A region of two ends on this machine: a memfd, and a socket pair."""
 
     __slots__ = ("_events", "_had_client")
 
     def __init__(self, rings: Rings, memory: int, events: dict[Side, socket.socket]) -> None:
-        """Takes the descriptors."""
+        """Take ownership of the descriptors."""
         super().__init__(rings, Page(memory))
         self._events = events
         self._had_client = False
 
     @classmethod
     def create(cls, rings: Rings) -> LocalRegion:
+        """Make a region. Raises OutOfResources."""
         memory = make_memory(rings.size)
         try:
             Page(memory).initialize(rings)
@@ -135,11 +157,13 @@ class LocalRegion(Region):
         return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
 
     def grant(self, side: Side, holder: ClientId) -> Given:
+        """Return what an end is given."""
         memory = open_memory(self.memory, holder)
         self._had_client |= side is Side.CLIENT
         return Given("socket", memory, (self._events[side].fileno(),), Size(0))
 
     def has_events(self) -> bool:
+        """Return whether the socket pair is whole."""
         if not self._had_client:
             return True
         poll = select.poll()
@@ -148,6 +172,7 @@ class LocalRegion(Region):
         return not poll.poll(0)
 
     def signal(self, side: Side) -> None:
+        """Send an end an event."""
         # Into the other end of the socket pair.
         entrance = self._events[other(side)]
         try:
@@ -156,19 +181,22 @@ class LocalRegion(Region):
             pass  # full: events are pending; or shut down, by an end that harms itself
 
     def close(self) -> None:
+        """Close the descriptors."""
         for event in self._events.values():
             event.close()
         os.close(self.memory)
 
 
 class SharedMemory:
-    """Of pages that one domain shares with another, from `offset` of what `memory` is on. `slice`: where that is, with a
-    guest."""
+    """Pages that one domain shares with another, from `offset` of the file `memory` on.
+
+    `slice`: where they are, if a guest is involved.
+    """
 
     __slots__ = ("_close", "memory", "offset", "slice")
 
     def __init__(self, memory: int, offset: Size, close: Callable[[], None], taken: Slice | None = None) -> None:
-        """On memory that is zero; close() calls `close`."""
+        """Use memory that is zero. close() calls `close`."""
         self.memory = memory
         self.offset = offset
         self.slice = taken
@@ -176,21 +204,28 @@ class SharedMemory:
 
     @classmethod
     def create(cls, size: int) -> SharedMemory:
-        """Of two domains on this machine."""
+        """Make pages for two domains on this machine. Raises OutOfResources."""
         memory = make_memory(size)
         return cls(memory, Size(0), lambda: os.close(memory))
 
     def open(self, holder: ClientId, *, writable: bool) -> int:
-        """For a holder on this machine, locked as its; the caller closes it."""
+        """Return a description for a holder on this machine; the caller closes it.
+
+        It is locked as the holder's.
+        """
         return open_memory(self.memory, holder, writable=writable)
 
     def is_mapped(self, holder: ClientId) -> bool:
-        """As Region.is_mapped()."""
+        """Return whether any process still has the holder's description.
+
+        See Region.is_mapped().
+        """
         return ofd.byte_is_locked(self.memory, holder)
 
     def clear(self, offset: int) -> None:
-        """One byte of the pages."""
+        """Clear one byte of the pages."""
         os.pwrite(self.memory, b"\0", self.offset + offset)
 
     def close(self) -> None:
+        """Let the memory go."""
         self._close()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Which domains exist, what they offer, and who is connected. Pure state.
 
-A channel lives from its server's offer until both ends are gone. It has its path only while its server
-exists and no later offer has taken the path over. An end is held by one client connection. An event
-channel of its own is a channel too, which has its number in place of a path.
+A channel lives from its server's offer until both ends are gone. It has its path only while its
+server exists and no later offer has taken the path over. An end is held by one client connection.
+An event channel of its own is a channel too, which has its number in place of a path.
 """
 
 from __future__ import annotations
@@ -185,7 +185,10 @@ class Registry:
     # ---- servers ----
 
     def permit_offer(self, caller: DomainId, peer: int, path: str, end: End) -> Permit:
-        """Permit a vchan that `peer` may connect to. Raises an error that says why it is refused."""
+        """Permit a vchan that `peer` may connect to.
+
+        Raises an error that says why it is refused.
+        """
         self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)

@@ -74,13 +74,13 @@ class RequesterEvents(Protocol):
     """Hears what clients do."""
 
     def on_request(self, requester: Requester, request: client.Request) -> None:
-        """Called when a client asks for something."""
+        """React when a client asks for something."""
 
     def on_close(self, closing: Requester) -> None:
-        """Called when a client wants its end released, and then forget()."""
+        """React when a client wants its end released, and then forget()."""
 
     def on_loss(self, number: ClientId) -> None:
-        """Called when a connection has ended without a close. The client is forgotten already."""
+        """React when a connection has ended without a close. The client is forgotten already."""
 
     def on_drop(self, number: ClientId) -> None:
-        """Called when a client was ended by drop(). It is forgotten already."""
+        """React when a client was ended by drop(). It is forgotten already."""

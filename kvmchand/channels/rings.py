@@ -15,14 +15,20 @@ _OWN_PAGES = 12
 
 @dataclass(frozen=True, slots=True)
 class Rings:
-    """Orders of the two rings: `left` the client writes and the server reads, `right` the other way."""
+    """Orders of the two rings.
+
+    The client writes `left` and the server reads it; `right` is the other way.
+    """
 
     left: int
     right: int
 
     @property
     def size(self) -> Size:
-        """Bytes of the region: the shared page, and the rings that don't fit into it."""
+        """Return the bytes of the region.
+
+        They are the shared page, and the rings that do not fit into it.
+        """
         return Size(PAGE + sum(1 << order for order in (self.left, self.right) if order >= _OWN_PAGES))
 
 
@@ -31,7 +37,10 @@ def _order(least: int) -> int:
 
 
 def choose(read_min: int, write_min: int, most: int = XEN_RING_MAX) -> Rings:
-    """The rings for a server that wants to read and write at least so many bytes; InvalidArgument over `most`."""
+    """Return the rings for a server that wants to read and write at least this many bytes.
+
+    Raises InvalidArgument if that is more than `most`.
+    """
     for name, least in (("read_min", read_min), ("write_min", write_min)):
         if least > most:
             raise InvalidArgument(f"{name} is {least} bytes, and rings may have {most}: max_ring in the daemon's settings")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The pages that domains share beside vchans, as the host's main process has them: the memory of each share, and what is to be
-done when a holder of it goes, as a program that carries its own vchan asks Xen's kernel to do.
+"""The pages that domains share beside vchans, as the host's main process has them.
+
+It has the memory of each share, and does what a holder has asked for when the holder goes, as a
+program with its own vchan implementation asks Xen's kernel to do.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from kvmchand.wire import client
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """`offset`: the byte to clear; None for none. `event`: the end of an event channel in whose name the other is woken."""
+    """What happens when a holder goes.
+
+    `offset`: the byte to clear, or None. `event`: the end of an event channel in whose name the
+    other is notified, or None.
+    """
 
     offset: int | None
     event: tuple[Channel, Side] | None
@@ -45,7 +51,7 @@ class Sharing:
         self._memory: dict[Share, SharedMemory] = {}
         self._notices: dict[ClientId, Notice] = {}
         self._events: Counter[tuple[ChannelId, Side]] = Counter()
-        """How many of them send an event in the name of an end."""
+        """How many notices send an event in the name of an end."""
 
     def __len__(self) -> int:
         return len(self._memory)
@@ -119,7 +125,7 @@ class Sharing:
         return notice
 
     def will_wake(self, channel: Channel, side: Side) -> bool:
-        """Return whether pages that are held send an event in an end's name when they are let go."""
+        """Return whether held pages send an event in an end's name when they are let go."""
         return (channel.number, side) in self._events
 
     def end(self, holder: ClientId) -> None:

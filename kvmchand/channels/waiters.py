@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Clients that wait for a vchan to be offered, or to be free: from their request until it can be met, or they or the server's
-domain are gone. Pure state.
+"""Clients that wait for a vchan to be offered, or to be free.
+
+Pure state. A client waits from its request until the request can be met, or until the client or the
+server's domain is gone.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ Place = tuple[DomainId, str]
 
 @dataclass(slots=True)
 class Waiters(Generic[Waiter]):
+    """The waiting clients, by place."""
+
     _by_place: dict[Place, dict[ClientId, Waiter]] = field(default_factory=dict)
     _places: dict[ClientId, tuple[DomainId, Place]] = field(default_factory=dict)
-    """And whose client each is."""
+    """Each client's place, and its domain."""
     _counts: Counter[DomainId] = field(default_factory=Counter)
 
     def __contains__(self, number: ClientId) -> bool:
@@ -33,17 +37,17 @@ class Waiters(Generic[Waiter]):
             yield from here.values()
 
     def count(self, domain: DomainId) -> int:
-        """How many of a domain's clients wait."""
+        """Return how many of a domain's clients wait."""
         return self._counts[domain]
 
     def add(self, number: ClientId, domain: DomainId, place: Place, waiter: Waiter) -> None:
-        """A client of `domain`'s."""
+        """Add a client of `domain`."""
         self._by_place.setdefault(place, {})[number] = waiter
         self._places[number] = domain, place
         self._counts[domain] += 1
 
     def take(self, number: ClientId) -> Waiter | None:
-        """It waits no more, if it did."""
+        """Remove a client, and return what was kept of it, or None if it did not wait."""
         if number not in self._places:
             return None
         domain, place = self._places.pop(number)
@@ -54,9 +58,9 @@ class Waiters(Generic[Waiter]):
         return waiter
 
     def at(self, place: Place) -> list[ClientId]:
-        """Those that wait at a place, the first first."""
+        """Return the clients that wait at a place, the first one first."""
         return list(self._by_place.get(place, ()))
 
     def of(self, server: DomainId) -> list[ClientId]:
-        """Those that wait for a domain's offers."""
+        """Return the clients that wait for a domain's offers."""
         return [number for number, (_, (domain, _)) in self._places.items() if domain == server]

@@ -42,7 +42,10 @@ class Room:
         self._pool = pool
 
     def require(self, wanted: int = 0) -> int:
-        """Return how many descriptors `wanted` leaves. Raises OutOfResources if they are too few."""
+        """Return how many descriptors `wanted` leaves.
+
+        Raises OutOfResources if they are too few.
+        """
         held = _CHANNEL_FDS * len(self._channels) + len(self._sharing)
         taken = sum(map(len, self._connections)) + held + 2 * len(self._registry.domains) + _SPARE_FDS
         taken += self._pool.fds if self._pool is not None else 0

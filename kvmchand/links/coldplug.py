@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that domains have from their start, on their links to the host: larger than what firmware leaves room for to hot-plug.
+"""Devices that domains have from their start, for their links to the host.
 
-A domain's XML names the socket, and its QEMU gets the device while it starts, before the domain has a number. So the device is
-made when the XML is seen, and taken over by the domain when that is found to run. A QEMU that goes leaves it to its successor
-to get a new one: memory that programs may still have mapped is nobody's to use again.
+They may be larger than what firmware leaves room for to hot-plug. A domain's XML names the socket,
+and its QEMU gets the device while it starts, before the domain has a number. So the device is made
+when the XML is seen, and the domain takes it over when it is found running. A QEMU that goes leaves
+its successor to get a new device: memory that programs may still have mapped is never used again.
 """
 
 from __future__ import annotations

@@ -29,31 +29,31 @@ class GuestEvents(Protocol):
     """Hears of guests, and of what they can use."""
 
     def on_guest(self, domain: DomainId, name: str, uuid: str) -> None:
-        """Called when a guest runs."""
+        """React when a guest runs."""
 
     def on_guest_store(self, domain: DomainId, message: object) -> None:
-        """Called with what a guest's daemon says of the store. Raises ProtocolError."""
+        """React to what a guest's daemon says of the store. Raises ProtocolError."""
 
     def on_guest_messages_lost(self, domain: DomainId) -> None:
-        """Called when messages of a guest's connections to the store may be lost.
+        """React when messages of a guest's connections to the store may be lost.
 
-        Its daemon says again what its clients ask.
+        Its daemon asks again what its clients asked.
         """
 
     def on_guest_reset(self, domain: DomainId) -> None:
-        """Called when every end that a guest has is dead: its daemon, or all of it, is gone."""
+        """React when every end that a guest has is dead: its daemon, or all of it, is gone."""
 
     def on_guest_gone(self, domain: DomainId) -> None:
-        """Called when a guest runs no more."""
+        """React when a guest runs no more."""
 
     def on_device_lost(self, domain: DomainId, device: Device) -> None:
-        """Called when a guest can't use a device any more: its ends there are dead."""
+        """React when a guest cannot use a device any more: its ends there are dead."""
 
     def on_devices_changed(self) -> None:
-        """Called when a device became usable: retry requests that raised NotYet."""
+        """React when a device became usable: retry requests that raised NotYet."""
 
     def on_device_failed(self, device: Device, error: KvmchanError) -> None:
-        """Called when a device failed: fail the requests that wait for it."""
+        """React when a device failed: fail the requests that wait for it."""
 
 
 class Remote(Requester):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Links: the devices that a pair of domains shares, and which channel has which part of them. Pure state.
+"""Links: the devices that pairs of domains share, and which channel has which part of them.
 
-A link is one or more ivshmem devices over one memory each. A channel of the pair gets a slice: whole pages, and an interrupt
-vector at each end. A link grows by another device when no slice is left, and loses a device when the owner removes it. An
-ivshmem id names a device within its guest, so it is unique among a guest's devices, and small.
+Pure state. A link is one or more ivshmem devices, each with a memory of its own. A channel of the
+pair gets a slice: whole pages, and an interrupt vector at each end. A link grows by a device when
+no slice is left, and loses a device when its owner removes it. An ivshmem id names a device within
+its guest, so it is unique among a guest's devices, and small.
 """
 
 from __future__ import annotations
@@ -23,21 +24,28 @@ class LinkLimits:
 
     max_devices: int
     max_bytes: int
-    """Of its devices' memory."""
+    """Bytes of its devices' memory."""
 
 
 @dataclass(slots=True)
 class Links:
+    """The links of all pairs."""
+
     limits: LinkLimits
     dedicated: bool = False
-    """A device for each channel, so that processes of one domain can't reach each other's."""
+    """A device for each channel, so that processes of one domain cannot reach each other's."""
     devices: dict[DeviceId, Device] = field(default_factory=dict)
     keepers: dict[DomainId, int] = field(default_factory=dict)
-    """Guests that keep every device until they end, as they run without KVM, and how many each has of an earlier daemon."""
+    """Guests that keep every device until they end, because they run without KVM; and how many
+    devices of an earlier daemon each has.
+    """
     _last: int = 0
 
     def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
-        """A new device of the pair, for those of its domains that are guests. It is in none of them yet."""
+        """Add a device of the pair, for those of its domains that are guests.
+
+        It is in none of them yet.
+        """
         peers: dict[DomainId, int] = {}
         for guest in sorted(guests):
             peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
@@ -46,7 +54,7 @@ class Links:
         return device
 
     def make(self, pair: Pair, peers: dict[DomainId, int], size: Size, vectors: int, *, control: bool = False) -> Device:
-        """A device that is no link's yet."""
+        """Return a device that is not part of a link yet."""
         self._last += 1
         return Device(
             DeviceId(self._last),
@@ -61,8 +69,11 @@ class Links:
         )
 
     def take_over(self, device: Device, guest: DomainId) -> None:
-        """A device that was made for a guest before that had a number becomes part of its link to the host. It is in the guest,
-        and its owner's wish: no limit is asked."""
+        """Make a device that was prepared for a guest part of the guest's link to the host.
+
+        The guest did not have a number then. The device is in the guest, because the administrator
+        wanted it, so no limit applies.
+        """
         device.pair = pair_of(HOST, guest)
         device.peers = {guest: START_PEER}
         device.attached = {guest}
@@ -70,11 +81,11 @@ class Links:
         self.devices[device.number] = device
 
     def of(self, guest: DomainId) -> list[Device]:
-        """Those that a guest has a peer's id on."""
+        """Return the devices that a guest has an ivshmem id on."""
         return [device for device in self.devices.values() if guest in device.peers]
 
     def attach(self, device: Device, guest: DomainId) -> None:
-        """The device goes into the guest. LimitReached: the guest has enough."""
+        """Note that the device goes into the guest. Raises LimitReached if the guest has enough."""
         have = [each for each in self.of(guest) if guest in each.attached | each.plugged and each.peers[guest] != START_PEER]
         if device.is_control:
             have.clear()  # without it the guest has nothing at all
@@ -96,21 +107,22 @@ class Links:
         device.attached.add(guest)
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
-        """Unused among the guest's devices, and different from the device's other guest's."""
+        """Return an id that no device of the guest has, nor the device's other guest."""
         used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER, START_PEER}
         return next(number for number in range(CONTROL_PEER + 1, CONTROL_PEER + 2 + len(used)) if number not in used)
 
     def remove(self, device: Device) -> None:
+        """Remove a device."""
         del self.devices[device.number]
 
     def devices_for(self, pair: Pair) -> list[Device]:
-        """Those of which a channel of the pair may get a slice."""
+        """Return the devices of which a channel of the pair may get a slice."""
         return [
             device for device in self.devices.values() if device.pair == pair and not (device.is_control or device.is_closing)
         ]
 
     def allocate(self, device: Device, size: Size, *, wakes: bool = True) -> Slice | None:
-        """A slice of the device, or None where it has no room. `wakes`: with vectors."""
+        """Return a slice of the device, or None if it has no room. `wakes`: with vectors."""
         if self.dedicated and device.slices:
             return None
         ends = 2 if device.pair[0] == device.pair[1] else 1
@@ -121,6 +133,7 @@ class Links:
         return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {})
 
     def free(self, freed: Slice) -> None:
+        """Free a slice, or park it while a guest may still have it mapped."""
         device = freed.device
         device.slices -= 1
         if freed.given and not device.attached <= device.ready:
@@ -130,7 +143,10 @@ class Links:
         device.is_closing |= self.dedicated  # a process may still have it mapped
 
     def set_ready(self, device: Device, guest: DomainId) -> list[Slice]:
-        """The guest can use the device. What was parked and is free now, for the caller to zero."""
+        """Note that the guest can use the device.
+
+        Returns parked slices that are free now, to be zeroed.
+        """
         device.ready.add(guest)
         if not device.attached <= device.ready:
             return []
@@ -140,7 +156,7 @@ class Links:
         return freed
 
     def summary(self) -> list[tuple[Pair, int, int, int]]:
-        """Of each link: the pair, its devices, their bytes, and the channels on them."""
+        """Return for each link: the pair, its devices, their bytes, and the channels on them."""
         devices: Counter[Pair] = Counter()
         sizes: Counter[Pair] = Counter()
         channels: Counter[Pair] = Counter()

@@ -198,7 +198,7 @@ class Pool:
             raise
 
     def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
-        """Raise NotYet unless the caller can use the device that a channel's or pages' memory is on."""
+        """Raise NotYet unless the caller can use the device that this memory is on."""
         device = _device_of(memory)
         if device is not None and not device.is_ready(caller):
             if device.is_closing:

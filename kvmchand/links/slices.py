@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A channel's region that is a slice of a device. It lives until both ends are gone; the device outlives it."""
+"""A channel's region that is a slice of a device.
+
+It lives until both ends are gone; the device outlives it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from kvmchand.linux.eventfd import drain_event, signal_event
 
 
 class SliceRegion(Region):
-    """Of channels with an end in a guest: a slice of a link's device, whose memory and eventfds are the device's."""
+    """A region with an end in a guest.
+
+    It is a slice of a link's device, whose memory and eventfds are the device's.
+    """
 
     __slots__ = ("_bells", "_events", "_free", "slice")
 
@@ -28,7 +34,10 @@ class SliceRegion(Region):
         taken: Slice,
         free: Callable[[Slice], None],
     ) -> None:
-        """On memory that is zero. `events`: what wakes each side; `bells`: what a guest writes to the doorbell to do so."""
+        """Initialize memory that is zero.
+
+        `events`: what wakes each side. `bells`: what a guest writes to the doorbell to do so.
+        """
         super().__init__(rings, page)
         self._events = events
         self._bells = bells
@@ -39,15 +48,18 @@ class SliceRegion(Region):
             drain_event(event)
 
     def grant(self, side: Side, holder: ClientId) -> Given:
+        """Return what an end on this machine is given."""
         events = (self._events[side], self._events[other(side)])
         return Given("eventfd", open_memory(self.memory, holder), events, Size(self._page.offset))
 
     def bell(self, side: Side) -> int:
-        """What a guest at that side writes to the doorbell to wake the other."""
+        """Return what a guest at that side writes to the doorbell to wake the other."""
         return self._bells[other(side)]
 
     def signal(self, side: Side) -> None:
+        """Send an end an event."""
         signal_event(self._events[side])
 
     def close(self) -> None:
+        """Free the slice."""
         self._free(self.slice)

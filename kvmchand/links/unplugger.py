@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Devices on their way out of guests.
 
-A QEMU that still reads of a device that it has lost crashes, because it has freed what it reads into
-(ivshmem_exit, QEMU 7.2). So a device is unplugged only when its QEMU has read all of it. A guest
-without KVM keeps its devices until it ends.
+A QEMU that still reads of a device that it has lost crashes, because it has freed what it reads
+into (ivshmem_exit, QEMU 7.2). So a device is unplugged only when its QEMU has read all of it. A
+guest without KVM keeps its devices until it ends.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Unplugger:
     def __init__(
         self, loop: Loop, links: Links, devices: Devices, hypervisor: Hypervisor, on_unplugging: Callable[[Device], None]
     ) -> None:
-        """Unplug nothing yet. `on_unplugging` is called with each device that had to wait for its QEMU."""
+        """Unplug nothing yet.
+
+        `on_unplugging` is called with each device that had to wait for its QEMU.
+        """
         self._loop = loop
         self._links = links
         self._devices = devices
@@ -40,7 +43,10 @@ class Unplugger:
         self._look: Timer | None = None
 
     def ask_back(self, device: Device, domain: DomainId) -> None:
-        """Unplug a device from a guest that it is in, now or as soon as its QEMU has read all of it."""
+        """Unplug a device from a guest that it is in.
+
+        Now, or as soon as its QEMU has read all of it.
+        """
         if domain not in device.attached:
             return
         device.attached.discard(domain)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A service process as main sees it: how it is started, and how it ended.
 
-A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with main. There it notes whose
-bytes it is reading, so that main knows whose they were should it crash; and main, how many packets it has sent. One that ends
-is started again, and told anew what there is.
+A service is a fresh interpreter with two descriptors: its socket to main, and a page shared with
+main. On this page it notes whose bytes it is reading, so main knows whose they were if it crashes;
+and main notes how many packets it has sent. A service that ends is started again, and told again
+what exists.
 """
 
 from __future__ import annotations
@@ -27,15 +28,18 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 _NOBODY = 0
 _END_DEADLINE = 0.5
-"""Seconds a service has to end after its socket has. Main stands still meanwhile."""
+"""Seconds that a service has to end after its socket has. Main stands still meanwhile."""
 _SEND_DEADLINE = 10
-"""Seconds a new service has to read what it is told first. Main stands still meanwhile."""
+"""Seconds that a new service has to read its first messages. Main stands still meanwhile."""
 _WAITING_MAX = 64 << 20
-"""Bytes that may wait for a service to read. Its peers make main say many things at once, and it is not to blame for that."""
+"""Bytes that may wait for a service to read.
+
+Its peers make main say many things at once, which is not its fault.
+"""
 _RESTARTS_MAX = 5
-"""Restarts of a service in a row that got nowhere, after which it is given up."""
+"""Restarts in a row without success, after which a service is given up."""
 HOPELESS = 3
-"""Exit status of a service that would fail again: it has said why."""
+"""Exit status of a service that would fail again. It has said why."""
 _ENTRY = Path(__file__).parents[1] / "services" / "__main__.py"
 
 
@@ -47,33 +51,37 @@ class Marker:
         self._words = memoryview(self._page).cast("Q")  # each written in one piece
 
     def set(self, number: int) -> None:
-        """The service reads the bytes of `number`, which is not 0."""
+        """Note that the service reads the bytes of `number`, which is not 0."""
         self._words[0] = number
 
     def clear(self) -> None:
+        """Note that the service reads nobody's bytes."""
         self._words[0] = _NOBODY
 
     def get(self) -> int | None:
+        """Return whose bytes the service reads, or None."""
         number = self._words[0]
         return number if number != _NOBODY else None
 
     def count_sent(self) -> None:
-        """Main has another packet for the service, sent or waiting to be."""
+        """Count another packet that main has for the service, sent or waiting."""
         self._words[1] += 1
 
     def sent(self) -> int:
+        """Return how many packets main has had for the service."""
         return self._words[1]
 
     def close(self) -> None:
+        """Unmap the page."""
         self._words.release()
         self._page.close()
 
 
 class Service:
-    """A running service, as main sees it. Its end is the end of `sock`."""
+    """A running service, as main sees it. It has ended when `sock` has."""
 
     def __init__(self, name: str, *, site: bool = False) -> None:
-        """`site`: it needs what is installed beside the standard library."""
+        """Start the process. `site`: it needs packages beside the standard library."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = os.memfd_create(f"kvmchand-{name}", os.MFD_CLOEXEC)
         try:
@@ -94,11 +102,11 @@ class Service:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", _SEND_DEADLINE, 0))
 
     def kill(self) -> None:
-        """Ends the service for certain; stop() tidies up."""
+        """Kill the process; stop() cleans up."""
         self._process.kill()
 
     def stop(self) -> int:
-        """Ends the service, if it has not ended by itself. Its exit status; negative, by that signal."""
+        """End the service, unless it has ended. Returns its exit status, negative for a signal."""
         self.sock.close()
         self.marker.close()
         try:
@@ -113,8 +121,9 @@ class ServiceEvents(Protocol):
     """Hears what a service says, and knows what to tell it."""
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
-        """Return what to tell each new process first, and the descriptors beside that, which stay
-        the callee's.
+        """Return what each new process is told first, and the descriptors that go with it.
+
+        The descriptors stay the callee's.
         """
 
     def decode(self, data: bytes, fds: Fds) -> object:
@@ -125,21 +134,22 @@ class ServiceEvents(Protocol):
         """
 
     def on_message(self, message: object) -> None:
-        """Called with what decode() returned."""
+        """React to what decode() returned."""
 
     def on_death(self, culprit: int | None) -> None:
-        """Called when the service ended, while it read the bytes of `culprit`; it is started again."""
+        """React when the service ended, reading the bytes of `culprit`. It is started again."""
 
 
 class SupervisedService:
     """A service that is started again when it ends."""
 
     _events: ServiceEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(self, loop: Loop, name: str, fail: Callable[[KvmchanError], None], *, site: bool = False) -> None:
-        """Start nothing yet. `fail` is called when the service has ended for good; `site` as for
-        Service.
+        """Start nothing yet.
+
+        `fail` is called when the service has ended for good. `site`: as for Service.
         """
         self._loop = loop
         self._name = name
@@ -170,7 +180,10 @@ class SupervisedService:
         self._loop.add(service.sock.fileno(), self._on_ready, last=True)
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Tells the service; one that is not there is told by the next first messages. The descriptors stay the caller's."""
+        """Send the service a packet. The descriptors stay the caller's.
+
+        A service that is not running gets its first messages instead.
+        """
         if self._service is None:
             return
         self._service.marker.count_sent()
@@ -183,8 +196,10 @@ class SupervisedService:
             self._watch(self._service)
 
     def queue(self, data: bytes) -> None:
-        """Tell the service before the loop waits again, with the next send() at the latest. Until then it counts as sent, and no
-        client waits for the call to be made."""
+        """Send a packet before the loop waits again, with the next send() at the latest.
+
+        Until then it counts as sent, and no client waits for the system call.
+        """
         if self._service is not None:
             self._service.marker.count_sent()
             if not self._waiting:
@@ -208,14 +223,14 @@ class SupervisedService:
         self._forget_waiting()
 
     def _watch(self, service: Service) -> None:
-        """Hears when there is room again, while something waits for it."""
+        """Watch for room in the socket while something waits for it."""
         if self._is_full != bool(self._waiting):
             self._is_full = not self._is_full
             self._loop.modify(service.sock.fileno(), READABLE | WRITABLE if self._is_full else READABLE)
 
     @staticmethod
     def _send_now(service: Service, data: bytes, fds: Sequence[int]) -> bool:
-        """False: there is no room."""
+        """Send a packet. Returns False if there is no room."""
         try:
             send_packet(service.sock, data, fds, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -241,7 +256,7 @@ class SupervisedService:
         self._waiting_bytes = 0
 
     def drain(self) -> None:
-        """Takes what the service has said so far, before anything else that is to be heard."""
+        """Take what the service has said so far, before anything else is heard."""
         while self._service is not None:
             poll = select.poll()
             poll.register(self._service.sock, select.POLLIN)
@@ -250,7 +265,7 @@ class SupervisedService:
             self._on_ready(READABLE)
 
     def reset_failures(self) -> None:
-        """It does what it is for: ends from now on are no failures in a row."""
+        """Note that the service works: ends from now on are no failures in a row."""
         self._failures = 0
 
     def _on_ready(self, events: int) -> None:
@@ -299,6 +314,7 @@ class SupervisedService:
         self._launch()
 
     def stop(self) -> None:
+        """End the service, and drop what waits."""
         if self._service is not None:
             self._service.stop()
             self._service = None

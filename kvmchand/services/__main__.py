@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Where a service process starts: NAME SOCKET-FD MARKER-FD, given by kvmchand.runtime.supervisor."""
+"""The entry of a service process.
+
+kvmchand.runtime.supervisor gives it the arguments NAME SOCKET-FD MARKER-FD.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Control sessions, as main has them: the control process that reads their rings, and what each is made of.
+"""Control sessions, as main has them, and the control process that reads their rings.
 
-A control process that dies is started again and given the sessions back, except the one whose bytes it was reading.
+A control process that dies is started again and given the sessions back, except the one whose bytes
+it was reading.
 """
 
 from __future__ import annotations
@@ -24,21 +25,24 @@ SessionId = int
 
 
 class SessionEvents(Protocol):
-    """Hears what comes by control sessions."""
+    """Hears what comes through control sessions."""
 
     def on_control_restarted(self) -> None:
-        """Called when a control process has died: what was under way on any session may be lost."""
+        """React when a control process has died: what was under way on any session may be lost."""
 
     def on_session_message(self, session: SessionId, message: object) -> None:
-        """Called with what the other end says."""
+        """React to what the other end says."""
 
     def on_session_lost(self, session: SessionId, sentence: str) -> None:
-        """Called when the other end is gone, or broke the rules. The session is closed already."""
+        """React when the other end is gone, or broke the rules. The session is closed already."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControlEnd:
-    """What an end of a control vchan is made of. The descriptors stay the caller's; open() duplicates them."""
+    """What an end of a control vchan is made of.
+
+    The descriptors stay the caller's; open() duplicates them.
+    """
 
     grant: client.Grant
     fds: tuple[int, ...]
@@ -48,7 +52,7 @@ class Sessions(ServiceEvents):
     """The control sessions, and the control process that reads their rings."""
 
     _events: SessionEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(self, loop: Loop, user: str, fail: Callable[[KvmchanError], None], *, is_host: bool, rate: int) -> None:
         """Have no session yet. `fail` is called when the control process has ended for good."""
@@ -64,12 +68,15 @@ class Sessions(ServiceEvents):
         self._service = SupervisedService(loop, "control", fail)
 
     def start(self, events: SessionEvents) -> None:
-        """Serve sessions. From now on `events` hears what comes by them."""
+        """Serve sessions. From now on `events` hears what comes through them."""
         self._events = events
         self._service.start(self)
 
     def open(self, end: ControlEnd, domain: DomainId = HOST) -> SessionId:
-        """A new session, with a guest, or in one with the host. OutOfResources: no descriptors are left."""
+        """Open a session: with a guest, or in a guest with the host.
+
+        Raises OutOfResources if no descriptors are left.
+        """
         try:
             fds = Fds.duplicates(end.fds)
         except OSError as error:
@@ -91,7 +98,11 @@ class Sessions(ServiceEvents):
             self._service.send(control.to_control.encode(control.Send(Size(session), packet)))
 
     def close_session(self, session: SessionId, *, hangs_up: bool = True) -> None:
-        """`hangs_up`: the other end is told, after what it was sent before. Without that nothing more is written to its page."""
+        """Close a session.
+
+        `hangs_up`: tell the other end, after what it was sent before. Otherwise nothing more is
+        written to its page.
+        """
         if session in self._sessions:
             self._service.send(control.to_control.encode(control.Detach(Size(session), hangs_up)))
             self._forget(session)
@@ -102,10 +113,12 @@ class Sessions(ServiceEvents):
     # ---- the control process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new control process is told."""
         start: tuple[bytes, Sequence[int]] = (control.to_control.encode(control.Start(self._user)), ())
         return [*(self._attach(session) for session in self._sessions), start]
 
     def decode(self, data: bytes, _fds: Fds) -> tuple[SessionId, object] | control.Started:
+        """Return the session and the message of a packet."""
         message = control.to_main.decode(data)
         if isinstance(message, control.Started):
             return message
@@ -116,6 +129,7 @@ class Sessions(ServiceEvents):
         return message.session, message
 
     def on_message(self, message: object) -> None:
+        """React to what the control process said."""
         if not isinstance(message, tuple):
             if self._is_restarted:
                 self._events.on_control_restarted()
@@ -132,12 +146,14 @@ class Sessions(ServiceEvents):
         self._events.on_session_message(session, content)
 
     def on_death(self, culprit: int | None) -> None:
+        """End the session whose bytes ended the control process."""
         if culprit is not None and culprit in self._sessions:
             log.warning(f"control session {culprit} is ended, for its bytes ended the control process")
             self._forget(culprit)
             self._events.on_session_lost(culprit, "its bytes ended the control process")
 
     def close(self) -> None:
+        """End the control process and all sessions."""
         self._service.stop()
         for session in list(self._sessions):
             self._forget(session)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem devices as main has them: their memory and events, the sockets by which QEMU gets them, and the ivshmem process,
-which speaks to QEMU.
+"""The ivshmem devices as main has them: their memory, events, sockets, and the ivshmem process.
 
-A device lives from create() to remove(). An ivshmem process that dies is started again and gets everything back, the
-connections of QEMUs that have been told all included. Those in the midst of their handshake are ended, for nobody knows how far
-that was: their QEMU does not connect again, and the device has to be plugged anew.
+A device lives from create() to remove(). An ivshmem process that dies is started again and gets
+everything back, including the connections of QEMUs that were told everything. Connections in the
+middle of a handshake are ended, because nobody knows how far they were: their QEMU does not connect
+again, and the device has to be plugged again.
 """
 
 from __future__ import annotations
@@ -32,14 +32,17 @@ from kvmchand.wire.packet import Fds
 
 _SECRET_BYTES = 16
 _PATH_MAX = 107
-"""Bytes of a socket's path (sun_path, with its NUL 108)."""
+"""Bytes of a socket's path (sun_path has 108, with its NUL)."""
 _BACKLOG = 4
-"""One QEMU connects, and waits here while the ivshmem process is started again."""
+"""One QEMU connects, and waits here while the ivshmem process is restarted."""
 
 
 @dataclass(slots=True)
 class _Connection:
-    """Our duplicate of a QEMU's. `served`: it has been told all, and the owner knows."""
+    """Our duplicate of a QEMU's connection.
+
+    `served`: it was told everything, and that was reported.
+    """
 
     sock: socket.socket
     served: bool = False
@@ -47,14 +50,18 @@ class _Connection:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Where a QEMU connects. `path`: a secret; who knows it gets the device. `bound`: the path by which the kernel knows the
-    socket."""
+    """Where a QEMU connects.
+
+    `path`: a secret; whoever knows it gets the device. `bound`: the path by which the kernel knows
+    the socket.
+    """
 
     path: Path
     bound: str
     sock: socket.socket
 
     def close(self) -> None:
+        """Close the socket and remove its path."""
         self.sock.close()
         self.path.unlink(missing_ok=True)
 
@@ -71,10 +78,14 @@ class _Port:
 
     @property
     def domain(self) -> DomainId:
+        """Return the guest's number."""
         return next(domain for domain, peer in self.device.peers.items() if peer == self.peer)
 
     def adopt(self, fds: Fds) -> None:
-        """Takes over a connection, the one descriptor in `fds`. OSError: it is not one to this port."""
+        """Take ownership of a connection, the one descriptor in `fds`.
+
+        Raises OSError if it is not a connection to this port.
+        """
         if len(fds) != 1 or self.connection is not None:
             raise ProtocolError(
                 f"domain {self.domain}'s QEMU can't have connected: it is connected, or its connection is missing"
@@ -87,7 +98,7 @@ class _Port:
         self.connection = _Connection(sock)
 
     def let_go(self) -> _Connection | None:
-        """Closes the connection; what it was."""
+        """Close the connection, and return what it was."""
         was, self.connection = self.connection, None
         if was is not None:
             was.sock.close()
@@ -96,7 +107,10 @@ class _Port:
 
 @dataclass(slots=True)
 class _Made:
-    """A device that exists. `events`: each peer's, one a vector. `ports`: each guest's, by its ivshmem id."""
+    """A device that exists.
+
+    `events`: one for each peer and vector. `ports`: each guest's, by its ivshmem id.
+    """
 
     device: Device
     memory: int
@@ -105,6 +119,7 @@ class _Made:
     undo: ExitStack
 
     def close(self) -> None:
+        """Close everything of the device."""
         for port in self.ports.values():
             port.let_go()
         self.undo.close()
@@ -114,16 +129,18 @@ class DeviceEvents(Protocol):
     """Hears which QEMU has a device. May create and remove devices when it is called."""
 
     def on_served(self, device: Device, domain: DomainId) -> None:
-        """Called when that guest's QEMU has been sent the whole device, which it is about to read."""
+        """React when that guest's QEMU has been sent the whole device. It is about to read it."""
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
-        """Called after on_served(), when that guest's QEMU has let go of the device, or is not
-        served any more. It may connect again.
+        """React when that guest's QEMU has let go of the device, or is not served any more.
+
+        Called only after on_served(). The QEMU may connect again.
         """
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
-        """Called instead of on_served(), when that guest's QEMU may have the device, but without
-        all that makes it work.
+        """React when that guest's QEMU may have the device, but not all that makes it work.
+
+        Called instead of on_served().
         """
 
 
@@ -131,7 +148,7 @@ class Devices(ServiceEvents):
     """The devices that exist, and the ivshmem process that gives them to QEMU."""
 
     _events: DeviceEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(self, loop: Loop, directory: Path, user: str, fail: Callable[[KvmchanError], None]) -> None:
         """Make `directory`, for the sockets, and one beside it.
@@ -142,7 +159,7 @@ class Devices(ServiceEvents):
         self._user = user
         self._made: dict[DeviceId, _Made] = {}
         self._last = 0
-        """The highest number of a device so far."""
+        """The highest device number so far."""
         self._numbers = itertools.count(1)
         self._directory = directory
         self._private = directory.with_name(f"{directory.name}.new")
@@ -176,8 +193,11 @@ class Devices(ServiceEvents):
     # ---- devices ----
 
     def create(self, device: Device, listener: Listener | None = None) -> None:
-        """Makes all of a device: its guests' QEMUs may connect. OutOfResources where that fails, and nothing is left then.
-        `listener`: of a device that one QEMU gets, once; it stays the caller's."""
+        """Make everything of a device. Its guests' QEMUs may connect from now on.
+
+        `listener`: of a device that one QEMU gets, once; it stays the caller's. Raises
+        OutOfResources, and leaves nothing behind.
+        """
         if device.size & (device.size - 1):
             raise InvalidArgument(f"a device of {device.size} bytes can't be: QEMU ends unless it is a power of two")
         with ExitStack() as undo:
@@ -206,10 +226,11 @@ class Devices(ServiceEvents):
             self._service.send(ivshmem.to_ivshmem.encode(message), beside)
 
     def listen(self, name: str) -> Listener:
-        """A socket in the directory, to which nobody is connected yet. OSError."""
+        """Return a socket in the directory, to which nobody is connected yet. Raises OSError."""
         with ExitStack() as undo:
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
-            # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one comes after that.
+            # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one
+            # comes after that.
             bound = self._private / str(next(self._numbers))
             path = self._directory / name
             sock.bind(str(bound))
@@ -221,48 +242,57 @@ class Devices(ServiceEvents):
         return Listener(path, str(bound), sock)
 
     def memory(self, device: Device) -> int:
-        """The memory's descriptor; stays ours."""
+        """Return the memory's descriptor, which stays ours."""
         return self._made[device.number].memory
 
     def event(self, device: Device, peer: int, vector: int) -> int:
-        """The eventfd by which `peer` is woken; stays ours."""
+        """Return the eventfd that wakes `peer`; it stays ours."""
         return self._made[device.number].events[peer][vector]
 
     def socket_path(self, device: Device, domain: DomainId) -> Path:
-        """What that guest's QEMU connects to. A secret: who knows it gets the device."""
+        """Return the path that a guest's QEMU connects to.
+
+        It is a secret, since whoever knows it gets the device.
+        """
         return self._made[device.number].ports[device.peers[domain]].listener.path
 
     def is_connected(self, device: Device, domain: DomainId) -> bool:
-        """Whether that guest's QEMU has the device, or is about to."""
+        """Return whether that guest's QEMU has the device, or is about to get it."""
         return self._made[device.number].ports[device.peers[domain]].connection is not None
 
     def has_read(self, device: Device, domain: DomainId) -> bool:
-        """Return whether that guest's QEMU has nothing left to read: it has read all of the device, or it is not connected."""
+        """Return whether that guest's QEMU has nothing left to read.
+
+        It has read all of the device, or is not connected.
+        """
         connection = self._made[device.number].ports[device.peers[domain]].connection
         return connection is None or (connection.served and libc.unread(connection.sock.fileno()) == 0)
 
     def zero(self, device: Device, offset: int, size: int) -> None:
-        """A part of the memory reads as zero, and costs nothing until it is written again."""
+        """Make a part of the memory read as zero, and free it until it is written again."""
         libc.punch_hole(self._made[device.number].memory, offset, size)
 
     @staticmethod
     def fds(device: Device) -> int:
-        """Descriptors that we have of a device at the most: the memory, an event for each vector of each peer (the host is one),
-        and for each guest a socket and its QEMU's connection. The ivshmem process has as many."""
+        """Return the most descriptors that we have of a device.
+
+        They are the memory, an event for each vector of each peer including the host, and for each
+        guest a socket and its QEMU's connection. The ivshmem process has as many.
+        """
         return 1 + (1 + len(device.peers)) * device.vectors + 2 * len(device.peers)
 
     def drain(self) -> None:
-        """Takes what the ivshmem process has said so far."""
+        """Take what the ivshmem process has said so far."""
         self._service.drain()
 
     def remove(self, device: Device) -> None:
-        """Closes everything of it. A QEMU that still has it keeps what it has."""
+        """Close everything of a device. A QEMU that still has it keeps what it has."""
         made = self._made.pop(device.number)
         self._service.send(ivshmem.to_ivshmem.encode(ivshmem.Remove(device.number)))
         made.close()
 
     def close(self) -> None:
-        """Of all. The ivshmem process, once it is alone, sends everyone an event."""
+        """Close all devices. The ivshmem process, once it is alone, sends everyone an event."""
         self._service.stop()
         for made in self._made.values():
             made.close()
@@ -272,6 +302,7 @@ class Devices(ServiceEvents):
     # ---- the ivshmem process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new ivshmem process is told."""
         told: list[tuple[object, Sequence[int]]] = []
         for made in self._made.values():
             told += _introduction(made)
@@ -283,6 +314,7 @@ class Devices(ServiceEvents):
         return [(ivshmem.to_ivshmem.encode(message), beside) for message, beside in told]
 
     def decode(self, data: bytes, fds: Fds) -> tuple[_Made, _Port, object] | None:
+        """Return the device, port and message of a packet, or None if the device is gone."""
         message = ivshmem.to_main.decode(data)
         if isinstance(message, ivshmem.Started):
             return None
@@ -299,6 +331,7 @@ class Devices(ServiceEvents):
         return made, port, message
 
     def on_message(self, message: object) -> None:
+        """React to what the ivshmem process said."""
         if not isinstance(message, tuple):
             return
         made, port, said = message
@@ -319,6 +352,7 @@ class Devices(ServiceEvents):
             self._events.on_cut_off(made.device, port.domain)
 
     def on_death(self, culprit: int | None) -> None:
+        """End what the ivshmem process was doing when it died."""
         for made in list(self._made.values()):
             for port in made.ports.values():
                 if port.connection is None:
@@ -335,7 +369,7 @@ class Devices(ServiceEvents):
 
 
 def _introduction(made: _Made) -> Iterator[tuple[object, Sequence[int]]]:
-    """What the ivshmem process is told of a device, and the descriptors beside that."""
+    """Return what the ivshmem process is told of a device, and the descriptors that go with it."""
     number = made.device.number
     yield ivshmem.Device(number), [made.memory]
     for peer, events in made.events.items():

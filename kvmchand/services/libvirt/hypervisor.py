@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hypervisor, as main has it: the libvirt process, which domains run, and what is on its way into them.
+"""The hypervisor, as main has it.
 
-A libvirt process that dies is started again; what it had not done is asked of it again, and what ended meanwhile is found out.
+That is the libvirt process, the running domains, and the devices on their way into them. A libvirt
+process that dies is started again. It is asked again for what was not done, and finds out what
+ended meanwhile.
 """
 
 from __future__ import annotations
@@ -22,51 +24,54 @@ class HypervisorEvents(Protocol):
     """Hears which domains run, and which devices get into them."""
 
     def on_found(self, found: libvirt.Found) -> None:
-        """Called once when a domain runs."""
+        """React once when a domain runs."""
 
     def on_gone(self, domain: DomainId) -> None:
-        """Called when a domain that was found runs no more."""
+        """React when a domain that was found runs no more."""
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
-        """Called when a domain, running or not, has a device of ours from its start; also again,
-        and when that device changes.
+        """React when a domain, running or not, has a device of ours from its start.
+
+        Called again for a known one, and when that device changes.
         """
 
     def on_unprepared(self, uuid: str) -> None:
-        """Called when a domain has no such device any more."""
+        """React when a domain has no such device any more."""
 
     def on_rebooted(self, domain: DomainId) -> None:
-        """Called when a domain starts again, in the same QEMU."""
+        """React when a domain starts again, in the same QEMU."""
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
-        """Called when a domain is paused, or goes on."""
+        """React when a domain is paused, or goes on."""
 
     def on_attached(self, domain: DomainId, device: DeviceId) -> None:
-        """Called when QEMU has a device, which the guest may not have noticed yet."""
+        """React when QEMU has a device, which the guest may not have noticed yet."""
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
-        """Called when a device did not get into a domain."""
+        """React when a device did not get into a domain."""
 
 
 class Hypervisor(ServiceEvents):
     """The domains that run, and the libvirt process that plugs devices into them."""
 
     _events: HypervisorEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(self, loop: Loop, uri: str, folder: Path, fail: Callable[[KvmchanError], None]) -> None:
-        """Know of no domain yet. `folder` has the sockets of devices; `fail` is called when the
-        libvirt process has ended for good: domains then come and go unnoticed.
+        """Know of no domain yet.
+
+        `folder` has the sockets of devices. `fail` is called when the libvirt process has ended for
+        good: domains then come and go unnoticed.
         """
         self._uri = uri
         self._folder = folder
         self._domains: dict[DomainId, str] = {}
         self._paused: set[DomainId] = set()
         self._prepared: set[str] = set()
-        """By uuid: those whose owner knows."""
+        """By uuid: those that were reported."""
         self._found: set[DomainId] = set()
         self._found_prepared: set[str] = set()
-        """Since the last connect."""
+        """Those found since the last connect."""
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
         self._detaching: dict[tuple[DomainId, DeviceId], libvirt.Detach] = {}
         """Until confirm_detached()."""
@@ -78,7 +83,10 @@ class Hypervisor(ServiceEvents):
         self._service.start(self)
 
     def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
-        """Plug a device into a domain. on_attached() or on_attach_failed() follows, or on_gone()."""
+        """Plug a device into a domain.
+
+        on_attached() or on_attach_failed() follows, or on_gone().
+        """
         self._detaching.pop((domain, device), None)
         message = self._attaching[domain, device] = libvirt.Attach(domain, device, str(socket), vectors)
         self._service.send(libvirt.to_libvirt.encode(message))
@@ -96,22 +104,26 @@ class Hypervisor(ServiceEvents):
         self._detaching.pop((domain, device), None)
 
     def close(self) -> None:
+        """End the libvirt process."""
         self._service.stop()
 
     # ---- the libvirt process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new libvirt process is told."""
         told: list[object] = [libvirt.Start(self._uri, str(self._folder))]
         told += [*self._attaching.values(), *self._detaching.values()]
         return [(libvirt.to_libvirt.encode(message), ()) for message in told]
 
     def decode(self, data: bytes, _fds: Fds) -> object:
+        """Return the message of a packet."""
         message = libvirt.to_main.decode(data)
         if isinstance(message, libvirt.Found) and message.domain == HOST:
             raise ProtocolError("the host is no guest")
         return message
 
     def on_message(self, message: object) -> None:
+        """React to what the libvirt process said."""
         match message:
             case libvirt.Started():
                 self._found.clear()
@@ -168,4 +180,5 @@ class Hypervisor(ServiceEvents):
             self._events.on_gone(domain)
 
     def on_death(self, culprit: int | None) -> None:
-        pass  # the next one finds out what has changed
+        """Continue: the next process finds out what has changed."""
+        # the next one finds out what has changed

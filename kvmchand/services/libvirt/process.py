@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The libvirt process: tells main of the hypervisor's domains, and plugs devices in and out of them.
+"""The libvirt process: tells main of the hypervisor's domains, and plugs their devices.
 
-By libvirt's typed interface only, so that no domain is tainted. It reconnects when libvirtd comes back; what one domain does, or
-fails to do, does not keep another waiting.
+It uses only libvirt's typed interface, so no domain is tainted. It reconnects when libvirtd comes
+back. No domain waits for another one.
 """
 
 from __future__ import annotations
@@ -42,8 +42,11 @@ _KEEP_ALIVE = (5, 3)
 
 
 def _register_events(loop: asyncio.AbstractEventLoop) -> None:
-    """Lets libvirt use the loop, from any thread: a call may have been given what an event is made of, or its connection's end,
-    and a loop that sleeps would not look."""
+    """Let libvirt use the loop from any thread.
+
+    A call on another thread may receive an event, or the end of its connection, and a sleeping loop
+    would not notice.
+    """
     ours = threading.get_ident()
     events = libvirtaio.virEventAsyncIOImpl(loop)
 
@@ -63,8 +66,11 @@ def _register_events(loop: asyncio.AbstractEventLoop) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Running:
-    """A domain that runs: what main is told of it, and the paths of the sockets of those devices
-    that it has of an earlier daemon."""
+    """A running domain.
+
+    What main is told of it, and the paths of the sockets of devices that an earlier daemon left in
+    it.
+    """
 
     found: wire.Found
     stale: list[str]
@@ -76,19 +82,22 @@ class Domains:
     def __init__(self, main: socket.socket) -> None:
         self._main = main
         self._folder = Path()
-        """Of the devices' sockets."""
+        """The folder of the devices' sockets."""
         self._connection: Any = None
         self._ids: dict[str, DomainId] = {}
-        """Of domains that run, by uuid: one that has ended has no number any more."""
+        """Numbers of running domains, by uuid: one that has ended has no number any more."""
         self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._connected = asyncio.Event()
         self._events: asyncio.Queue[tuple[Any, int | None] | None] = asyncio.Queue()
-        """What happened to which domain: a lifecycle event, or None where it was reset. None alone
-        says that the connection is lost."""
+        """What happened to which domain: a lifecycle event, or None if it was reset.
+
+        A None alone says that the connection is lost.
+        """
 
     async def run(self) -> None:
+        """Serve until main ends."""
         _register_events(asyncio.get_running_loop())
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._main.setblocking(False)
@@ -157,7 +166,7 @@ class Domains:
             wait = min(2 * wait, _BACK_OFF[1])
 
     async def _serve(self, again: bool) -> None:
-        """Until the connection is lost."""
+        """Serve until the connection is lost."""
         connection, loop = self._connection, asyncio.get_running_loop()
         events = self._events = asyncio.Queue()
         connection.registerCloseCallback(lambda *_arguments: loop.call_soon_threadsafe(events.put_nowait, None), None)
@@ -180,7 +189,10 @@ class Domains:
             await asyncio.to_thread(_deregister, connection, callbacks)
 
     def _list(self, running: list[tuple[_Running, bool]], persistent: list[object]) -> None:
-        """At once, for main takes it for whole. `running`: of each, whether it is paused. `persistent`: what main is told."""
+        """Report all domains at once, because main takes the list for complete.
+
+        `running`: each domain, and whether it is paused. `persistent`: what main is told.
+        """
         self._ids.clear()
         for domain, paused in running:
             self._find(domain)
@@ -236,7 +248,10 @@ class Domains:
     # ---- devices ----
 
     async def _do(self, number: DomainId, work: Callable[..., None], *arguments: object) -> None:
-        """Calls `work` with the connection, when it is the domain's turn; again, should the connection end meanwhile."""
+        """Call `work` with the connection when it is the domain's turn.
+
+        Calls it again if the connection ends meanwhile.
+        """
         async with self._locks[number]:
             while True:
                 await self._connected.wait()
@@ -272,7 +287,10 @@ class Domains:
                 log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
 
     async def _detach_stale(self, number: DomainId, stale: list[str]) -> None:
-        """Unplug the devices that an earlier daemon left, before any is attached that may have their ids."""
+        """Unplug the devices that an earlier daemon left.
+
+        They go before any device is attached that may have their ids.
+        """
         try:
             await self._do(number, _detach_stale_now, number, stale)
         except libvirt.libvirtError:
@@ -321,7 +339,7 @@ def _running(connection: Any, folder: Path) -> list[tuple[_Running, bool]]:
 
 
 def _look_at(domain: Any, folder: Path) -> _Running | None:
-    """Ask what a domain that runs is like. None: the domain has ended, or the connection has."""
+    """Ask what a running domain is like. Returns None if the domain or the connection has ended."""
     number = domain.ID()
     if number <= 0:
         return None
@@ -341,7 +359,7 @@ def _look_at(domain: Any, folder: Path) -> _Running | None:
 
 
 def _persistent(connection: Any, folder: Path) -> list[object]:
-    """What main is told of each domain that has a configuration."""
+    """Return what main is told of each domain that has a configuration."""
     domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
     return [message for each in domains if (message := _prepared(each, folder)) is not None]
 
@@ -360,7 +378,10 @@ def _prepared(domain: Any, folder: Path) -> wire.Prepared | wire.Unprepared | No
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:
-    """Lets go of a connection: libvirt has a reference for each callback, and they one to it."""
+    """Let go of a connection.
+
+    libvirt has a reference for each callback, and the callbacks have one to the connection.
+    """
     for callback in callbacks:
         try:
             connection.domainEventDeregisterAny(callback)
@@ -370,6 +391,7 @@ def _deregister(connection: Any, callbacks: list[int]) -> None:
 
 
 def main(socket_fd: int, _marker_fd: int) -> None:
+    """Run the process."""
     libc.set_process_name("kvmchand-virt")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # main's, which ends us

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The clients of the local sockets, as main has them: the local process that reads what they say, and a duplicate of each
-connection, on which main answers.
+"""The clients of the local sockets, as main has them.
 
-A local process that dies is started again and gets the connections back. What a client asks, and its end, go to the owner.
+They are the local process that reads what clients say, and a duplicate of each connection, on which
+main answers. A local process that dies is started again and gets the connections back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kvmchand.wire import client, local
 from kvmchand.wire.packet import Fds, send_packet
 
 _IDLE_CLIENTS = 1024
-"""Connections a domain may have beside those of its channels."""
+"""Connections that a domain may have beside those of its channels."""
 
 
 class Client(Requester):
@@ -102,7 +102,7 @@ class Clients(ServiceEvents):
     """The table of local clients, and the local process that reads what they say."""
 
     _events: RequesterEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(
         self,
@@ -113,8 +113,9 @@ class Clients(ServiceEvents):
         on_ready: Callable[[], None],
         fail: Callable[[KvmchanError], None],
     ) -> None:
-        """Have no client yet. `on_ready` is called when the local process serves, `fail` when it
-        has ended for good.
+        """Have no client yet.
+
+        `on_ready` is called when the local process serves, `fail` when it has ended for good.
         """
         self._loop = loop
         self._sockets = sockets
@@ -125,17 +126,18 @@ class Clients(ServiceEvents):
         self._idle: dict[DomainId, dict[ClientId, Client]] = {}
         """Those without a channel, the oldest first."""
         self._generation = 0
-        """Of the local process. It numbers its clients, from GENERATION times this on."""
+        """The local process's generation. It numbers its clients from GENERATION times this on."""
         self._service = SupervisedService(loop, "local", fail)
 
     def __len__(self) -> int:
         return len(self._clients)
 
     def get(self, number: ClientId) -> Client | None:
+        """Return a client, or None if it is gone."""
         return self._clients.get(number)
 
     def next_generation(self) -> int:
-        """Numbers that no other source of clients uses."""
+        """Return a number for clients' numbers that no other source of clients uses."""
         self._generation += 1
         return self._generation
 
@@ -147,6 +149,7 @@ class Clients(ServiceEvents):
         self._service.start(self)
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new local process is told."""
         self._first = self.next_generation() * GENERATION
         told: list[tuple[object, list[int]]] = []
         told += [(listen, [sock.fileno()]) for listen, sock in self._sockets.to_listen(self._max_clients)]
@@ -155,6 +158,7 @@ class Clients(ServiceEvents):
         return [(local.to_local.encode(message), fds) for message, fds in told]
 
     def decode(self, data: bytes, fds: Fds) -> tuple[Client, client.Request] | local.Started | None:
+        """Return the client and the request of a packet."""
         message = local.to_main.decode(data)
         if isinstance(message, local.Started):
             return message
@@ -168,6 +172,7 @@ class Clients(ServiceEvents):
         return requester, message.request
 
     def on_message(self, message: object) -> None:
+        """React to what the local process said."""
         if not isinstance(message, tuple):
             self._on_ready()
             return
@@ -175,6 +180,7 @@ class Clients(ServiceEvents):
         self._events.on_request(*message)
 
     def on_death(self, culprit: int | None) -> None:
+        """Drop the client whose bytes ended the local process."""
         dropped = self._clients.get(ClientId(culprit or 0))
         if dropped is not None:
             log.warning(f"client {culprit} is dropped, for its bytes ended the local process")
@@ -183,7 +189,10 @@ class Clients(ServiceEvents):
     # ---- connections ----
 
     def _adopt(self, number: ClientId, fds: Fds) -> Client:
-        """Takes over a connection, the one descriptor in `fds`. OSError or KeyError: it is none of a client of ours."""
+        """Take ownership of a connection, the one descriptor in `fds`.
+
+        Raises OSError or KeyError if it is not a connection of a client of ours.
+        """
         sock = socket.socket(fileno=fds.borrow()[0])
         fds.steal()
         try:
@@ -204,7 +213,8 @@ class Clients(ServiceEvents):
 
     def _on_hang_up(self, gone: Client, events: int) -> None:
         if not events & HUNG_UP:
-            # It closes its channel, has told its peer so, or should have, and waits for us to end the connection.
+            # It closes its channel, has told its peer so, or should have, and waits for us to end
+            # the connection.
             self._events.on_close(gone)
             return
         self.forget(gone)
@@ -235,6 +245,7 @@ class Clients(ServiceEvents):
         self._events.on_drop(dropped.number)
 
     def close(self) -> None:
+        """End the local process and all connections."""
         self._service.stop()
         for each in self._clients.values():
             each.sock.close()

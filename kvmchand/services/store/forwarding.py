@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store, as a guest's main process has it: the process that its programs are connected to, which forwards what they ask; and
-what of that is under way to the store on the host.
+"""The store, as a guest's main process has it: the forwarding process, and what is under way.
 
-The host hears of a connection with its first request. Where messages may be lost, the connections that they are of end, as the
-programs then see; those that are idle outlive a forwarding process that dies.
+The guest's programs are connected to this process, and it forwards what they ask to the store on
+the host, which hears of a connection with its first request. Where messages may be lost, their
+connections end, so programs notice; idle ones outlive a forwarding process that dies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvmchand.wire import local, store
 from kvmchand.wire.packet import Fds
 
 _HOST_DEADLINE = 20.0
-"""Seconds a request waits for the link to the host to come up."""
+"""Seconds that a request waits for the link to the host."""
 
 
 @dataclass(slots=True, eq=False)
@@ -35,11 +35,11 @@ class Asked:
     patience: Timer | None = None
     """Ends the connection if the link does not come up in time."""
     is_known: bool = False
-    """To the host."""
+    """The host knows the connection."""
     is_asking: bool = False
     """A request has no answer yet."""
     is_told: bool = False
-    """It was told something, and may not have taken it all."""
+    """It was sent something, and may not have taken all of it."""
 
 
 class Forward(ServiceEvents):
@@ -56,8 +56,8 @@ class Forward(ServiceEvents):
     ) -> None:
         """Know of no connection yet.
 
-        `tell_host` passes a message on to the host's store, and returns False if there is no link
-        to it yet; `fail` is called when the forwarding process has ended for good.
+        `tell_host` passes a message to the host's store, and returns False if there is no link to
+        it yet. `fail` is called when the forwarding process has ended for good.
         """
         self._loop = loop
         self._tell_host = tell_host
@@ -68,9 +68,11 @@ class Forward(ServiceEvents):
         self._service = SupervisedService(loop, "forward", fail)
 
     def start(self) -> None:
+        """Start the forwarding process."""
         self._service.start(self)
 
     def close(self) -> None:
+        """End the forwarding process and all connections."""
         self._service.stop()
         self._connections.close()
 
@@ -86,7 +88,7 @@ class Forward(ServiceEvents):
                 self._pass_on(asked, asked.waiting)
 
     def end_known(self) -> None:
-        """End the connections that the host knows of: the link is gone, or may have lost messages."""
+        """End the connections that the host knows: the link is gone, or may have lost messages."""
         for number, asked in list(self._asked.items()):
             if asked.is_known:
                 self._end(number)
@@ -111,7 +113,7 @@ class Forward(ServiceEvents):
         self._end(number)
 
     def _end(self, number: ClientId) -> None:
-        """Ends a connection, whoever knows of it yet."""
+        """End a connection, whoever knows of it already."""
         self._connections.drop(number)
         self._tell(store.Ended(number))
         self._forget(number)
@@ -127,10 +129,12 @@ class Forward(ServiceEvents):
     # ---- the forwarding process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new forwarding process is told."""
         told = self._connections.first_messages(self._next_generation(), self._user)
         return [(store.to_forwarder.encode(message), fds) for message, fds in told]
 
     def decode(self, data: bytes, fds: Fds) -> object:
+        """Return the message of a packet."""
         message: object = store.from_forwarder.decode(data)
         match message:
             case store.Connected():
@@ -145,6 +149,7 @@ class Forward(ServiceEvents):
         return message
 
     def on_message(self, message: object) -> None:
+        """React to what the forwarding process said."""
         match message:
             case local.Started():
                 return
@@ -172,6 +177,7 @@ class Forward(ServiceEvents):
             asked.patience = self._loop.call_at(deadline, lambda: self._give_up(request.client))
 
     def on_death(self, culprit: int | None) -> None:
+        """End the connections that may have lost a message."""
         for number, asked in list(self._asked.items()):
             if asked.is_asking or asked.is_told or number == culprit:
                 self._end(number)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store, as a host's main process has it: the store process, what it is told of domains and vchans, and who is connected to
-it, here and in guests.
+"""The store, as a host's main process has it: the store process, and what it must know.
 
-Main knows nothing of what is in the store. A store process that dies is started again: it gets its connections back, and what it
-has noted in a memory file that main only keeps.
+It must know of domains and vchans, and who is connected to it, here and in guests. Main knows
+nothing of what is in the store. A store process that dies is started again; it gets its connections
+back, and what it recorded in a memory file that main only keeps.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ from kvmchand.wire.packet import Fds
 _REMOTES_MAX = 1024
 """Connections of a guest, each of which may have a packet under way to it."""
 _NUMBER_MAX = 0x7FFFFFFF
-"""What a grant reference may be: the node has it as a decimal number, which programs read into an int."""
+"""The largest grant reference: the node has it as a decimal number, which programs read into an
+int.
+"""
 
 
 @dataclass(slots=True, eq=False)
 class Remote:
-    """A connection in a guest, whose daemon calls it `remote`. `is_asking`: its request has no answer yet."""
+    """A connection in a guest, whose daemon calls it `remote`.
+
+    `is_asking`: its request has no answer yet.
+    """
 
     number: ClientId
     domain: DomainId
@@ -44,20 +49,23 @@ class StoreEvents(Protocol):
     """Hears what happens in the store."""
 
     def on_connection(self) -> None:
-        """Called when a program has connected. Raises OutOfResources to have it disconnected."""
+        """React when a program has connected. Raises OutOfResources to have it disconnected."""
 
     def on_output(self, domain: DomainId, message: object) -> None:
-        """Called with what a guest's daemon is to be told."""
+        """React to what a guest's daemon is to be told."""
 
     def on_nodes_removed(self, channel: ChannelId) -> None:
-        """Called when a program has removed a channel's nodes, and with them the offer."""
+        """React when a program has removed a channel's nodes, and with them the offer."""
 
 
 class Store(ServiceEvents):
-    """The store's state that outlives its process: who is connected, and what the process must know."""
+    """The store's state that outlives its process.
+
+    It is who is connected, and what the process must know.
+    """
 
     _events: StoreEvents
-    """Whom start() has named."""
+    """The object that start() was given."""
 
     def __init__(
         self,
@@ -81,7 +89,7 @@ class Store(ServiceEvents):
         self._service = SupervisedService(loop, "store", fail)
 
     def __len__(self) -> int:
-        """Descriptors that it takes, for connections."""
+        """Return the descriptors that its connections take."""
         return len(self._connections)
 
     def start(self, events: StoreEvents) -> None:
@@ -90,6 +98,7 @@ class Store(ServiceEvents):
         self._service.start(self)
 
     def close(self) -> None:
+        """End the store process and all connections."""
         self._service.stop()
         self._connections.close()
         os.close(self._journal)
@@ -100,12 +109,12 @@ class Store(ServiceEvents):
     # ---- what there is ----
 
     def introduce(self, domain: DomainId, name: str, uuid: str = "") -> None:
-        """Give a domain its nodes."""
+        """Make a domain's nodes."""
         told = self._domains[domain] = store.Domain(domain, name, uuid)
         self._tell(told)
 
     def release(self, domain: DomainId) -> None:
-        """Take away a domain's nodes."""
+        """Remove a domain's nodes."""
         del self._domains[domain]
         self._tell(store.Gone(domain))
 
@@ -162,7 +171,7 @@ class Store(ServiceEvents):
         self._tell(store.Request(remote.number, request.data))
 
     def reset(self, domain: DomainId) -> None:
-        """End a guest's connections, as its daemon knows already."""
+        """End a guest's connections. Its daemon knows."""
         for remote in self._in_guests.pop(domain, {}).values():
             del self._remotes[remote.number]
             self._tell(store.Ended(remote.number))
@@ -178,6 +187,7 @@ class Store(ServiceEvents):
     # ---- the store process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new store process is told."""
         told: list[tuple[object, Sequence[int]]] = [(store.Journal(), [self._journal])]
         told += [(each, []) for each in (*self._domains.values(), *self._offers.values())]
         told += [(store.Remote(each.number, each.domain), []) for each in self._remotes.values()]
@@ -185,6 +195,7 @@ class Store(ServiceEvents):
         return [(store.to_store.encode(message), fds) for message, fds in told]
 
     def decode(self, data: bytes, fds: Fds) -> object:
+        """Return the message of a packet."""
         message: object = store.from_store.decode(data)
         if isinstance(message, store.Connected):
             self._connections.adopt(message.client, fds)
@@ -193,6 +204,7 @@ class Store(ServiceEvents):
         return message
 
     def on_message(self, message: object) -> None:
+        """React to what the store process said."""
         match message:
             case local.Started():
                 return
@@ -222,6 +234,7 @@ class Store(ServiceEvents):
             self._tell(store.Ended(new))
 
     def on_death(self, culprit: int | None) -> None:
+        """Drop the client whose bytes ended the store process."""
         if culprit is not None:
             log.warning(f"store client {culprit} is dropped, for its bytes ended the store process")
             self._connections.drop(ClientId(culprit))

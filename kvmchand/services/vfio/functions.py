@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem functions of a guest, as main has them: the vfio process that drives them, and what each is made of."""
+"""The ivshmem functions of a guest, as main has them, and the vfio process that drives them."""
 
 from __future__ import annotations
 
@@ -22,40 +22,51 @@ _ORDER_MIN = 10
 
 @dataclass(slots=True, eq=False)
 class Function:
-    """A device that works. Its descriptors are ours until close(). `memory` and `doorbell`: where BAR 2 and BAR 0 are in `fd`."""
+    """A device that works. Its descriptors are ours until close().
+
+    `memory` and `doorbell`: where BAR 2 and BAR 0 are in `fd`.
+    """
 
     settings: vfio.Device
     fd: int
     events: list[int] = field(default_factory=list)
-    """By vector."""
+    """One eventfd for each vector."""
 
     @property
     def address(self) -> str:
+        """Return its PCI address."""
         return self.settings.address
 
     @property
     def peer(self) -> int:
+        """Return its ivshmem id."""
         return self.settings.peer
 
     @property
     def size(self) -> int:
+        """Return the bytes of its memory."""
         return self.settings.size
 
     @property
     def memory(self) -> int:
+        """Return where BAR 2 is in the descriptor."""
         return self.settings.memory
 
     @property
     def doorbell(self) -> int:
+        """Return where BAR 0 is in the descriptor."""
         return self.settings.doorbell
 
     @property
     def info(self) -> client.DeviceInfo:
-        """What `kvmchan ls` shows of it."""
+        """Return what `kvmchan ls` shows of it."""
         return client.DeviceInfo(self.address, Size(self.size), len(self.events), self.settings.speed)
 
     def require(self, granted: control.Granted) -> None:
-        """Raise ProtocolError unless such rings can exist, and they and the vector lie within the device."""
+        """Raise ProtocolError unless what was granted can be.
+
+        Such rings must exist, and they and the vector lie within the device.
+        """
         grant = granted.grant
         orders = (grant.left_order, grant.right_order)
         if not all(_ORDER_MIN <= order < RING_MAX.bit_length() for order in orders):
@@ -65,18 +76,22 @@ class Function:
             raise ProtocolError(f"the device has no vector {granted.vector}")
 
     def place(self, grant: client.Grant) -> client.Grant:
-        """Return a grant as a client uses it: with the places that mmap has, and not those in the device."""
+        """Return a grant as a client uses it.
+
+        Its places are those of mmap, and not those in the device.
+        """
         places = Size(self.memory + grant.offset), Size(self.doorbell)
         return client.Grant(
             grant.channel, grant.path, grant.left_order, grant.right_order, "doorbell", *places, grant.doorbell_value
         )
 
     def require_within(self, offset: int, size: int) -> None:
-        """Raise ProtocolError unless the device has so many bytes there."""
+        """Raise ProtocolError unless the device has this many bytes there."""
         if size <= 0 or offset + size > self.size:
             raise ProtocolError(f"{size} bytes at {offset} are not within a device of {self.size}")
 
     def close(self) -> None:
+        """Close the descriptors."""
         for event in self.events:
             os.close(event)
         self.events.clear()
@@ -89,13 +104,13 @@ class FunctionEvents(Protocol):
     """Hears which devices a guest has."""
 
     def on_device(self, function: Function) -> None:
-        """Called when a device that works has come. It is the callee's to close."""
+        """React when a device that works has come. It is the callee's to close."""
 
     def on_removed(self, address: str) -> None:
-        """Called when a device is gone, or is being unplugged and waits for all to let go of it."""
+        """React when a device is gone, or is being unplugged and waits for all to let go of it."""
 
     def on_unusable(self, address: str, sentence: str) -> None:
-        """Called when a device is unusable, or all are, if `address` is empty."""
+        """React when a device is unusable, or all are, if `address` is empty."""
 
 
 class Functions(ServiceEvents):
@@ -107,7 +122,7 @@ class Functions(ServiceEvents):
         self._noiommu = noiommu
         self._groups: dict[str, Fds] = {}
         self._functions: dict[str, Function] = {}
-        """Those the owner has; the ones it has closed, too, until they are removed."""
+        """The functions that were reported, including closed ones until they are removed."""
         self._service = SupervisedService(loop, "vfio", fail)
 
     def start(self) -> None:
@@ -117,6 +132,7 @@ class Functions(ServiceEvents):
     # ---- the vfio process: ServiceEvents ----
 
     def first_messages(self) -> list[tuple[bytes, Sequence[int]]]:
+        """Return what a new vfio process is told."""
         told: list[tuple[object, Sequence[int]]] = [(vfio.Group(name), fds.borrow()) for name, fds in self._groups.items()]
         for function in self._functions.values():
             if function.fd < 0:
@@ -130,6 +146,7 @@ class Functions(ServiceEvents):
         return [(vfio.to_vfio.encode(message), fds) for message, fds in told]
 
     def decode(self, data: bytes, fds: Fds) -> object:
+        """Return the message of a packet, whose descriptors are taken."""
         message = vfio.to_main.decode(data)
         match message:
             case vfio.Group():
@@ -153,6 +170,7 @@ class Functions(ServiceEvents):
         return message
 
     def on_message(self, message: object) -> None:
+        """React to what the vfio process said."""
         self._service.reset_failures()
         match message:
             case Function():
@@ -167,10 +185,12 @@ class Functions(ServiceEvents):
                 self._events.on_unusable(message.address, message.sentence)
 
     def on_death(self, culprit: int | None) -> None:
+        """Continue: the next process gets everything back."""
         for function in [each for each in self._functions.values() if each.fd >= 0 and len(each.events) != each.settings.vectors]:
             self._functions.pop(function.address).close()  # it had not come whole
 
     def close(self) -> None:
+        """End the process, and close what was not reported yet."""
         self._service.stop()
         for fds in self._groups.values():
             fds.close()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The vfio process of a guest: finds ivshmem functions, as they come and go, and drives them by VFIO.
+"""The vfio process of a guest: finds ivshmem functions and drives them through VFIO.
 
-Of each it checks what can be checked, lets its MSI-X vectors signal eventfds, and gives all of it to main. It keeps root's
-rights, for it binds what comes. When main ends, every eventfd is signalled once, so that who waits for one looks up.
+It checks what can be checked of each, lets its MSI-X vectors signal eventfds, and gives everything
+to main. It remains root, because it binds drivers to what appears. When main ends, every eventfd is
+signalled once, so that everyone who waits looks up.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from kvmchand.wire.packet import Fds
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
-"""Of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
+"""The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
 _MODULES = (DRIVER, "vfio_iommu_type1")
 _MODPROBE_DEADLINE = 20
 _IVPOSITION = 8
@@ -39,18 +40,20 @@ _COMMAND = 4
 _COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
 _TIMED_BYTES = 64 * 1024
 _TRY_AGAIN = 1.0
-"""Seconds after which a group that is open elsewhere is tried again: no event says that it is not any more."""
+"""Seconds after which a group that is open elsewhere is tried again: no event says when it is
+closed.
+"""
 _NO_IOMMU = (
     "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
     "to the guest's kernel command line"
 )
 _TRIES_MAX = 10
-"""Of opening a device that its driver has not taken yet."""
+"""Attempts to open a device that its driver has not taken yet."""
 
 
 @dataclass(slots=True)
 class Device:
-    """`fd`: -1 for one that is not used: it can't be, or it is being unplugged."""
+    """A device. `fd` is -1 if it is not used: it is unusable, or being unplugged."""
 
     address: str
     group: str
@@ -59,7 +62,7 @@ class Device:
     peer: int = 0
     """Its ivshmem id."""
     unplug: int = -1
-    """Signalled when the device shall be let go."""
+    """Signalled when the device must be let go."""
     is_let_go: bool = False
     """Main has closed it, and waits to hear that it is gone."""
 
@@ -73,14 +76,15 @@ class Driver(Worker):
         self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
-        """Functions that were given another address, so that no page has two doorbells."""
+        """Functions that got another address, so that no page has two doorbells."""
         self._foreign: set[str] = set()
-        """Functions that another driver has, and were complained of."""
+        """Functions that another driver has, and that were reported."""
         self._tries: dict[str, int] = {}
         self._next_try: Timer | None = None
         self._noiommu = False
 
     def run(self) -> None:
+        """Serve until main ends."""
         try:
             if not self._wait_for_start():
                 return
@@ -131,7 +135,7 @@ class Driver(Worker):
             self._scan()
 
     def _scan(self) -> None:
-        """Takes every ivshmem function that is there and not ours yet."""
+        """Take every ivshmem function that is there and not ours yet."""
         try:
             addresses = pci.addresses()
         except pci.SysfsError as error:
@@ -162,8 +166,11 @@ class Driver(Worker):
         return seen
 
     def _crowded(self, new: list[pci.Function]) -> set[str]:
-        """Those of which the doorbell is in the page of another's. VFIO lets no page be mapped that two functions share: so one
-        keeps the page, and the others are given addresses anew once it is taken."""
+        """Return the functions whose doorbell is in the page of another one's.
+
+        VFIO refuses to map a page that two functions share. So one of them keeps the page, and the
+        others get new addresses once it is taken.
+        """
         pages: dict[int, str] = {}
         crowded: set[str] = set()
         for each in sorted(new, key=lambda each: each.bars[0].start if each.bars else 0):
@@ -237,13 +244,20 @@ class Driver(Worker):
             raise
 
     def _wait_for_driver(self, address: str) -> None:
-        """Later, a few times: the kernel shows the driver before that has taken the device, and says "bind" when it has."""
+        """Raise Later, a few times.
+
+        The kernel shows the driver before the driver has taken the device, and says "bind" when it
+        has.
+        """
         tries = self._tries[address] = self._tries.get(address, 0) + 1
         if tries <= _TRIES_MAX:
             raise Later
 
     def _allow_noiommu(self) -> None:
-        """Unusable unless the settings and the kernel let a device without an IOMMU be driven."""
+        """Let a device without an IOMMU be driven.
+
+        Raises Unusable unless the settings and the kernel allow it.
+        """
         if not self._noiommu:
             raise Unusable(_NO_IOMMU)
         try:
@@ -256,7 +270,7 @@ class Driver(Worker):
             ) from error
 
     def _group_name(self, address: str) -> str:
-        """Of the group that a function which the driver has is in, as it stands in /dev/vfio."""
+        """Return the name in /dev/vfio of the group of a function that the driver has."""
         group = pci.function(address).group
         if not group:
             self._wait_for_driver(address)
@@ -305,10 +319,11 @@ class Driver(Worker):
         log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
 
     def _free_outdated_vectors(self) -> None:
-        """Give back the interrupts of an earlier host daemon's devices, if a new daemon's control device has come.
+        """Free the interrupts of an earlier host daemon's devices.
 
-        Without KVM those devices are never unplugged, and programs may still have them open; their vectors would be missing
-        for the new devices.
+        Does nothing unless a new control device is here, beside an earlier one. Without KVM the
+        earlier devices are never unplugged, and programs may still have them open. The new ones
+        would lack their vectors.
         """
         present = [each for each in self._devices.values() if each.fd >= 0]
         if any(each.peer == CONTROL_PEER for each in present):
@@ -328,7 +343,10 @@ class Driver(Worker):
         self._loop.add(event, lambda _events: self._let_go(device.address))
 
     def _let_go(self, address: str) -> None:
-        """Its unplug waits for that. The function is there a while longer, and not to be taken again."""
+        """Close a device: its unplug waits for that.
+
+        The function still exists for a while, and must not be taken again.
+        """
         device = self._devices[address]
         self._devices[address] = Device(address, device.group, -1)
         if device.unplug >= 0:
@@ -342,7 +360,7 @@ class Driver(Worker):
             self._close_group_if_unused(device.group)
 
     def _forget(self, address: str) -> None:
-        """It is gone."""
+        """Forget a device that is gone."""
         if address in self._devices:
             if self._devices[address].is_let_go:
                 self._say(wire.Removed(address))
@@ -357,7 +375,10 @@ class Driver(Worker):
 
 
 def _load_modules() -> None:
-    """Best effort: they may be loaded, or part of the kernel; if not, opening says so."""
+    """Load the kernel's modules, if need be.
+
+    Best effort: they may be loaded, or built in. If they are missing, opening says so.
+    """
     for module in _MODULES:
         try:
             subprocess.run(
@@ -372,7 +393,10 @@ def _load_modules() -> None:
 
 
 def _wire_vectors(device: Device) -> None:
-    """As many as the device has, or as the machine still has room for."""
+    """Let the device's vectors signal eventfds.
+
+    As many as it has, or as the machine has room for.
+    """
     count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
     if count < 1:
         raise Unusable("it has no interrupts (MSI-X)")
@@ -392,7 +416,7 @@ def _wire_vectors(device: Device) -> None:
 
 
 def _time_reads(fd: int, memory: vfio.Region) -> int:
-    """MB/s of reading the memory as a program would."""
+    """Return the MB/s of reading the memory as a program would."""
     size = min(memory.size, _TIMED_BYTES)
     with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=memory.offset) as mapped:
         best = 0.0
@@ -404,4 +428,5 @@ def _time_reads(fd: int, memory: vfio.Region) -> int:
 
 
 def main(socket_fd: int, marker_fd: int) -> None:
+    """Run the process."""
     serve("kvmchand-vfio", Driver, socket_fd, marker_fd)

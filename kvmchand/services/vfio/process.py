@@ -9,13 +9,11 @@ signalled once, so that everyone who waits looks up.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import socket
 import struct
 import subprocess
 import time
-from dataclasses import dataclass, field
 
 from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.ids import Size
@@ -25,6 +23,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
 from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
+from kvmchand.services.vfio.device import Device, time_reads, wire_vectors
 from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds
@@ -38,7 +37,6 @@ _IVPOSITION = 8
 _PEER_MAX = 0xFFFF
 _COMMAND = 4
 _COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
-_TIMED_BYTES = 64 * 1024
 _TRY_AGAIN = 1.0
 """Seconds after which a group that is open elsewhere is tried again: no event says when it is
 closed.
@@ -49,22 +47,6 @@ _NO_IOMMU = (
 )
 _TRIES_MAX = 10
 """Attempts to open a device that its driver has not taken yet."""
-
-
-@dataclass(slots=True)
-class Device:
-    """A device. `fd` is -1 if it is not used: it is unusable, or being unplugged."""
-
-    address: str
-    group: str
-    fd: int
-    events: list[int] = field(default_factory=list)
-    peer: int = 0
-    """Its ivshmem id."""
-    unplug: int = -1
-    """Signalled when the device must be let go."""
-    is_let_go: bool = False
-    """Main has closed it, and waits to hear that it is gone."""
 
 
 class Driver(Worker):
@@ -296,8 +278,8 @@ class Driver(Worker):
         device.peer = peer
         if peer == CONTROL_PEER:
             self._free_outdated_vectors()
-        speed = _time_reads(device.fd, memory)
-        _wire_vectors(device)
+        speed = time_reads(device.fd, memory)
+        wire_vectors(device)
         self._watch_unplug(device)  # from here on nothing fails
         self._devices[device.address] = device
         vectors = len(device.events)
@@ -390,41 +372,6 @@ def _load_modules() -> None:
             )
         except (OSError, subprocess.TimeoutExpired):
             return
-
-
-def _wire_vectors(device: Device) -> None:
-    """Let the device's vectors signal eventfds.
-
-    As many as it has, or as the machine has room for.
-    """
-    count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
-    if count < 1:
-        raise Unusable("it has no interrupts (MSI-X)")
-    device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
-    while True:
-        try:
-            most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
-        except OSError as error:
-            if len(device.events) == 1:
-                raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
-            most = len(device.events) // 2
-        if most == 0:
-            return
-        for event in device.events[most:]:
-            os.close(event)
-        del device.events[most:]
-
-
-def _time_reads(fd: int, memory: vfio.Region) -> int:
-    """Return the MB/s of reading the memory as a program would."""
-    size = min(memory.size, _TIMED_BYTES)
-    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=memory.offset) as mapped:
-        best = 0.0
-        for _ in range(3):
-            start = time.perf_counter()
-            mapped[:size]
-            best = max(best, size / (time.perf_counter() - start))
-    return int(best / 1e6)
 
 
 def main(socket_fd: int, marker_fd: int) -> None:

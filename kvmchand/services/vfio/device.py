@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A device that the vfio process drives: what it has open of it.
+
+It lives from when the device is opened until the device is let go or the process ends.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+from dataclasses import dataclass, field
+
+from kvmchand.linux import vfio
+from kvmchand.services.vfio.iommu_groups import Unusable
+
+_TIMED_BYTES = 64 * 1024
+
+
+@dataclass(slots=True)
+class Device:
+    """A device. `fd` is -1 if it is not used: it is unusable, or being unplugged."""
+
+    address: str
+    group: str
+    fd: int
+    events: list[int] = field(default_factory=list)
+    peer: int = 0
+    """Its ivshmem id."""
+    unplug: int = -1
+    """Signalled when the device must be let go."""
+    is_let_go: bool = False
+    """Main has closed it, and waits to hear that it is gone."""
+
+
+def wire_vectors(device: Device) -> None:
+    """Let the device's vectors signal eventfds.
+
+    As many as it has, or as the machine has room for.
+    """
+    count = vfio.irq_count(device.fd, vfio.MSIX_IRQ)
+    if count < 1:
+        raise Unusable("it has no interrupts (MSI-X)")
+    device.events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+    while True:
+        try:
+            most = vfio.set_irqs(device.fd, vfio.MSIX_IRQ, device.events)
+        except OSError as error:
+            if len(device.events) == 1:
+                raise Unusable(f"its interrupts can't be had: {error.strerror}: give the guest more processors") from error
+            most = len(device.events) // 2
+        if most == 0:
+            return
+        for event in device.events[most:]:
+            os.close(event)
+        del device.events[most:]
+
+
+def time_reads(fd: int, memory: vfio.Region) -> int:
+    """Return the MB/s of reading the memory as a program would."""
+    size = min(memory.size, _TIMED_BYTES)
+    with mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ, offset=memory.offset) as mapped:
+        best = 0.0
+        for _ in range(3):
+            start = time.perf_counter()
+            mapped[:size]
+            best = max(best, size / (time.perf_counter() - start))
+    return int(best / 1e6)

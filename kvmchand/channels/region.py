@@ -16,28 +16,15 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 from kvmchand.channels.device import Slice
 from kvmchand.channels.page import Page, Ready, other
-from kvmchand.channels.registry import Side
+from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
 from kvmchand.ids import ClientId, Size
 from kvmchand.linux import ofd
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What an end on this machine is given, as kvmchand.wire.client.Granted has it.
-
-    `memory`: the caller's to close; `events`: stay the region's.
-    """
-
-    kind: str
-    memory: int
-    events: tuple[int, ...]
-    offset: Size
+from kvmchand.wire import client
 
 
 class Region(ABC):
@@ -50,8 +37,16 @@ class Region(ABC):
         self._page = page
 
     @abstractmethod
-    def grant(self, side: Side, holder: ClientId) -> Given:
-        """Return what an end on this machine is given: its memory is locked as the holder's."""
+    def grant(self, channel: Channel, side: Side, holder: ClientId) -> tuple[client.Grant, tuple[int, ...]]:
+        """Return an end on this machine, and the descriptors that go with it.
+
+        The first one is the memory, locked as the holder's, which the caller closes. The others
+        stay the region's.
+        """
+
+    def _grant(self, channel: Channel, events: str) -> client.Grant:
+        rings, offset = self.rings, Size(self._page.offset)
+        return client.Grant(channel.number, channel.path, rings.left, rings.right, events, offset, Size(0), Size(0))
 
     @abstractmethod
     def signal(self, side: Side) -> None:
@@ -156,11 +151,11 @@ class LocalRegion(Region):
             raise OutOfResources(f"the daemon can't make a channel of {rings.size} bytes: {error.strerror}") from error
         return cls(rings, memory, {Side.SERVER: server, Side.CLIENT: client})
 
-    def grant(self, side: Side, holder: ClientId) -> Given:
-        """Return what an end is given."""
+    def grant(self, channel: Channel, side: Side, holder: ClientId) -> tuple[client.Grant, tuple[int, ...]]:
+        """Return an end, and its descriptors: the memory, and its socket."""
         memory = open_memory(self.memory, holder)
         self._had_client |= side is Side.CLIENT
-        return Given("socket", memory, (self._events[side].fileno(),), Size(0))
+        return self._grant(channel, "socket"), (memory, self._events[side].fileno())
 
     def has_events(self) -> bool:
         """Return whether the socket pair is whole."""

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 from kvmchand.channels.device import Slice
 from kvmchand.channels.page import Page, other
-from kvmchand.channels.region import Given, Region, open_memory
-from kvmchand.channels.registry import Side
+from kvmchand.channels.region import Region, open_memory
+from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.rings import Rings
-from kvmchand.ids import ClientId, Size
+from kvmchand.ids import ClientId
 from kvmchand.linux.eventfd import drain_event, signal_event
+from kvmchand.wire import client
 
 
 class SliceRegion(Region):
@@ -47,10 +48,10 @@ class SliceRegion(Region):
         for event in events.values():
             drain_event(event)
 
-    def grant(self, side: Side, holder: ClientId) -> Given:
-        """Return what an end on this machine is given."""
-        events = (self._events[side], self._events[other(side)])
-        return Given("eventfd", open_memory(self.memory, holder), events, Size(self._page.offset))
+    def grant(self, channel: Channel, side: Side, holder: ClientId) -> tuple[client.Grant, tuple[int, ...]]:
+        """Return an end on this machine, the memory, its eventfd and the peer's."""
+        memory = open_memory(self.memory, holder)
+        return self._grant(channel, "eventfd"), (memory, self._events[side], self._events[other(side)])
 
     def bell(self, side: Side) -> int:
         """Return what a guest at that side writes to the doorbell to wake the other."""

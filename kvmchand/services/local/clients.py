@@ -51,18 +51,14 @@ class Client(Requester):
 
     def grant(self, channel: Channel, region: Region, side: Side) -> bool:
         """Answer with an end of a channel on this machine."""
-        given = region.grant(side, self.number)
+        grant, fds = region.grant(channel, side, self.number)
         try:
             self.mark_busy()
             if side is Side.CLIENT:
                 region.signal(Side.CLIENT)  # as on Xen, an event is pending when a client has connected
-            rings = channel.rings
-            grant = client.Grant(
-                channel.number, channel.path, rings.left, rings.right, given.kind, given.offset, Size(0), Size(0)
-            )
-            return self.answer(grant, (given.memory, *given.events))
+            return self.answer(grant, fds)
         finally:
-            os.close(given.memory)
+            os.close(fds[0])
 
     def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
         """Answer with shared pages."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The main job with a virtual machine: a program written for Xen, one end on this host and one in a guest of it, and a file
-through a vchan between them, each way.
+"""The main job with a virtual machine: a program written for Xen, one end on this host and one in a
+guest of it, and a file through a vchan between them, each way.
 
-The guest runs by QEMU without KVM, so anywhere, over this machine's own root, read-only; libvirtd is one of the demo's own.
+The guest runs by QEMU without KVM, so anywhere, over this machine's own root, read-only; libvirtd
+is one of the demo's own.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class Demo:
         say(f"{names[client]} sends {FILE_BYTES >> 20} MiB, {names[server]} listens")
         here, there = self._network.domain_of(server), self._network.domain_of(client)
         self._sent.write_bytes(os.urandom(FILE_BYTES))
-        # What a guest receives it can keep in its /tmp only: it sees this machine's files read-only.
+        # What a guest receives it can keep in its /tmp only: it sees this machine's files
+        # read-only.
         received = self._received if server is None else Path("/tmp/received")
         receiving = self._run(server, f"{self._command('listen', there, PATH)} >{shlex.quote(str(received))}")
         receiving.wait_line("listening")

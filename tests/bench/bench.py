@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Measures vchans side by side with what one would use instead, and writes docs/benchmarks.md.
 
-Each figure is the median of ratios of pairs that ran one after the other, since a machine's speed drifts. The others: Debian's
-own libxenvchan over the stand-ins of tests/c/standins, a UNIX socket pair, and a plain copy through shared memory as the limit.
+Each figure is the median of ratios of pairs that ran one after the other, since a machine's speed
+drifts. The others: Debian's own libxenvchan over the stand-ins of tests/c/standins, a UNIX socket
+pair, and a plain copy through shared memory as the limit.
 """
 
 from __future__ import annotations
@@ -154,7 +155,9 @@ class Bench:
         )
 
     def many(self, program: Path, wanted: int) -> None:
-        """One process opens and keeps channels; what the last ones take, beside the first, and the daemon's memory."""
+        """One process opens and keeps channels; what the last ones take, beside the first, and the
+        daemon's memory.
+        """
         descriptors = int(
             next(
                 line.split()[4]
@@ -190,8 +193,10 @@ class Bench:
 
 
 class ProxyBench:
-    """Xen's vchan-socket-proxy between two local domains: all of ours, and Debian's libxenvchan on the stand-ins of the tests
-    in place of the libraries that move data. The store, and libxenctrl, are ours for both."""
+    """Xen's vchan-socket-proxy between two local domains: all of ours, and Debian's libxenvchan on
+    the stand-ins of the tests in place of the libraries that move data. The store, and libxenctrl,
+    are ours for both.
+    """
 
     def __init__(self, daemon: Daemon, folder: Path, pairs: int, report: Report) -> None:
         self._daemon = daemon

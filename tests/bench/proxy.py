@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How fast two of Xen's own vchan-socket-proxy move a stream from one's standard input to the other's standard output."""
+"""How fast two of Xen's own vchan-socket-proxy move a stream from one's standard input to the
+other's standard output.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,9 @@ _CHUNK = 1 << 20
 
 
 def rate(total: int, server: dict[str, str], client: dict[str, str]) -> float:
-    """Bytes a second, from the server to the client, between the first that arrive and the last of `total`. The dictionaries
-    are the two processes' environments."""
+    """Bytes a second, from the server to the client, between the first that arrive and the last of
+    `total`. The dictionaries are the two processes' environments.
+    """
     feed = f"{{ head -c {total} /dev/zero; cat; }} | exec {shlex.quote(str(PROGRAM))} --mode=server {CLIENT} {PATH} -"
     with (
         subprocess.Popen(["sh", "-c", feed], env=server, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as feeding,

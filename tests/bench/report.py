@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a benchmark reports: rows of what is to be reached and what was measured, in a document of its own."""
+"""What a benchmark reports: rows of what is to be reached and what was measured, in a document of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ class Report:
     """Prints each row as it comes, and writes all into a document."""
 
     def __init__(self, document: Path, title: str, command: str, explanation: list[str], why: dict[str, str]) -> None:
-        """`explanation`: lines above the table. `why`: what is known of a row that a machine may not reach."""
+        """`explanation`: lines above the table.
+
+        `why`: what is known of a row that a machine may not reach.
+        """
         self._document = document
         self._title = title
         self._command = command

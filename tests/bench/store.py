@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store's part of the benchmark: Debian's libxenstore in this process, by ctypes, against the daemon's store."""
+"""The store's part of the benchmark: Debian's libxenstore in this process, by ctypes, against the
+daemon's store.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measures vchans across a guest's border beside a virtio-serial port of the same guest, and writes docs/benchmarks-vm.md.
+"""Measures vchans across a guest's border beside a virtio-serial port of the same guest, and writes
+docs/benchmarks-vm.md.
 
-Guests run by TCG, as in the tests. Each figure is of one machine's clock: the receiver's of a stream, that of the end which
-asks of round trips, the server's of how long a channel takes from server_init to the first byte that comes over it.
+Guests run by TCG, as in the tests. Each figure is of one machine's clock: the receiver's of a
+stream, that of the end which asks of round trips, the server's of how long a channel takes from
+server_init to the first byte that comes over it.
 """
 
 from __future__ import annotations
@@ -70,8 +72,10 @@ Measures = dict[str, tuple[tuple[End, str], tuple[End, str]]]
 
 
 class Pair:
-    """Two ends with a vchan between them, and a port where one is a guest's. `took`: nanoseconds from before server_init to the
-    first byte."""
+    """Two ends with a vchan between them, and a port where one is a guest's.
+
+    `took`: nanoseconds from before server_init to the first byte.
+    """
 
     _orders = 0
 
@@ -184,7 +188,8 @@ class Bench:
         )
 
     def memory(self, without: Memory, with_guests: Memory, guests: int) -> None:
-        # The more other Pythons run, the less of what they share is ours in PSS: that is no guest's doing.
+        # The more other Pythons run, the less of what they share is ours in PSS: that is no guest's
+        # doing.
         grown = max(with_guests.pss - without.pss, with_guests.private - without.private)
         each = (grown + with_guests.devices - without.devices) / guests
         self._report.add(
@@ -198,7 +203,9 @@ class Bench:
 
 
 def daemon_memory(network: Network) -> Memory:
-    """Of all the host's daemon's processes, which are at rest: they have answered a request, and found libvirt."""
+    """Of all the host's daemon's processes, which are at rest: they have answered a request, and
+    found libvirt.
+    """
     network.guests()
     eventually(lambda: "connected to libvirt" in network.daemon.log(), network.daemon.log)
     main = network.daemon.pid
@@ -207,7 +214,10 @@ def daemon_memory(network: Network) -> Memory:
 
 
 def devices_memory(main: int) -> int:
-    """KiB of the devices that are in use. The daemon maps none of it, so it is in nobody's PSS but QEMU's."""
+    """KiB of the devices that are in use.
+
+    The daemon maps none of it, so it is in nobody's PSS but QEMU's.
+    """
     held = [each for each in Path(f"/proc/{main}/fd").iterdir() if str(each.readlink()).startswith("/memfd:kvmchan ")]
     return sum(each.stat().st_blocks * 512 for each in held) // KIB
 

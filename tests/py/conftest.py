@@ -34,11 +34,14 @@ __all__ = [
 
 
 DEADLINE = 120.0
-"""Seconds that each step of a test may take, not counting those in which it waits for a processor."""
+"""Seconds that each step of a test may take, not counting those in which it waits for a processor.
+"""
 
 
 class GuestsFirst(LoadScopeScheduling):  # type: ignore[misc] # it has no types
-    """Give each test to a worker that is free, and first those of real guests, which take the longest, to one."""
+    """Give each test to a worker that is free, and first those of real guests, which take the
+    longest, to one.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         return "guests" if nodeid.startswith("tests/py/vm/") else nodeid
@@ -50,7 +53,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GuestsF
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that needs a quiet machine waits until no other worker runs a test, and keeps the others waiting."""
+    """A test that needs a quiet machine waits until no other worker runs a test, and keeps the
+    others waiting.
+    """
     is_quiet = item.get_closest_marker("quiet") is not None
     how = fcntl.LOCK_EX if is_quiet else fcntl.LOCK_SH
     with locked("queue", how) as queue, locked("machine", how):

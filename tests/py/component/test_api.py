@@ -554,7 +554,9 @@ def test_a_domain_in_the_environment_that_can_not_be(domain: str, monkeypatch: p
 
 
 class FakeDaemon:
-    """A socket where a daemon should be, that answers the first client with given packets, and reads none."""
+    """A socket where a daemon should be, that answers the first client with given packets, and
+    reads none.
+    """
 
     def __init__(self, folder: Path, packets: list[tuple[bytes, int]], *, silent: bool = False) -> None:
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -640,7 +642,9 @@ def test_a_daemon_that_breaks_the_protocol(
 
 @contextmanager
 def granted_on_device() -> Iterator[tuple[Vchan, Any, socket.socket, int]]:
-    """A server whose client would be in a guest: it, that client, the daemon's side of its connection, and its eventfd."""
+    """A server whose client would be in a guest: it, that client, the daemon's side of its
+    connection, and its eventfd.
+    """
     before = next_fd()
     ours, daemon = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with daemon, slice_of_device() as (memory, event, notify, offset):

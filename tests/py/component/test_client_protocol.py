@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Clients that break the protocol. Each is told what it did where that can be done, and its connection ends; the channel of
-another, and the daemon, go on as if nothing had been."""
+"""Clients that break the protocol.
+
+Each is told what it did where that can be done, and its connection ends; the channel of another,
+and the daemon, go on as if nothing had been.
+"""
 
 from __future__ import annotations
 
@@ -40,14 +43,17 @@ CLI_LIVE = 20
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    """One daemon for all of them: who breaks the protocol must not have an effect on who comes later."""
+    """One daemon for all of them: who breaks the protocol must not have an effect on who comes
+    later.
+    """
     yield from serving(Daemon(tmp_path_factory.mktemp("served")), request)
 
 
 @pytest.fixture(autouse=True)
 def bystander(served: Daemon) -> Iterator[None]:
-    """Somebody else's channel, which must still move data after the test; then nothing may be left, and the same processes
-    must be serving as before."""
+    """Somebody else's channel, which must still move data after the test; then nothing may be left,
+    and the same processes must be serving as before.
+    """
     processes = served.pid, served.local_pid
     with acting_as(served, 1):
         server = listen(2, "bystander")
@@ -404,7 +410,9 @@ def test_shutting_down_its_receiving_direction_ends_the_connection_at_the_first_
 
 
 def test_a_half_close_without_closing_the_channel_is_told_to_the_peer(served: Daemon) -> None:
-    """It closes its end without saying so in the shared page: the peer's wait must end all the same."""
+    """It closes its end without saying so in the shared page: the peer's wait must end all the
+    same.
+    """
     with acting_as(served), listen(0, "half", blocking=True) as server, RawClient(served) as client:
         granted = client.hello().connect(0, "half")
         assert os.pwrite(granted["fds"][0], b"\x01", CLI_LIVE) == 1

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that domains have from their start: served before a domain has a number, and to each start anew."""
+"""Devices that domains have from their start: served before a domain has a number, and to each
+start anew.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the control process takes out of a ring while the other end changes it under its hands, and how often that may ask."""
+"""What the control process takes out of a ring while the other end changes it under its hands, and
+how often that may ask.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The daemon as its administrator meets it: start and stop, settings, who may connect, and what its own processes' ends do."""
+"""The daemon as its administrator meets it: start and stop, settings, who may connect, and what its
+own processes' ends do.
+"""
 
 from __future__ import annotations
 
@@ -334,7 +336,9 @@ def test_a_socket_that_can_not_be_replaced(tmp_path: Path) -> None:
 
 
 def asks(daemon: Daemon, *, user: int, group: int = NOBODY, groups: tuple[int, ...] = ()) -> str:
-    """What the daemon says to a user's process: "welcome", or the code of an error, or "file mode" if that keeps it out."""
+    """What the daemon says to a user's process: "welcome", or the code of an error, or "file mode"
+    if that keeps it out.
+    """
     return run_as(user, ASK, daemon.socket_path(), str(VERSION), group=group, groups=groups).strip()
 
 
@@ -435,7 +439,8 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         stack.callback(service.stop)
         listen_ = local.Listen(HOST, True, Size(0), -1, 10)
         send_packet(service.sock, local.to_local.encode(listen_), [listener.fileno()])
-        # It has the message when a descriptor more is open in it, and the descriptor is its listener.
+        # It has the message when a descriptor more is open in it, and the descriptor is its
+        # listener.
         mine = str(Path(f"/proc/self/fd/{listener.fileno()}").readlink())
         eventually(lambda: mine in links(children(os.getpid())[0]))
         send_packet(service.sock, local.to_local.encode(local.Start(ClientId(1), "nobody")))

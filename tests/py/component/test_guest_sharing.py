@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Event channels, shared pages and clients that wait, with ends in guests: scripted guests on a real host, and a scripted host
-for a real guest's daemon.
+"""Event channels, shared pages and clients that wait, with ends in guests: scripted guests on a
+real host, and a scripted host for a real guest's daemon.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store for programs in guests: a host's real daemon with guests that say anything, and a guest's real daemon with such a
-host."""
+"""The store for programs in guests: a host's real daemon with guests that say anything, and a
+guest's real daemon with such a host.
+"""
 
 from __future__ import annotations
 

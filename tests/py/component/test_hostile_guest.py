@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest that may write anything, on a real host: what it can do, and that it harms nothing but its own channels."""
+"""A guest that may write anything, on a real host: what it can do, and that it harms nothing but
+its own channels.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ from rig.processes import is_asleep
 
 
 def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
-    """Between a client on the host, which the caller closes, and a server in the guest, its client 1."""
+    """Between a client on the host, which the caller closes, and a server in the guest, its client
+    1.
+    """
     far = guest.offer(1)
     with acting_as(host):
         near = host_connect(guest.domain, f"/local/domain/{guest.domain}/x")

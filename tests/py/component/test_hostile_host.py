@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A host that may say anything, to a real guest's daemon: what the daemon does not believe, and that it goes on."""
+"""A host that may say anything, to a real guest's daemon: what the daemon does not believe, and
+that it goes on.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The hypervisor as main has it: the real libvirt process, on a libvirtd of the tests' own, and domains without an OS."""
+"""The hypervisor as main has it: the real libvirt process, on a libvirtd of the tests' own, and
+domains without an OS.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,9 @@ from rig.paths import KVMCHAND
 from rig.processes import services_of
 
 AT_ONCE = 3.0
-"""Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose timer would wake a loop that
-missed an event, is slower."""
+"""Seconds within which a domain gets its device, whatever another does: libvirt's keep-alive, whose
+timer would wake a loop that missed an event, is slower.
+"""
 BRIDGE = """\
     <controller type='pci' index='1' model='pcie-root-port'/>
     <controller type='pci' index='2' model='pcie-to-pci-bridge'><address type='pci' bus='1' slot='0'/></controller>
@@ -138,7 +141,9 @@ def host(shared_host: Host) -> Iterator[Host]:
 
 
 class Rig:
-    """Main, as far as domains and their devices go: notes what it is told, and serves what it attaches."""
+    """Main, as far as domains and their devices go: notes what it is told, and serves what it
+    attaches.
+    """
 
     def __init__(self, folder: Path, uri: str) -> None:
         self.loop = Loop()
@@ -202,7 +207,9 @@ class Rig:
         run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}\n{self.log()}")
 
     def until_told(self, *expected: tuple[object, ...]) -> None:
-        """Until the owner is told these, in any order, and asserts that it has been told nothing else since the last time."""
+        """Until the owner is told these, in any order, and asserts that it has been told nothing
+        else since the last time.
+        """
         self.until(lambda: len(self.told) >= len(expected))
         assert sorted(map(repr, self.told)) == sorted(map(repr, expected))
         self.told.clear()
@@ -246,8 +253,10 @@ class Rig:
         self.hypervisor.detach(domain, device.number, self.path(device))
 
     def until_unplugged(self, host: Host, name: str, device: Device) -> None:
-        """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset. Asserts that nothing else is
-        told."""
+        """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset.
+
+        Asserts that nothing else is told.
+        """
         (domain,) = device.peers
         while ("unplugged", domain, device.number) not in self.told:
             host.libvirtd.virsh("reset", name)
@@ -281,7 +290,8 @@ def make_rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """Nothing of it may be left."""
     made: list[Rig] = []
     with (tmp_path / "log").open("ab") as stderr, monkeypatch.context() as patch:
-        # pytest's own capture ends with each phase of a test, and so would what a process started in another was given.
+        # pytest's own capture ends with each phase of a test, and so would what a process started
+        # in another was given.
         patch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, stderr=stderr))
 
         def make(uri: str) -> Rig:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The ivshmem devices: what each QEMU is told, what it may do wrong, and what outlives the process that tells it."""
+"""The ivshmem devices: what each QEMU is told, what it may do wrong, and what outlives the process
+that tells it.
+"""
 
 from __future__ import annotations
 
@@ -511,7 +513,10 @@ class RealQemu:
             self._events.append(answer["event"])
 
     def plug(self, path: Path, vectors: int) -> None:
-        """Hot-plug another device. Its handshake must be served by another process than this one."""
+        """Hot-plug another device.
+
+        Its handshake must be served by another process than this one.
+        """
         self.slot += 1
         address = {"type": "unix", "data": {"path": str(path)}}
         backend = {"type": "socket", "data": {"addr": address, "server": False}}
@@ -520,7 +525,9 @@ class RealQemu:
         self.command("device_add", driver="ivshmem-doorbell", vectors=vectors, ioeventfd=True, **options)
 
     def unplug(self) -> None:
-        """As a guest of the machine "pc" does when it is asked: by the ejection register of QEMU's ACPI hot-plug."""
+        """As a guest of the machine "pc" does when it is asked: by the ejection register of QEMU's
+        ACPI hot-plug.
+        """
         self.command("device_del", id=f"d{self.slot}")
         self.bus("outl", 0xAE10, 0)
         self.bus("outl", 0xAE08, 1 << self.slot)

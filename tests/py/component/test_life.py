@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The life of a channel, and its end at every step of it: whoever is left learns of it, loses nothing that was written, and
-finds the path free."""
+"""The life of a channel, and its end at every step of it: whoever is left learns of it, loses
+nothing that was written, and finds the path free.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +69,10 @@ class Peer(Program):
         eventually(lambda: is_asleep(self.pid))
 
     def die(self) -> None:
-        """By kill -9. All it had is released when this returns, as far as its kernel is concerned."""
+        """By kill -9.
+
+        All it had is released when this returns, as far as its kernel is concerned.
+        """
         self.process.kill()
         self.process.wait()
         self.status = -signal.SIGKILL
@@ -79,7 +83,7 @@ def has_event(vchan: Vchan) -> bool:
 
 
 def await_death(vchan: Vchan) -> None:
-    """Until the other end counts as gone, woken by events only; the last of them is still pending."""
+    """Until the other end counts as gone, woken by events only. The last is still pending."""
     while True:
         assert select.select([vchan], [], [])[0], "no event came"
         if vchan.state is State.GONE:
@@ -98,7 +102,8 @@ def assert_drained(vchan: Vchan, data: bytes) -> None:
             call()
 
 
-# What the one that will be killed does before; and what of it is left, None where the channel never came to be.
+# What the one that will be killed does before; and what of it is left, None where the channel never
+# came to be.
 HELLO = "c = Connection(path); send_packet(c._sock, client.requests.encode(client.Hello(client.VERSION)))"
 CLIENT_STEPS: dict[str, tuple[str, bytes | None]] = {
     "before hello": ("c = Connection(path)", None),
@@ -232,7 +237,7 @@ CALLS = ["wait()", "recv(1000)", "read(1000)", "send(bytes(1024))", "write(bytes
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_one_is_killed_while_it_is_blocked(daemon: Daemon, side: str, call: str) -> None:
-    """The one that is left fills or empties nothing, so that the call of the other stays blocked."""
+    """The one that is left fills or empties nothing, so the call of the other stays blocked."""
     with acting_as(daemon):
         left = listen(0, "x", read_min=1024, write_min=1024) if side == "client" else None
         with Peer(daemon) as victim:
@@ -354,7 +359,9 @@ def test_both_ends_descriptors_were_closed_and_both_die(daemon: Daemon) -> None:
 
 
 class Stub:
-    """A region whose one end's lock goes a while after the kernel has said that its description goes."""
+    """A region whose one end's lock goes a while after the kernel has said that its description
+    goes.
+    """
 
     def __init__(self) -> None:
         self.memory = os.memfd_create("stub")

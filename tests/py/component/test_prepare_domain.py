@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvmchan prepare-domain and doctor on a libvirtd of the tests' own: domains without an OS, that a real QEMU starts."""
+"""kvmchan prepare-domain and doctor on a libvirtd of the tests' own: domains without an OS, that a
+real QEMU starts.
+"""
 
 from __future__ import annotations
 

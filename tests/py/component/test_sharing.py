@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Event channels and shared pages, as the stand-ins for Xen's libraries ask for them, between two domains of a real daemon."""
+"""Event channels and shared pages, as the stand-ins for Xen's libraries ask for them, between two
+domains of a real daemon.
+"""
 
 from __future__ import annotations
 

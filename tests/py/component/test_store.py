@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The store as programs meet it: vchans in it, its sockets, and what the end of its process does."""
+"""The store as programs meet it: vchans in it, its sockets, and its process's end."""
 
 from __future__ import annotations
 
@@ -58,8 +58,11 @@ def moves_data(server: Vchan, client: Vchan) -> bool:
 
 
 def kill_store(daemon: Daemon) -> None:
-    """Kills the store process while it does nothing, and returns when another is there. One that is killed in the midst of a
-    client's request drops that client, and it is in the midst of it until a moment after the answer."""
+    """Kills the store process while it does nothing, and returns when another is there.
+
+    One that is killed in the midst of a client's request drops that client, and it is in the midst
+    of it until a moment after the answer.
+    """
     eventually(lambda: is_asleep(daemon.service("store")))
     daemon.kill_service("store")
 
@@ -379,7 +382,8 @@ def test_a_domain_has_so_many_connections_and_room_again(daemon: Daemon) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user, which needs root")
 def test_another_user_is_refused_though_the_sockets_mode_was_loosened(daemon: Daemon) -> None:
     daemon.store_path().chmod(0o666)
-    # pytest's folder is closed to others, but a socket is found through a descriptor of its folder, too.
+    # pytest's folder is closed to others, but a socket is found through a descriptor of its folder,
+    # too.
     folder = os.open(daemon.runtime_dir, os.O_PATH | os.O_DIRECTORY)
     code = "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]); print(s.recv(1))"
     assert run_as(NOBODY, code, f"/proc/self/fd/{folder}/store.sock", fds=[folder]) == "b''\n"
@@ -559,7 +563,9 @@ def test_a_store_process_that_was_taken_over_is_replaced_and_harms_no_channel(da
 
 
 def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_path: Path) -> None:
-    """What main says of the outer vchan comes between a program's request and the answer for its own."""
+    """What main says of the outer vchan comes between a program's request and the answer for its
+    own.
+    """
     path = tmp_path / "store.sock"
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))

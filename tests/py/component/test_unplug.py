@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""When a device is unplugged from a guest: never before its QEMU has read all of it, and never from a QEMU without KVM.
+"""When a device is unplugged from a guest: never before its QEMU has read all of it, and never from
+a QEMU without KVM.
 
 The scripted hypervisor fails the test when it is asked for anything else.
 """
@@ -48,7 +49,9 @@ def fail_device(guest: Guest, number: int, request: Any) -> Plugged:
 
 
 def settle(host: ScriptedHost, guest: Guest) -> None:
-    """Until the hypervisor has done all that main has asked of it so far: what this asks for comes after that."""
+    """Until the hypervisor has done all that main has asked of it so far: what this asks for comes
+    after that.
+    """
     guest.offer(900, guest.domain, "settled", grows=True)
     guest.close(900)
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The vfio process's driver on a kernel that may lack anything: what it says is missing, and what it waits for.
+"""The vfio process's driver on a kernel that may lack anything: what it says is missing, and what
+it waits for.
 
-The kernel's part, the functions of kvmchand.linux.vfio and pci, is made up; a device's registers and memory are a file.
+The kernel's part, the functions of kvmchand.linux.vfio and pci, is made up; a device's registers
+and memory are a file.
 """
 
 from __future__ import annotations
@@ -57,7 +59,10 @@ def refuse(number: int) -> Callable[..., int]:
 
 
 class Kernel:
-    """With one ivshmem function, in group 7, that VFIO can drive. Tests change what they are about."""
+    """With one ivshmem function, in group 7, that VFIO can drive.
+
+    Tests change what they are about.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._patch = monkeypatch
@@ -72,7 +77,8 @@ class Kernel:
         self.regions = {vfio.BAR0: BAR0, vfio.BAR2: BAR2, vfio.CONFIG: CONFIG}
         self.vectors = VECTORS
         self.room = VECTORS
-        """Interrupts that the machine has left; negative: and it says ENOSPC where it has too few."""
+        """Interrupts that the machine has left; negative: and it says ENOSPC where it has too few.
+        """
         self.removed: set[str] = set()
         self.rescanned = threading.Event()
         self.memory = os.memfd_create("device")

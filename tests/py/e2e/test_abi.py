@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Our headers and libraries against Xen's, Qubes' and libkvmchan's: layout, prototypes, symbols, sonames and versions."""
+"""Our headers and libraries against Xen's, Qubes' and libkvmchan's: layout, prototypes, symbols,
+sonames and versions.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +95,9 @@ def layout(folder: Path, *flags: str) -> list[str]:
 
 
 def test_structures_have_xens_layout(tmp_path: Path) -> None:
-    """Of a bit-field also the sign, which no compiled program can tell: it is that of releases before 4.18."""
+    """Of a bit-field also the sign, which no compiled program can tell: it is that of releases
+    before 4.18.
+    """
     ours = layout(tmp_path / "ours", f"-I{OUR_INCLUDE}")
     if XEN_MINOR >= 18:
         ours = [line.replace(" signed ", " unsigned ") for line in ours]
@@ -134,7 +138,9 @@ def declarations(text: str, prefix: str) -> dict[str, str]:
 
 @pytest.mark.parametrize(("header", "other"), [(OUR_INCLUDE, XEN_INCLUDE), (XEN_INCLUDE, OUR_INCLUDE)], ids=["ours", "xens"])
 def test_prototypes_of_one_header_fit_the_other(tmp_path: Path, header: Path, other: Path) -> None:
-    """C lets a function be declared twice only with compatible types; and pointers to it go either way."""
+    """C lets a function be declared twice only with compatible types; and pointers to it go either
+    way.
+    """
     declared = prototypes(other)
     assert set(declared) == FUNCTIONS
     declare_again(tmp_path, header, "libxenvchan.h", declared)
@@ -163,7 +169,8 @@ def test_headers_stand_alone_and_compile_without_a_warning(tmp_path: Path, heade
     if shutil.which(compiler) is None:
         pytest.skip("g++ is not installed, so nothing can be said of our headers in C++")
     source = tmp_path / ("program.cc" if plus else "program.c")
-    # Twice: the guards work. The flexible array and the union without a name are Xen's, and no C++ of the standard's.
+    # Twice: the guards work. The flexible array and the union without a name are Xen's, and no C++
+    # of the standard's.
     source.write_text(f"#include <{header}>\n#include <{header}>\nint main(void) {{ return 0; }}\n")
     pedantic = [] if plus or standard == "c99" else ["-pedantic"]
     flags = [f"-std={standard}", "-Wall", "-Wextra", "-Werror", *pedantic, f"-I{OUR_INCLUDE}"]

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A clone of this tree works anywhere: here in a folder whose path has a space and more, and that is closed to other users.
+"""A clone of this tree works anywhere: here in a folder whose path has a space and more, and that
+is closed to other users.
 
 What this tree has fetched, the clone takes from here; all else it makes itself.
 """

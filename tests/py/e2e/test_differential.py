@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One program, compiled with Xen's headers, run over Xen's own libxenvchan and over ours: both must answer all the same.
+"""One program, compiled with Xen's headers, run over Xen's own libxenvchan and over ours: both must
+answer all the same.
 
-The program (tests/c/differential.c) asks a random series of questions, and the seed tells which. Xen's library runs on
-stand-ins for what it needs of Xen (tests/c/standins).
+The program (tests/c/differential.c) asks a random series of questions, and the seed tells which.
+Xen's library runs on stand-ins for what it needs of Xen (tests/c/standins).
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A program with our library in it must not notice that there is a Python in it, whatever it does and wherever it runs."""
+"""A program with our library in it must not notice that there is a Python in it, whatever it does
+and wherever it runs.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def test_starts_whatever_pythons_environment_and_the_working_directory_hold(
 
 @pytest.mark.parametrize("locale", ["", "C.UTF-8"])
 def test_init_and_close_change_nothing_of_the_process(daemon: Daemon, compiled: Compiled, locale: str) -> None:
-    """Locale, stdio, signals, environment, limits, descriptors, threads: compared inside the program."""
+    """Locale, stdio, signals, environment, limits, descriptors, threads: compared inside the
+    program.
+    """
     environment = daemon.environment(LC_ALL="C.UTF-8", LC_CTYPE="C")
     assert_says(
         run(compiled("unnoticed"), "data/unnoticed", locale, env=environment, stdin=subprocess.DEVNULL), "not flushed yet\n"
@@ -186,7 +190,9 @@ def test_threads_open_use_and_close_channels_at_the_same_time(daemon: Daemon, co
 
 @contextmanager
 def naked(daemon: Daemon, compiled: Compiled, role: str, own: str) -> Iterator[tuple[Program, Program]]:
-    """A program that has closed every descriptor but one, and given the numbers to its own files; and its peer."""
+    """A program that has closed every descriptor but one, and given the numbers to its own files;
+    and its peer.
+    """
     path = f"/local/domain/{0 if role == 'server' else 1}/data/naked"
     other = "client 0 " if role == "server" else "server 0 0 0 "
     command = (compiled("closes_fds"), role, own, "1", path)
@@ -213,7 +219,9 @@ def assert_unnoticed(daemon: Daemon, program: Program, peer: Program) -> None:
 @pytest.mark.parametrize("own", ["files", "sockets"])
 @pytest.mark.parametrize("role", ["server", "client"])
 def test_channel_outlives_the_closing_of_all_other_descriptors(daemon: Daemon, compiled: Compiled, role: str, own: str) -> None:
-    """That the program's own files under the library's old numbers were not touched is its exit status."""
+    """That the program's own files under the library's old numbers were not touched is its exit
+    status.
+    """
     with naked(daemon, compiled, role, own) as (program, peer):
         assert_unnoticed(daemon, program, peer)
         assert peer.ask("send close") == "5"
@@ -253,7 +261,9 @@ def test_channel_is_closed_from_an_empty_root_by_nobody(daemon: Daemon, compiled
 
 
 def test_the_library_loads_little_of_python() -> None:
-    """All that it imports is paid for by other people's programs: not ctypes, no module that drags half of Python in."""
+    """All that it imports is paid for by other people's programs: not ctypes, no module that drags
+    half of Python in.
+    """
     code = "import sys, libxenvchan_shim.embed; print(*sorted(sys.modules))"
     loaded = set(run(PYTHON, "-I", "-S", "-c", f"import sys; sys.path.insert(0, {str(SITE)!r}); {code}").stdout.split())
     assert "kvmchand.wire.client" in loaded
@@ -264,7 +274,9 @@ def test_the_library_loads_little_of_python() -> None:
 
 
 def attempt(compiled: Compiled, runtime_dir: Path, **more: str) -> tuple[int, str]:
-    """The errno and the sentence of a server_init that fails, soon and without leaving a descriptor."""
+    """The errno and the sentence of a server_init that fails, soon and without leaving a
+    descriptor.
+    """
     environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(runtime_dir), **more}
     with Program(compiled("shell"), env=environment) as shell:
         return refused(shell, "server 0 0 0 data/attempt")
@@ -325,7 +337,7 @@ class FakeDaemon:
         self._listener.close()
 
     def serve(self, packets: int, answer: bytes, fds: list[int]) -> None:
-        """Accepts a client, takes so many packets of it, answers if there is an answer, and closes."""
+        """Accept a client, take so many of its packets, answer if there is an answer, and close."""
         client, _ = self._listener.accept()
         with client:
             for _ in range(packets):
@@ -339,7 +351,8 @@ GRANTED = (
     b'{"type":"grant","channel":1,"path":"/local/domain/0/data/attempt","left_order":10,"right_order":11,'
     b'"events":"socket","offset":0,"doorbell":0,"doorbell_value":0}'
 )
-# What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the errno, part of the sentence
+# What it is: packets it takes (the hello and the request), its answer, descriptors beside it, the
+# errno, part of the sentence
 FAKES: dict[str, tuple[int, bytes, int, int, str]] = {
     "closes at once": (0, b"", 0, 111, "ended the connection"),
     "closes after the hello": (1, b"", 0, 111, "ended the connection"),
@@ -427,7 +440,9 @@ def test_daemon_that_misbehaves_is_an_error_and_leaves_nothing(
 
 
 def test_an_end_whose_peer_is_in_a_guest(compiled: Compiled, tmp_path: Path) -> None:
-    """All that was granted reaches the data plane; and the end goes with the daemon, once it is woken."""
+    """All that was granted reaches the data plane; and the end goes with the daemon, once it is
+    woken.
+    """
     environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(tmp_path)}
     with (
         FakeDaemon(tmp_path) as daemon,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs made for Xen, run on our libraries in each of the ways in which a program comes to them."""
+"""Programs made for Xen, run on our libraries in each way in which a program gets them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ PAIRS = [(0, 1), (1, 0), (1, 2), (0, 0), (1, 1)]
 def converse(
     daemon: Daemon, server_domain: int, client_domain: int, program: Path, way: tuple[str, ...], preload: bool, loaded: set[str]
 ) -> None:
-    """A server and a client exchange and check their streams; while they are connected the daemon lists just them."""
+    """A server and a client exchange and check their streams; while they are connected the daemon
+    lists just them.
+    """
 
     def start(role: str, own: int, peer: int, path: str) -> Program:
         environment = daemon.environment(own)
@@ -122,7 +124,9 @@ def test_program_of_ours_and_one_of_xens_talk_to_each_other(daemon: Daemon, tmp_
 
 
 def test_programs_linked_with_every_release_run(daemon: Daemon, tmp_path: Path) -> None:
-    """The loader finds the library by the program's own soname, and its symbols by the release's version."""
+    """The loader finds the library by the program's own soname, and its symbols by the release's
+    version.
+    """
     for release in RELEASES:
         folder = tmp_path / release
         folder.mkdir()
@@ -134,7 +138,9 @@ def test_programs_linked_with_every_release_run(daemon: Daemon, tmp_path: Path) 
 
 
 def test_several_releases_in_one_process_share_an_interpreter(daemon: Daemon, tmp_path: Path) -> None:
-    """As a program and its plugins may bring them: one linked, two more loaded where nobody else sees their symbols."""
+    """As a program and its plugins may bring them: one linked, two more loaded where nobody else
+    sees their symbols.
+    """
     program = compile_c(tmp_path, PROGRAMS / "several_libraries.c", "-DLINKED", *our_flags())
     loaded = [str(release_library(release)) for release in ("4.14", "4.18")]
     done = run(program, "data/several", *loaded, env=daemon.environment())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What Qubes' libvchan for Xen does beside calling libxenvchan: it waits for servers, and looks whether peers are gone."""
+"""What Qubes' libvchan for Xen does beside calling libxenvchan: it waits for servers, and looks
+whether peers are gone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Environment = Callable[..., dict[str, str]]
 
 @pytest.fixture(params=["our libxenvchan", "xens libxenvchan"])
 def environment(request: pytest.FixtureRequest, tmp_path: Path) -> Environment:
-    """For a program in a domain: ours in place of Xen's, but for libxenstore, and perhaps libxenvchan."""
+    """For a program in a domain: ours in place of Xen's, but for libxenstore, and perhaps
+    libxenvchan.
+    """
     xens = [alone(REFERENCE_LIBXENVCHAN, tmp_path)] if request.param == "xens libxenvchan" else []
 
     def environment(daemon: Daemon, domain: int = 0) -> dict[str, str]:

@@ -16,7 +16,9 @@ COMMANDS = [["setup"], ["demo"], ["demo", "vm"], ["test"], ["bench"], ["bench", 
 
 
 class Tree:
-    """A fresh clone, as far as ./run has looked when it refuses, and a PATH with programs that a test makes up."""
+    """A fresh clone, as far as ./run has looked when it refuses, and a PATH with programs that a
+    test makes up.
+    """
 
     def __init__(self, folder: Path, name: str = "tree") -> None:
         self.folder = folder / name
@@ -57,7 +59,9 @@ def tree(tmp_path: Path) -> Tree:
 
 @pytest.fixture
 def unshare() -> tuple[str, ...]:
-    """Runs a shell script, and then what follows, in a network without devices and with mounts of its own."""
+    """Runs a shell script, and then what follows, in a network without devices and with mounts of
+    its own.
+    """
     alone = ("unshare", "-m", "-n")
     if subprocess.run([*alone, "true"], capture_output=True).returncode:
         pytest.skip("other mounts and another network need root, and a machine that lets it have them")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Xen's own vchan-socket-proxy, as Debian ships it, between two domains: it watches the store, asks libxenctrl whether its peer
-lives, and moves bytes. On our libxenvchan, and on Debian's own over our libraries below it.
+"""Xen's own vchan-socket-proxy, as Debian ships it, between two domains: it watches the store, asks
+libxenctrl whether its peer lives, and moves bytes. On our libxenvchan, and on Debian's own over our
+libraries below it.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ STATE = "/local/domain/2/data/state"
 KIB = 1024
 SIZE = 3 * 1024 * KIB + 17
 ENDS = [(1, 2), (1, 0), (1, 1)]
-"""The server's domain and the client's: two local domains, one and the host, and one with itself."""
+"""The server's domain and the client's: two local domains, one and the host, and one with itself.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
 
 @pytest.fixture(scope="module")
 def debian_first(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with Debian's libxenvchan, which the loader finds before ours, and nothing else of Debian's."""
+    """A folder with Debian's libxenvchan, which the loader finds before ours, and nothing else of
+    Debian's.
+    """
     folder = tmp_path_factory.mktemp("debian")
     (folder / REFERENCE_LIBXENVCHAN.name).symlink_to(REFERENCE_LIBXENVCHAN)
     return folder
@@ -70,7 +74,8 @@ class Proxies:
         self._running: list[subprocess.Popen[bytes]] = []
 
     def environment(self, domain: int) -> dict[str, str]:
-        # `kvmchan exec` puts our folders before what is there; Debian's libxenvchan must be before them.
+        # `kvmchan exec` puts our folders before what is there; Debian's libxenvchan must be before
+        # them.
         environment = self._daemon.environment(domain)
         shown = run(KVMCHAN, "exec", "--", "env", env=environment).stdout.splitlines()
         found = dict(line.split("=", 1) for line in shown if line.startswith(("XENSTORED_PATH=", "LD_LIBRARY_PATH=")))
@@ -107,8 +112,9 @@ def proxies(daemon: Daemon, debian_first: Path, libxenvchan: str) -> Iterator[Pr
 
 
 def exchange(one: tuple[int, int], other: tuple[int, int], out: bytes, back: bytes) -> None:
-    """Writes `out` into the first's input and `back` into the second's, and asserts that each comes out at the other. A pair is
-    what to read from and what to write to; none blocks."""
+    """Writes `out` into the first's input and `back` into the second's, and asserts that each comes
+    out at the other. A pair is what to read from and what to write to; none blocks.
+    """
     for fd in (*one, *other):
         os.set_blocking(fd, False)
     to_write = {one[1]: memoryview(out), other[1]: memoryview(back)}

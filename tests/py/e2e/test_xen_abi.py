@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Our libxenevtchn, libxengnttab and libxenctrl against Xen's: symbols, versions, sonames, prototypes, layout."""
+"""Our libxenevtchn, libxengnttab and libxenctrl against Xen's: symbols, versions, sonames,
+prototypes, layout.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_nothing_of_xens_libxenctrl_is_missing() -> None:
 
 
 def test_data_that_programs_copy_has_xens_size() -> None:
-    """A program that uses HYPERCALL_BUFFER_NULL has room for the structure, and the loader copies ours there."""
+    """A program that uses HYPERCALL_BUFFER_NULL has room for the structure, and the loader copies
+    ours there.
+    """
     sizes = []
     for library in (XENS_CONTROL, OUR_CONTROL):
         lines = run("nm", "-D", "-S", "--defined-only", library).stdout.splitlines()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What our libxenctrl knows, as programs for Xen ask it: domains, the event channels of vchans; and what it says of the rest."""
+"""What our libxenctrl knows, as programs for Xen ask it: domains, the event channels of vchans; and
+what it says of the rest.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ def test_more_domains_than_are_told_of_at_once(tmp_path: Path, xen_program: Path
         many.kill()
 
 
-# xc_domaininfo_t of these releases: the domain in 2 bytes, 2 of nothing, the flags in 4; 112 bytes in all.
+# xc_domaininfo_t of these releases: the domain in 2 bytes, 2 of nothing, the flags in 4; 112 bytes
+# in all.
 SINGLE = r"""
 import ctypes, errno, struct, sys
 library = ctypes.CDLL(sys.argv[1], use_errno=True)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Event channels of programs for Xen, by our libxenevtchn: between two domains, processes and handles."""
+"""Event channels of programs for Xen, by our libxenevtchn: between two domains, processes and
+handles.
+"""
 
 from __future__ import annotations
 

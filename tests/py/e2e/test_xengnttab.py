@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Pages that programs for Xen share, by our libxengnttab: who may map them, and what comes of them at the end."""
+"""Pages that programs for Xen share, by our libxengnttab: who may map them, and what comes of them
+at the end.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Xen's own libxenvchan and libxenstore, as the distribution has them, at both ends of a vchan, over our libraries and store."""
+"""Xen's own libxenvchan and libxenstore, as the distribution has them, at both ends of a vchan,
+over our libraries and store.
+"""
 
 from __future__ import annotations
 

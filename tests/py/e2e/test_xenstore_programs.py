@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs made for xenstore, unchanged, on our store: Debian's xenstore-* and test-xenstore with Debian's libxenstore, and
-pyxs."""
+"""Programs made for xenstore, unchanged, on our store: Debian's xenstore-* and test-xenstore with
+Debian's libxenstore, and pyxs.
+"""
 
 from __future__ import annotations
 

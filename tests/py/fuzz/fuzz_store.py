@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Feed the store what no client would send: python fuzz_store.py [libFuzzer's arguments].
 
-An input is a byte that says how to read the rest: as the bytes of one connection; or as steps, each a request whose parts mostly
-fit each other, or something that the daemon tells. After each input all within must be as it must be, and the records say it.
+An input is a byte that says how to read the rest: as the bytes of one connection; or as steps, each
+a request whose parts mostly fit each other, or something that the daemon tells. After each input
+all within must be as it must be, and the records say it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A short run of the store's fuzzer. A longer one: python tests/py/fuzz/fuzz_store.py -max_total_time=3600 CORPUS."""
+"""A short run of the store's fuzzer.
+
+A longer one: python tests/py/fuzz/fuzz_store.py -max_total_time=3600 CORPUS.
+"""
 
 from __future__ import annotations
 

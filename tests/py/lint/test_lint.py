@@ -21,7 +21,8 @@ from kvmchand.channels import page
 from kvmchand.wire import client, dataplane
 from rig.paths import ROOT
 
-# What the modules of a folder may import beside each other, a row a folder, from the top down. "" is the root.
+# What the modules of a folder may import beside each other, a row a folder, from the top down. ""
+# is the root.
 MAY_IMPORT = {
     "cli": {"admin", "host", "guest", "base"},
     "host": {"links", "services", "channels", "runtime", "xenstore", "wire", "linux", "base"},
@@ -47,7 +48,10 @@ MAY_INCLUDE = {
     "setup": {"dataplane"},
     "dataplane": set(),
 }
-"""The same of the shim's C, a row a folder of csrc. Of include/, which is what programs see, each may include all."""
+"""The same of the shim's C, a row a folder of csrc.
+
+Of include/, which is what programs see, each may include all.
+"""
 MODULE_LINES_MAX = 420
 CLASS_METHODS_MAX = 20
 ROOT_MODULES_MAX = 6
@@ -68,7 +72,9 @@ def is_for_types(node: ast.AST) -> bool:
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of ours that a file imports when it runs: `from a import b` counts as a.b where that is a module."""
+    """The modules of ours that a file imports when it runs: `from a import b` counts as a.b where
+    that is a module.
+    """
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -117,7 +123,9 @@ def test_a_folder_imports_lower_folders_only(folder: str) -> None:
 
 
 def in_a_circle(graph: dict[str, set[str]]) -> list[str]:
-    """Those that need each other, or need such: the others are taken away as long as one needs none that is left."""
+    """Those that need each other, or need such: the others are taken away as long as one needs none
+    that is left.
+    """
     left = dict(graph)
     while free := [name for name, needed in left.items() if not (needed - {name}) & left.keys()]:
         for name in free:
@@ -148,7 +156,9 @@ def reached(name: str, graph: dict[str, set[str]]) -> set[str]:
 
 
 def test_service_processes_import_no_side_of_mains() -> None:
-    """Main's side of a service is what main's own modules import of its folder; what only serves both is neither."""
+    """Main's side of a service is what main's own modules import of its folder; what only serves
+    both is neither.
+    """
     graph = daemon_imports()
     mains = set().union(*(reached(f"kvmchand.{role}.main", graph) for role in ("host", "guest")))
     sides = {each for each in mains if "kvmchand.runtime.supervisor" in graph[each]} - {"kvmchand.runtime.supervisor"}
@@ -191,8 +201,9 @@ def test_no_class_has_too_many_methods() -> None:
 
 
 def test_a_class_is_called_back_by_one_protocol_at_most() -> None:
-    """Callbacks begin with on_, and no other method that others call does: so none is a command, too. A protocol of callbacks is
-    named ...Events, and whoever is called by it derives from it."""
+    """Callbacks begin with on_, and no other method that others call does: so none is a command,
+    too. A protocol of callbacks is named ...Events, and whoever is called by it derives from it.
+    """
     protocols = {
         node.name: methods(node) for node in classes().values() if node.name.endswith("Events") and "Protocol" in bases(node)
     }
@@ -234,7 +245,9 @@ def test_every_c_folder_has_a_row() -> None:
 
 
 def test_an_include_names_the_folder() -> None:
-    """So that no line says just error.h or event.h, whatever the compiler's search path finds by that."""
+    """So that no line says just error.h or event.h, whatever the compiler's search path finds by
+    that.
+    """
     public = {str(path.relative_to(ROOT / "include")) for path in (ROOT / "include").rglob("*.h")}
     known = includes()
     for path in CSRC.rglob("*.*"):
@@ -248,7 +261,9 @@ def test_c_files_do_not_include_each_other_in_a_circle() -> None:
 
 @pytest.mark.parametrize("path", python_files("kvmchand"), ids=module_name)
 def test_daemon_modules_import_when_they_are_loaded(path: Path) -> None:
-    """A service that has become nobody can't read Python's files, nor ours, in a home that is closed to others."""
+    """A service that has become nobody can't read Python's files, nor ours, in a home that is
+    closed to others.
+    """
     functions = (
         each for each in ast.walk(ast.parse(path.read_text())) if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
     )
@@ -301,8 +316,9 @@ def test_links_in_documents_lead_somewhere() -> None:
 
 
 def prose(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a file that a person writes as sentences, with their numbers: a document's, but for tables and code; C's
-    and the shell's comments. Python's are ruff's to check."""
+    """The lines of a file that a person writes as sentences, with their numbers: a document's, but
+    for tables and code; C's and the shell's comments. Python's are ruff's to check.
+    """
     is_code = False
     for number, line in enumerate(path.read_text().splitlines(), 1):
         if path.suffix == ".md":

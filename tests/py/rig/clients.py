@@ -23,7 +23,9 @@ class HasSockets(Protocol):
 
 
 class RawClient:
-    """A connection to the daemon that says what a test wants, and hears what the daemon says to that."""
+    """A connection to the daemon that says what a test wants, and hears what the daemon says to
+    that.
+    """
 
     def __init__(self, daemon: HasSockets, domain: int = 0) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

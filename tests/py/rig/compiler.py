@@ -36,7 +36,9 @@ def xen_flags() -> list[str]:
 
 
 def alone(library: Path, folder: Path) -> str:
-    """Make a folder with no library but that one, for LD_LIBRARY_PATH: LD_PRELOAD can't name what has a space in its path."""
+    """Make a folder with no library but that one, for LD_LIBRARY_PATH: LD_PRELOAD can't name what
+    has a space in its path.
+    """
     made = folder / f"only-{library.name}"
     made.mkdir(exist_ok=True)
     (made / library.name).unlink(missing_ok=True)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 class Daemon:
-    """A running `kvmchand host`. Talk to it as its clients do; stop() proves that it left nothing."""
+    """A running `kvmchand host`.
+
+    Talk to it as its clients do; stop() proves that it left nothing.
+    """
 
     def __init__(
         self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "", program: Path = KVMCHAND
@@ -82,7 +85,8 @@ class Daemon:
         return {"main": open_fds(self.pid), **{name: open_fds(pid) for name, pid in sorted(self.services().items())}}
 
     def _fds_at_rest(self) -> dict[str, list[str]]:
-        # Once they answer requests, its processes are done with starting, and main with telling us so.
+        # Once they answer requests, its processes are done with starting, and main with telling us
+        # so.
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reading, RawClient(self) as asking:
             reading.connect(str(self.store_path()))
             reading.send(struct.pack("=IIII", 1, 0, 0, 2) + b"/\0")  # lists the root
@@ -130,7 +134,10 @@ class Daemon:
         )
 
     def stop(self) -> None:
-        """End the daemon. Assert that all is released before, and that no process or socket is left."""
+        """End the daemon.
+
+        Assert that all is released before, and that no process or socket is left.
+        """
         if self.process.poll() is None:
             self.assert_clean()
             services = self.services()
@@ -152,7 +159,9 @@ D = TypeVar("D", bound=Daemon)
 
 
 def serving(daemon: D, request: pytest.FixtureRequest) -> Iterator[D]:
-    """Serve as a fixture's body: the daemon must be clean at the end, unless a test has failed on it."""
+    """Serve as a fixture's body: the daemon must be clean at the end, unless a test has failed on
+    it.
+    """
     failed_before = request.session.testsfailed
     try:
         yield daemon

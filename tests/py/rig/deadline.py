@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The one deadline of a test, whatever it waits for. It ends what hangs, and measures no machine.
 
-Its clock stands still while processes of the test wait for a processor, so a busy machine only makes a test take longer. A
-process beside pytest has this clock: it uses no thread, timer or descriptor of the process that is tested.
+Its clock stands still while processes of the test wait for a processor, so a busy machine only
+makes a test take longer. A process beside pytest has this clock: it uses no thread, timer or
+descriptor of the process that is tested.
 """
 
 from __future__ import annotations
@@ -65,7 +66,9 @@ def _order(*words: object) -> None:
 
 @contextmanager
 def in_time(seconds: float, what: str) -> Iterator[None]:
-    """Raise Hangs if this is not done in so many seconds in which no process of ours waits for a processor."""
+    """Raise Hangs if this is not done in so many seconds in which no process of ours waits for a
+    processor.
+    """
     _order("begin", seconds)
     _watched.append(what)
     try:
@@ -76,14 +79,19 @@ def in_time(seconds: float, what: str) -> Iterator[None]:
 
 
 def count_too(folder: Path) -> None:
-    """Let the clock heed processes that are no descendants: those that have a file NAME.pid in this folder."""
+    """Let the clock heed processes that are no descendants: those that have a file NAME.pid in this
+    folder.
+    """
     _order("heed", folder)
 
 
 def eventually(holds: Callable[[], object], state: Callable[[], str] = str) -> None:
-    """Wait for something that another process is doing. `state`: what to say if it does not come about.
+    """Wait for something that another process is doing.
 
-    Who looks without a pause takes the processor from that other process, and looks as if it waited for one.
+    `state`: what to say if it does not come about.
+
+    Who looks without a pause takes the processor from that other process, and looks as if it waited
+    for one.
     """
     try:
         while not holds():
@@ -120,7 +128,10 @@ def _descendants(pids: list[int]) -> Iterator[Path]:
 
 
 def _waited(pids: list[int]) -> dict[str, int]:
-    """How long each thread has waited for a processor, in nanoseconds. Where the kernel does not say so, 0."""
+    """How long each thread has waited for a processor, in nanoseconds.
+
+    Where the kernel does not say so, 0.
+    """
     found = {}
     for thread in _descendants(pids):
         try:
@@ -178,7 +189,8 @@ class _Watch:
         passed = max(passed - delayed, passed * SLOWEST)
         self._left = [each - passed for each in self._left]
         if min(self._left) <= 0:
-            # The second time it does not react at all; pytest's handler for SIGABRT shows where it is.
+            # The second time it does not react at all; pytest's handler for SIGABRT shows where it
+            # is.
             os.kill(self._pid, signal.SIGABRT if self._is_late else signal.SIGUSR2)
             self._left = [max(each, self._grace) for each in self._left]
             self._is_late = True

@@ -17,7 +17,8 @@ from kvmchand.wire import dataplane
 def slice_of_device() -> Iterator[tuple[int, int, int, int]]:
     """Make what ends are granted, with rings of orders 10 and 11.
 
-    That is a memory, which has the channel's page at the offset given last, and the eventfds that server and client wait on.
+    That is a memory, which has the channel's page at the offset given last, and the eventfds that
+    server and client wait on.
     """
     offset = 4096
     fds = [os.memfd_create("device"), *(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2))]

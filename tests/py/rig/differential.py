@@ -15,7 +15,8 @@ PROGRAM = C_BUILD / "differential"
 STEPS = 1500
 
 
-# What server_init is asked for: each of the ways in which the two rings can lie, and small, large and uneven ones.
+# What server_init is asked for: each of the ways in which the two rings can lie, and small, large
+# and uneven ones.
 RINGS = [
     (0, 0),
     (1024, 2048),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Scripted guests on a real host daemon (guest.py), a real guest's daemon on a scripted host (host.py), and a libvirtd."""
+"""Scripted guests on a real host daemon (guest.py), a real guest's daemon on a scripted host
+(host.py), and a libvirtd.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, guest_program: Path) -> Iterator[GuestDaemon]:
-    """A guest's daemon that is not linked to its host yet, and without a device but the control device."""
+    """A guest's daemon that is not linked to its host yet, and without a device but the control
+    device.
+    """
     from rig.host import GuestDaemon
 
     yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), guest_program), request)

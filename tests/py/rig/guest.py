@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Guests without a virtual machine: a real host's daemon, whose libvirt process, QEMUs and guests' daemons are the test's.
+"""Guests without a virtual machine: a real host's daemon, whose libvirt process, QEMUs and guests'
+daemons are the test's.
 
-What a machine's QEMU would have of a device, the scripted guest has: its memory, the eventfds that interrupt it, and those that
-its doorbell rings. So it can do what any guest can, and say anything.
+What a machine's QEMU would have of a device, the scripted guest has: its memory, the eventfds that
+interrupt it, and those that its doorbell rings. So it can do what any guest can, and say anything.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def stand_in(folder: Path, service: str) -> Path:
 
 
 class Plugged:
-    """A device in a machine, as its QEMU has it. `lazy`: the eventfds are not read before they are needed."""
+    """A device in a machine, as its QEMU has it.
+
+    `lazy`: the eventfds are not read before they are needed.
+    """
 
     def __init__(self, path: str, vectors: int, *, lazy: bool = False) -> None:
         self.path = path
@@ -107,7 +111,10 @@ class Plugged:
 
 
 class Machine:
-    """A virtual machine, as the hypervisor has it. `left`: devices of an earlier daemon. `devices`: by their sockets' paths."""
+    """A virtual machine, as the hypervisor has it.
+
+    `left`: devices of an earlier daemon. `devices`: by their sockets' paths.
+    """
 
     def __init__(self, number: int, *, kvm: bool = True, left: int = 0) -> None:
         self.number = number
@@ -264,7 +271,10 @@ class Hypervisor:
 
 
 class ScriptedHost(Daemon):
-    """`kvmchand host` with scripted guests. At its end no trace of them may be left in any of its processes."""
+    """`kvmchand host` with scripted guests.
+
+    At its end no trace of them may be left in any of its processes.
+    """
 
     def __init__(self, folder: Path, *options: str, program: Path, domains: tuple[int, ...] = ()) -> None:
         self.hypervisor = Hypervisor(folder)
@@ -506,7 +516,9 @@ class Guest:
         self.say(control.Ask(number, self._serial, 1000 + number, request))  # type: ignore[arg-type]
 
     def answer(self, number: int) -> Any:
-        """Return what the host answers a client: a Granted, a Shared, a Closed, or what is in a Reply."""
+        """Return what the host answers a client: a Granted, a Shared, a Closed, or what is in a
+        Reply.
+        """
         at = 0
         while True:
             if at == len(self._heard):

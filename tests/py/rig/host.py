@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A host without a virtual machine: a real guest's daemon, whose vfio process and host are the test's.
+"""A host without a virtual machine: a real guest's daemon, whose vfio process and host are the
+test's.
 
-A device is a memory file, with BAR 2 at its start and BAR 0 after that. Its doorbell is memory only, so that the host looks at
-what the guest wrote again and again, where a real one would be woken.
+A device is a memory file, with BAR 2 at its start and BAR 0 after that. Its doorbell is memory
+only, so that the host looks at what the guest wrote again and again, where a real one would be
+woken.
 """
 
 from __future__ import annotations
@@ -127,11 +129,12 @@ class GuestDaemon(Daemon):
         self.until(lambda: self.page[CLIENT_LIVE] == 0, "the guest's daemon does not start")
 
     def meet(self) -> Self:
-        """Make the control page, and attach to it, when the guest's daemon starts or has hung up."""
+        """Make the control page, and attach to it, when the guest starts or has hung up."""
         while self.page[CLIENT_LIVE] != ATTACHED:
             self.wait_started()
             self.make_page()
-            # The guest's main may say only now that it starts, when its control process has said so before.
+            # The guest's main may say only now that it starts, when its control process has said so
+            # before.
             self.until(lambda: self.page[CLIENT_LIVE] != NONE_YET, "the guest's daemon does not come")
         return self
 

@@ -53,7 +53,9 @@ def is_signalled(event: int) -> bool:
 
 
 def our_fds() -> list[str]:
-    """Return the descriptors of this process, without the unnamed files to which pytest redirects its output."""
+    """Return the descriptors of this process, without the unnamed files to which pytest redirects
+    its output.
+    """
     return [each for each in open_fds(os.getpid()) if not re.search(r"/#\d+ \(deleted\)", each)]
 
 
@@ -89,7 +91,10 @@ class Rig:
         run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}")
 
     def until_told(self, *expected: tuple[str, int, int]) -> None:
-        """Run until the owner is told these, in any order. Assert that it is told nothing else since the last time."""
+        """Run until the owner is told these, in any order.
+
+        Assert that it is told nothing else since the last time.
+        """
         self.until(lambda: len(self.told) >= len(expected))
         assert sorted(self.told) == sorted(expected)
         self.told.clear()
@@ -174,7 +179,7 @@ class Qemu:
         return heard
 
     def hear_handshake(self, me: int) -> None:
-        """Assert what comes: to know the host, the device's other guest, there or not, and itself."""
+        """Assert what comes: the host, the device's other guest, there or not, and itself."""
         expected = [(0, ""), (me, ""), (-1, "memory")]
         for peer in (HOST_PEER, *(each for each in self._device.peers.values() if each != me), me):
             expected += [(peer, f"event {peer}.{vector}") for vector in range(self._device.vectors)]
@@ -213,7 +218,8 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     before = our_fds(), children(os.getpid())
     log = tmp_path / "log"
     with log.open("ab") as stderr, monkeypatch.context() as patch:
-        # pytest's own capture ends with each phase of a test, and so would what a process started in another was given.
+        # pytest's own capture ends with each phase of a test, and so would what a process started
+        # in another was given.
         patch.setattr(subprocess, "Popen", functools.partial(subprocess.Popen, stderr=stderr))
         made = Rig(tmp_path)
         made.devices.start(made)

@@ -15,7 +15,8 @@ OUR_INCLUDE = ROOT / "include"
 XEN_INCLUDE = REFERENCE / "include"
 
 
-# Every release that Xen's users have, its library's version node as `readelf` shows it in that release's packages.
+# Every release that Xen's users have, its library's version node as `readelf` shows it in that
+# release's packages.
 VERSION_NODES = {
     "4.14": None,
     "4.15": "VERS_4.15.0",

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A libvirtd for tests, apart from the machine's own: its files are in a folder of the test's.
 
-It runs in a mount namespace where that folder's parts lie over /etc/libvirt and the like. Only root can do that.
+It runs in a mount namespace where that folder's parts lie over /etc/libvirt and the like. Only root
+can do that.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def lacking() -> str:
 
 
 def require() -> None:
-    """Skip, with a sentence, where virtual machines can't run. KVMCHAN_TEST_VM=1 makes that a failure, =0 skips always."""
+    """Skip, with a sentence, where virtual machines can't run.
+
+    KVMCHAN_TEST_VM=1 makes that a failure, =0 skips always.
+    """
     if os.environ.get("KVMCHAN_TEST_VM", "") == "0":
         pytest.skip("KVMCHAN_TEST_VM is 0")
     reason = lacking()
@@ -77,7 +81,10 @@ def lack(reason: str) -> None:
 
 
 def require_kvm() -> None:
-    """Skip the test, with a sentence, where QEMU can't use KVM. KVMCHAN_TEST_KVM=1 makes that a failure."""
+    """Skip the test, with a sentence, where QEMU can't use KVM.
+
+    KVMCHAN_TEST_KVM=1 makes that a failure.
+    """
     quit = ["-machine", "none,accel=kvm", "-nodefaults", "-display", "none", "-monitor", "stdio"]
     try:
         probe = subprocess.run(["qemu-system-x86_64", *quit], input="quit\n", capture_output=True, text=True, check=False)
@@ -93,7 +100,10 @@ def require_kvm() -> None:
 
 
 class PrivateLibvirtd:
-    """Running from start() to stop(). Its domains outlive kill(), and a start() after that finds them."""
+    """Running from start() to stop().
+
+    Its domains outlive kill(), and a start() after that finds them.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -149,7 +159,10 @@ class PrivateLibvirtd:
 
 @contextmanager
 def running(folder: Path) -> Iterator[PrivateLibvirtd]:
-    """Run one within the context, or skip. `folder`: with a short path, as QEMU's own sockets are in there."""
+    """Run one within the context, or skip.
+
+    `folder`: with a short path, as QEMU's own sockets are in there.
+    """
     require()
     made = PrivateLibvirtd(folder)
     try:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest for tests: a libvirt domain by TCG, over the machine's own root, and the agent in it.
 
-Lives until destroy(). Programs that a test starts in it are Programs: their lines come as they are written.
+Lives until destroy(). Programs that a test starts in it are Programs: their lines come as they are
+written.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ DOMAIN = """\
 </domain>
 """
 BRIDGES = 4
-"""For conventional PCI devices. Firmware gives each a window that holds the control device and two of a link's."""
+"""For conventional PCI devices.
+
+Firmware gives each a window that holds the control device and two of a link's.
+"""
 _BRIDGE = """\
     <controller type='pci' index='{port}' model='pcie-root-port'/>
     <controller type='pci' index='{bridge}' model='pcie-to-pci-bridge'>
@@ -70,7 +74,10 @@ class GuestError(Exception):
 
 
 class Program:
-    """A program in the guest. `lines`: what it has written so far that wait_line() passed over, or took."""
+    """A program in the guest.
+
+    `lines`: what it has written so far that wait_line() passed over, or took.
+    """
 
     def __init__(self, machine: Machine, number: int, argv: list[str]) -> None:
         self._machine = machine
@@ -250,7 +257,10 @@ class Machine:
         return "\n".join(program.lines)
 
     def reboot(self, how: str = "reset") -> None:
-        """End it from inside: "reset", "off" or "crash". wait_ready() then waits for the next start."""
+        """End it from inside: "reset", "off" or "crash".
+
+        wait_ready() then waits for the next start.
+        """
         self._ready.clear()
         self.say(reboot=how)
 

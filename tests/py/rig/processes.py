@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Processes: what they have open, started and wait for, as seen from outside; and programs that run to their end."""
+"""Processes: what they have open, started and wait for, as seen from outside; and programs that run
+to their end.
+"""
 
 from __future__ import annotations
 
@@ -80,8 +82,8 @@ def run_as(
 ) -> str:
     """Return what Python code prints that runs as another user, which needs root.
 
-    Its modules are os, json, socket and sys: the process becomes that user when it has these, for another user can't run Python
-    in a home that is closed to others.
+    Its modules are os, json, socket and sys: the process becomes that user when it has these, for
+    another user can't run Python in a home that is closed to others.
     """
     become = f"""
 import json, os, socket, sys

@@ -13,8 +13,11 @@ from rig.processes import is_asleep
 
 
 class Program:
-    """A running program that is told lines and says lines. As a context it must, at the end, have ended well, and have said
-    nothing more, nor anything on stderr."""
+    """A running program that is told lines and says lines.
+
+    As a context it must, at the end, have ended well, and have said nothing more, nor anything on
+    stderr.
+    """
 
     def __init__(self, *command: str | Path, env: dict[str, str] | None = None, **options: Any) -> None:
         pipe = subprocess.PIPE

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Stands in for a service process of kvmchand's: the test that it gives its socket to main to is the service."""
+"""Stands in for a service process of kvmchand's: the test that it gives its socket to main to is
+the service.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A Store with clients, for tests: what they ask in a line, what it told them, and whether all within is as it must be."""
+"""A Store with clients, for tests: what they ask in a line, what it told them, and whether all
+within is as it must be.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +125,9 @@ def state(store: Store) -> dict[str, object]:
 
 
 def assert_sound(store: Store) -> None:
-    """Assert that every node has its parent, every number is what it counts, and nothing is kept for clients that are gone."""
+    """Assert that every node has its parent, every number is what it counts, and nothing is kept
+    for clients that are gone.
+    """
     assert store.errors() == []
     expected: dict[DomainId, Usage] = defaultdict(Usage)
     for path, node in store._tree.nodes.items():

@@ -23,7 +23,9 @@ def move(
     call: int = 65536,
     ring: int = 65536,
 ) -> None:
-    """Move `out` bytes from the server to the client and `back` the other way, at once, on each channel."""
+    """Move `out` bytes from the server to the client and `back` the other way, at once, on each
+    channel.
+    """
     here, there = network.domain_of(server), network.domain_of(client)
     path = f"/local/domain/{here}/data/stream"
     numbers = [str(each) for each in (channels, out, back, call, ring)]

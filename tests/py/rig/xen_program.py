@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs for Xen that do as they are told (tests/c/programs/xen.c), on our libraries in place of Xen's."""
+"""Programs for Xen that do as they are told (tests/c/programs/xen.c), on our libraries in place of
+Xen's.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from rig.program import Program
 LIBRARIES = str(XEN_LIBDIR)
 """For the loader."""
 OLD_NAMES = ("-include", str(PROGRAMS / "xen_old_names.h"))
-"""For a program that calls libxenevtchn's and libxengnttab's functions by the names that libxenctrl has for them."""
+"""For a program that calls libxenevtchn's and libxengnttab's functions by the names that libxenctrl
+has for them.
+"""
 
 
 class XenProgram(Program):
@@ -56,7 +60,10 @@ def two_handles(xen: Start, domains: tuple[int, int] = (1, 2)) -> Iterator[tuple
 
 
 def bound(one: XenProgram, other: XenProgram, domains: tuple[int, int] = (1, 2)) -> tuple[int, int]:
-    """Make an event channel between two programs, and return the port of each. Nothing is pending."""
+    """Make an event channel between two programs, and return the port of each.
+
+    Nothing is pending.
+    """
     port = one.number(f"bind {domains[1]}")
     joined = other.number(f"join {domains[0]} {port}")
     assert other.number("pending") == joined

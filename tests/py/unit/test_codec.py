@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Messages to bytes and back, and everything that is no message: a ProtocolError, whatever the bytes."""
+"""Messages to bytes and back, and everything that is no message: a ProtocolError, whatever the
+bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The settings file: each setting, its limits, and each kind of mistake, whose sentence names the file and the setting."""
+"""The settings file: each setting, its limits, and each kind of mistake, whose sentence names the
+file and the setting.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The deadline of these tests themselves: it ends what hangs, and its clock stands still while the machine is busy."""
+"""The deadline of these tests themselves: it ends what hangs, and its clock stands still while the
+machine is busy.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How often a guest's request is encoded on its way to the line that decides about it, and its answer on the way back."""
+"""How often a guest's request is encoded on its way to the line that decides about it, and its
+answer on the way back.
+"""
 
 from __future__ import annotations
 

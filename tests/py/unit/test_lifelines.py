@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Watching ends that live by their mapping only: each is told of once, and many cost no more than one look at each."""
+"""Watching ends that live by their mapping only: each is told of once, and many cost no more than
+one look at each.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ MANY = 200
 
 
 class Memory:
-    """A memory file that holders have open, as the daemon sees it. `looks`: how often it was asked who has."""
+    """A memory file that holders have open, as the daemon sees it.
+
+    `looks`: how often it was asked who has.
+    """
 
     def __init__(self, undo: ExitStack) -> None:
         self.memory = os.memfd_create("test")

@@ -306,7 +306,9 @@ def test_a_summary_adds_up_each_pairs_devices_and_leaves_the_control_devices_out
 
 
 class Model:
-    """What the rules say, kept as plainly as can be: the owner of each page and vector of each device."""
+    """What the rules say, kept as plainly as can be: the owner of each page and vector of each
+    device.
+    """
 
     def __init__(self, device: Device) -> None:
         self.device = device

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The vchans that are offered, as nodes: what the server's and the client's library find, and what ends an offer."""
+"""The vchans that are offered, as nodes: what the server's and the client's library find, and what
+ends an offer.
+"""
 
 from __future__ import annotations
 

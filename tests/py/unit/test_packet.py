@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Packets and the descriptors beside them. No descriptor leaks: the next number is the same before and after."""
+"""Packets and the descriptors beside them.
+
+No descriptor leaks: the next number is the same before and after.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What a domain may use of the store: each quota is met, is another domain's matter, and what is given back is there again."""
+"""What a domain may use of the store: each quota is met, is another domain's matter, and what is
+given back is there again.
+"""
 
 from __future__ import annotations
 

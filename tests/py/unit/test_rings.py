@@ -11,7 +11,8 @@ from kvmchand.channels import rings
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import InvalidArgument
 
-# Sizes at each boundary of the table and of the powers of two above it; with each the order of a ring with pages of its own.
+# Sizes at each boundary of the table and of the powers of two above it; with each the order of a
+# ring with pages of its own.
 SIZES = [
     *((size, 12) for size in (0, 1, 1023, 1024, 1025, 2047, 2048, 2049, 4095, 4096)),
     (4097, 13),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who waits for an offer: in the order they came, until it is made, or they or the server's domain are gone."""
+"""Who waits for an offer: in the order they came, until it is made, or they or the server's domain
+are gone.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A libvirtd, a host's daemon and two guests, which the tests share; and programs that run on either side of the border."""
+"""A libvirtd, a host's daemon and two guests, which the tests share; and programs that run on
+either side of the border.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Whatever ends, the other end of each channel learns of it at once, nothing is left, and what returns can open channels."""
+"""Whatever ends, the other end of each channel learns of it at once, nothing is left, and what
+returns can open channels.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Programs for Xen across the border. Debian's own: vchan-socket-proxy with files both ways, on our libxenvchan and on Debian's
-over our libraries below it, and the store's tools. And one on Qubes' libvchan.
+"""Programs for Xen across the border.
+
+Debian's own: vchan-socket-proxy with files both ways, on our libxenvchan and on Debian's over our
+libraries below it, and the store's tools. And one on Qubes' libvchan.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def quoted(path: object) -> str:
 
 
 def shell(network: Network, machine: Machine | None, script: str) -> HostProgram | Program:
-    """A shell in which Xen's programs find our libraries and our store, whatever else of Xen's they need, and themselves."""
+    """A shell in which Xen's programs find our libraries and our store, whatever else of Xen's they
+    need, and themselves.
+    """
     libraries, programs = quoted(REFERENCE_LIBDIR), quoted(REFERENCE / "bin")
     script = f"LD_LIBRARY_PATH=$LD_LIBRARY_PATH:{libraries} PATH=$PATH:{programs}; export LD_LIBRARY_PATH PATH; {script}"
     return network.run_on(machine, PYTHON, KVMCHAN, "exec", "--", "sh", "-c", script)

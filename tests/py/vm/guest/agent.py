@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What runs in a test's guest as its first process: starts programs for the test, over a virtio-serial port.
+"""What runs in a test's guest as its first process: starts programs for the test, over a
+virtio-serial port.
 
-Lines of JSON. From the test: {"start": id, "argv", "env"}, {"input": id, "text"}, {"eof": id}, {"kill": id, "signal"}, and
-{"reboot": "reset" | "off" | "crash"}. To the test: {"ready": true}, {"line": text, "id"} for each line that a program writes to
-stdout or stderr, {"status": s, "id"} when it has ended (negative: by that signal).
+Lines of JSON. From the test: {"start": id, "argv", "env"}, {"input": id, "text"}, {"eof": id},
+{"kill": id, "signal"}, and {"reboot": "reset" | "off" | "crash"}. To the test: {"ready": true},
+{"line": text, "id"} for each line that a program writes to stdout or stderr, {"status": s, "id"}
+when it has ended (negative: by that signal).
 """
 
 from __future__ import annotations

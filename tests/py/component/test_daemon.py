@@ -703,4 +703,6 @@ def test_the_local_process_short_of_descriptors_ends_connections_and_goes_on(dae
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as over:
             over.connect(str(daemon.socket_path()))
             assert over.recv(100) == b""
+    # Until it has seen that they are gone, it has no descriptor for another.
+    eventually(lambda: len(list(Path(f"/proc/{daemon.local_pid}/fd").iterdir())) < 15)
     assert daemon.channels() == []

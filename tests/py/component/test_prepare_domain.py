@@ -195,6 +195,8 @@ def test_a_prepared_domain_starts_and_is_not_tainted(domain: Domain) -> None:
     assert domain.diagnosis_of_itself() == [
         "note the guest's kernel needs intel_iommu=on on its command line: in Debian, put it into GRUB_CMDLINE_LINUX in "
         "/etc/default/grub and run update-grub",
+        "note it runs without KVM, so that it is slow, and keeps each device that it was given until it ends: where the host has "
+        "/dev/kvm, put type='kvm' into its XML (virsh edit), shut it down and start it",
         "ok its machine has all that vchans need, 0 devices of ours and 62 free slots for more",
     ]
     assert taints(domain) == TAINT_OF_THE_TESTS

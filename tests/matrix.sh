@@ -26,7 +26,8 @@ suite() {
     esac
 }
 
-# The mirror of this machine's own packages, which may be the only one that it reaches.
+# The mirror of this machine's own packages, which may be the only one that it reaches. Without one,
+# debootstrap takes its own.
 this_mirror() {
     # shellcheck disable=SC2016 # apt-get's variables
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' 2>/dev/null | grep . | head -n 1
@@ -43,7 +44,7 @@ make_bare() {
     [ "$(cat "$matrix/$1/made" 2>/dev/null)" != "$state" ] || return 0
     say "making a bare Debian $1"
     rm -rf "$bare" "$matrix/$1/made"
-    confine debootstrap --variant=minbase --include=git,python3,ca-certificates "$(suite "$1")" "$bare" "$mirror" \
+    confine debootstrap --variant=minbase --include=git,python3,ca-certificates "$(suite "$1")" "$bare" ${mirror:+"$mirror"} \
         >"$matrix/$1/debootstrap.log" 2>&1 9>&- &
     wait $! || { say "debootstrap failed: see $matrix/$1/debootstrap.log"; return 1; }
     printf '%s' "$state" >"$matrix/$1/made"
@@ -151,7 +152,6 @@ install debootstrap
 exec 9>"$matrix/lock"
 flock -n 9 || die "another ./run matrix is running here"
 mirror=$(this_mirror || :)
-mirror=${mirror:-http://deb.debian.org/debian}
 [ -z "$(git status --porcelain)" ] || say "what is not committed is not tested: the roots get a clone of HEAD"
 results=$matrix/results
 : >"$results"

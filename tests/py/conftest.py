@@ -96,7 +96,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Leaves a line for each skipped test, with the reason, to ./run, which sums them up."""
     # A worker has a summary of its own, which is part of the whole one.
-    if (path := os.environ.get("KVMCHAN_SKIPPED")) and "PYTEST_XDIST_WORKER" not in os.environ:
+    if (path := os.environ.get("KVMCHAN_SKIPPED")) and not hasattr(terminalreporter.config, "workerinput"):
         with Path(path).open("a") as file:
             for report in terminalreporter.stats.get("skipped", []):
                 reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)

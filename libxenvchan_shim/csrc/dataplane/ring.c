@@ -44,7 +44,7 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 	shared_publish(ring->own_index, ring->own);
 }
 
-void ring_peek(const struct ring *ring, void *data, uint32_t count)
+static inline void copy_out(const struct ring *ring, void *data, uint32_t count)
 {
 	uint32_t offset = ring->own & (ring->size - 1);
 	uint32_t first = before_end(ring, offset, count);
@@ -55,9 +55,11 @@ void ring_peek(const struct ring *ring, void *data, uint32_t count)
 		memcpy((uint8_t *)data + first, ring->buffer, count - first);
 }
 
+void ring_peek(const struct ring *ring, void *data, uint32_t count) { copy_out(ring, data, count); }
+
 void ring_get(struct ring *ring, void *data, uint32_t count)
 {
-	ring_peek(ring, data, count);
+	copy_out(ring, data, count);
 	ring->own += count;
 	shared_publish(ring->own_index, ring->own);
 }

@@ -12,6 +12,7 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def folder_of(name: str) -> str:
     return "base"  # kvmchand itself, and config, errors and ids
 
 
+@cache
 def daemon_imports() -> dict[str, set[str]]:
     """What each of the daemon's modules imports of the daemon."""
     return {

@@ -13,7 +13,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 from rig.daemon import Daemon, serving
 from rig.deadline import in_time
-from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, libvirtd, run
+from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, kept_guest, kept_host, libvirtd, run
+from rig.kept import Kept
 from rig.paths import BUILD
 from rig.xen_program import xen, xen_program
 
@@ -26,6 +27,8 @@ __all__ = [
     "guest_program",
     "host",
     "host_program",
+    "kept_guest",
+    "kept_host",
     "libvirtd",
     "run",
     "xen",
@@ -109,7 +112,20 @@ def tmp_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("t")
 
 
+@pytest.fixture(scope="session")
+def kept_daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept[Daemon]]:
+    kept = Kept(lambda: Daemon(tmp_path_factory.mktemp("d")))
+    yield kept
+    kept.end()
+
+
 @pytest.fixture
-def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+def daemon(kept_daemon: Kept[Daemon], request: pytest.FixtureRequest) -> Iterator[Daemon]:
     """A daemon with local domains 1 and 2, that must be clean again at the end."""
+    yield from kept_daemon.lend(request)
+
+
+@pytest.fixture
+def own_daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    """A daemon that no test has used, whose descriptors are the first there are."""
     yield from serving(Daemon(tmp_path), request)

@@ -131,7 +131,7 @@ def moves_data(server: Vchan, client: Vchan) -> bool:
 
 def test_it_says_when_it_is_ready(daemon: Daemon) -> None:
     assert daemon.ready == b"READY=1"
-    first = daemon.log().splitlines()[0]
+    first = daemon.log_path.read_text().splitlines()[0]
     assert first.startswith("kvmchand: ready: ")
     for domain in (0, 1, 2):
         assert f"{daemon.socket_path(domain)} (domain {domain})" in first
@@ -435,18 +435,20 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         client.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         client.connect(str(tmp_path / "sock"))
         client.send(b"not JSON")
+        others = children(os.getpid())
         service = Service("local")
         stack.callback(service.stop)
+        (pid,) = set(children(os.getpid())) - set(others)
         listen_ = local.Listen(HOST, True, Size(0), -1, 10)
         send_packet(service.sock, local.to_local.encode(listen_), [listener.fileno()])
         # It has the message when a descriptor more is open in it, and the descriptor is its
         # listener.
         mine = str(Path(f"/proc/self/fd/{listener.fileno()}").readlink())
-        eventually(lambda: mine in links(children(os.getpid())[0]))
+        eventually(lambda: mine in links(pid))
         send_packet(service.sock, local.to_local.encode(local.Start(ClientId(1), "nobody")))
         _, beside, _, _ = client.recvmsg(4096, socket.CMSG_SPACE(12))
-        pid, uid, _ = struct.unpack("=iII", next(data for _, kind, data in beside if kind == socket.SCM_CREDENTIALS))
-        assert (pid, uid) == (children(os.getpid())[0], NOBODY)
+        sender, uid, _ = struct.unpack("=iII", next(data for _, kind, data in beside if kind == socket.SCM_CREDENTIALS))
+        assert (sender, uid) == (pid, NOBODY)
 
 
 def kill_local(daemon: Daemon) -> None:
@@ -671,10 +673,10 @@ def test_a_blocked_call_ends_when_its_peer_dies_after_main(start: Start, tmp_pat
 # ---- descriptors ----
 
 
-def test_main_short_of_descriptors_refuses_and_goes_on(daemon: Daemon) -> None:
-    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (90, limits[1]))
-    with ExitStack() as stack, acting_as(daemon):
+def test_main_short_of_descriptors_refuses_and_goes_on(own_daemon: Daemon) -> None:
+    limits = resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, (90, limits[1]))
+    with ExitStack() as stack, acting_as(own_daemon):
         opened: list[Vchan] = []
         with pytest.raises(OutOfResources, match="LimitNOFILE") as caught:
             for number in range(100):
@@ -688,21 +690,21 @@ def test_main_short_of_descriptors_refuses_and_goes_on(daemon: Daemon) -> None:
         opened.pop().close()
         opened.pop().close()
         listen(0, "fits-again").close()
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+    resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, limits)
 
 
-def test_the_local_process_short_of_descriptors_ends_connections_and_goes_on(daemon: Daemon) -> None:
-    limits = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (30, limits[1]))
-    kill_local(daemon)  # the next has the limit from main, which has its own back
-    resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, limits)
+def test_the_local_process_short_of_descriptors_ends_connections_and_goes_on(own_daemon: Daemon) -> None:
+    limits = resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, (30, limits[1]))
+    kill_local(own_daemon)  # the next has the limit from main, which has its own back
+    resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, limits)
     with ExitStack() as stack:
-        many = [stack.enter_context(RawClient(daemon)) for _ in range(40)]
+        many = [stack.enter_context(RawClient(own_daemon)) for _ in range(40)]
         many[-1].hear_end()
         assert many[0].hello().list()["type"] == "listing"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as over:
-            over.connect(str(daemon.socket_path()))
+            over.connect(str(own_daemon.socket_path()))
             assert over.recv(100) == b""
     # Until it has seen that they are gone, it has no descriptor for another.
-    eventually(lambda: len(list(Path(f"/proc/{daemon.local_pid}/fd").iterdir())) < 15)
-    assert daemon.channels() == []
+    eventually(lambda: len(list(Path(f"/proc/{own_daemon.local_pid}/fd").iterdir())) < 15)
+    assert own_daemon.channels() == []

@@ -605,12 +605,12 @@ def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_
             assert program.children("/tool") == ["xenstored", "c"]
 
 
-def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(daemon: Daemon) -> None:
+def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(own_daemon: Daemon) -> None:
     with ExitStack() as stack:
-        before = daemon.service("store")
-        least = len(daemon.baseline["main"])  # and not what it has just now, which may be on its way out
-        resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (least + 100, least + 100))
-        many = [stack.enter_context(store(daemon, 1)) for _ in range(200)]
+        before = own_daemon.service("store")
+        least = len(own_daemon.baseline["main"])  # and not what it has just now, which may be on its way out
+        resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, (least + 100, least + 100))
+        many = [stack.enter_context(store(own_daemon, 1)) for _ in range(200)]
         ended = 0
         for each in many:
             try:
@@ -618,9 +618,9 @@ def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(daemo
             except (EOFError, OSError):
                 ended += 1
         assert 100 <= ended < 200
-        assert daemon.service("store") == before
-    assert "a new connection to the store is ended" in daemon.log()
-    eventually(lambda: can_read(daemon))
+        assert own_daemon.service("store") == before
+    assert "a new connection to the store is ended" in own_daemon.log()
+    eventually(lambda: can_read(own_daemon))
 
 
 def can_read(daemon: Daemon, domain: int = 0) -> bool:

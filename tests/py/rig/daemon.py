@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from libxenvchan_shim import tool
-from rig.clients import RawClient
+from rig.clients import RawClient, StoreClient
 from rig.deadline import eventually
 from rig.paths import KVMCHAND
 from rig.processes import open_fds, services_of
@@ -30,6 +30,11 @@ class Daemon:
 
     Talk to it as its clients do; stop() proves that it left nothing.
     """
+
+    _log_begins = 0
+    """Where the part of the log that log() returns begins."""
+    _nodes: dict[str, tuple[str, list[str]]] | None = None
+    """The nodes of its store when the first test began."""
 
     def __init__(
         self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "", program: Path = KVMCHAND
@@ -100,7 +105,8 @@ class Daemon:
         return found
 
     def log(self) -> str:
-        return self.log_path.read_text()
+        """Return what it has logged since it started, or since begin()."""
+        return self.log_path.read_bytes()[self._log_begins :].decode()
 
     def socket_path(self, domain: int = 0) -> Path:
         return self.runtime_dir / (f"domain-{domain}.sock" if domain else "kvmchand.sock")
@@ -126,19 +132,64 @@ class Daemon:
         found: list[dict[str, Any]] = self.listing()["channels"]
         return found
 
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
     def assert_clean(self) -> None:
-        """Assert that it has no channel, and no descriptor more than at the start."""
+        """Assert that it has no channel, no descriptor more than at the start, and no traceback in
+        its log.
+        """
         eventually(
             lambda: self.channels() == [] and self.fds() == self.baseline,
             lambda: f"{self.channels()} {self.fds()} {self.baseline}",
         )
+        assert "Traceback" not in self.log(), self.log()
+
+    # ---- one test after another (rig.kept) ----
+
+    def begin(self) -> None:
+        """Prepare for another test, which sees only what is logged from now on."""
+        self._log_begins = self.log_path.stat().st_size
+        self._nodes = self._nodes or self.nodes()
+
+    def tidy(self) -> None:
+        """Remove what a test has left in the store, where programs may leave what they like."""
+        assert self._nodes is not None
+        new = self.nodes().keys() - self._nodes.keys()
+        with StoreClient(self.store_path()) as client:
+            for path in new:
+                if path.rpartition("/")[0] not in new:
+                    client.remove(path)
+
+    def nodes(self) -> dict[str, tuple[str, list[str]]]:
+        """Return the value and the permissions of each node of the store, by path."""
+        found = {}
+        paths = ["/"]
+        with StoreClient(self.store_path()) as client:
+            while paths:
+                path = paths.pop()
+                found[path] = (client.read(path), client.permissions(path))
+                paths += [f"{path.rstrip('/')}/{name}" for name in client.children(path)]
+        return found
+
+    def state(self) -> dict[str, object]:
+        """Return what a test can have changed for good in a daemon that is clean again."""
+        services = self.services()
+        return {
+            "services": services,
+            "limits": [Path(f"/proc/{pid}/limits").read_text() for pid in (self.pid, *services.values())],
+            "sockets": {path: (path.stat().st_ino, path.stat().st_mode) for path in self.runtime_dir.iterdir()},
+            "store": self.nodes(),
+        }
+
+    # ---- its end ----
 
     def stop(self) -> None:
         """End the daemon.
 
         Assert that all is released before, and that no process or socket is left.
         """
-        if self.process.poll() is None:
+        if self.is_running():
             self.assert_clean()
             services = self.services()
             self.process.send_signal(signal.SIGTERM)
@@ -150,7 +201,7 @@ class Daemon:
 
     def kill(self) -> None:
         """Kill the daemon, after a failed test, or to have it gone at once."""
-        if self.process.poll() is None:
+        if self.is_running():
             self.process.kill()
             self.process.wait()
 
@@ -169,6 +220,8 @@ def serving(daemon: D, request: pytest.FixtureRequest) -> Iterator[D]:
             daemon.stop()
     finally:
         daemon.kill()
+        if request.session.testsfailed != failed_before:
+            print(daemon.log())
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from rig.machine import FILES
 if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
     from rig.guest import Guest, ScriptedHost
     from rig.host import GuestDaemon
+    from rig.kept import Kept
 
 
 @pytest.fixture(scope="session")
@@ -36,11 +37,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("h")
 
 
-@pytest.fixture
-def host(folder: Path, request: pytest.FixtureRequest, host_program: Path) -> Iterator[ScriptedHost]:
+@pytest.fixture(scope="session")
+def kept_host(tmp_path_factory: pytest.TempPathFactory, host_program: Path) -> Iterator[Kept[ScriptedHost]]:
     from rig.guest import ScriptedHost
+    from rig.kept import Kept
 
-    yield from serving(ScriptedHost(folder, program=host_program), request)
+    kept = Kept(lambda: ScriptedHost(tmp_path_factory.mktemp("h"), program=host_program))
+    yield kept
+    kept.end()
+
+
+@pytest.fixture
+def host(kept_host: Kept[ScriptedHost], request: pytest.FixtureRequest) -> Iterator[ScriptedHost]:
+    yield from kept_host.lend(request)
 
 
 class Run(Protocol):
@@ -85,14 +94,22 @@ def guest_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stand_in(tmp_path_factory.mktemp("kvmchand"), "vfio")
 
 
+@pytest.fixture(scope="session")
+def kept_guest(tmp_path_factory: pytest.TempPathFactory, guest_program: Path) -> Iterator[Kept[GuestDaemon]]:
+    from rig.host import GuestDaemon
+    from rig.kept import Kept
+
+    kept = Kept(lambda: GuestDaemon(tmp_path_factory.mktemp("g"), guest_program))
+    yield kept
+    kept.end()
+
+
 @pytest.fixture
-def fresh(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, guest_program: Path) -> Iterator[GuestDaemon]:
+def fresh(kept_guest: Kept[GuestDaemon], request: pytest.FixtureRequest) -> Iterator[GuestDaemon]:
     """A guest's daemon that is not linked to its host yet, and without a device but the control
     device.
     """
-    from rig.host import GuestDaemon
-
-    yield from serving(GuestDaemon(tmp_path_factory.mktemp("g"), guest_program), request)
+    yield from kept_guest.lend(request)
 
 
 @pytest.fixture(scope="session")

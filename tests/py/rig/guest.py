@@ -313,11 +313,13 @@ class ScriptedHost(Daemon):
     def devices_left(self) -> list[str]:
         return sorted(each.name for each in (self.runtime_dir / "ivshmem").iterdir())
 
-    def stop(self) -> None:
+    def assert_clean(self) -> None:
+        """End all machines first."""
         for guest in self.guests:
             guest.stop()
+        self.guests.clear()
         eventually(lambda: self.devices_left() == [], lambda: str(self.devices_left()))
-        super().stop()
+        super().assert_clean()
 
     def kill(self) -> None:
         if hasattr(self, "process"):

@@ -55,7 +55,10 @@ class Device:
 
 
 class GuestDaemon(Daemon):
-    """`kvmchand guest`, its vfio process and its host. `program`: as stand_in() makes it."""
+    """`kvmchand guest`, its vfio process and its host. `program`: as stand_in() makes it.
+
+    It has the control device, and its page, from begin() on.
+    """
 
     def __init__(self, folder: Path, program: Path) -> None:
         self.runtime_dir = folder / "run"
@@ -81,10 +84,6 @@ class GuestDaemon(Daemon):
                 ours = {"local", "control", "forward"}
                 eventually(lambda: ours <= self.services().keys() and all(is_asleep(each) for each in self.services().values()))
                 self.baseline = self.fds()
-                self.control = Device(CONTROL_PEER, control.DEVICE_BYTES, 1)
-                self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
-                self.page[CLIENT_LIVE] = STALE
-                self.add(self.control)
             except BaseException:
                 self.kill()
                 raise
@@ -194,10 +193,30 @@ class GuestDaemon(Daemon):
 
     # ---- life ----
 
+    def begin(self) -> None:
+        self._log_begins = self.log_path.stat().st_size
+        self.control = Device(CONTROL_PEER, control.DEVICE_BYTES, 1)
+        self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
+        self.page[CLIENT_LIVE] = STALE
+        self.add(self.control)
+
+    def tidy(self) -> None:
+        """Take away what is left of the host."""
+        self._part()
+        self.page.close()
+        for device in self.devices:
+            device.close()
+        self.devices.clear()
+
+    def state(self) -> dict[str, object]:
+        services = {name: pid for name, pid in self.services().items() if name != "vfio"}
+        return {"services": services}
+
     def assert_clean(self) -> None:
         for device in self.devices:
             self.unplug(device)
         eventually(lambda: self.fds() == self.baseline, lambda: f"{self.fds()} {self.baseline}")
+        assert "Traceback" not in self.log(), self.log()
 
     def stop(self) -> None:
         self.assert_clean()

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,6 @@ from rig.daemon import Daemon, serving
 from rig.deadline import in_time
 from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, kept_guest, kept_host, libvirtd, run
 from rig.kept import Kept
-from rig.paths import BUILD
 from rig.xen_program import xen, xen_program
 
 __all__ = [
@@ -52,30 +49,6 @@ class GuestsFirst(LoadScopeScheduling):  # type: ignore[misc] # it has no types
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GuestsFirst:
     return GuestsFirst(config, log)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A test that needs a quiet machine waits until no other worker runs a test, and keeps the
-    others waiting.
-    """
-    is_quiet = item.get_closest_marker("quiet") is not None
-    how = fcntl.LOCK_EX if is_quiet else fcntl.LOCK_SH
-    with locked("queue", how) as queue, locked("machine", how):
-        if not is_quiet:
-            fcntl.flock(queue, fcntl.LOCK_UN)
-        return (yield)
-
-
-@contextmanager
-def locked(name: str, how: int) -> Iterator[int]:
-    """Hold a lock that all workers of this tree share."""
-    fd = os.open(BUILD / f".pytest-{name}", os.O_CREAT | os.O_RDWR, 0o600)
-    try:
-        fcntl.flock(fd, how)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

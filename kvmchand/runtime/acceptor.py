@@ -12,8 +12,8 @@ from abc import abstractmethod
 from kvmchand.errors import KvmchanError
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.runtime.listener import Listener, Spare
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
-from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker
 from kvmchand.wire import local
 from kvmchand.wire.codec import Codec

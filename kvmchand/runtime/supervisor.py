@@ -24,9 +24,9 @@ from typing import Protocol
 from kvmchand.errors import InternalError, KvmchanError
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
+from kvmchand.runtime.marker import Marker
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
-_NOBODY = 0
 _END_DEADLINE = 0.5
 """Seconds that a service has to end after its socket has. Main stands still meanwhile."""
 _SEND_DEADLINE = 10
@@ -41,40 +41,6 @@ _RESTARTS_MAX = 5
 HOPELESS = 3
 """Exit status of a service that would fail again. It has said why."""
 _ENTRY = Path(__file__).parents[1] / "services" / "__main__.py"
-
-
-class Marker:
-    """The page that main and a service share."""
-
-    def __init__(self, fd: int) -> None:
-        self._page = mmap.mmap(fd, mmap.PAGESIZE)
-        self._words = memoryview(self._page).cast("Q")  # each written in one piece
-
-    def set(self, number: int) -> None:
-        """Note that the service reads the bytes of `number`, which is not 0."""
-        self._words[0] = number
-
-    def clear(self) -> None:
-        """Note that the service reads nobody's bytes."""
-        self._words[0] = _NOBODY
-
-    def get(self) -> int | None:
-        """Return whose bytes the service reads, or None."""
-        number = self._words[0]
-        return number if number != _NOBODY else None
-
-    def count_sent(self) -> None:
-        """Count another packet that main has for the service, sent or waiting."""
-        self._words[1] += 1
-
-    def sent(self) -> int:
-        """Return how many packets main has had for the service."""
-        return self._words[1]
-
-    def close(self) -> None:
-        """Unmap the page."""
-        self._words.release()
-        self._page.close()
 
 
 class Service:

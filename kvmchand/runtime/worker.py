@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from kvmchand.linux import libc
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 

@@ -19,8 +19,8 @@ from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolE
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
-from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.wire import client, control, dataplane, store
 from kvmchand.wire.codec import PACKET_MAX

@@ -26,8 +26,8 @@ from kvmchand.ids import DeviceId
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
-from kvmchand.runtime.supervisor import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import Fds, send_packet

@@ -19,7 +19,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
 from kvmchand.runtime.loop import HALF_CLOSED, READABLE, Timer
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.wire import client, local
 from kvmchand.wire.packet import Fds, receive_packet, send_packet

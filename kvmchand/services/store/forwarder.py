@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.services.store.streams import Stream, Streams, Taken
 from kvmchand.wire import store

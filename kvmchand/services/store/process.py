@@ -18,7 +18,7 @@ from functools import partial
 from kvmchand.errors import LimitReached, ProtocolError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 from kvmchand.runtime import log
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.services.store.journal import Found, Journal
 from kvmchand.services.store.streams import Stream, Streams, Taken

@@ -20,7 +20,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
 from kvmchand.runtime.loop import EDGE, HALF_CLOSED, HUNG_UP, READABLE, WRITABLE
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.wire import store
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds

@@ -21,7 +21,7 @@ from kvmchand.linux import pci, vfio
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.vfio.device import Device, time_reads, wire_vectors
 from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable

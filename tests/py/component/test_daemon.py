@@ -23,7 +23,8 @@ import pytest
 from kvmchand import config
 from kvmchand.errors import AccessDenied, InvalidArgument, LimitReached, OutOfResources
 from kvmchand.ids import HOST, ClientId, Size
-from kvmchand.runtime.supervisor import Marker, Service
+from kvmchand.runtime.marker import Marker
+from kvmchand.runtime.supervisor import Service
 from kvmchand.wire import local
 from kvmchand.wire.client import VERSION
 from kvmchand.wire.packet import send_packet

@@ -28,7 +28,7 @@ from kvmchand.linux import pci, vfio
 from kvmchand.linux.pci import Bar, Function, SysfsError
 from kvmchand.linux.vfio import Region
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Marker
+from kvmchand.runtime.marker import Marker
 from kvmchand.services.vfio import functions as mains
 from kvmchand.services.vfio import process as service
 from kvmchand.wire import vfio as wire

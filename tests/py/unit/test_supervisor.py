@@ -12,7 +12,8 @@ import pytest
 from kvmchand.errors import KvmchanError
 from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.supervisor import Marker, SupervisedService
+from kvmchand.runtime.marker import Marker
+from kvmchand.runtime.supervisor import SupervisedService
 from kvmchand.wire.packet import Fds
 
 

@@ -30,11 +30,12 @@ DOMAIN = """\
   <vcpu>2</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <kernel>{files}/vmlinuz</kernel>
+    <kernel>{files}/vmlinux</kernel>
     <initrd>{files}/initrd</initrd>
     <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
+  <cpu match='exact' check='none'><model>qemu64</model><feature policy='require' name='rdrand'/></cpu>
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>

@@ -24,5 +24,5 @@ done | sed -n 's/^insmod \(.*\.ko[.a-z]*\) .*/\1/p' | awk '!seen[$0]++' | while 
     echo "$name" >>"$work/modules/order"
 done
 mkdir -p "$output"
-cp "$tree/boot/vmlinuz-$release" "$output/vmlinuz"
+python3 "$here/vmlinux.py" "$tree/boot/vmlinuz-$release" "$output/vmlinux"
 (cd "$work" && find . | cpio -o -H newc --quiet | gzip -1) >"$output/initrd"

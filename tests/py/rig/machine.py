@@ -53,7 +53,7 @@ DOMAIN = """\
   </devices>
 </domain>
 """
-BRIDGES = 4
+BRIDGES = 6
 """For conventional PCI devices.
 
 Firmware gives each a window that holds the control device and two of a link's.

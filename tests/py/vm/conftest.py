@@ -19,6 +19,10 @@ from rig.paths import BUILD
 PROGRAMS = Path(__file__).parent / "programs"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda each: each.get_closest_marker("last") is not None)
+
+
 @pytest.fixture(scope="session")
 def stream() -> Path:
     """A compiled program that moves bytes and checks each."""

@@ -205,6 +205,7 @@ def test_a_killed_service_of_a_guest_leaves_it_usable(
     assert_usable(network, stream, guest)
 
 
+@pytest.mark.last
 def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
     network: Network, watch: Path, stream: Path, guest: Machine, other: Machine
 ) -> None:
@@ -221,20 +222,3 @@ def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
     # Without KVM they keep the devices of the daemon before until they end.
     assert before[0] < guest.devices()
     assert before[1] < other.devices()
-    for machine in (guest, other):
-        machine.destroy()
-
-
-# ---- links of guests that are fresh ----
-
-
-def test_two_hundred_channels_at_once_on_one_link(network: Network, stream: Path, guest: Machine) -> None:
-    move(network, stream, None, guest, channels=200, out=5000, back=5000, ring=1)
-
-
-def test_a_slice_has_nothing_of_the_channel_before(network: Network, guest: Machine) -> None:
-    with acting_as(network.daemon), listen(guest.domain, PATH) as first:
-        first.write(b"secret" * 1000)
-    with acting_as(network.daemon), listen(guest.domain, PATH) as second:
-        assert second.state is State.WAITING
-        assert network.daemon.channels()[0]["client_ready"] == 0

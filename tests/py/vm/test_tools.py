@@ -78,7 +78,8 @@ def test_ls_on_the_host_shows_guests_links_and_channels(
     assert [str(guest.domain), "one", "yes", str(len(devices))] in rows
     assert [str(other.domain), "two", "yes"] in [row[:3] for row in rows]
     (link,) = [row for row in rows if row[0] == f"0-{guest.domain}"]
-    assert int(link[2]) == int(link[1]) * MIB
+    said = next(each for each in network.daemon.listing()["links"] if each["other"] == guest.domain)
+    assert link[1:3] == [str(said["devices"]), str(said["size"])]
     assert link[3] == "1", "it has that channel"
     (channel,) = [row for row in rows if row[-1] == "/local/domain/0/data/tools"]
     assert channel[2:4] == [f"{guest.domain}:-", "waiting"]

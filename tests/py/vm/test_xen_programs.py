@@ -73,7 +73,9 @@ def proxy(
 def wait_digest(network: Network, machine: Machine | None, target: str) -> str:
     """Of a file, once it has all its bytes."""
     looking = shell(
-        network, machine, f'until [ "$(stat -c %s {target} 2>/dev/null)" = {FILES_BYTES} ]; do :; done; sha256sum {target}'
+        network,
+        machine,
+        f'until [ "$(stat -c %s {target} 2>/dev/null)" = {FILES_BYTES} ]; do sleep 0.1; done; sha256sum {target}',
     )
     line = looking.wait_line(target)
     assert looking.wait() == 0

@@ -200,7 +200,7 @@ class Rig:
 
     def until(self, holds: Callable[[], bool]) -> None:
         """Runs main until something has come about."""
-        run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}\n{self.log()}")
+        run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}, {self.sentence}\n{self.log()}")
 
     def until_told(self, *expected: tuple[object, ...]) -> None:
         """Until the owner is told these, in any order, and asserts that it has been told nothing

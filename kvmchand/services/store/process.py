@@ -222,11 +222,11 @@ class Store(Streams):
             told |= self._removed
             self._require_main(self._hear_main())
         self._tree.flush_events()
-        records, events = self._records.copy(), self._events.copy()
-        self._records.clear()
-        self._events.clear()
-        if records or events:
-            self._journal.append(records, events)
+        events = self._events.copy()
+        if self._records or events:
+            self._journal.append(self._records, events)
+            self._records.clear()
+            self._events.clear()
         if asked is not None:
             if asked.number in self._streams:
                 self._guard(asked, lambda stream: stream.put(reply))

@@ -151,6 +151,14 @@ class SocketStream(Stream):
         """Return whether it has not taken everything it was sent."""
         return bool(self._rest or self._queue)
 
+    def put(self, data: bytes) -> None:
+        """Send a reply at once where nothing waits before it."""
+        if self.is_waiting:
+            super().put(data)
+        else:
+            self._rest = data
+            self.flush()
+
     def flush(self) -> None:
         """Send as much as the socket takes."""
         while self._rest or self._queue:

@@ -713,9 +713,9 @@ def test_sessions_and_channels_outlive_the_link_process(host: ScriptedHost, alic
     near.close()
 
 
-def test_the_guest_whose_bytes_ended_the_link_process_loses_its_session_alone(
-    host: ScriptedHost, alice: Guest, bob: Guest
-) -> None:
+def test_the_guest_whose_bytes_ended_the_link_process_loses_its_session_alone(run: Run) -> None:
+    host = run("")
+    alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()  # sessions 1 and 2, as the host is new
     near, far = channel(host, bob)
     kill_link(host, reading=1)
     host.wait_log(f"the control link to domain {ALICE} is lost: its bytes ended the control process")

@@ -8,7 +8,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,8 +32,6 @@ class Daemon:
 
     _log_begins = 0
     """Where the part of the log that log() returns begins."""
-    _nodes: dict[str, tuple[str, list[str]]] | None = None
-    """The nodes of its store when the first test began."""
 
     def __init__(
         self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "", program: Path = KVMCHAND
@@ -92,10 +89,8 @@ class Daemon:
     def _fds_at_rest(self) -> dict[str, list[str]]:
         # Once they answer requests, its processes are done with starting, and main with telling us
         # so.
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as reading, RawClient(self) as asking:
-            reading.connect(str(self.store_path()))
-            reading.send(struct.pack("=IIII", 1, 0, 0, 2) + b"/\0")  # lists the root
-            assert reading.recv(65536)
+        with StoreClient(self.store_path()) as reading, RawClient(self) as asking:
+            reading.children("/")
             asking.hello().list()
             asking.list()  # main has heard of the other connection by now
             found = self.fds()
@@ -150,12 +145,13 @@ class Daemon:
     def begin(self) -> None:
         """Prepare for another test, which sees only what is logged from now on."""
         self._log_begins = self.log_path.stat().st_size
-        self._nodes = self._nodes or self.nodes()
 
-    def tidy(self) -> None:
-        """Remove what a test has left in the store, where programs may leave what they like."""
-        assert self._nodes is not None
-        new = self.nodes().keys() - self._nodes.keys()
+    def tidy(self, when_new: dict[str, Any]) -> None:
+        """Remove what a test has left in the store, where programs may leave what they like.
+
+        `when_new`: the state() that the daemon had then.
+        """
+        new = self.nodes().keys() - when_new["store"].keys()
         with StoreClient(self.store_path()) as client:
             for path in new:
                 if path.rpartition("/")[0] not in new:
@@ -172,7 +168,7 @@ class Daemon:
                 paths += [f"{path.rstrip('/')}/{name}" for name in client.children(path)]
         return found
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         """Return what a test can have changed for good in a daemon that is clean again."""
         services = self.services()
         return {

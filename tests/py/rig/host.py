@@ -194,13 +194,13 @@ class GuestDaemon(Daemon):
     # ---- life ----
 
     def begin(self) -> None:
-        self._log_begins = self.log_path.stat().st_size
+        super().begin()
         self.control = Device(CONTROL_PEER, control.DEVICE_BYTES, 1)
         self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
         self.page[CLIENT_LIVE] = STALE
         self.add(self.control)
 
-    def tidy(self) -> None:
+    def tidy(self, _when_new: dict[str, Any]) -> None:
         """Take away what is left of the host."""
         self._part()
         self.page.close()
@@ -208,7 +208,7 @@ class GuestDaemon(Daemon):
             device.close()
         self.devices.clear()
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         services = {name: pid for name, pid in self.services().items() if name != "vfio"}
         return {"services": services}
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Generic
+from typing import Any, Generic
 
 import pytest
 
@@ -21,7 +21,7 @@ class Kept(Generic[D]):
     def __init__(self, start: Callable[[], D]) -> None:
         self._start = start
         self._daemon: D | None = None
-        self._when_new: object = None
+        self._when_new: dict[str, Any] = {}
 
     def lend(self, request: pytest.FixtureRequest) -> Iterator[D]:
         """Serve as a fixture's body."""
@@ -48,7 +48,7 @@ class Kept(Generic[D]):
         if not daemon.is_running():
             return False
         daemon.assert_clean()
-        daemon.tidy()
+        daemon.tidy(self._when_new)
         return daemon.state() == self._when_new
 
     def end(self) -> None:

@@ -81,6 +81,15 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
+def are_of_one_process(one: socket.socket, other: socket.socket) -> bool:
+    """Return whether one process made both connections.
+
+    False if it can't be known, since the process has no number in our namespace.
+    """
+    pid, _, _ = peer_credentials(one)
+    return pid != 0 and pid == peer_credentials(other)[0]
+
+
 def unread(fd: int) -> int:
     """Return how much a local socket's peer was sent and has not read yet (SIOCOUTQ).
 

@@ -84,17 +84,22 @@ class _Port:
     def adopt(self, fds: Fds) -> None:
         """Take ownership of a connection, the one descriptor in `fds`.
 
-        Raises OSError if it is not a connection to this port.
+        It takes the place of an earlier one of the same process. Raises OSError if it is not a
+        connection to this port.
         """
-        if len(fds) != 1 or self.connection is not None:
-            raise ProtocolError(
-                f"domain {self.domain}'s QEMU can't have connected: it is connected, or its connection is missing"
-            )
+        if len(fds) != 1:
+            raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected: its connection is missing")
         sock = socket.socket(fileno=fds.borrow()[0])
         fds.steal()
-        if sock.getsockname() != self.listener.bound:
+        try:
+            if sock.getsockname() != self.listener.bound:
+                raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected by another's socket")
+            if self.connection is not None and not libc.are_of_one_process(self.connection.sock, sock):
+                raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected: another one is connected")
+        except BaseException:
             sock.close()
-            raise ProtocolError(f"domain {self.domain}'s QEMU can't have connected by another's socket")
+            raise
+        self.let_go()
         self.connection = _Connection(sock)
 
     def let_go(self) -> _Connection | None:

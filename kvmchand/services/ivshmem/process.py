@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmchand.ids import DeviceId
+from kvmchand.linux import libc
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE
@@ -69,7 +70,7 @@ class Connection:
 
 @dataclass(slots=True, eq=False)
 class Port:
-    """Where one QEMU connects, one at a time.
+    """Where one QEMU connects. Its last connection counts, and nobody else gets one meanwhile.
 
     `listener`: None after the only connection that there may be.
     """
@@ -183,9 +184,13 @@ class Ivshmem(Worker):
             # It may have gone, and the loop be about to say so.
             self._on_ready(port, port.connection, READABLE)
         if port.connection is not None:
-            log.warning(f"{port} is connected: another that connected is refused")
-            sock.close()
-            return
+            if not libc.are_of_one_process(port.connection.sock, sock):
+                log.warning(f"{port} is connected: another that connected is refused")
+                sock.close()
+                return
+            # Libvirtd ended while it plugged the device, and the next one begins anew.
+            self._loop.remove(port.connection.sock.fileno())
+            port.connection.close()
         new = Connection(sock, deque(handshake(port.peer, port.device.memory, port.device.events)))
         self._watch(port, new)
         self._say(ivshmem.Connected(port.device.number, port.peer), (sock.fileno(),))

@@ -7,6 +7,7 @@ whether a socket exists.
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -106,6 +107,9 @@ def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
     except ValueError as error:
         raise Refused(f"its XML has an address that can't be: {error}") from error
     shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
+    # Libvirt would give an id of its own again after an attach of which it does not know that QEMU
+    # has the device, or half of it.
+    ElementTree.SubElement(shmem, "alias", name=f"ua-kvmchan-{secrets.token_hex(8)}")
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
     ElementTree.SubElement(shmem, "server", path=attach.socket)
     ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")

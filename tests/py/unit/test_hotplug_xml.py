@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -48,7 +49,7 @@ def refusal(*devices: str) -> str:
 def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
     made = shmem(ROOT, bridge(2))
     assert (made.tag, made.get("name")) == ("shmem", "kvmchan-14")
-    parts = {each.tag: each.attrib for each in made if each.tag != "address"}
+    parts = {each.tag: each.attrib for each in made if each.tag not in ("address", "alias")}
     assert parts == {
         "model": {"type": "ivshmem-doorbell"},
         "server": {"path": ATTACH.socket},
@@ -62,6 +63,13 @@ def test_a_socket_may_be_called_anything() -> None:
     server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), DeviceId(1), path, 1))).find("server")
     assert server is not None
     assert server.get("path") == path
+
+
+def test_each_attach_has_an_id_of_its_own() -> None:
+    """QEMU may have the device of an earlier one, or half of it, and nobody know."""
+    aliases = [each.get("name", "") for _ in range(2) for each in shmem(ROOT, bridge(2)).findall("alias")]
+    assert len(set(aliases)) == 2
+    assert all(re.fullmatch("ua-[a-z0-9-]+", each) for each in aliases), "libvirt takes it only so"
 
 
 @pytest.mark.parametrize("model", ["pcie-to-pci-bridge", "pci-bridge"])

@@ -52,6 +52,8 @@ DOMAIN = """\
   </devices>
 </domain>
 """
+_HOST_CPU = "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"
+"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
 BRIDGE_BUS, BRIDGE_SLOTS = 2, range(1, 32)
 
 
@@ -64,7 +66,7 @@ class Host:
 
     def create(self, name: str, devices: str = BRIDGE, *, paused: bool = False, type: str = "qemu") -> DomainId:
         path = self._folder / f"{name}.xml"
-        cpu = "<cpu mode='host-passthrough'/>\n  " if type == "kvm" else ""
+        cpu = f"{_HOST_CPU}\n  " if type == "kvm" else ""
         path.write_text(DOMAIN.format(name=name, devices=devices, type=type, cpu=cpu))
         self.libvirtd.virsh("create", str(path), *(["--paused"] if paused else []))
         return DomainId(int(self.libvirtd.virsh("domid", name).stdout))

@@ -32,6 +32,15 @@ Counts up from 1 for as long as the daemon runs.
 HOST = DomainId(0)
 """The host's domain number."""
 
+HOST_PEER = 0
+"""The host's ivshmem id on every device."""
+
+CONTROL_PEER = 1
+"""A guest's ivshmem id on its control device, which it recognizes by that."""
+
+START_PEER = 2
+"""A guest's ivshmem id on the device that it has from its start."""
+
 PAGE = Size(4096)
 """Bytes of a page: the unit of memory that domains share."""
 

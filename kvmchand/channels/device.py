@@ -10,14 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvmchand.channels.registry import Side
-from kvmchand.ids import PAGE, DeviceId, DomainId, Size
-
-HOST_PEER = 0
-"""The host's ivshmem id on every device."""
-CONTROL_PEER = 1
-"""A guest's ivshmem id on its control device, which it recognizes by that."""
-START_PEER = 2
-"""A guest's ivshmem id on the device that it has from its start."""
+from kvmchand.ids import HOST_PEER, PAGE, DeviceId, DomainId, Size
 
 Pair = tuple[DomainId, DomainId]
 """The smaller number first; the same twice for a guest that talks to itself."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.errors import ProtocolError
-from kvmchand.ids import PAGE
+from kvmchand.ids import CONTROL_PEER, PAGE
 from kvmchand.services.vfio.functions import Function
 from kvmchand.wire import client, control
 

@@ -13,9 +13,9 @@ import struct
 import time
 from collections.abc import Callable
 
-from kvmchand.channels.device import HOST_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.registry import Side
+from kvmchand.ids import HOST_PEER
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.control.sessions import ControlEnd

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.session import Session
+from kvmchand.ids import CONTROL_PEER
 from kvmchand.runtime import log
 from kvmchand.services.vfio.functions import Function, FunctionEvents
 from kvmchand.wire import control

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kvmchand.channels.device import START_PEER, Device
+from kvmchand.channels.device import Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
-from kvmchand.ids import DomainId
+from kvmchand.ids import START_PEER, DomainId
 from kvmchand.links.links import Links
 from kvmchand.runtime import log
 from kvmchand.services.ivshmem.devices import Devices, Listener

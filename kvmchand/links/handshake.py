@@ -10,12 +10,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import OutOfResources
-from kvmchand.ids import GENERATION, PAGE, Size
+from kvmchand.ids import CONTROL_PEER, GENERATION, HOST_PEER, PAGE, Size
 from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.links import Links
 from kvmchand.linux.eventfd import drain_event, signal_event

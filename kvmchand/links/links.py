@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kvmchand.channels.device import CONTROL_PEER, HOST_PEER, START_PEER, Device, Pair, Slice, pair_of
+from kvmchand.channels.device import Device, Pair, Slice, pair_of
 from kvmchand.channels.registry import Side
 from kvmchand.errors import LimitReached
-from kvmchand.ids import HOST, PAGE, DeviceId, DomainId, Size
+from kvmchand.ids import CONTROL_PEER, HOST, HOST_PEER, PAGE, START_PEER, DeviceId, DomainId, Size
 
 
 @dataclass(frozen=True, slots=True)

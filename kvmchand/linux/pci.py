@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import socket
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 SYS = Path("/sys")
 PAGE = 4096
@@ -33,16 +33,14 @@ class SysfsError(Exception):
     """What sysfs shows of a function is invalid, or cannot be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """The range of a base address register. Its size is 0 if it has no address."""
 
     start: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Function:
+class Function(NamedTuple):
     """One PCI function. `driver`: its name, or "". `group`: its IOMMU group, or ""."""
 
     address: str
@@ -207,8 +205,7 @@ def rescan(root: Path = SYS) -> None:
     _write(root / "bus/pci/rescan", "1")
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A PCI function appeared ("add"), got a driver ("bind") or went ("remove")."""
 
     action: str

@@ -10,8 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _TYPE, _BASE = ord(";"), 100
 
@@ -51,8 +51,7 @@ NOIOMMU_PREFIX = "noiommu-"
 _ALLOW_NOIOMMU = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A BAR or the configuration space.
 
     `offset` is its place in the device's descriptor, for pread, pwrite and mmap.

@@ -7,7 +7,6 @@ import grp
 import os
 import pwd
 import resource
-from pathlib import Path
 
 from kvmchand.errors import InvalidArgument
 from kvmchand.linux import libc
@@ -16,7 +15,9 @@ from kvmchand.linux import libc
 def raise_descriptor_limit() -> None:
     """Raise the limit of descriptors as far as the kernel allows: each channel takes some."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    # Not by pathlib, which takes a service long to import.
+    with open("/proc/sys/fs/nr_open", encoding="ascii") as file:  # noqa: PTH123
+        most = int(file.read())
     for limit in (max(hard, most), hard):
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))

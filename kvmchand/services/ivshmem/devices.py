@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kvmchand.channels.device import HOST_PEER, Device
+from kvmchand.channels.device import Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources, ProtocolError
-from kvmchand.ids import DeviceId, DomainId
+from kvmchand.ids import HOST_PEER, DeviceId, DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
 from enum import Enum
 
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError, TimedOut
@@ -44,16 +43,16 @@ class Phase(Enum):
     """Main has a duplicate of its connection."""
 
 
-@dataclass(slots=True)
 class Client:
     """A client."""
 
-    number: ClientId
-    sock: socket.socket
-    listener: Listener
-    phase: Phase
-    patience: Timer | None = None
-    """Drops the client if its first request does not come in time."""
+    def __init__(self, number: ClientId, sock: socket.socket, listener: Listener, phase: Phase) -> None:
+        self.number = number
+        self.sock = sock
+        self.listener = listener
+        self.phase = phase
+        self.patience: Timer | None = None
+        """Drops the client if its first request does not come in time."""
 
 
 class Local(Acceptor):

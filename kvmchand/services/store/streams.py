@@ -12,7 +12,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
 from kvmchand.ids import HOST, ClientId, DomainId
@@ -33,8 +33,7 @@ DOMAIN_OUTPUT_MAX = 16 << 20
 _IDLE = READABLE | HALF_CLOSED | EDGE
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """A request and its bytes. `is_last`: no other request was waiting behind it."""
 
     request: protocol.Request

@@ -9,7 +9,6 @@ from __future__ import annotations
 import mmap
 import os
 import time
-from dataclasses import dataclass, field
 
 from kvmchand.linux import vfio
 from kvmchand.services.vfio.iommu_groups import Unusable
@@ -19,20 +18,22 @@ _TIMED_READS = 20
 """The fastest counts. On a busy host most are interrupted; uncached they take some 60 ms in all."""
 
 
-@dataclass(slots=True)
 class Device:
-    """A device. `fd` is -1 if it is not used: it is unusable, or being unplugged."""
+    """A device.
 
-    address: str
-    group: str
-    fd: int
-    events: list[int] = field(default_factory=list)
-    peer: int = 0
-    """Its ivshmem id."""
-    unplug: int = -1
-    """Signalled when the device must be let go."""
-    is_let_go: bool = False
-    """Main has closed it, and waits to hear that it is gone."""
+    `fd` is -1 if it is not used: it is unusable, or being unplugged. `peer`: its ivshmem id.
+    `is_let_go`: main has closed it, and waits to hear that it is gone.
+    """
+
+    def __init__(self, address: str, group: str, fd: int, *, peer: int = 0, is_let_go: bool = False) -> None:
+        self.address = address
+        self.group = group
+        self.fd = fd
+        self.peer = peer
+        self.is_let_go = is_let_go
+        self.events: list[int] = []
+        self.unplug = -1
+        """Signalled when the device must be let go."""
 
 
 def wire_vectors(device: Device) -> None:

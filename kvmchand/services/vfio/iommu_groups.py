@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvmchand.linux import pci, vfio
 from kvmchand.runtime import log
@@ -27,8 +27,7 @@ class Later(Exception):
     """The device cannot be used yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """A group. `fd` and `container` are descriptors, closed when Groups closes it."""
 
     name: str

@@ -15,8 +15,7 @@ import struct
 import subprocess
 import time
 
-from kvmchand.channels.device import CONTROL_PEER
-from kvmchand.ids import Size
+from kvmchand.ids import CONTROL_PEER, Size
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.eventfd import signal_event
 from kvmchand.runtime import log

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmchand.channels.device import HOST_PEER, START_PEER, Device
-from kvmchand.ids import DomainId, Size
+from kvmchand.channels.device import Device
+from kvmchand.ids import HOST_PEER, START_PEER, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.services.libvirt.coldplug_xml import StartLink

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.ids import HOST, ChannelId, ClientId, Size
+from kvmchand.ids import CONTROL_PEER, HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
 from kvmchand.wire.codec import PACKET_MAX

@@ -19,9 +19,9 @@ from typing import Any, Self
 
 import pytest
 
-from kvmchand.channels.device import HOST_PEER, Device
+from kvmchand.channels.device import Device
 from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
-from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.ids import HOST_PEER, DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.wire.packet import receive_packet

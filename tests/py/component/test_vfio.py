@@ -16,7 +16,6 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ class Kernel:
 
     def change(self, **fields: object) -> None:
         """The function is so."""
-        self.functions[ADDRESS] = replace(self.functions[ADDRESS], **fields)  # type: ignore[arg-type]
+        self.functions[ADDRESS] = self.functions[ADDRESS]._replace(**fields)  # type: ignore[arg-type]
 
     def say_peer(self, peer: int) -> None:
         os.pwrite(self.memory, struct.pack("<i", peer), IVPOSITION)
@@ -132,7 +131,7 @@ class Kernel:
 
     def _bind(self, address: str, driver: str) -> None:
         seen = self.functions[address]
-        self.functions[address] = replace(seen, driver=driver, group=seen.group or next(iter(self.noiommu_groups), ""))
+        self.functions[address] = seen._replace(driver=driver, group=seen.group or next(iter(self.noiommu_groups), ""))
 
     def _remove(self, address: str) -> None:
         if address not in self.functions:
@@ -276,7 +275,7 @@ def plug_crowd(kernel: Kernel) -> None:
     """Two more, the doorbells of which are in the page of the first's."""
     for number, address in enumerate((STRANGER, THIRD), 1):
         bars = (Bar(IVSHMEM.bars[0].start + number * 0x100, 0x100), *IVSHMEM.bars[1:])
-        kernel.functions[address] = replace(IVSHMEM, address=address, bars=bars)
+        kernel.functions[address] = IVSHMEM._replace(address=address, bars=bars)
 
 
 def test_one_of_a_crowd_is_used_and_the_others_are_given_addresses_anew(kernel: Kernel) -> None:
@@ -343,8 +342,8 @@ def test_a_group_that_is_open_elsewhere_is_waited_for_and_complained_of_once(
 
 
 def test_a_group_with_other_drivers_in_it_names_them(kernel: Kernel) -> None:
-    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, vendor=0x8086, driver="e1000e")
-    kernel.functions["0000:04:00.0"] = replace(IVSHMEM, address="0000:04:00.0", vendor=0x1B36, driver="pcieport")
+    kernel.functions[STRANGER] = IVSHMEM._replace(address=STRANGER, vendor=0x8086, driver="e1000e")
+    kernel.functions["0000:04:00.0"] = IVSHMEM._replace(address="0000:04:00.0", vendor=0x1B36, driver="pcieport")
     kernel.vfio(is_viable=lambda _group: False)
     with driving() as main:
         sentence = main.hear_unusable()
@@ -355,7 +354,7 @@ def test_a_group_with_other_drivers_in_it_names_them(kernel: Kernel) -> None:
 def test_somebody_elses_ivshmem_device_is_let_alone(
     kernel: Kernel, capfd: pytest.CaptureFixture[str], what: dict[str, Any]
 ) -> None:
-    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, **what)
+    kernel.functions[STRANGER] = IVSHMEM._replace(address=STRANGER, **what)
     before = kernel.functions[STRANGER]
     with driving() as main:
         assert main.hear_device().address == ADDRESS
@@ -567,7 +566,7 @@ def guest(kernel: Kernel) -> Iterator[Guest]:
 
 def plug_another(kernel: Kernel) -> None:
     """A device that is looked at after the first."""
-    kernel.functions[STRANGER] = replace(IVSHMEM, address=STRANGER, group="8", bars=(Bar(0xFE802000, 0x100), *IVSHMEM.bars[1:]))
+    kernel.functions[STRANGER] = IVSHMEM._replace(address=STRANGER, group="8", bars=(Bar(0xFE802000, 0x100), *IVSHMEM.bars[1:]))
 
 
 def test_the_next_process_has_the_devices_that_the_guest_has(kernel: Kernel, guest: Guest) -> None:
@@ -585,7 +584,7 @@ def test_the_next_processes_leave_alone_what_the_guest_has_let_go_of(kernel: Ker
     with guest.driving() as main:
         assert main.hear_device().address == STRANGER
     guest.owner.let_go()
-    kernel.functions[THIRD] = replace(kernel.functions[STRANGER], address=THIRD, group="9", bars=IVSHMEM.bars)
+    kernel.functions[THIRD] = kernel.functions[STRANGER]._replace(address=THIRD, group="9", bars=IVSHMEM.bars)
     with guest.driving() as main:
         assert main.hear_device().address == THIRD
 
@@ -623,8 +622,8 @@ def test_a_new_control_device_gets_the_vectors_of_an_earlier_daemons_devices(ker
 
     kernel.vfio(set_irqs=set_irqs, disable_irqs=lambda device, _index: taken.pop(device))
     kernel.say_peer(CONTROL_PEER)
-    kernel.functions[THIRD] = replace(
-        IVSHMEM, address=THIRD, group="8", bars=(Bar(0xFE900000, 0x100), Bar(0xFE901000, 0x1000), Bar(2 << 40, 4096))
+    kernel.functions[THIRD] = IVSHMEM._replace(
+        address=THIRD, group="8", bars=(Bar(0xFE900000, 0x100), Bar(0xFE901000, 0x1000), Bar(2 << 40, 4096))
     )
     with driving() as main:
         for _ in range(2):

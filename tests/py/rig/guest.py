@@ -23,9 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from kvmchand.channels.device import CONTROL_PEER, HOST_PEER
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.ids import PAGE
+from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import receive_packet, send_packet

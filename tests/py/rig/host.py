@@ -19,10 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from kvmchand.channels.device import CONTROL_PEER
 from kvmchand.channels.page import Page
 from kvmchand.channels.rings import Rings
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import CONTROL_PEER, DomainId, Size
 from kvmchand.wire import control, dataplane, vfio
 from kvmchand.wire.packet import receive_packet, send_packet
 from rig.clients import RawClient

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmchand.channels.device import HOST_PEER, Device
+from kvmchand.channels.device import Device
 from kvmchand.errors import KvmchanError
-from kvmchand.ids import DeviceId, DomainId, Size
+from kvmchand.ids import HOST_PEER, DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from rig.deadline import run_until

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from kvmchand.channels.device import CONTROL_PEER, HOST_PEER, START_PEER, Device, Slice, pair_of
+from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.registry import Side
 from kvmchand.errors import LimitReached
-from kvmchand.ids import PAGE, DomainId, Size
+from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE, START_PEER, DomainId, Size
 from kvmchand.links.links import LinkLimits, Links
 
 HOST, ONE, TWO, THREE = (DomainId(each) for each in range(4))

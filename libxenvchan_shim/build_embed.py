@@ -35,7 +35,7 @@ def main(headers: list[str], output: str) -> None:
     ffi.cdef("".join(types for types, _ in found))
     ffi.embedding_api("".join(functions for _, functions in found))
     ffi.embedding_init_code(_START)
-    ffi.set_source("kvmchan_embed", '#include "setup/embed.h"')
+    ffi.set_source("kvmchan_embed", '#include "runtime/call.h"')
     ffi.emit_c_code(output)
 
 

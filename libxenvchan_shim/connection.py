@@ -114,11 +114,8 @@ class Exchange:
         made._sock.settimeout(DEADLINE)
         return made
 
-    def _ask(self, request: object, wanted: type[Reply]) -> tuple[Reply, Fds]:
-        self._send(request)
-        return self._receive(wanted)
-
-    def _send(self, request: object) -> None:
+    def send(self, request: object) -> None:
+        """Send a request. The connection is readable when the answer has come."""
         try:
             if not self._greeted:
                 send_packet(self._sock, client.requests.encode(client.Hello(client.VERSION)))
@@ -199,13 +196,14 @@ class Connection(Exchange):
     """What a client may ask the daemon, one request at a time."""
 
     @classmethod
-    def from_environment(cls) -> Connection:
+    def from_environment(cls) -> Self:
         """Connect to the daemon that the environment names, as the domain that it names."""
         return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
 
     def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Granted:
         """Offer a vchan. `once`: no other client can come after the first."""
-        return self._granted(client.Offer(peer, _carried(path), read_min, write_min, once))
+        self.send(client.Offer(peer, carried(path), read_min, write_min, once))
+        return self.take_grant()
 
     def connect(self, domain: int, path: str, *, waits: bool = False) -> Granted:
         """Connect to a vchan.
@@ -213,69 +211,42 @@ class Connection(Exchange):
         `waits`: block while `domain` exists and offers nothing at `path`, or has another client
         there.
         """
-        self.ask_to_connect(domain, path, waits=waits)
-        return self.answer(waits=waits)
-
-    def ask_to_connect(self, domain: int, path: str, *, waits: bool) -> None:
-        """Ask for a vchan and return at once.
-
-        The connection is readable when the answer has come, which answer() takes.
-        """
-        self._send(client.Connect(domain, _carried(path), waits))
-
-    def answer(self, *, waits: bool) -> Granted:
-        """Wait for the answer to ask_to_connect(). `waits`: without a deadline."""
+        self.send(client.Connect(domain, carried(path), waits))
         self._sock.settimeout(None if waits else DEADLINE)
         try:
-            return self._grant_of(*self._receive(client.Grant))
+            return self.take_grant()
         finally:
             self._sock.settimeout(DEADLINE)
 
-    def bind(self, peer: int) -> Granted:
-        """Make an event channel for `peer` to join."""
-        return self._granted(client.Bind(peer))
-
-    def join(self, domain: int, port: Size) -> Granted:
-        """Join an event channel of `domain`."""
-        return self._granted(client.Join(domain, port))
-
-    def share(self, peer: int, pages: int, *, writable: bool) -> tuple[client.Pages, int]:
-        """Share pages with `peer`. The descriptor of the memory is the caller's."""
-        return self._pages(client.Share(peer, pages, writable))
-
-    def map(self, domain: int, ref: Size, *, writable: bool) -> tuple[client.Pages, int]:
-        """Map pages that `domain` shares. The descriptor of the memory is the caller's."""
-        return self._pages(client.Map(domain, ref, writable))
-
-    def _pages(self, request: object) -> tuple[client.Pages, int]:
-        reply, fds = self._ask(request, client.Pages)
+    def take_pages(self) -> tuple[client.Pages, int]:
+        """Take the answer to Share or Map. The descriptor of the memory is the caller's."""
+        reply, fds = self._receive(client.Pages)
         with fds:
             if len(fds) != 1 or reply.pages < 1 or reply.offset % _PAGE or reply.ref + reply.pages > _REF_END:
                 raise ProtocolError(f"kvmchand at {self._path} gave pages that can't be: use the same release")
             return reply, _all_above_stdio(fds)[0]
 
-    def notify(self, offset: Size, port: Size, *, clears: bool) -> None:
-        """Say what the daemon shall do at the end of what this connection shares or maps."""
-        self._ask(client.Notify(clears, offset, port), client.Done)[1].close()
+    def take_done(self) -> None:
+        """Take the answer to a request that is only done."""
+        self._receive(client.Done)[1].close()
 
-    def port(self, domain: int, port: Size) -> client.Port:
-        """Ask what an event channel is. `domain` -1: our own."""
-        reply, fds = self._ask(client.GetPort(domain, port), client.Port)
+    def take_port(self) -> client.Port:
+        """Take the answer to GetPort."""
+        reply, fds = self._receive(client.Port)
         fds.close()
         if reply.state not in client.PORT_STATES:
             raise ProtocolError(f"kvmchand at {self._path} says {reply.state[:40]!r} of an event channel: use the same release")
         return reply
 
-    def domains(self, first: int) -> client.Domains:
-        """Ask for the domains from number `first` on."""
-        reply, fds = self._ask(client.GetDomains(first), client.Domains)
+    def take_domains(self) -> client.Domains:
+        """Take the answer to GetDomains."""
+        reply, fds = self._receive(client.Domains)
         fds.close()
         return reply
 
-    def _granted(self, request: object) -> Granted:
-        return self._grant_of(*self._ask(request, client.Grant))
-
-    def _grant_of(self, grant: client.Grant, fds: Fds) -> Granted:
+    def take_grant(self) -> Granted:
+        """Take the answer to a request for an end."""
+        grant, fds = self._receive(client.Grant)
         with fds:
             if grant.events not in client.EVENTS:
                 raise ProtocolError(
@@ -296,7 +267,8 @@ class Connection(Exchange):
 
     def list(self, after: Size) -> client.Listing:
         """Ask for the page of the listing that follows `after`."""
-        reply, fds = self._ask(client.List(after), client.Listing)
+        self.send(client.List(after))
+        reply, fds = self._receive(client.Listing)
         fds.close()
         return reply
 
@@ -313,7 +285,8 @@ class Granted:
         self.notify = notify
 
 
-def _carried(path: str) -> str:
+def carried(path: str) -> str:
+    """Return the path. Raises TooLong or InvalidArgument if the protocol can't carry it."""
     if len(path) > PATH_MAX:
         raise TooLong(f"the path has {len(path)} characters: too many")
     if not path.isascii():

@@ -5,7 +5,8 @@
 
 #include "dataplane/atomics.h"
 
-/* "Unique" for the reason that setup/interpreter.c gives. */
+/* A process may hold several of our libraries, but has one table: "unique" makes the dynamic linker
+ * give all of them the same, however they were loaded. */
 __attribute__((visibility("default"))) struct {
 	pthread_mutex_t lock;
 	bool follows_forks;

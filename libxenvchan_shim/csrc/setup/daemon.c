@@ -1,137 +1,353 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * A call has two short steps in Python, each on a thread of its own: it asks, and it takes the
+ * answer. In between the caller waits on its own thread, where its program's signals and
+ * cancellation reach it as in any other wait.
+ */
 #include "setup/daemon.h"
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "dataplane/error.h"
+#include "setup/apart.h"
 #include "setup/environment.h"
-#include "setup/interpreter.h"
+#include "setup/loader.h"
 
+/* Milliseconds that the daemon may take to answer: the first channel between two guests costs a
+ * hot-plug in each. */
+#define DEADLINE 40000
 #define SENTENCE 480
 #define NO_SENTENCE "the embedded Python failed"
 
-/* What each call has: the error that Python returned, and room for its sentence. */
 struct call {
+	struct kvmchan_request request;
+	struct kvmchan_answer answer;
+	int32_t control_fd; /* -1 if nothing is asked */
 	int error;
 	char sentence[SENTENCE];
+	/* While it waits: where on its thread's stack, and the call in whose wait a signal's
+	 * handler made this one. */
+	const void *place;
+	struct call *outer;
 };
-
-/* Fill in @where unless it is NULL, and start the interpreter. Returns 0, or -1 with errno. */
-static int begin(struct call *call, struct kvmchan_where *where)
-{
-	strcpy(call->sentence, NO_SENTENCE);
-	if (where)
-		*where = here();
-	return interpreter_start();
-}
-
-/* Return 0, or -1 with errno and the sentence. If cffi could not run a function it returned 0, but
- * left no answer. */
-static int end(struct call *call, bool answered)
-{
-	if (!call->error && !answered)
-		call->error = EIO;
-	return call->error ? fail(call->error, "%s", call->sentence) : 0;
-}
-
-/* The two arguments that every Python function has last. */
-#define SENTENCE_OF(call) (call).sentence, sizeof((call).sentence)
 
 static const struct kvmchan_grant nothing = {
     .region_fd = -1, .event_fd = -1, .notify_fd = -1, .control_fd = -1};
 
+/* ---- calls that are left by siglongjmp(), pthread_cancel() or a thread's end ---- */
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_key_t waiting; /* the thread's struct call that waits */
+static bool has_key;
+
+static void call_free(struct call *call)
+{
+	if (call->control_fd >= 0)
+		close(call->control_fd);
+	free(call);
+}
+
+/* Free the calls of a thread that has ended. */
+static void forget_all(void *waits)
+{
+	struct call *call = waits;
+
+	while (call) {
+		struct call *outer = call->outer;
+
+		call_free(call);
+		call = outer;
+	}
+}
+
+static void make_key(void) { has_key = pthread_key_create(&waiting, forget_all) == 0; }
+
+/* Free the calls of this thread whose frame is gone, and return the one that still waits, if a
+ * handler of a signal interrupted it to call us. */
+static struct call *forget_left(const void *place)
+{
+	struct call *call;
+
+	pthread_once(&once, make_key);
+	call = has_key ? pthread_getspecific(waiting) : NULL;
+	while (call && (const char *)call->place <= (const char *)place) {
+		struct call *outer = call->outer;
+
+		call_free(call);
+		call = outer;
+	}
+	return call;
+}
+
+/* ---- the steps ---- */
+
+static struct call *call_new(void)
+{
+	struct call *call = calloc(1, sizeof(*call));
+
+	if (!call) {
+		fail(ENOMEM, "no memory to talk to the daemon");
+		return NULL;
+	}
+	call->control_fd = -1;
+	call->answer = (struct kvmchan_answer){
+	    .grant = nothing, .control_fd = -1, .memory_fd = -1, .state = -1, .own = -1};
+	strcpy(call->sentence, NO_SENTENCE);
+	return call;
+}
+
+static void ask_apart(void *argument)
+{
+	struct call *call = argument;
+	const struct kvmchan_runtime *runtime = runtime_get(&call->error, call->sentence, SENTENCE);
+
+	if (runtime)
+		call->error =
+		    runtime->ask(&call->request, &call->control_fd, call->sentence, SENTENCE);
+	/* If cffi could not run a function it returned 0, but left no answer. */
+	if (!call->error && call->control_fd < 0)
+		call->error = EIO;
+}
+
+static void answer_apart(void *argument)
+{
+	struct call *call = argument;
+	const struct kvmchan_runtime *runtime = runtime_get(&call->error, call->sentence, SENTENCE);
+	int fd = call->control_fd;
+
+	if (!runtime)
+		return;
+	call->control_fd = -1;
+	call->error =
+	    runtime->answer(call->request.what, fd, &call->answer, call->sentence, SENTENCE);
+}
+
+static int run(struct call *call, void (*step)(void *call))
+{
+	if (run_apart(step, call) < 0)
+		return -1;
+	return call->error ? fail(call->error, "%s", call->sentence) : 0;
+}
+
+static int ask(struct call *call)
+{
+	call->request.runtime_dir = setting("KVMCHAN_RUNTIME_DIR");
+	call->request.domain = setting("KVMCHAN_DOMAIN");
+	if (!call->request.path)
+		call->request.path = "";
+	return run(call, ask_apart);
+}
+
+static int answer(struct call *call) { return run(call, answer_apart); }
+
+static int64_t milliseconds(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* Wait until @fd is readable. Returns 0, or -1 when the time is over. A cancellation point. */
+static int wait_readable(int fd, bool has_deadline)
+{
+	const int64_t end = milliseconds() + DEADLINE;
+	struct pollfd answer = {.fd = fd, .events = POLLIN};
+	int result;
+
+	do {
+		int64_t left = has_deadline ? end - milliseconds() : -1;
+
+		result = poll(&answer, 1, (int)(has_deadline && left < 0 ? 0 : left));
+	} while (result < 0 && errno == EINTR);
+	return result > 0 ? 0 : -1;
+}
+
+static int wait_answer(struct call *call, struct call *outer)
+{
+	int result;
+
+	call->place = &result;
+	call->outer = outer;
+	if (has_key)
+		pthread_setspecific(waiting, call);
+	result = wait_readable(call->control_fd, !call->request.waits);
+	if (has_key)
+		pthread_setspecific(waiting, outer);
+	return result < 0 ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DEADLINE / 1000)
+			  : 0;
+}
+
+/* Make a call of @request. Returns it with the answer, for call_free(); NULL if it failed. */
+static struct call *make_call(const struct kvmchan_request *request)
+{
+	struct call *outer = forget_left(&outer), *call = call_new();
+	int error;
+
+	if (!call)
+		return NULL;
+	call->request = *request;
+	if (ask(call) == 0 && wait_answer(call, outer) == 0 && answer(call) == 0)
+		return call;
+	error = errno;
+	call_free(call);
+	errno = error;
+	return NULL;
+}
+
+/* ---- opening ---- */
+
+static int take_grant(struct call *call, bool is_server, struct kvmchan_grant *grant)
+{
+	*grant = call->answer.grant;
+	grant->is_server = is_server;
+	call_free(call);
+	return grant->event_fd >= 0 ? 0 : fail(EIO, NO_SENTENCE);
+}
+
 int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
-	struct call call;
+	struct call *call = make_call(request);
 
 	*grant = nothing;
-	grant->is_server = request->what == KVMCHAN_OFFER || request->what == KVMCHAN_BIND;
-	if (begin(&call, &request->where) < 0)
+	if (!call)
 		return -1;
-	call.error = kvmchan_python_open(request, grant, SENTENCE_OF(call));
-	return end(&call, grant->event_fd >= 0);
+	return take_grant(call, request->what == KVMCHAN_OFFER || request->what == KVMCHAN_BIND,
+			  grant);
 }
 
 int daemon_ask(struct kvmchan_request *request, int *control_fd)
 {
-	struct call call;
+	struct call *call = call_new();
+	int result;
 
 	*control_fd = -1;
-	if (begin(&call, &request->where) < 0)
+	if (!call)
 		return -1;
-	call.error = kvmchan_python_ask(request, control_fd, SENTENCE_OF(call));
-	return end(&call, *control_fd >= 0);
+	call->request = *request;
+	result = ask(call);
+	*control_fd = call->control_fd;
+	free(call);
+	return result;
 }
 
 int daemon_answer(int control_fd, struct kvmchan_grant *grant)
 {
-	struct call call;
+	struct call *outer = forget_left(&outer), *call = call_new();
 
 	*grant = nothing;
-	if (begin(&call, NULL) < 0)
+	if (!call) {
+		close(control_fd);
 		return -1;
-	call.error = kvmchan_python_answer(control_fd, grant, SENTENCE_OF(call));
-	return end(&call, grant->event_fd >= 0);
+	}
+	call->control_fd = control_fd;
+	call->request = (struct kvmchan_request){.what = KVMCHAN_CONNECT, .waits = 1};
+	if (wait_answer(call, outer) == 0 && answer(call) == 0)
+		return take_grant(call, false, grant);
+	call_free(call);
+	return -1;
 }
 
-static int get_pages(struct kvmchan_pages *pages,
-		     int (*get)(struct kvmchan_pages *pages, char *sentence, int room))
+/* ---- pages ---- */
+
+static int get_pages(struct kvmchan_pages *pages, uint32_t what)
 {
-	struct call call;
+	struct call *call = make_call(&(struct kvmchan_request){
+	    .what = what,
+	    .peer = pages->peer,
+	    .ref = pages->ref,
+	    .pages = pages->pages,
+	    .writable = pages->writable,
+	});
 
 	pages->memory_fd = pages->control_fd = -1;
-	if (begin(&call, &pages->where) < 0)
+	if (!call)
 		return -1;
-	call.error = get(pages, SENTENCE_OF(call));
-	return end(&call, pages->memory_fd >= 0);
+	pages->memory_fd = call->answer.memory_fd;
+	pages->control_fd = call->answer.control_fd;
+	pages->ref = call->answer.ref;
+	pages->pages = call->answer.pages;
+	pages->offset = call->answer.offset;
+	call_free(call);
+	return pages->memory_fd >= 0 ? 0 : fail(EIO, NO_SENTENCE);
 }
 
-int daemon_share(struct kvmchan_pages *pages) { return get_pages(pages, kvmchan_python_share); }
+int daemon_share(struct kvmchan_pages *pages) { return get_pages(pages, KVMCHAN_SHARE); }
 
-int daemon_map(struct kvmchan_pages *pages) { return get_pages(pages, kvmchan_python_map); }
+int daemon_map(struct kvmchan_pages *pages) { return get_pages(pages, KVMCHAN_MAP); }
 
 int daemon_notify(int control_fd, uint64_t offset, bool clears, uint64_t port)
 {
-	struct call call;
+	struct call *call = make_call(&(struct kvmchan_request){
+	    .what = KVMCHAN_NOTIFY,
+	    .of = control_fd,
+	    .offset = offset,
+	    .clears = clears,
+	    .port = port,
+	});
 
-	if (begin(&call, NULL) < 0)
+	if (!call)
 		return -1;
-	call.error = kvmchan_python_notify(control_fd, offset, clears, port, SENTENCE_OF(call));
-	return end(&call, true);
+	call_free(call);
+	return 0;
 }
+
+/* ---- questions ---- */
 
 int daemon_port(struct kvmchan_port *port)
 {
-	struct call call;
+	struct call *call = make_call(&(struct kvmchan_request){
+	    .what = KVMCHAN_PORT,
+	    .peer = port->of,
+	    .port = port->port,
+	});
 
-	port->state = -1;
-	if (begin(&call, &port->where) < 0)
+	if (!call)
 		return -1;
-	call.error = kvmchan_python_port(port, SENTENCE_OF(call));
-	return end(&call, port->state >= 0);
+	port->state = call->answer.state;
+	port->peer = call->answer.peer;
+	port->peer_port = call->answer.peer_port;
+	call_free(call);
+	return port->state >= 0 ? 0 : fail(EIO, NO_SENTENCE);
+}
+
+/* Add one answer's domains to those that were found. Returns whether there may be more. */
+static bool add_domains(struct kvmchan_domains *domains, const struct kvmchan_answer *answer)
+{
+	int i;
+
+	domains->own = answer->own;
+	for (i = 0; i < answer->count && domains->count < domains->most; i++)
+		domains->numbers[domains->count++] = answer->numbers[i];
+	return answer->count == KVMCHAN_DOMAINS_MAX && domains->count < domains->most;
 }
 
 int daemon_domains(struct kvmchan_domains *domains)
 {
-	struct call call;
+	struct kvmchan_request request = {.what = KVMCHAN_DOMAINS, .first = domains->first};
+	bool more;
 
 	domains->own = -1;
-	if (begin(&call, &domains->where) < 0)
-		return -1;
-	call.error = kvmchan_python_domains(domains, SENTENCE_OF(call));
-	return end(&call, domains->own >= 0);
-}
+	domains->count = 0;
+	do {
+		struct call *call = make_call(&request);
 
-void daemon_close(struct connection *connection)
-{
-	/* If the program has closed it, the daemon finds out by itself. */
-	int error = errno, fd = connection_steal(connection);
-
-	if (fd >= 0)
-		kvmchan_python_close(fd);
-	errno = error;
+		if (!call)
+			return -1;
+		more = add_domains(domains, &call->answer);
+		call_free(call);
+		if (more)
+			request.first = domains->numbers[domains->count - 1] + 1;
+	} while (more);
+	return domains->own >= 0 ? 0 : fail(EIO, NO_SENTENCE);
 }
 
 int daemon_own(void)
@@ -149,4 +365,33 @@ int daemon_domain(uint32_t domain)
 	if (domain > INT_MAX)
 		return fail(EINVAL, "%u is no domain's number", domain);
 	return (int)domain;
+}
+
+/* ---- closing ---- */
+
+/* The daemon ends its side of the connection once it has released everything. An answer that nobody
+ * took may come before that; its descriptors are dropped. */
+static void hang_up(int fd)
+{
+	char byte;
+	ssize_t got = shutdown(fd, SHUT_WR);
+
+	while (got >= 0 && wait_readable(fd, true) == 0) {
+		got = recv(fd, &byte, sizeof(byte), 0);
+		if (got == 0)
+			break;
+	}
+	close(fd);
+}
+
+void daemon_close(struct connection *connection)
+{
+	/* If the program has closed it, the daemon finds out by itself. */
+	int error = errno, fd = connection_steal(connection), cancels;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancels);
+	if (fd >= 0)
+		hang_up(fd);
+	pthread_setcancelstate(cancels, NULL);
+	errno = error;
 }

@@ -4,7 +4,7 @@
 #define KVMCHAN_OPEN_H
 
 #include "dataplane/vchan.h"
-#include "setup/embed.h"
+#include "runtime/call.h"
 
 /* Return a size for a request. The protocol's sizes have 63 bits, and more is too much anyway. */
 static inline uint64_t ring_size(size_t size) { return size < INT64_MAX ? size : INT64_MAX; }

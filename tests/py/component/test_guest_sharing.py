@@ -16,8 +16,8 @@ import pytest
 from kvmchand.errors import NotFound
 from kvmchand.ids import Size
 from kvmchand.wire import client, control
-from libxenvchan_shim.connection import Connection
 from rig.clients import RawClient
+from rig.connection import Connection
 from rig.daemon import acting_as
 from rig.deadline import eventually
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer

@@ -18,8 +18,9 @@ import pytest
 from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import Size
 from kvmchand.wire import client
-from libxenvchan_shim.connection import Connection, Granted
+from libxenvchan_shim.connection import Granted
 from rig.clients import RawClient
+from rig.connection import Connection
 from rig.daemon import Daemon, acting_as, serving
 from rig.deadline import eventually
 from rig.guest import stopped
@@ -402,10 +403,13 @@ import mmap, os
 from libxenvchan_shim.connection import Connection
 from kvmchand.wire import client
 sharing, binding = Connection.from_environment(), Connection.from_environment()
-given, fd = sharing.share(2, 1, writable=True)
+sharing.send(client.Share(2, 1, True))
+given, fd = sharing.take_pages()
 memory = mmap.mmap(fd, mmap.PAGESIZE)
-port = client.port_of(binding.bind(2).grant.channel, is_server=True)
-sharing.notify(0, port, clears=True)
+binding.send(client.Bind(2))
+port = client.port_of(binding.take_grant().grant.channel, is_server=True)
+sharing.send(client.Notify(True, 0, port))
+sharing.take_done()
 memory[0] = 1
 print(given.ref, port, flush=True)
 input()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -214,7 +215,7 @@ def test_version_definitions_are_the_releases(library: Path, node: str | None) -
 def test_exports_are_what_the_header_declares(library: Path, header: str) -> None:
     symbols = exported(library)
     functions = set(prototypes(OUR_INCLUDE, header))
-    assert set(symbols) - functions == {"kvmchan_last_error", "kvmchan_ends", "kvmchan_interpreter"}
+    assert set(symbols) - functions == {"kvmchan_last_error", "kvmchan_ends"}
     assert functions <= set(symbols)
     assert set(symbols.values()) == {None}
     assert dynamic(library, "SONAME") == [library.name]
@@ -243,7 +244,7 @@ def test_reference_is_what_we_say_of_its_release() -> None:
 
 
 def test_every_library_that_is_built_is_checked_here() -> None:
-    built = {each.resolve() for each in LIBDIR.glob("**/*.so*")} - {LIBDIR / "libkvmchan-dataplane.so"}
+    built = {each.resolve() for each in LIBDIR.glob("**/lib*.so*")} - {LIBDIR / "libkvmchan-dataplane.so"}
     assert built == set(LIBRARIES) | set(OTHER_LIBRARIES) | COMMON | set(CONTROL)
 
 
@@ -254,9 +255,19 @@ def test_each_releases_folder_has_all_that_its_programs_link(release: str) -> No
         assert dynamic(folder / name, "SONAME") == [name]
 
 
+def test_no_library_needs_python_before_its_first_call() -> None:
+    needed = {name for each in LIBDIR.glob("**/lib*.so*") for name in dynamic(each, "NEEDED")}
+    assert {name for name in needed if not name.startswith(("libc.so.", "ld-linux"))} == set()
+
+
+def test_the_runtime_exports_one_name_and_has_that_of_its_python() -> None:
+    (runtime,) = LIBDIR.glob("kvmchan-python*.so")
+    assert runtime.name == f"kvmchan-python{sys.version_info.major}.{sys.version_info.minor}.so"
+    assert set(exported(runtime)) == {"kvmchan_runtime"}
+
+
 def test_data_plane_knows_no_python() -> None:
     library = LIBDIR / "libkvmchan-dataplane.so"
-    assert [name for name in dynamic(library, "NEEDED") if not name.startswith(("libc.so.", "ld-linux"))] == []
     symbols = exported(library)
     assert [name for name in symbols if not name.startswith(("libxenvchan_", "kvmchan_"))] == []
     undefined = run("nm", "-D", "--undefined-only", library).stdout

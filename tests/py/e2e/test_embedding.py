@@ -270,6 +270,11 @@ def test_the_library_loads_little_of_python() -> None:
     assert not loaded & {"ctypes", "_ctypes", "dataclasses", "inspect", "pathlib", "socket", "typing", "kvmchand.wire.dataplane"}
 
 
+@pytest.mark.parametrize("case", ["small", "blocked", "cancelled", "forked"])
+def test_the_first_call_may_be_any_threads(daemon: Daemon, compiled: Compiled, case: str) -> None:
+    assert_says(run(compiled("unusual_threads"), "data/unusual", case, env=daemon.environment()), "ok\n")
+
+
 # ---- what can be wrong with the daemon ----
 
 
@@ -477,7 +482,25 @@ def test_library_without_its_python_code_fails_with_a_sentence(compiled: Compile
     alone = Path(shutil.copy(LIBDIR / "libxenvchan.so", tmp_path))
     number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
     assert number == 2  # ENOENT
-    assert sentence == f"kvmchan's Python code is not above {alone}: install kvmchan again"
+    assert sentence == f"kvmchan's runtime (kvmchan-python3.*.so) is not beside {alone}: install kvmchan again"
+
+
+@pytest.mark.parametrize("names", [[], ["kvmchan-python3.99.so"], ["kvmchan-python3.so", "kvmchan-python3.x.so"]])
+def test_a_runtime_that_is_none_is_told_or_passed_over(
+    daemon: Daemon, compiled: Compiled, tmp_path: Path, names: list[str]
+) -> None:
+    packages = tmp_path / "site"
+    shutil.copytree(SITE, packages)
+    libraries = packages / LIBDIR.relative_to(SITE)
+    for name in names:
+        (libraries / name).write_text("nothing")
+    run(compiled("loopback"), "0", "data/passed", env=daemon.environment(LD_LIBRARY_PATH=str(libraries)))
+    (runtime,) = (each for each in libraries.glob("kvmchan-python3*.so") if each.name not in names)
+    runtime.write_text("nothing")
+    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(libraries))
+    assert number == 79  # ELIBACC
+    version = runtime.name.removeprefix("kvmchan-python").removesuffix(".so")
+    assert sentence.startswith(f"kvmchan's runtime can't be loaded: install Python {version}, for which it was built (")
 
 
 @pytest.mark.parametrize("broken", ["missing", "damaged"])

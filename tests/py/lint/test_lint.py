@@ -43,10 +43,11 @@ TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.admin", "kvmchand.services.libvir
 """The command's parts that are the daemon's to know; it imports them when it is asked for them."""
 CSRC = ROOT / "libxenvchan_shim" / "csrc"
 MAY_INCLUDE = {
-    "xen": {"setup", "dataplane"},
-    "qubes": {"setup", "dataplane"},
-    "kvmchan": {"setup", "dataplane"},
-    "setup": {"dataplane"},
+    "xen": {"setup", "runtime", "dataplane"},
+    "qubes": {"setup", "runtime", "dataplane"},
+    "kvmchan": {"setup", "runtime", "dataplane"},
+    "setup": {"runtime", "dataplane"},
+    "runtime": {"dataplane"},
     "dataplane": set(),
 }
 """The same of the shim's C, a row a folder of csrc.

@@ -7,29 +7,37 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "setup/interpreter.h"
+#include "runtime/interpreter.h"
 
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-#include "dataplane/error.h"
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
-/*
- * A process may hold several of our libraries, but starts one interpreter: "unique" makes the
- * dynamic linker give all of them the same state, however they were loaded.
- */
-__attribute__((visibility("default"))) struct {
-	pthread_mutex_t lock;
-	bool follows_forks;
-} kvmchan_interpreter = {.lock = PTHREAD_MUTEX_INITIALIZER};
-__asm__(".type kvmchan_interpreter, %gnu_unique_object");
+/* Where a failure is described. */
+struct report {
+	char *sentence;
+	int room;
+};
+
+__attribute__((format(printf, 3, 4))) static int fail(const struct report *report, int error,
+						      const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(report->sentence, (size_t)report->room, format, arguments);
+	va_end(arguments);
+	return error;
+}
 
 /* ---- fork: the child has only the thread that forked, so no other thread may hold our lock ----
  */
@@ -38,7 +46,7 @@ static _Thread_local PyGILState_STATE fork_state;
 
 static void before_fork(void)
 {
-	pthread_mutex_lock(&kvmchan_interpreter.lock);
+	pthread_mutex_lock(&lock);
 	if (Py_IsInitialized()) {
 		fork_state = PyGILState_Ensure();
 		PyOS_BeforeFork();
@@ -51,30 +59,34 @@ static void after_fork_in_parent(void)
 		PyOS_AfterFork_Parent();
 		PyGILState_Release(fork_state);
 	}
-	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+	pthread_mutex_unlock(&lock);
 }
 
 static void after_fork_in_child(void)
 {
 	if (Py_IsInitialized()) {
 		PyOS_AfterFork_Child();
-		PyGILState_Release(fork_state);
+		/* Python deletes all other threads' states in a child, and Python 3.11 can't make
+		 * another one once the last is deleted. So this one stays. */
+		PyEval_SaveThread();
 	}
-	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+	pthread_mutex_unlock(&lock);
 }
 
 /* Call this before the interpreter starts, so that a fork waits until it has started. */
 static void follow_forks(void)
 {
-	if (!kvmchan_interpreter.follows_forks)
-		kvmchan_interpreter.follows_forks =
+	static bool follows;
+
+	if (!follows)
+		follows =
 		    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
 }
 
 /* ---- where things are ---- */
 
-/* Folders from KVMCHAN_LIBDIR/xen-4.17 up to the one that holds the packages. */
-#define LEVELS 4
+/* Folders from KVMCHAN_LIBDIR up to the one that holds the packages. */
+#define LEVELS 3
 
 static bool is_package_root(const char *directory)
 {
@@ -85,16 +97,16 @@ static bool is_package_root(const char *directory)
 	       access(file, R_OK) == 0;
 }
 
-/* Find the folder that holds our packages: one of those above this library, in an install as in a
+/* Find the folder that holds our packages: one of those above this file, in an install as in a
  * build tree. */
-static int find_packages(char *directory)
+static int find_packages(const struct report *report, char *directory)
 {
 	Dl_info self;
 	int level;
 
 	if (!dladdr((void *)&find_packages, &self) || !self.dli_fname ||
 	    !realpath(self.dli_fname, directory))
-		return fail(ENOENT, "libxenvchan can not find its own file");
+		return fail(report, ENOENT, "kvmchan can not find its own file");
 	for (level = 0; level < LEVELS; level++) {
 		char *slash = strrchr(directory, '/');
 
@@ -104,7 +116,7 @@ static int find_packages(char *directory)
 		if (is_package_root(directory))
 			return 0;
 	}
-	return fail(ENOENT, "kvmchan's Python code is not above %s: install kvmchan again",
+	return fail(report, ENOENT, "kvmchan's Python code is not above %s: install kvmchan again",
 		    self.dli_fname);
 }
 
@@ -164,18 +176,21 @@ static void publish_libpython(void)
 		(void)dlopen(python.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
 }
 
-static int start(void)
+static int start(const struct report *report)
 {
 	char packages[PATH_MAX];
 	PyPreConfig preconfig;
 	PyConfig config;
 	PyStatus status;
 
-	if (find_packages(packages) < 0)
-		return -1;
+	int error = find_packages(report, packages);
+
+	if (error)
+		return error;
 	if (access(KVMCHAN_STDLIB "/encodings/__init__.py", R_OK) < 0)
-		return fail(ENOENT, "Python's standard library is not at " KVMCHAN_STDLIB
-				    ": install the Python that kvmchan was built with");
+		return fail(report, ENOENT,
+			    "Python's standard library is not at " KVMCHAN_STDLIB
+			    ": install the Python that kvmchan was built with");
 	publish_libpython();
 	follow_forks();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
@@ -187,14 +202,14 @@ static int start(void)
 		PyConfig_Clear(&config);
 	}
 	if (PyStatus_Exception(status))
-		return fail(EIO, "the embedded Python did not start: %s",
+		return fail(report, EIO, "the embedded Python did not start: %s",
 			    status.err_msg ? status.err_msg : "no reason given");
 	PyEval_SaveThread();
 	return 0;
 }
 
 /* Fail with the sentence of the exception that is set, and clear the exception. */
-static int fail_of_exception(const char *module)
+static int fail_of_exception(const struct report *report, const char *module)
 {
 	PyObject *kind, *value, *trace, *text;
 	const char *reason;
@@ -202,14 +217,14 @@ static int fail_of_exception(const char *module)
 	PyErr_Fetch(&kind, &value, &trace);
 	text = value ? PyObject_Str(value) : NULL;
 	reason = text ? PyUnicode_AsUTF8(text) : NULL;
-	fail(EIO, "kvmchan's Python code can't load %s: install kvmchan again (%s)", module,
+	fail(report, EIO, "kvmchan's Python code can't load %s: install kvmchan again (%s)", module,
 	     reason ? reason : "no reason given");
 	PyErr_Clear();
 	Py_XDECREF(text);
 	Py_XDECREF(kind);
 	Py_XDECREF(value);
 	Py_XDECREF(trace);
-	return -1;
+	return EIO;
 }
 
 /* Add @directory to the list @path unless it is in it already. */
@@ -224,19 +239,19 @@ static bool add_folder(PyObject *path, const char *directory)
 }
 
 /* Import what cffi is about to import: it would print a failure, and not report it. */
-static int import_from(PyObject *path, const char *packages)
+static int import_from(const struct report *report, PyObject *path, const char *packages)
 {
 	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
 	int result = 0;
 	size_t i;
 
 	if (!path || !add_folder(path, packages) || !add_folder(path, KVMCHAN_CFFI))
-		return fail_of_exception("libxenvchan_shim");
+		return fail_of_exception(report, "libxenvchan_shim");
 	for (i = 0; i < sizeof(modules) / sizeof(*modules) && result == 0; i++) {
 		PyObject *module = PyImport_ImportModule(modules[i]);
 
 		if (!module)
-			result = fail_of_exception(modules[i]);
+			result = fail_of_exception(report, modules[i]);
 		Py_XDECREF(module);
 	}
 	return result;
@@ -244,19 +259,19 @@ static int import_from(PyObject *path, const char *packages)
 
 /* Import our modules. The interpreter may be the program's own, so its module path shows our
  * packages only as long as this takes. */
-static int import_modules(void)
+static int import_modules(const struct report *report)
 {
 	char packages[PATH_MAX];
 	PyGILState_STATE state;
 	PyObject *path, *before;
-	int result;
+	int result = find_packages(report, packages);
 
-	if (find_packages(packages) < 0)
-		return -1;
+	if (result)
+		return result;
 	state = PyGILState_Ensure();
 	path = PySys_GetObject("path");
 	before = path ? PyList_GetSlice(path, 0, PyList_Size(path)) : NULL;
-	result = import_from(before ? path : NULL, packages);
+	result = import_from(report, before ? path : NULL, packages);
 	if (before && PyList_SetSlice(path, 0, PyList_Size(path), before) < 0)
 		PyErr_Clear();
 	Py_XDECREF(before);
@@ -264,18 +279,19 @@ static int import_modules(void)
 	return result;
 }
 
-int interpreter_start(void)
+int interpreter_start(char *sentence, int room)
 {
 	static bool has_modules;
+	const struct report report = {sentence, room};
 	int result = 0;
 
-	pthread_mutex_lock(&kvmchan_interpreter.lock);
+	pthread_mutex_lock(&lock);
 	if (!Py_IsInitialized())
-		result = start();
+		result = start(&report);
 	if (result == 0 && !has_modules) {
-		result = import_modules();
+		result = import_modules(&report);
 		has_modules = result == 0;
 	}
-	pthread_mutex_unlock(&kvmchan_interpreter.lock);
+	pthread_mutex_unlock(&lock);
 	return result;
 }

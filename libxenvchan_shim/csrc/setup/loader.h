@@ -1,0 +1,13 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* The file with Python in it, which the first call that needs the daemon loads. */
+#ifndef KVMCHAN_LOADER_H
+#define KVMCHAN_LOADER_H
+
+#include "runtime/runtime.h"
+
+/* Return the runtime, loaded and started; or NULL, with *@error an errno and the sentence in
+ * @sentence, which has @room bytes. May be called from any thread whose stack has
+ * KVMCHAN_RUNTIME_STACK bytes. */
+const struct kvmchan_runtime *runtime_get(int *error, char *sentence, int room);
+
+#endif

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A connection to the daemon on which a test asks for what C asks for, and waits for the answer."""
+
+from __future__ import annotations
+
+from kvmchand.ids import Size
+from kvmchand.wire import client
+from libxenvchan_shim.connection import DEADLINE, Granted
+from libxenvchan_shim.connection import Connection as Plain
+
+
+class Connection(Plain):
+    def ask_to_connect(self, domain: int, path: str, *, waits: bool) -> None:
+        self.send(client.Connect(domain, path, waits))
+
+    def answer(self, *, waits: bool) -> Granted:
+        self._sock.settimeout(None if waits else DEADLINE)
+        return self.take_grant()
+
+    def bind(self, peer: int) -> Granted:
+        self.send(client.Bind(peer))
+        return self.take_grant()
+
+    def join(self, domain: int, port: Size) -> Granted:
+        self.send(client.Join(domain, port))
+        return self.take_grant()
+
+    def share(self, peer: int, pages: int, *, writable: bool) -> tuple[client.Pages, int]:
+        self.send(client.Share(peer, pages, writable))
+        return self.take_pages()
+
+    def map(self, domain: int, ref: Size, *, writable: bool) -> tuple[client.Pages, int]:
+        self.send(client.Map(domain, ref, writable))
+        return self.take_pages()
+
+    def notify(self, offset: Size, port: Size, *, clears: bool) -> None:
+        self.send(client.Notify(clears, offset, port))
+        self.take_done()
+
+    def port(self, domain: int, port: Size) -> client.Port:
+        self.send(client.GetPort(domain, port))
+        return self.take_port()
+
+    def domains(self, first: int) -> client.Domains:
+        self.send(client.GetDomains(first))
+        return self.take_domains()

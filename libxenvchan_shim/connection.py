@@ -18,7 +18,7 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Self, TypeVar
+    from typing import Self, TypeVar
 
     from kvmchand.ids import Size
 
@@ -126,7 +126,7 @@ class Exchange:
             pass  # it has refused us already, and its answer says why
         self._greeted = True
 
-    def _receive(self, wanted: type[Reply]) -> tuple[Reply, Fds]:
+    def _receive(self, *wanted: type[Reply]) -> tuple[Reply, Fds]:
         data, fds = self._receive_packet()
         try:
             return self._judge(data, wanted), fds
@@ -148,19 +148,20 @@ class Exchange:
                 raise
             raise Unreachable(f"kvmchand at {self._path} ended the connection: {error.strerror}") from error
 
-    def _judge(self, data: bytes, wanted: type[Reply]) -> Reply:
+    def _judge(self, data: bytes, wanted: tuple[type[Reply], ...]) -> Reply:
         if not data:
             raise Unreachable(f"kvmchand at {self._path} ended the connection")
         try:
-            reply: Any = client.replies.decode(data)
+            reply = client.replies.decode(data)
         except ProtocolError as error:
             sentence = f"kvmchand at {self._path} can't be understood: {error.sentence}: use the same release"
             raise ProtocolError(sentence) from error
         if type(reply) is client.Error:
             raise from_code(reply.code, reply.sentence)
-        if type(reply) is not wanted:
-            raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted.__name__}")
-        return reply
+        if type(reply) not in wanted:
+            raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted[0].__name__}")
+        answer: Reply = reply
+        return answer
 
     def close_channel(self) -> None:
         """Close this connection and its end, and return when the daemon has released it."""
@@ -211,12 +212,15 @@ class Connection(Exchange):
         `waits`: block while `domain` exists and offers nothing at `path`, or has another client
         there.
         """
-        self.send(client.Connect(domain, carried(path), waits))
         self._sock.settimeout(None if waits else DEADLINE)
         try:
-            return self.take_grant()
+            granted = None
+            while granted is None:
+                self.send(client.Connect(domain, carried(path), waits))
+                granted = self.take_grant_or_vacancy()
         finally:
             self._sock.settimeout(DEADLINE)
+        return granted
 
     def take_pages(self) -> tuple[client.Pages, int]:
         """Take the answer to Share or Map. The descriptor of the memory is the caller's."""
@@ -246,7 +250,20 @@ class Connection(Exchange):
 
     def take_grant(self) -> Granted:
         """Take the answer to a request for an end."""
-        grant, fds = self._receive(client.Grant)
+        return self._grant_of(*self._receive(client.Grant))
+
+    def take_grant_or_vacancy(self) -> Granted | None:
+        """Take the answer to a request that may have waited.
+
+        Returns None if it is to be sent again.
+        """
+        reply, fds = self._receive(client.Grant, client.Vacant)
+        if type(reply) is client.Grant:
+            return self._grant_of(reply, fds)
+        fds.close()
+        return None
+
+    def _grant_of(self, grant: client.Grant, fds: Fds) -> Granted:
         with fds:
             if grant.events not in client.EVENTS:
                 raise ProtocolError(

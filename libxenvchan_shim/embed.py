@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from libxenvchan_shim.connection import Granted
+
 OFFER, CONNECT, BIND, JOIN, SHARE, MAP, NOTIFY, PORT, DOMAINS = range(9)
 """enum kvmchan_what."""
 
@@ -57,6 +59,8 @@ def bind(ffi: Any) -> None:
     def connection_for(request: Any) -> Connection:
         if request.what == NOTIFY:
             return Connection.adopt(dup(request.of))
+        if request.of >= 0:
+            return Connection.adopt(request.of)
         return Connection(socket_path(text(request.runtime_dir), text(request.domain)))
 
     def message_of(request: Any) -> object:
@@ -83,8 +87,14 @@ def bind(ffi: Any) -> None:
     @function
     def answer(what: int, control_fd: int, answer: Any) -> None:
         with Connection.adopt(control_fd) as connection:
-            if what in (OFFER, CONNECT, BIND, JOIN):
-                _take_grant(connection, answer.grant)
+            if what == CONNECT:
+                granted = connection.take_grant_or_vacancy()
+                if granted is None:
+                    answer.again, answer.control_fd = 1, connection.detach()
+                else:
+                    _fill(answer.grant, connection, granted)
+            elif what in (OFFER, BIND, JOIN):
+                _fill(answer.grant, connection, connection.take_grant())
             elif what in (SHARE, MAP):
                 _take_pages(connection, answer)
             elif what == NOTIFY:
@@ -96,9 +106,8 @@ def bind(ffi: Any) -> None:
                 _take_domains(connection, answer)
 
 
-def _take_grant(connection: Connection, into: Any) -> None:
+def _fill(into: Any, connection: Connection, granted: Granted) -> None:
     """Fill in struct kvmchan_grant, whose fields have the message's names."""
-    granted = connection.take_grant()
     grant = granted.grant
     into.path = grant.path.encode()  # cffi refuses one that is too long
     into.channel, into.left_order, into.right_order = grant.channel, grant.left_order, grant.right_order

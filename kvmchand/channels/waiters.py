@@ -46,6 +46,11 @@ class Waiters(Generic[Waiter]):
         self._places[number] = domain, place
         self._counts[domain] += 1
 
+    def get(self, number: ClientId) -> Waiter | None:
+        """Return what is kept of a client, or None if it does not wait."""
+        found = self._places.get(number)
+        return self._by_place[found[1]][number] if found is not None else None
+
     def take(self, number: ClientId) -> Waiter | None:
         """Remove a client, and return what was kept of it, or None if it did not wait."""
         if number not in self._places:

@@ -19,11 +19,14 @@ from kvmchand.wire import client
 from kvmchand.xenstore import paths
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Waiting:
+    """A request. `is_told`: there may be a vchan, and the client is to ask again."""
+
     requester: Requester
     request: client.Connect
     again: Callable[[Requester, client.Request], None]
+    is_told: bool = False
 
 
 class Waitlist:
@@ -38,7 +41,9 @@ class Waitlist:
         """Where there may be a vchan now for those who wait for one."""
 
     def __contains__(self, number: ClientId) -> bool:
-        return number in self._waiters
+        """Return whether a client waits for an answer."""
+        waiting = self._waiters.get(number)
+        return waiting is not None and not waiting.is_told
 
     def count(self, domain: DomainId) -> int:
         """Return how many of a domain's clients wait."""
@@ -70,20 +75,26 @@ class Waitlist:
                 self._waiters.take(waiting.requester.number)
 
     def note_vacancy(self, place: Place) -> None:
-        """Serve those who wait at a place soon, since there may be a vchan for them."""
+        """Tell those who wait at a place soon that there may be a vchan for them."""
         if self._waiters.at(place):
             if not self._vacant:
-                self._call_soon(self._welcome)
+                self._call_soon(self._tell)
             self._vacant[place] = None
 
-    def _welcome(self) -> None:
-        while self._vacant:
-            place = next(iter(self._vacant))
-            del self._vacant[place]
-            for number in self._waiters.at(place):
-                if not self._registry.is_free(*place):
-                    break
-                self._serve(number)
+    def _tell(self) -> None:
+        """Tell all of them, as some may have left their wait, and never ask again."""
+        vacant, self._vacant = self._vacant, {}
+        for place in vacant:
+            for number in self._waiters.at(place) if self._registry.is_free(*place) else ():
+                waiting = self._waiters.get(number)
+                if waiting is not None and not waiting.is_told:
+                    waiting.is_told = True
+                    waiting.requester.answer(client.Vacant())
+
+    def leave(self, requester: Requester) -> None:
+        """Forget the request of a client that asks again, if it has waited."""
+        if self._waiters.take(requester.number) is not None:
+            requester.mark_idle()
 
     def serve_all_for(self, domain: DomainId) -> None:
         """Serve those who wait for a domain's offers: it is gone, and they learn that."""
@@ -91,7 +102,7 @@ class Waitlist:
             self._serve(number)
 
     def _serve(self, number: ClientId) -> None:
-        waiting = self._waiters.take(number)
+        waiting = self._waiters.take(number) if number in self else None
         if waiting is not None:
             waiting.requester.mark_idle()
             waiting.again(waiting.requester, waiting.request)

@@ -78,6 +78,7 @@ class Desk(RequesterEvents):
             # One at a time, as the protocol has it; a guest's daemon may say anything.
             self._fail(requester, request, ProtocolError("a request came before the answer to the one before"))
         else:
+            self._waitlist.leave(requester)
             self._begin(requester, request)
 
     def on_close(self, closing: Requester) -> None:

@@ -16,6 +16,7 @@ Changes by version:
         client only, connect that waits.
     4: a grant is called so, and its fields by the names that they have everywhere; text as it is,
         in UTF-8.
+    5: who waits for an offer is told of one, and asks again for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 4
+VERSION = 5
 
 EVENTS = ("socket", "eventfd", "doorbell")
 """What `Grant.events` may be, by number: enum kvmchan_events of
@@ -86,8 +87,8 @@ class Offer(Record):
 class Connect(Record):
     """libxenvchan_client_init: connects to what `domain` offers at `path`.
 
-    `waits`: where nothing is offered there, the reply comes when something is, or the domain is
-    gone. Reply: Grant.
+    `waits`: where nothing is offered there, the reply comes when something may be, or the domain is
+    gone. Reply: Grant, or Vacant to one that has waited.
     """
 
     domain: int
@@ -196,6 +197,13 @@ class Pages(Record):
     ref: Size
     pages: int
     offset: Size
+
+
+class Vacant(Record):
+    """There may be a vchan now for a client that has waited: it has to ask again.
+
+    It is not given one unasked, because a wait may have been left, and nobody know.
+    """
 
 
 class Done(Record):
@@ -328,6 +336,7 @@ REQUESTS: dict[str, type] = {
 
 REPLIES: dict[str, type] = {
     "grant": Grant,
+    "vacant": Vacant,
     "pages": Pages,
     "done": Done,
     "port": Port,
@@ -338,7 +347,7 @@ REPLIES: dict[str, type] = {
 
 if TYPE_CHECKING:
     Request = Hello | Offer | Connect | Bind | Join | Share | Map | Notify | GetPort | GetDomains | List
-    Reply = Grant | Pages | Done | Port | Domains | Listing | Error
+    Reply = Grant | Vacant | Pages | Done | Port | Domains | Listing | Error
 
 requests = Codec(REQUESTS)
 replies = Codec(REPLIES, {each.__name__: each for each in (DomainInfo, GuestInfo, LinkInfo, DeviceInfo, ChannelInfo)})

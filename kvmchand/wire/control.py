@@ -13,6 +13,7 @@ Changes by version:
         protocol.
     3: messages as fields of others, and not packets within packets; bytes as they are, and not in
         base64.
+    4: the replies of version 5 of the clients' protocol.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from kvmchand.wire.client import Grant, Pages, Request
     from kvmchand.wire.client import Reply as ClientReply
 
-VERSION = 3
+VERSION = 4
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""

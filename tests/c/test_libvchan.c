@@ -5,6 +5,7 @@
  */
 #include "rig/harness.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -31,11 +32,33 @@ struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, si
 	return channel.server;
 }
 
-int peer_await(int64_t domain, int64_t port, int *control_fd)
+int peer_find(struct peer_place *place, int64_t domain, int64_t port)
+{
+	(void)place, (void)domain, (void)port;
+	return 0;
+}
+
+struct libxenvchan *peer_connect(const struct peer_place *place, bool waits)
+{
+	(void)place;
+	check(waits);
+	channel_attach_client(&channel);
+	return channel.client;
+}
+
+/* How often the client has asked on one connection. */
+static int asked;
+
+int peer_await(const struct peer_place *place, int *control_fd)
 {
 	int ends[2];
 
-	(void)domain, (void)port;
+	(void)place;
+	if (*control_fd >= 0) {
+		asked++;
+		return 0;
+	}
+	asked = 1;
 	equal(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
 	*control_fd = ends[0];
 	answers = ends[1];
@@ -48,12 +71,15 @@ static void answer(int error)
 	equal(write(answers, "", 1), 1);
 }
 
-struct libxenvchan *answer_vchan(int control_fd)
+struct libxenvchan *answer_vchan(int *control_fd)
 {
 	char byte;
 
-	equal(read(control_fd, &byte, 1), 1);
-	close(control_fd);
+	equal(read(*control_fd, &byte, 1), 1);
+	if (refusal == EAGAIN)
+		return NULL;
+	close(*control_fd);
+	*control_fd = -1;
 	if (refusal) {
 		fail(refusal, "the test refuses");
 		return NULL;
@@ -121,6 +147,30 @@ static void refused_client_stays_refused(void)
 	libvchan_close(NULL);
 }
 
+static void client_that_is_told_to_asks_again_on_the_same_descriptor(void)
+{
+	libvchan_t *server = libvchan_server_init(0, 0, 0, 0), *client;
+	EVTCHN watch_fd = -1;
+
+	client = libvchan_client_init_async(0, 0, &watch_fd);
+	check(client);
+	for (int i = 1; i <= 3; i++) {
+		struct pollfd watched = {.fd = watch_fd, .events = POLLIN};
+
+		equal(asked, i);
+		answer(EAGAIN);
+		equal(libvchan_client_init_async_finish(client, true), 1);
+		equal(poll(&watched, 1, 0), 0);
+	}
+	answer(0);
+	equal(libvchan_client_init_async_finish(client, true), 0);
+	equal(libvchan_is_open(client), VCHAN_CONNECTED);
+	libvchan_close(client);
+	libvchan_close(server);
+	channel_close(&channel);
+	stop_daemon();
+}
+
 static void answered_client_is_connected(void)
 {
 	libvchan_t *server = libvchan_server_init(0, 0, 0, 0), *client;
@@ -150,6 +200,7 @@ static void answered_client_is_connected(void)
 static const struct test tests[] = {
     TEST(waiting_client_is_waiting_and_does_nothing),
     TEST(refused_client_stays_refused),
+    TEST(client_that_is_told_to_asks_again_on_the_same_descriptor),
     TEST(answered_client_is_connected),
 };
 

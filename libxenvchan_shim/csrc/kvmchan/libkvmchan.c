@@ -52,7 +52,9 @@ struct libkvmchan *libkvmchan_server_init(uint32_t domain, uint32_t port, size_t
 
 struct libkvmchan *libkvmchan_client_init(uint32_t domain, uint32_t port)
 {
-	return new_chan(peer_connect(domain, port));
+	struct peer_place place;
+
+	return peer_find(&place, domain, port) < 0 ? NULL : new_chan(peer_connect(&place, false));
 }
 
 /* Close @fd unless the program has closed it already, and opened another file by that number. */

@@ -16,17 +16,23 @@
 #pragma GCC visibility pop
 
 struct libvchan {
-	struct libxenvchan *end;   /* NULL until an async client is connected */
-	struct connection control; /* of an async client that waits for the daemon's answer */
+	struct libxenvchan *end; /* NULL until an async client is connected */
+	/* Of an async client that waits for the daemon's answer. */
+	struct connection control;
+	struct peer_place place;
 };
 
-static libvchan_t *new_vchan(void)
+/* Make a vchan of @end, unless that is NULL. */
+static libvchan_t *new_vchan(struct libxenvchan *end)
 {
-	libvchan_t *ctrl = calloc(1, sizeof(*ctrl));
+	libvchan_t *ctrl = end ? calloc(1, sizeof(*ctrl)) : NULL;
 
-	if (!ctrl) {
+	if (ctrl) {
+		end->blocking = -1;
+		ctrl->end = end;
+	} else if (end) {
+		libxenvchan_close(end);
 		fail(ENOMEM, "no memory for a vchan");
-		return NULL;
 	}
 	return ctrl;
 }
@@ -35,36 +41,45 @@ static libvchan_t *new_vchan(void)
 
 libvchan_t *libvchan_server_init(int domain, int port, size_t read_min, size_t write_min)
 {
-	libvchan_t *ctrl = new_vchan();
+	return new_vchan(peer_offer(domain, port, read_min, write_min, 1));
+}
 
-	if (!ctrl)
-		return NULL;
-	ctrl->end = peer_offer(domain, port, read_min, write_min, 1);
-	if (!ctrl->end) {
-		free(ctrl);
-		return NULL;
-	}
-	ctrl->end->blocking = -1;
-	return ctrl;
+libvchan_t *libvchan_client_init(int domain, int port)
+{
+	struct peer_place place;
+
+	return peer_find(&place, domain, port) < 0 ? NULL : new_vchan(peer_connect(&place, true));
+}
+
+/* Wait for an answer on @fd, or if that is -1 on a new connection. */
+static int await(libvchan_t *ctrl, int fd)
+{
+	if (peer_await(&ctrl->place, &fd) < 0)
+		return -1;
+	ctrl->control = connection_take(fd);
+	return 0;
 }
 
 libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd)
 {
-	libvchan_t *ctrl = new_vchan();
+	libvchan_t *ctrl = calloc(1, sizeof(*ctrl));
 
-	if (!ctrl)
+	if (!ctrl) {
+		fail(ENOMEM, "no memory for a vchan");
 		return NULL;
-	if (peer_await(domain, port, watch_fd) < 0) {
+	}
+	if (peer_find(&ctrl->place, domain, port) < 0 || await(ctrl, -1) < 0) {
 		free(ctrl);
 		return NULL;
 	}
-	ctrl->control = connection_take(*watch_fd);
+	*watch_fd = ctrl->control.fd;
 	return ctrl;
 }
 
 int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
 {
 	struct pollfd answer = {.fd = ctrl->control.fd, .events = POLLIN};
+	int fd;
 
 	if (ctrl->end)
 		return 0;
@@ -72,29 +87,12 @@ int libvchan_client_init_async_finish(libvchan_t *ctrl, bool blocking)
 		return fail(EINVAL, "the attempt to connect this vchan has failed: close it");
 	if (poll(&answer, 1, 0) <= 0)
 		return 1;
-	ctrl->end = answer_vchan(connection_steal(&ctrl->control));
+	fd = connection_steal(&ctrl->control);
+	ctrl->end = answer_vchan(&fd);
 	if (!ctrl->end)
-		return -1;
+		return fd >= 0 && await(ctrl, fd) == 0 ? 1 : -1;
 	ctrl->end->blocking = blocking ? -1 : 0;
 	return 0;
-}
-
-libvchan_t *libvchan_client_init(int domain, int port)
-{
-	struct pollfd answer = {.events = POLLIN};
-	libvchan_t *ctrl = libvchan_client_init_async(domain, port, &answer.fd);
-	int result = 1;
-
-	if (!ctrl)
-		return NULL;
-	while (result > 0)
-		if (poll(&answer, 1, -1) >= 0 || errno != EINTR)
-			result = libvchan_client_init_async_finish(ctrl, true);
-	if (result < 0) {
-		libvchan_close(ctrl);
-		return NULL;
-	}
-	return ctrl;
 }
 
 void libvchan_close(libvchan_t *ctrl)

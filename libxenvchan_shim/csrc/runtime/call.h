@@ -22,7 +22,7 @@ enum kvmchan_what {
 	KVMCHAN_JOIN,	 /* an event channel of peer's: port */
 	KVMCHAN_SHARE,	 /* pages that peer may map: pages, writable by it */
 	KVMCHAN_MAP,	 /* pages that peer shares: ref, writable by us */
-	KVMCHAN_NOTIFY,	 /* at the end of the pages of the connection `of`: offset, clears, port */
+	KVMCHAN_NOTIFY,	 /* at the end of the pages of connection `of`: offset, clears, port */
 	KVMCHAN_PORT,	 /* what peer's event channel is, or if peer is -1 ours: port */
 	KVMCHAN_DOMAINS, /* which domains there are, from number `first` on */
 };
@@ -33,7 +33,9 @@ struct kvmchan_request {
 	/* Which daemon, and as which domain: the environment's values, "" if unset. */
 	const char *runtime_dir;
 	const char *domain;
-	int32_t of; /* whose connection is asked, and stays the caller's; of KVMCHAN_NOTIFY */
+	/* The connection that is asked, or -1 for a new one. It stays the caller's where it holds
+	 * the pages of a KVMCHAN_NOTIFY, and is handed over where it was told to ask again. */
+	int32_t of;
 	int32_t peer;
 	const char *path; /* "" if there is none */
 	uint64_t read_min, write_min;
@@ -49,6 +51,8 @@ struct kvmchan_request {
 /* An answer. Its descriptors are the caller's. */
 struct kvmchan_answer {
 	struct kvmchan_grant grant; /* the first four */
+	/* Of KVMCHAN_CONNECT after a wait: there may be a vchan now, ask again on control_fd. */
+	int32_t again;
 	/* Of pages: the connection, the memory, where it has them, their first number, how many. */
 	int32_t control_fd, memory_fd;
 	uint64_t offset, ref;

@@ -8,6 +8,72 @@
 #include "dataplane/error.h"
 #include "runtime/runtime.h"
 
+/* ---- undisturbed ---- */
+
+static _Thread_local struct {
+	int depth;
+	sigset_t signals; /* as they were before */
+	int cancels;
+} undisturbed;
+
+/* Fill @set with the signals that have a handler. The others may still end the program. */
+static void find_handled(sigset_t *set)
+{
+	struct sigaction action;
+	int number;
+
+	sigemptyset(set);
+	for (number = 1; number <= SIGRTMAX; number++)
+		if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
+		    action.sa_handler != SIG_IGN)
+			sigaddset(set, number);
+}
+
+static void begin(int depth)
+{
+	sigset_t handled;
+
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &undisturbed.cancels);
+	find_handled(&handled);
+	pthread_sigmask(SIG_BLOCK, &handled, &undisturbed.signals);
+	undisturbed.depth = depth;
+}
+
+static void end(void)
+{
+	undisturbed.depth = 0;
+	pthread_sigmask(SIG_SETMASK, &undisturbed.signals, NULL);
+	pthread_setcancelstate(undisturbed.cancels, NULL);
+}
+
+void undisturbed_begin(void)
+{
+	if (undisturbed.depth == 0)
+		begin(1);
+	else
+		undisturbed.depth++;
+}
+
+void undisturbed_end(void)
+{
+	if (undisturbed.depth == 1)
+		end();
+	else
+		undisturbed.depth--;
+}
+
+int undisturbed_pause(void)
+{
+	int depth = undisturbed.depth;
+
+	end();
+	return depth;
+}
+
+void undisturbed_resume(int depth) { begin(depth); }
+
+/* ---- apart ---- */
+
 struct errand {
 	void (*body)(void *argument);
 	void *argument;
@@ -21,36 +87,34 @@ static void *run(void *argument)
 	return NULL;
 }
 
-/* The thread inherits the caller's mask, so this is to be called with all signals blocked. */
-static int run_and_wait(struct errand *errand)
+/* Start a thread in which all signals are blocked, as it inherits our mask. */
+static int start_thread(pthread_t *thread, struct errand *errand)
 {
 	pthread_attr_t attributes;
-	pthread_t thread;
+	sigset_t all, before;
 	int error = pthread_attr_init(&attributes);
 
-	if (!error)
-		error = pthread_attr_setstacksize(&attributes, KVMCHAN_RUNTIME_STACK);
-	if (!error)
-		error = pthread_create(&thread, &attributes, run, errand);
 	if (error)
-		return fail(error, "no thread can be started to talk to the daemon: %s",
-			    strerror(error));
+		return error;
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	error = pthread_attr_setstacksize(&attributes, KVMCHAN_RUNTIME_STACK);
+	if (!error)
+		error = pthread_create(thread, &attributes, run, errand);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	pthread_attr_destroy(&attributes);
-	pthread_join(thread, NULL);
-	return 0;
+	return error;
 }
 
 int run_apart(void (*body)(void *argument), void *argument)
 {
 	struct errand errand = {body, argument};
-	sigset_t all, before;
-	int cancels, result;
+	pthread_t thread;
+	int error = start_thread(&thread, &errand);
 
-	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancels);
-	sigfillset(&all);
-	pthread_sigmask(SIG_SETMASK, &all, &before);
-	result = run_and_wait(&errand);
-	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	pthread_setcancelstate(cancels, NULL);
-	return result;
+	if (error)
+		return fail(error, "no thread can be started to talk to the daemon: %s",
+			    strerror(error));
+	pthread_join(thread, NULL);
+	return 0;
 }

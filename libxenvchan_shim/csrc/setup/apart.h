@@ -1,12 +1,24 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* A thread of our own for what the caller's may be unfit for: it may have a small stack, be about
- * to be cancelled, or be interrupted by a signal's handler at any time. */
+/*
+ * What the caller's thread may be unfit for: it may have a small stack, be about to be cancelled,
+ * or be interrupted by a signal's handler, which may never return to us.
+ */
 #ifndef KVMCHAN_APART_H
 #define KVMCHAN_APART_H
 
+/* From here to the matching undisturbed_end(), the caller is neither cancelled nor interrupted by a
+ * handler. May be nested. */
+void undisturbed_begin(void);
+void undisturbed_end(void);
+/* In between, let the caller be disturbed as before the first of them, to wait for something. What
+ * undisturbed_pause() returns, undisturbed_resume() takes. If the thread leaves in between, all of
+ * them have ended. */
+int undisturbed_pause(void);
+void undisturbed_resume(int depth);
+
 /* Run @body(@argument) on a new thread with KVMCHAN_RUNTIME_STACK bytes of stack, which no signal
- * interrupts, and wait for its end. The caller is neither cancelled nor interrupted meanwhile.
- * Returns 0, or -1 with errno and the sentence if there can be no such thread. */
+ * interrupts, and wait for its end. To be called undisturbed. Returns 0, or -1 with errno and the
+ * sentence if there can be no such thread. */
 int run_apart(void (*body)(void *argument), void *argument);
 
 #endif

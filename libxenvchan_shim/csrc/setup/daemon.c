@@ -81,6 +81,7 @@ static struct call *forget_left(const void *place)
 	while (call && (const char *)call->place <= (const char *)place) {
 		struct call *outer = call->outer;
 
+		pthread_setspecific(waiting, outer);
 		call_free(call);
 		call = outer;
 	}
@@ -171,36 +172,64 @@ static int wait_readable(int fd, bool has_deadline)
 	return result > 0 ? 0 : -1;
 }
 
+/* A handler may leave here, or call us. */
 static int wait_answer(struct call *call, struct call *outer)
 {
-	int result;
+	int result, depth;
 
 	call->place = &result;
 	call->outer = outer;
 	if (has_key)
 		pthread_setspecific(waiting, call);
+	depth = undisturbed_pause();
 	result = wait_readable(call->control_fd, !call->request.waits);
+	undisturbed_resume(depth);
 	if (has_key)
 		pthread_setspecific(waiting, outer);
 	return result < 0 ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DEADLINE / 1000)
 			  : 0;
 }
 
+/* Return whether the answer is to ask again, and prepare for that. */
+static bool is_to_ask_again(struct call *call)
+{
+	if (!call->answer.again)
+		return false;
+	call->answer.again = 0;
+	call->request.of = call->answer.control_fd;
+	call->answer.control_fd = -1;
+	return true;
+}
+
+static int get_answer(struct call *call, struct call *outer)
+{
+	do
+		if (ask(call) < 0 || wait_answer(call, outer) < 0 || answer(call) < 0)
+			return -1;
+	while (is_to_ask_again(call));
+	return 0;
+}
+
 /* Make a call of @request. Returns it with the answer, for call_free(); NULL if it failed. */
 static struct call *make_call(const struct kvmchan_request *request)
 {
-	struct call *outer = forget_left(&outer), *call = call_new();
+	struct call *outer, *call;
 	int error;
 
-	if (!call)
-		return NULL;
-	call->request = *request;
-	if (ask(call) == 0 && wait_answer(call, outer) == 0 && answer(call) == 0)
-		return call;
-	error = errno;
-	call_free(call);
-	errno = error;
-	return NULL;
+	undisturbed_begin();
+	outer = forget_left(&outer);
+	call = call_new();
+	if (call) {
+		call->request = *request;
+		if (get_answer(call, outer) < 0) {
+			error = errno;
+			call_free(call);
+			call = NULL;
+			errno = error;
+		}
+	}
+	undisturbed_end();
+	return call;
 }
 
 /* ---- opening ---- */
@@ -215,8 +244,10 @@ static int take_grant(struct call *call, bool is_server, struct kvmchan_grant *g
 
 int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
-	struct call *call = make_call(request);
+	struct call *call;
 
+	request->of = -1;
+	call = make_call(request);
 	*grant = nothing;
 	if (!call)
 		return -1;
@@ -224,36 +255,67 @@ int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 			  grant);
 }
 
-int daemon_ask(struct kvmchan_request *request, int *control_fd)
+static int ask_only(struct kvmchan_request *request, int *control_fd)
 {
 	struct call *call = call_new();
 	int result;
 
-	*control_fd = -1;
-	if (!call)
+	if (!call) {
+		if (*control_fd >= 0)
+			close(*control_fd);
+		*control_fd = -1;
 		return -1;
+	}
 	call->request = *request;
+	call->request.of = *control_fd;
 	result = ask(call);
 	*control_fd = call->control_fd;
 	free(call);
 	return result;
 }
 
-int daemon_answer(int control_fd, struct kvmchan_grant *grant)
+int daemon_ask(struct kvmchan_request *request, int *control_fd)
 {
-	struct call *outer = forget_left(&outer), *call = call_new();
+	int result;
+
+	undisturbed_begin();
+	result = ask_only(request, control_fd);
+	undisturbed_end();
+	return result;
+}
+
+static int answer_only(int *control_fd, struct kvmchan_grant *grant)
+{
+	struct call *call = call_new();
+	int fd = *control_fd;
 
 	*grant = nothing;
+	*control_fd = -1;
 	if (!call) {
-		close(control_fd);
+		close(fd);
 		return -1;
 	}
-	call->control_fd = control_fd;
-	call->request = (struct kvmchan_request){.what = KVMCHAN_CONNECT, .waits = 1};
-	if (wait_answer(call, outer) == 0 && answer(call) == 0)
+	call->control_fd = fd;
+	call->request.what = KVMCHAN_CONNECT;
+	if (answer(call) < 0) {
+		call_free(call);
+		return -1;
+	}
+	if (!is_to_ask_again(call))
 		return take_grant(call, false, grant);
+	*control_fd = call->request.of;
 	call_free(call);
-	return -1;
+	return 1;
+}
+
+int daemon_answer(int *control_fd, struct kvmchan_grant *grant)
+{
+	int result;
+
+	undisturbed_begin();
+	result = answer_only(control_fd, grant);
+	undisturbed_end();
+	return result;
 }
 
 /* ---- pages ---- */
@@ -262,6 +324,7 @@ static int get_pages(struct kvmchan_pages *pages, uint32_t what)
 {
 	struct call *call = make_call(&(struct kvmchan_request){
 	    .what = what,
+	    .of = -1,
 	    .peer = pages->peer,
 	    .ref = pages->ref,
 	    .pages = pages->pages,
@@ -306,6 +369,7 @@ int daemon_port(struct kvmchan_port *port)
 {
 	struct call *call = make_call(&(struct kvmchan_request){
 	    .what = KVMCHAN_PORT,
+	    .of = -1,
 	    .peer = port->of,
 	    .port = port->port,
 	});
@@ -332,7 +396,8 @@ static bool add_domains(struct kvmchan_domains *domains, const struct kvmchan_an
 
 int daemon_domains(struct kvmchan_domains *domains)
 {
-	struct kvmchan_request request = {.what = KVMCHAN_DOMAINS, .first = domains->first};
+	struct kvmchan_request request = {
+	    .what = KVMCHAN_DOMAINS, .of = -1, .first = domains->first};
 	bool more;
 
 	domains->own = -1;

@@ -45,12 +45,14 @@ struct kvmchan_domains {
 	int own;
 };
 
-/* Open an end of a vchan or of an event channel. The request's settings are filled in. */
+/* Open an end of a vchan or of an event channel. */
 int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant);
-/* Send the request and return at once: *@control_fd is readable when the answer has come. */
+/* Ask to connect to a vchan, and return at once: *@control_fd is readable when the answer has come.
+ * It is -1 before, or the connection of daemon_answer() that is to ask again. */
 int daemon_ask(struct kvmchan_request *request, int *control_fd);
-/* Wait for the answer to daemon_ask(). Takes ownership of @control_fd. */
-int daemon_answer(int control_fd, struct kvmchan_grant *grant);
+/* Take the answer to daemon_ask(), which has come. Takes ownership of *@control_fd. Returns 1 if it
+ * is to ask again, and then *@control_fd is the caller's. */
+int daemon_answer(int *control_fd, struct kvmchan_grant *grant);
 
 /* Share pages with another domain. */
 int daemon_share(struct kvmchan_pages *pages);

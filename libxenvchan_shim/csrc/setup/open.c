@@ -4,6 +4,7 @@
 #include <errno.h>
 
 #include "dataplane/error.h"
+#include "setup/apart.h"
 #include "setup/daemon.h"
 
 static int check_request(const struct kvmchan_request *request)
@@ -17,11 +18,16 @@ static int check_request(const struct kvmchan_request *request)
 
 struct libxenvchan *open_vchan(struct kvmchan_request *request)
 {
+	struct libxenvchan *end = NULL;
 	struct kvmchan_grant grant;
 
-	if (check_request(request) < 0 || daemon_open(request, &grant) < 0)
+	if (check_request(request) < 0)
 		return NULL;
-	return kvmchan_attach(&grant);
+	undisturbed_begin();
+	if (daemon_open(request, &grant) == 0)
+		end = kvmchan_attach(&grant);
+	undisturbed_end();
+	return end;
 }
 
 int ask_vchan(struct kvmchan_request *request, int *control_fd)
@@ -29,9 +35,14 @@ int ask_vchan(struct kvmchan_request *request, int *control_fd)
 	return check_request(request) < 0 ? -1 : daemon_ask(request, control_fd);
 }
 
-struct libxenvchan *answer_vchan(int control_fd)
+struct libxenvchan *answer_vchan(int *control_fd)
 {
+	struct libxenvchan *end = NULL;
 	struct kvmchan_grant grant;
 
-	return daemon_answer(control_fd, &grant) < 0 ? NULL : kvmchan_attach(&grant);
+	undisturbed_begin();
+	if (daemon_answer(control_fd, &grant) == 0)
+		end = kvmchan_attach(&grant);
+	undisturbed_end();
+	return end;
 }

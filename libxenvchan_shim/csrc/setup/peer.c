@@ -9,9 +9,6 @@
 #include "setup/daemon.h"
 #include "setup/open.h"
 
-/* Room for a path with the longest numbers. */
-typedef char path_text[96];
-
 int check_domain(int64_t domain)
 {
 	if (domain < 0 || domain > INT_MAX)
@@ -26,24 +23,10 @@ static int check(int64_t domain, int64_t port)
 	return check_domain(domain);
 }
 
-static int client_path(path_text path, int64_t domain, int64_t port)
-{
-	int own;
-
-	if (check(domain, port) < 0)
-		return -1;
-	own = daemon_own();
-	if (own < 0)
-		return -1;
-	snprintf(path, sizeof(path_text), "/local/domain/%lld/data/vchan/%d/%lld",
-		 (long long)domain, own, (long long)port);
-	return 0;
-}
-
 struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, size_t write_min,
 			       int once)
 {
-	path_text path;
+	char path[PEER_PATH_MAX];
 	struct kvmchan_request request = {
 	    .what = KVMCHAN_OFFER,
 	    .peer = (int)domain,
@@ -59,24 +42,41 @@ struct libxenvchan *peer_offer(int64_t domain, int64_t port, size_t read_min, si
 	return open_vchan(&request);
 }
 
-struct libxenvchan *peer_connect(int64_t domain, int64_t port)
+int peer_find(struct peer_place *place, int64_t domain, int64_t port)
 {
-	path_text path;
-	struct kvmchan_request request = {
-	    .what = KVMCHAN_CONNECT, .peer = (int)domain, .path = path};
+	int own;
 
-	if (client_path(path, domain, port) < 0)
-		return NULL;
+	if (check(domain, port) < 0)
+		return -1;
+	own = daemon_own();
+	if (own < 0)
+		return -1;
+	place->domain = (int)domain;
+	snprintf(place->path, sizeof(place->path), "/local/domain/%lld/data/vchan/%d/%lld",
+		 (long long)domain, own, (long long)port);
+	return 0;
+}
+
+static struct kvmchan_request request_for(const struct peer_place *place, bool waits)
+{
+	return (struct kvmchan_request){
+	    .what = KVMCHAN_CONNECT,
+	    .peer = place->domain,
+	    .path = place->path,
+	    .waits = waits,
+	};
+}
+
+struct libxenvchan *peer_connect(const struct peer_place *place, bool waits)
+{
+	struct kvmchan_request request = request_for(place, waits);
+
 	return open_vchan(&request);
 }
 
-int peer_await(int64_t domain, int64_t port, int *control_fd)
+int peer_await(const struct peer_place *place, int *control_fd)
 {
-	path_text path;
-	struct kvmchan_request request = {
-	    .what = KVMCHAN_CONNECT, .peer = (int)domain, .path = path, .waits = 1};
+	struct kvmchan_request request = request_for(place, true);
 
-	if (client_path(path, domain, port) < 0)
-		return -1;
 	return ask_vchan(&request, control_fd);
 }

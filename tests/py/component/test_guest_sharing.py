@@ -131,7 +131,8 @@ def test_a_guests_client_waits_for_a_server_on_the_host(alice: Guest, host: Scri
     alice.request(1, client.Connect(0, "/local/domain/0/late", True))
     assert alice.is_answered()
     grant = here.offer(ALICE, "late", Size(1), Size(1))
-    end = alice.end(alice.answer(1), is_server=False)
+    assert alice.answer(1) == client.Vacant()
+    end = alice.end(alice.ask(1, client.Connect(0, "/local/domain/0/late", True)), is_server=False)
     assert end.is_open()
     for each in (grant.region, grant.event, grant.notify):
         os.close(each)
@@ -156,6 +157,8 @@ def test_a_client_waits_on_where_the_device_it_needed_is_taken_away(alice: Guest
     alice.host.hypervisor.wait(lambda: alice.machine.of_peer(peer) is None, "the other guest keeps the device")
     assert bob.is_answered()
     alice.offer(2, BOB, path, grows=True)
+    assert bob.answer(1) == client.Vacant()
+    bob.request(1, client.Connect(ALICE, path, True))
     bob.take_device()
     assert bob.end(bob.answer(1), is_server=False).is_open()
 

@@ -472,14 +472,30 @@ def test_a_client_that_waits_is_connected_when_its_server_comes(one: Domain, two
     assert granted(two, early).grant.path == "/local/domain/1/late"
 
 
-def test_who_waited_first_is_first_and_the_next_when_that_one_has_gone(one: Domain, two: Domain) -> None:
+def test_of_those_that_waited_the_first_to_ask_again_is_connected_and_the_next_when_it_has_gone(one: Domain, two: Domain) -> None:
     first, second, third = (waiting(two, 1, "/local/domain/1/late") for _ in range(3))
+    two.open().domains(0)  # all are heard by now
     offer(one, "late")
-    granted(two, first)
-    third.close()
-    assert not select.select([second._sock], [], [], 0)[0]
-    first.close_channel()
     granted(two, second)
+    third.close()
+    assert first.take_grant_or_vacancy() is None  # it was told, too
+    first.ask_to_connect(1, "/local/domain/1/late", waits=True)
+    two.open().domains(0)
+    assert not select.select([first._sock], [], [], 0)[0]
+    second.close_channel()
+    granted(two, first)
+
+
+def test_one_that_left_its_wait_keeps_no_other_away(one: Domain, two: Domain) -> None:
+    left = waiting(two, 1, "/local/domain/1/late")
+    later = waiting(two, 1, "/local/domain/1/late")
+    two.open().domains(0)  # both are heard by now
+    offer(one, "late")
+    granted(two, later)
+    later.close_channel()
+    offer(one, "late")
+    granted(two, waiting(two, 1, "/local/domain/1/late"))
+    assert select.select([left._sock], [], [], 0)[0], "it has not read what it was told"
 
 
 def test_a_client_that_waits_for_a_domain_that_is_not_there_is_refused(two: Domain) -> None:
@@ -545,6 +561,7 @@ def test_ends_that_are_found_gone_at_once_leave_room_for_those_that_wait(daemon:
 
 def test_who_waited_and_holds_nothing_does_not_stay_beyond_its_domains_room(daemon: Daemon, one: Domain, two: Domain) -> None:
     visitors = [waiting(two, 1, "/local/domain/1/for-three") for _ in range(IDLE_MAX + 8)]
+    two.open().domains(0)  # all are heard by now
     offer(one, "for-three", peer=3)
     for each in visitors:
         with pytest.raises(AccessDenied):

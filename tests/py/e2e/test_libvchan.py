@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import select
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
+from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
 from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT
 from rig.processes import is_asleep, run
@@ -21,6 +23,10 @@ from rig.program import Program
 
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
+
+
+POLL = "7"
+"""The number of poll(2) on x86-64."""
 
 
 @pytest.fixture(scope="module")
@@ -142,12 +148,18 @@ def test_async_client_is_told_by_its_descriptor(start: Start) -> None:
         client.block_in("watch")
         assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
         assert client.line() == "1"
-        assert client.ask("finish 0") == "0"
+        finish(client, "0")
         assert client.ask("open") == CONNECTED
         # As finish was told.
         assert client.ask("recv 1") == "0"
         assert client.ask("send hello") == "5"
         assert server.ask("recv 5") == "hello"
+
+
+def finish(client: Program, blocking: str) -> None:
+    """Have it connect, as programs do: each answer says to go on, or to watch for the next."""
+    while client.ask(f"finish {blocking}") != "0":
+        assert client.ask("watch") == "1"
 
 
 def test_calls_on_a_client_that_is_not_connected_fail_or_do_nothing(start: Start) -> None:
@@ -178,11 +190,12 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
             assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
             assert client.ask("watch") == "1"
             if is_taken:
-                assert client.ask("finish 1") == "0"
+                finish(client, "1")
             assert client.ask("close") == "ok"
             assert client.ask("fds") == before
-            assert server.ask("open") == DISCONNECTED
-            assert server.ask("wait") == "0"
+            assert server.ask("open") == (DISCONNECTED if is_taken else WAITING)
+            if is_taken:
+                assert server.ask("wait") == "0"
             assert server.ask("close") == "ok"
         daemon.assert_clean()
 
@@ -279,6 +292,54 @@ def test_signals_do_not_end_the_wait_for_a_peer(start: Start) -> None:
 # ---- one client, and no other ----
 
 
+@pytest.mark.parametrize("how", ["jump", "cancel", "end"])
+def test_a_wait_that_was_left_gives_its_place_back(daemon: Daemon, start: Start, tmp_path: Path, how: str) -> None:
+    program = compile_c(tmp_path, PROGRAMS / "left_wait.c", "-pthread", *our_flags("vchan"))
+    with Program(program, how, "2", "7", env=daemon.environment(1)) as left:
+        leave(left, how)
+        with start(2) as server:
+            assert server.ask("server 1 7 4096 4096") == "ok"
+            left.tell()
+            left.expect("sent")
+            assert server.ask("recv 5") == "hello"
+            left.tell()
+            left.finish()
+            assert server.ask("close") == "ok"
+
+
+def test_a_wait_that_was_left_for_good_is_not_in_the_way(daemon: Daemon, start: Start, tmp_path: Path) -> None:
+    """The program that left it makes no other call."""
+    program = compile_c(tmp_path, PROGRAMS / "left_wait.c", "-pthread", *our_flags("vchan"))
+    with Program(program, "jump", "2", "7", env=daemon.environment(1)) as left, start(1) as client, start(2) as server:
+        leave(left, "jump")
+        client.block_in("client 2 7")
+        assert server.ask("server 1 7 4096 4096") == "ok"
+        client.expect("ok")
+        assert client.ask("send hello") == "5"
+        assert server.ask("recv 5") == "hello"
+        left.process.kill()
+        left.status = -signal.SIGKILL
+
+
+def leave(waiting: Program, how: str) -> None:
+    """Have it leave its wait for a server."""
+    eventually(lambda: in_poll(waiting.pid))
+    if how == "jump":
+        waiting.process.send_signal(signal.SIGUSR1)
+    else:
+        waiting.tell()
+    waiting.expect("left")
+
+
+def in_poll(pid: int) -> bool:
+    """Whether a thread of the process is in poll(2), by the number of its call."""
+    calls = []
+    for each in Path(f"/proc/{pid}/task").glob("*/syscall"):
+        with contextlib.suppress(OSError):  # it has ended
+            calls.append(each.read_text().split()[0])
+    return POLL in calls
+
+
 def test_second_client_waits_for_another_server(start: Start) -> None:
     with start(1) as server, start(2) as client, start(2) as second:
         meet(server, client, 1, 2)
@@ -291,7 +352,7 @@ def test_second_client_waits_for_another_server(start: Start) -> None:
         with start(1) as another:
             assert another.ask(f"server 2 7 {RING} {RING}") == "ok"
             assert second.ask("watch") == "1"
-            assert second.ask("finish 1") == "0"
+            finish(second, "1")
             assert another.ask("wait") == "0"
             assert (another.ask("open"), server.ask("open")) == (CONNECTED, DISCONNECTED)
 

@@ -10,12 +10,20 @@ from libxenvchan_shim.connection import Connection as Plain
 
 
 class Connection(Plain):
+    _asked: client.Connect
+
     def ask_to_connect(self, domain: int, path: str, *, waits: bool) -> None:
-        self.send(client.Connect(domain, path, waits))
+        self._asked = client.Connect(domain, path, waits)
+        self.send(self._asked)
 
     def answer(self, *, waits: bool) -> Granted:
+        """Take the answer, and ask again as often as that says so."""
         self._sock.settimeout(None if waits else DEADLINE)
-        return self.take_grant()
+        while True:
+            granted = self.take_grant_or_vacancy()
+            if granted is not None:
+                return granted
+            self.send(self._asked)
 
     def bind(self, peer: int) -> Granted:
         self.send(client.Bind(peer))

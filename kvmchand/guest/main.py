@@ -18,7 +18,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
-from kvmchand.runtime.signals import notify, stopped_by_signals
+from kvmchand.runtime.signals import notify, open_stdio, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.services.local.clients import Clients
 from kvmchand.services.vfio.functions import Functions
@@ -85,6 +85,7 @@ class Guest:
 
 def serve(settings: Settings) -> None:
     """Run a guest's daemon until it is told to stop."""
+    open_stdio()
     libc.set_process_name("kvmchand")
     guest = Guest(settings)
     try:

@@ -34,7 +34,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
-from kvmchand.runtime.signals import notify, stopped_by_signals
+from kvmchand.runtime.signals import notify, open_stdio, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.services.local.clients import Clients
 from kvmchand.services.store.store import Store
@@ -121,6 +121,7 @@ class Host:
 
 def serve(settings: Settings) -> None:
     """Run the host's daemon until it is told to stop."""
+    open_stdio()
     libc.set_process_name("kvmchand")
     host = Host(settings)
     try:

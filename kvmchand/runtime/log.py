@@ -15,6 +15,8 @@ def printable(text: str) -> str:
 
 
 def _write(text: str) -> None:
+    if sys.stderr is None:
+        return  # it was closed when we started
     try:
         sys.stderr.write(f"kvmchand: {printable(text)}\n")
         sys.stderr.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How a main process is stopped by signals, and reports that it is ready."""
+"""How a main process meets the machine it runs on: its stdio, its signals, its service manager."""
 
 from __future__ import annotations
 
@@ -12,10 +12,30 @@ from contextlib import ExitStack, contextmanager
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 
+_STOP = (signal.SIGTERM, signal.SIGINT)
+_NOT_OURS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that end a process which does not expect them, and mean nothing to us."""
+
+
+def open_stdio() -> None:
+    """Open /dev/null where stdin, stdout or stderr is closed.
+
+    Otherwise the next file that we open would take its number, and get what is written there.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+
 
 @contextmanager
 def stopped_by_signals(loop: Loop) -> Iterator[None]:
-    """Let SIGTERM and SIGINT stop the loop, for as long as the `with` lasts."""
+    """Let SIGTERM and SIGINT stop the loop, for as long as the `with` lasts.
+
+    They do, even if our parent had them blocked or ignored. SIGHUP, SIGUSR1 and SIGUSR2 are ignored
+    meanwhile, also by the processes that we start.
+    """
     with ExitStack() as undo:
         reading, writing = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         undo.callback(reading.close)
@@ -23,12 +43,15 @@ def stopped_by_signals(loop: Loop) -> Iterator[None]:
         writing.setblocking(False)
         before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
         undo.callback(signal.set_wakeup_fd, before)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in _STOP:
             undo.callback(signal.signal, number, signal.signal(number, lambda *_: None))
+        for number in _NOT_OURS:
+            undo.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))
+        undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP))
 
         def on_signal(_events: int) -> None:
             # Other signals are none of ours: kvmchand.event has the alarm.
-            if {signal.SIGTERM, signal.SIGINT} & set(reading.recv(64)):
+            if set(_STOP) & set(reading.recv(64)):
                 loop.stop()
 
         loop.add(reading.fileno(), on_signal)

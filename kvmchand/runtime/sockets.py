@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,8 @@ from kvmchand.runtime.privileges import group_number
 from kvmchand.wire import local
 
 _BACKLOG = 512
+_SOCKET = re.compile(r"kvmchand\.sock|store\.sock|(domain|store)-[0-9]+\.sock")
+"""What client.socket_name() and its like return."""
 _GROUP_MAY = 0o020
 _OTHERS_MAY = 0o002
 
@@ -39,7 +42,7 @@ class Sockets:
         """By path; and whether each is the store's."""
         self._undo = ExitStack()
         try:
-            directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make(directory)
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidArgument(f"the runtime directory {directory} can't be used: {error.strerror}") from error
@@ -49,9 +52,16 @@ class Sockets:
         except OSError:
             self.close()
             raise Busy(f"another kvmchand serves {directory}: stop it, or give this one another --runtime-dir") from None
+        self._remove_left()
+
+    def _remove_left(self) -> None:
+        """Remove what a killed daemon left, perhaps of domains that are not served any more."""
+        for path in self._directory.iterdir():
+            if _SOCKET.fullmatch(path.name) and path.is_socket():
+                path.unlink(missing_ok=True)
 
     def listen(self, domain: DomainId, name: str, store_name: str) -> None:
-        """Make a domain's sockets, in place of those that a killed daemon left."""
+        """Make a domain's sockets."""
         self._listen(domain, name, socket.SOCK_SEQPACKET, is_store=False)
         self._listen(domain, store_name, socket.SOCK_STREAM, is_store=True)
 
@@ -60,7 +70,6 @@ class Sockets:
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         self._undo.callback(sock.close)
         try:
-            path.unlink(missing_ok=True)
             before = os.umask(0o777)
             try:
                 sock.bind(str(path))
@@ -106,3 +115,15 @@ class Sockets:
     def close(self) -> None:
         """Close and remove the sockets, and unlock the directory."""
         self._undo.close()
+
+
+def _make(directory: Path) -> None:
+    """Make a directory, with those above it, that others can enter.
+
+    The sockets' modes say who may connect.
+    """
+    before = os.umask(0o022)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    finally:
+        os.umask(before)

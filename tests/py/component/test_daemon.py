@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -382,6 +383,74 @@ def test_a_socket_whose_mode_was_loosened_lets_nobody_else_in(
     assert asks(started, **who) == AccessDenied.code  # type: ignore[arg-type]
     assert asks(started, user=0, group=0) == "welcome"
     started.stop()
+
+
+def test_others_may_connect_whatever_the_umask_is(open_folder: Path) -> None:
+    (open_folder / "settings").write_text("[socket]\nmode = 0o666\n")
+    before = os.umask(0o077)
+    try:
+        started = Daemon(open_folder, "--config", str(open_folder / "settings"))
+    finally:
+        os.umask(before)
+    assert asks(started, user=NOBODY) == "welcome"
+    started.stop()
+
+
+# ---- where and by whom it is started ----
+
+
+def started_by(folder: Path, *command: str, after: str = "") -> Daemon:
+    """A daemon that the shell starts by a command, which its own and `after` follow."""
+    script = folder / "start"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join([*command, str(KVMCHAND)])} "$@" {after}\n')
+    script.chmod(0o755)
+    return Daemon(folder, program=script)
+
+
+def assert_serves(daemon: Daemon) -> None:
+    with acting_as(daemon), listen(0, "serves") as server, connect(0, "serves") as client:
+        client.write(b"there")
+        assert server.read(5) == b"there"
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_daemon_runs_without_stdio(tmp_path: Path, closed: str) -> None:
+    started = started_by(tmp_path, after=closed)
+    with RawClient(started) as client:
+        client.hello().list()
+    started.kill_service("local")
+    assert_serves(started)
+    started.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", ["--block-signal", "--ignore-signal"])
+def test_a_signal_stops_a_daemon_whose_parent_did_not_want_it(tmp_path: Path, how: str, number: signal.Signals) -> None:
+    started = started_by(tmp_path, "env", how)
+    started.process.send_signal(number)
+    assert started.process.wait() == 0, started.log()
+    started.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_that_means_nothing_ends_no_process(daemon: Daemon, number: signal.Signals) -> None:
+    services = daemon.services()
+    for pid in (daemon.pid, *services.values()):
+        os.kill(pid, number)
+    assert_serves(daemon)
+    assert daemon.services() == services
+
+
+def test_sockets_that_a_killed_daemon_left_are_removed(start: Start, tmp_path: Path) -> None:
+    first = start(tmp_path)
+    first.kill()
+    own = first.runtime_dir / "domain-1.sock.txt"
+    own.write_text("somebody's")
+    second = Daemon(tmp_path, domains=[2])
+    names = {"kvmchand.sock", "store.sock", "domain-2.sock", "store-2.sock", own.name}
+    assert {each.name for each in second.runtime_dir.iterdir()} == names
+    own.unlink()
+    second.stop()
 
 
 def test_the_sockets_have_the_mode_and_group_of_the_settings(start: Start, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def listen(
 ) -> Vchan:
     """Offer domain `peer` a vchan at `path`, with rings of at least these sizes in bytes.
 
-    Does not wait for a client. Raises NotFound (no daemon, or no such domain), Unreachable,
+    Does not wait for a client. Raises NotFound (no such domain), Unreachable (no daemon),
     InvalidArgument, TooLong, AccessDenied (the path is not below the caller's own node, or the
     daemon does not serve this user), LimitReached, OutOfResources or ProtocolError (another
     version).

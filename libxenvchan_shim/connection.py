@@ -12,7 +12,17 @@ from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET,
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from struct import pack
 
-from kvmchand.errors import AccessDenied, InvalidArgument, NotFound, ProtocolError, TimedOut, TooLong, Unreachable, from_code
+from kvmchand.errors import (
+    AccessDenied,
+    InvalidArgument,
+    KvmchanError,
+    ProtocolError,
+    TimedOut,
+    TooLong,
+    Unreachable,
+    from_code,
+    from_errno,
+)
 from kvmchand.wire import client
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
@@ -74,12 +84,12 @@ class Exchange:
     def __init__(self, path: str) -> None:
         """Connect to the daemon.
 
-        Raises NotFound or Unreachable if no daemon answers, and AccessDenied if it does not serve
-        this user. The first request finds out whether its version is another.
+        Raises Unreachable if no daemon answers, and AccessDenied if it does not serve this user.
+        The first request finds out whether its version is another.
         """
         self._path = path
         self._greeted = False
-        self._sock = _above_stdio(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC))
+        self._sock = _new_socket()
         try:
             # If the daemon's queue is full, a blocking connect waits for a place, and one with a
             # timeout of Python's fails.
@@ -94,8 +104,8 @@ class Exchange:
                     "([socket] group and mode)"
                 ) from error
             except OSError as error:
-                kind = NotFound if isinstance(error, FileNotFoundError) else Unreachable
-                raise kind(
+                _check_domain(path)
+                raise Unreachable(
                     f"no kvmchand answers at {path} ({error.strerror or error}): "
                     "start it, or set KVMCHAN_RUNTIME_DIR to where it is"
                 ) from error
@@ -144,7 +154,7 @@ class Exchange:
         except TimeoutError:
             raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
         except OSError as error:
-            if isinstance(error, ProtocolError):
+            if isinstance(error, KvmchanError):
                 raise
             raise Unreachable(f"kvmchand at {self._path} ended the connection: {error.strerror}") from error
 
@@ -334,5 +344,27 @@ def _all_above_stdio(fds: Fds) -> list[int]:
     return moved
 
 
-def _above_stdio(sock: socket) -> socket:
-    return socket(AF_UNIX, SOCK_SEQPACKET, 0, _duplicate_above_stdio(sock.detach()))
+def _check_domain(path: str) -> None:
+    """Raise InvalidArgument if a daemon is there, but KVMCHAN_DOMAIN is none that it serves."""
+    folder, _, name = path.rpartition("/")
+    try:
+        there = os.listdir(folder)  # noqa: PTH208 # pathlib takes long to import
+    except OSError:
+        return
+    if client.SOCKET_NAME not in there or name in there:
+        return
+    numbers = (each.removeprefix("domain-").removesuffix(".sock") for each in there if each.startswith("domain-"))
+    served = ", ".join(map(str, sorted(int(each) for each in numbers if each.isdigit())))
+    raise InvalidArgument(
+        f"kvmchand in {folder} has no socket {name}: "
+        f"set KVMCHAN_DOMAIN to a domain that it serves ({served or 'there is none'}), or unset it"
+    )
+
+
+def _new_socket() -> socket:
+    try:
+        made = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
+        return socket(AF_UNIX, SOCK_SEQPACKET, 0, _duplicate_above_stdio(made.detach()))
+    except OSError as error:
+        sentence = f"no connection to kvmchand can be made: {error.strerror}: close descriptors, or raise the limit (ulimit -n)"
+        raise from_errno(error.errno or 0, sentence) from error

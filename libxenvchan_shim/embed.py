@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from os import dup
 
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import KvmchanError, from_errno
 from kvmchand.wire import client
 from libxenvchan_shim.connection import Connection, carried, socket_path
 
@@ -28,6 +28,8 @@ def bind(ffi: Any) -> None:
     """Give C the bodies."""
 
     def failed(error: Exception, sentence: Any, room: int) -> int:
+        if isinstance(error, MemoryError):
+            error = from_errno(errno.ENOMEM, "no memory to talk to the daemon")
         text = error.sentence if isinstance(error, KvmchanError) else f"unexpected {type(error).__name__}: {error}"
         data = text.encode(errors="replace")[: room - 1] + b"\0"
         ffi.memmove(sentence, data, len(data))

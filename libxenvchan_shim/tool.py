@@ -44,6 +44,9 @@ def run(program: list[str]) -> None:
     os.environ["LD_LIBRARY_PATH"] = ":".join([*folders, before] if before else folders)
     runtime_dir, domain = os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")
     os.environ.setdefault("XENSTORED_PATH", store_path(runtime_dir, domain))
+    for name in ("KVMCHAN_RUNTIME_DIR", "XENSTORED_PATH"):
+        if os.environ.get(name):
+            os.environ[name] = str(Path(os.environ[name]).absolute())  # the program may change its folder
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and an ignored signal stays so
     try:
         os.execvp(program[0], program)

@@ -11,7 +11,7 @@ import os
 import sys
 from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
 
-from kvmchand.errors import ProtocolError
+from kvmchand.errors import OutOfResources, ProtocolError
 from kvmchand.wire.codec import PACKET_MAX
 
 TYPE_CHECKING = False
@@ -86,7 +86,8 @@ def send_packet(sock: socket, data: bytes, fds: Sequence[int] = (), flags: int =
 def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
     """Receive one packet; b"" at the end.
 
-    Raises OSError as recvmsg, or ProtocolError if the packet did not arrive whole.
+    Raises OSError as recvmsg; OutOfResources if this process can't have all the descriptors that
+    came with the packet, or ProtocolError if it is too long.
     """
     data, beside, status, _ = sock.recvmsg(PACKET_MAX, CMSG_LEN(_FDS_MAX * _FD_SIZE), MSG_CMSG_CLOEXEC | flags)
     numbers: list[int] = []
@@ -97,6 +98,7 @@ def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
     fds = Fds(numbers)
     if status & (MSG_TRUNC | MSG_CTRUNC):
         fds.close()
-        what = f"a packet has more than {PACKET_MAX} bytes" if status & MSG_TRUNC else "a packet's descriptors were cut off"
-        raise ProtocolError(what)
+        if status & MSG_TRUNC:
+            raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
+        raise OutOfResources("no more descriptors can be open for those that came: close some, or raise the limit (ulimit -n)")
     return data, fds

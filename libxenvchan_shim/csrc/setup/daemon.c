@@ -140,8 +140,8 @@ static int run(struct call *call, void (*step)(void *call))
 
 static int ask(struct call *call)
 {
-	call->request.runtime_dir = setting("KVMCHAN_RUNTIME_DIR");
-	call->request.domain = setting("KVMCHAN_DOMAIN");
+	call->request.runtime_dir = setting_runtime_dir();
+	call->request.domain = setting_domain();
 	if (!call->request.path)
 		call->request.path = "";
 	return run(call, ask_apart);

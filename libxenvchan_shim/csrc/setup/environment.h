@@ -3,15 +3,12 @@
 #ifndef KVMCHAN_ENVIRONMENT_H
 #define KVMCHAN_ENVIRONMENT_H
 
-#include <stdlib.h>
-
-/* Return an environment variable's value; "" if it is unset, or the program has raised rights.
- * Valid until the environment changes. */
-static inline const char *setting(const char *name)
-{
-	const char *value = secure_getenv(name);
-
-	return value ? value : "";
-}
+/*
+ * Return a setting's value; "" if it is unset, or the program has raised rights. Valid until the
+ * environment changes. A relative folder is in the one that the program was started in: it may have
+ * changed to another since.
+ */
+const char *setting_runtime_dir(void);
+const char *setting_domain(void);
 
 #endif

@@ -113,9 +113,13 @@ static const struct kvmchan_runtime *find(const struct report *report)
 	Dl_info self;
 	int level;
 
-	if (!dladdr((void *)&runtime_get, &self) || !self.dli_fname ||
-	    !realpath(self.dli_fname, folder))
+	if (!dladdr((void *)&runtime_get, &self) || !self.dli_fname)
 		return FAIL(report, ENOENT, "libxenvchan can not find its own file");
+	if (!realpath(self.dli_fname, folder))
+		return FAIL(report, errno,
+			    "libxenvchan can not find its own file %s (%s): a program that changes "
+			    "its root or its rights must open a vchan before that",
+			    self.dli_fname, strerror(errno));
 	for (level = 0; level < LEVELS; level++) {
 		int minors[VERSIONS], count, i;
 		char *slash = strrchr(folder, '/');

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /* Opens a vchan, goes to an empty root and becomes nobody, as careful servers do, and closes it
- * there: drops_rights DOMAIN PATH EMPTY_FOLDER. */
+ * there: drops_rights DOMAIN PATH EMPTY_FOLDER. With a fourth argument it opens none before that.
+ */
 #include <grp.h>
 #include <kvmchan.h>
 #include <libxenvchan.h>
@@ -15,7 +16,14 @@ int main(int argc, char **argv)
 	struct libxenvchan *vchan;
 	char word[5];
 
-	EXPECT(argc == 4);
+	EXPECT(argc >= 4);
+	if (argc == 5) {
+		EXPECT(chroot(argv[3]) == 0 && chdir("/") == 0);
+		EXPECT(!libxenvchan_server_init(NULL, atoi(argv[1]), argv[2], 0, 0));
+		EXPECT(errno == ENOENT);
+		say(kvmchan_last_error());
+		return 0;
+	}
 	vchan = libxenvchan_server_init(NULL, atoi(argv[1]), argv[2], 0, 0);
 	EXPECT(vchan);
 	vchan->blocking = 1;
@@ -31,7 +39,8 @@ int main(int argc, char **argv)
 	say("closed");
 	await_gate();
 	/* Another can't be opened from here, which is an error like any other. */
-	EXPECT(!libxenvchan_server_init(NULL, atoi(argv[1]), argv[2], 0, 0) && errno == ENOENT);
+	EXPECT(!libxenvchan_server_init(NULL, atoi(argv[1]), argv[2], 0, 0) &&
+	       errno == ECONNREFUSED);
 	EXPECT(strstr(kvmchan_last_error(), "no kvmchand answers"));
 	return 0;
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import ctypes
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from rig.compiler import compile_c, our_flags
 from rig.daemon import Daemon
 from rig.deadline import eventually, in_time
 from rig.device import end_on_device, slice_of_device
-from rig.paths import LIBDIR, PROGRAMS, PYTHON, SITE
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, SITE
 from rig.processes import run
 from rig.program import Program
 
@@ -260,6 +261,13 @@ def test_channel_is_closed_from_an_empty_root_by_nobody(daemon: Daemon, compiled
         program.tell()
 
 
+def test_a_first_call_from_another_root_is_told_what_is_missing(daemon: Daemon, compiled: Compiled, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("chroot is root's")
+    done = run(compiled("drops_rights"), "1", "data/drops", tmp_path, "first", env=daemon.environment())
+    assert "a program that changes its root or its rights must open a vchan before that" in done.stdout
+
+
 def test_the_library_loads_little_of_python() -> None:
     """All that it imports is paid for by other people's programs: not ctypes, no module that drags
     half of Python in.
@@ -300,11 +308,43 @@ def refused(shell: Program, command: str | bytes) -> tuple[int, str]:
 
 def test_missing_daemon_is_told_at_once(compiled: Compiled, tmp_path: Path) -> None:
     number, sentence = attempt(compiled, tmp_path)
-    assert number == 2  # ENOENT
+    assert number == 111  # ECONNREFUSED
     assert sentence == (
         f"no kvmchand answers at {tmp_path}/kvmchand.sock (No such file or directory): "
         "start it, or set KVMCHAN_RUNTIME_DIR to where it is"
     )
+
+
+def test_a_domain_that_the_daemon_does_not_serve_is_told_with_those_that_it_does(daemon: Daemon, compiled: Compiled) -> None:
+    number, sentence = attempt(compiled, daemon.runtime_dir, KVMCHAN_DOMAIN="7")
+    assert number == 22  # EINVAL
+    assert "set KVMCHAN_DOMAIN to a domain that it serves (1, 2), or unset it" in sentence
+
+
+@pytest.mark.parametrize("room", range(5))
+def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Compiled, room: int) -> None:
+    """A call needs one for the connection, and two for the answer."""
+    with Program(compiled("shell"), env=daemon.environment()) as shell:
+        assert shell.ask("server 0 0 0 data/first") == "ok"
+        assert shell.ask("close") == "ok"
+        used = len(list(Path(f"/proc/{shell.pid}/fd").iterdir()))
+        limits = resource.prlimit(shell.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(shell.pid, resource.RLIMIT_NOFILE, (used + room, limits[1]))
+        answer = shell.ask("server 0 0 0 data/short")
+        if answer != "ok":
+            _, number, sentence = answer.split(" ", 2)
+            assert number == "24", sentence  # EMFILE
+            assert "ulimit -n" in sentence
+        assert (answer == "ok") == (room >= 3)
+        resource.prlimit(shell.pid, resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_relative_folder_is_where_the_program_was_started(daemon: Daemon, compiled: Compiled) -> None:
+    environment = daemon.environment(KVMCHAN_RUNTIME_DIR=daemon.runtime_dir.name)
+    assert_says(run(compiled("changes_folder"), "data/elsewhere", env=environment, cwd=daemon.runtime_dir.parent))
+    program = [str(KVMCHAN), "exec", "sh", "-c", "cd / && echo $XENSTORED_PATH $KVMCHAN_RUNTIME_DIR"]
+    paths = f"{daemon.runtime_dir}/store.sock {daemon.runtime_dir}\n"
+    assert_says(run(*program, env=environment, cwd=daemon.runtime_dir.parent), paths)
 
 
 def test_socket_of_a_daemon_that_was_killed_is_told_at_once(compiled: Compiled, tmp_path: Path) -> None:
@@ -317,7 +357,14 @@ def test_socket_of_a_daemon_that_was_killed_is_told_at_once(compiled: Compiled, 
 
 @pytest.mark.parametrize(
     ("runtime_dir", "domain", "number"),
-    [("/" + "long/" * 30, "", 111), ("/dev/null", "", 111), ("relative", "", 2), ("/", "x", 22), ("/", "-1", 22), ("/", "7", 2)],
+    [
+        ("/" + "long/" * 30, "", 111),
+        ("/dev/null", "", 111),
+        ("relative", "", 111),
+        ("/", "x", 22),
+        ("/", "-1", 22),
+        ("/", "7", 111),
+    ],
 )
 def test_settings_that_lead_nowhere_are_errors_like_any_other(
     compiled: Compiled, tmp_path: Path, runtime_dir: str, domain: str, number: int

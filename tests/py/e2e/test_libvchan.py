@@ -263,7 +263,7 @@ def test_without_a_daemon_all_inits_fail(tmp_path: Path, qubes: Path) -> None:
     with Program(qubes, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path)}) as program:
         for command in ("server 1 7 0 0", "client 1 7", "async 1 7"):
             number, sentence = refused(program, command)
-            assert (number, "start it" in sentence) == (errno.ENOENT, True)
+            assert (number, "start it" in sentence) == (errno.ECONNREFUSED, True)
 
 
 def test_signals_do_not_end_the_wait_for_a_peer(start: Start) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmchand.errors import ProtocolError
+from kvmchand.errors import OutOfResources, ProtocolError
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 from rig.processes import next_fd
@@ -104,7 +104,7 @@ def test_a_packet_whose_descriptors_do_not_all_fit_is_refused_and_the_others_clo
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (next_fd() + 3, limits[1]))
     try:
-        with pytest.raises(ProtocolError, match="cut off"):
+        with pytest.raises(OutOfResources, match="ulimit -n"):
             receive_packet(theirs)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)

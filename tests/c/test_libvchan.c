@@ -10,10 +10,10 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
-#include "libvchan.h"
 #include "setup/daemon.h"
 #include "setup/open.h"
 #include "setup/peer.h"
+#include "vchan-kvm/libvchan.h"
 
 /* ---- instead of the daemon ---- */
 

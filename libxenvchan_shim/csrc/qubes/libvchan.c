@@ -12,7 +12,7 @@
 #include "setup/peer.h"
 
 #pragma GCC visibility push(default)
-#include "libvchan.h"
+#include "vchan-kvm/libvchan.h"
 #pragma GCC visibility pop
 
 struct libvchan {

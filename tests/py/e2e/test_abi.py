@@ -37,7 +37,7 @@ FUNCTIONS = {
 
 # As Qubes' header and libkvmchan's declare them.
 OTHERS = {
-    "libvchan.h": """
+    "vchan-kvm/libvchan.h": """
         libvchan_t *libvchan_server_init(int domain, int port, size_t read_min, size_t write_min);
         libvchan_t *libvchan_client_init(int domain, int port);
         libvchan_t *libvchan_client_init_async(int domain, int port, EVTCHN *watch_fd);
@@ -76,9 +76,8 @@ OTHERS = {
     """,
 }
 OTHER_LIBRARIES = {
-    LIBDIR / "libvchan-kvm.so": "libvchan.h",
-    LIBDIR / "qubes" / "libvchan-xen.so": "libvchan.h",
-    LIBDIR / "qubes" / "libvchan-xen.so.1": "libvchan.h",
+    LIBDIR / "libvchan-kvm.so": "vchan-kvm/libvchan.h",
+    LIBDIR / "qubes" / "libvchan-xen.so.1": "vchan-kvm/libvchan.h",
     LIBDIR / "libkvmchan.so": "libkvmchan.h",
 }
 
@@ -163,7 +162,7 @@ def declare_again(folder: Path, include: Path, header: str, declared: dict[str, 
 
 
 @pytest.mark.parametrize("standard", ["c99", "c11", "gnu11", "c++11", "c++20"])
-@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "libvchan.h", "libkvmchan.h", "kvmchan.h"])
+@pytest.mark.parametrize("header", ["libxenvchan.h", "xen/io/libxenvchan.h", "vchan-kvm/libvchan.h", "libkvmchan.h", "kvmchan.h"])
 def test_headers_stand_alone_and_compile_without_a_warning(tmp_path: Path, header: str, standard: str) -> None:
     plus = standard.startswith("c++")
     compiler = "g++" if plus else "gcc"
@@ -224,7 +223,8 @@ def test_exports_are_what_the_header_declares(library: Path, header: str) -> Non
 def test_the_headers_of_qubes_and_of_libkvmchan_may_be_included_together(tmp_path: Path) -> None:
     """As a libvchan that is made on libkvmchan includes them, and programs that use both."""
     source = tmp_path / "program.c"
-    source.write_text("#include <libkvmchan.h>\n#include <libvchan.h>\nLIBKVMCHAN_EXPORTED int state = VCHAN_WAITING;\n")
+    includes = "#include <libkvmchan.h>\n#include <vchan-kvm/libvchan.h>\n"
+    source.write_text(f"{includes}LIBKVMCHAN_EXPORTED int state = VCHAN_WAITING;\n")
     run("gcc", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", f"-I{OUR_INCLUDE}", source)
 
 

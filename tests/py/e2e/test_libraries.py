@@ -20,6 +20,7 @@ from rig.paths import (
     REFERENCE,
     REFERENCE_LIBDIR,
     REFERENCE_LIBXENVCHAN,
+    ROOT,
     XEN_RELEASE,
 )
 from rig.processes import run
@@ -154,6 +155,15 @@ def test_library_loaded_by_a_plugin_finds_its_python(daemon: Daemon, tmp_path: P
     loaded = [str(release_library(release)) for release in ("4.17", "4.22")]
     done = run(program, "data/several", *loaded, env=daemon.environment())
     assert (done.stdout, done.stderr) == ("ok\n", "")
+
+
+@pytest.mark.parametrize(("prefix", "is_private"), [("/usr", False), ("/opt/kvmchan", True)])
+def test_only_a_private_prefix_tells_programs_where_to_find_it(tmp_path: Path, prefix: str, is_private: bool) -> None:
+    options = ["-Dpython.install_env=prefix", f"--prefix={prefix}"]
+    run("meson", "setup", *options, tmp_path / "build", ROOT)
+    for name in ("xenvchan", "vchan", "vchan-kvm", "kvmchan"):
+        text = (tmp_path / "build" / "meson-private" / f"{name}.pc").read_text()
+        assert ("-rpath" in text) == is_private, text
 
 
 def test_failure_is_told_by_errno_by_a_sentence_and_to_the_callers_logger(daemon: Daemon, tmp_path: Path) -> None:

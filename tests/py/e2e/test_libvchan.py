@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 import select
 import signal
 import socket
@@ -17,7 +18,8 @@ from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
-from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT
+from rig.libraries import exported
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON
 from rig.processes import is_asleep, run
 from rig.program import Program
 
@@ -499,7 +501,12 @@ def test_guests_client_is_the_only_one(host: ScriptedHost, alice: Guest, qubes: 
 @pytest.mark.parametrize("name", ["libvchan-xen.so", "libvchan-xen.so.1"])
 def test_program_linked_with_qubes_library_runs_by_kvmchan_exec(daemon: Daemon, tmp_path: Path, name: str) -> None:
     """By the name that Qubes' library had before it had a soname, and by its soname."""
-    program = compile_c(tmp_path, PROGRAMS / "qubes.c", f"-I{ROOT / 'include'}", str(LIBDIR / "qubes" / name))
+    # Linked with one of that soname, which is not there any more when the program runs.
+    stub, source = tmp_path / name, tmp_path / "stub.c"
+    source.write_text("".join(f"void {each}(void) {{}}\n" for each in exported(LIBDIR / "qubes" / name)))
+    run("gcc", "-shared", source, "-o", stub, f"-Wl,-soname,{name}")
+    program = compile_c(tmp_path, PROGRAMS / "qubes.c", *pkg_config("--cflags", "vchan"), str(stub))
+    stub.unlink()
     assert f"[{name}]" in run("readelf", "--dynamic", program).stdout
     way = (str(KVMCHAN), "exec", "--", program)
     with Program(*way, env=daemon.environment(1)) as server, Program(*way, env=daemon.environment(2)) as client:
@@ -547,6 +554,8 @@ def test_qubes_sources_find_what_they_ask_pkg_config_for(package: str) -> None:
     assert pkg_config("--variable=backend_vmm", package) == ["kvm"]
     assert "-lvchan-kvm" in pkg_config("--libs", package)
     assert pkg_config("--atleast-version=4.2", package) == []
+    # Qubes' makefiles take the back end's name from the flags.
+    assert re.sub(".*vchan-", "", " ".join(pkg_config("--cflags", package))) == "kvm"
 
 
 def test_program_of_libvchan_meets_one_of_libxenvchan(daemon: Daemon, start: Start, tmp_path: Path) -> None:

@@ -52,6 +52,10 @@ def bind(ffi: Any) -> None:
     def text(pointer: Any) -> str:
         return str(ffi.string(pointer).decode(errors="surrogateescape"))
 
+    @ffi.def_extern()  # type: ignore[untyped-decorator, unused-ignore]
+    def kvmchan_python_start() -> None:
+        pass
+
     @function
     def ask(request: Any, control_fd: Any) -> None:
         with connection_for(request) as connection:

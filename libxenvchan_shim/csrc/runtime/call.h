@@ -67,7 +67,9 @@ struct kvmchan_answer {
 	int32_t numbers[256];
 };
 /* cffi: functions */
-/* Each returns 0, or an errno with the sentence in @sentence, which has @room bytes. */
+/* Does nothing, after cffi has started, which the first call of all has it do. */
+void kvmchan_python_start(void);
+/* Each of these returns 0, or an errno with the sentence in @sentence, which has @room bytes. */
 /* Connect to the daemon and ask. *@control_fd is readable when the answer has come; it is the
  * caller's, also that of a KVMCHAN_NOTIFY. */
 int kvmchan_python_ask(const struct kvmchan_request *request, int32_t *control_fd, char *sentence,

@@ -20,6 +20,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "runtime/call.h"
+
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 /* Where a failure is described. */
@@ -163,19 +165,6 @@ static PyStatus configure_and_start(PyConfig *config, const char *packages)
 	return Py_InitializeFromConfig(config);
 }
 
-/*
- * Make Python's functions global symbols, where extension modules look for them. A program that
- * loaded us as a plugin, with RTLD_LOCAL, has none there. If this fails, import_modules() says what
- * is missing.
- */
-static void publish_libpython(void)
-{
-	Dl_info python;
-
-	if (dladdr((void *)&Py_IsInitialized, &python) && python.dli_fname)
-		(void)dlopen(python.dli_fname, RTLD_NOW | RTLD_NOLOAD | RTLD_GLOBAL);
-}
-
 static int start(const struct report *report)
 {
 	char packages[PATH_MAX];
@@ -191,7 +180,6 @@ static int start(const struct report *report)
 		return fail(report, ENOENT,
 			    "Python's standard library is not at " KVMCHAN_STDLIB
 			    ": install the Python that kvmchan was built with");
-	publish_libpython();
 	follow_forks();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
 	preconfig.utf8_mode = 1;
@@ -290,6 +278,10 @@ int interpreter_start(char *sentence, int room)
 		result = start(&report);
 	if (result == 0 && !has_modules) {
 		result = import_modules(&report);
+		/* Here, where no other thread calls it: cffi's own start has no lock that a thread
+		 * checker knows. */
+		if (result == 0)
+			kvmchan_python_start();
 		has_modules = result == 0;
 	}
 	pthread_mutex_unlock(&lock);

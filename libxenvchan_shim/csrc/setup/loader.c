@@ -93,7 +93,8 @@ static const struct kvmchan_runtime *load(const struct report *report, const cha
 	void *handle;
 
 	snprintf(path, sizeof(path), "%s/" PREFIX "%d" SUFFIX, folder, minor);
-	handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+	/* Extension modules look for Python's functions among the global symbols. */
+	handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL | RTLD_NODELETE);
 	runtime = handle ? dlsym(handle, KVMCHAN_RUNTIME_SYMBOL) : NULL;
 	if (!runtime)
 		return FAIL(report, ELIBACC,

@@ -6,6 +6,7 @@ Main's end of the socket is in kvmchand.runtime.supervisor.
 
 from __future__ import annotations
 
+import json.decoder  # noqa: F401 # what says that bytes are no JSON, when we may not read files any more
 import signal
 import socket
 from abc import ABC, abstractmethod

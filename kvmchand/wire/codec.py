@@ -9,9 +9,8 @@ class, each of its type and in its range, or a ProtocolError says which has not.
 
 from __future__ import annotations
 
-from json import JSONDecoder, JSONEncoder
-
 from kvmchand.errors import ProtocolError
+from kvmchand.wire.jsontext import from_json, to_json
 
 TYPE_CHECKING = False  # typing is not needed at run time, and takes time to import
 if TYPE_CHECKING:
@@ -69,10 +68,6 @@ _CHECKS: dict[str, Check] = {
     "bool": _flag,
     "bytes": _integer(0, PACKET_MAX),
 }
-
-
-_from_json = JSONDecoder().decode
-_to_json = JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 class _Plan:
@@ -148,7 +143,7 @@ class Codec:
 
     def encode(self, message: Any) -> bytes:
         """Return a message as a packet. Raises ProtocolError if it is too long for one."""
-        data = _to_json(self.show(message)).encode(errors="replace")
+        data = to_json(self.show(message)).encode(errors="replace")
         kind, plan = self._by_class[type(message)]
         if plan.data is not None:
             data = b"%s\n%s" % (data, getattr(message, plan.data))
@@ -162,7 +157,7 @@ class Codec:
             raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
         head, _, following = packet.partition(b"\n")
         try:
-            value = _from_json(head.decode())
+            value = from_json(head.decode())
         except (ValueError, RecursionError):
             raise ProtocolError("a packet is not JSON") from None
         kind = _kind_of(value)

@@ -35,7 +35,8 @@ struct libkvmchan;
 
 /*
  * Offers @domain a vchan at @port. The rings hold at least @read_min (peer to us) and @write_min
- * (us to peer) bytes. Does not wait for a client. NULL with errno as libxenvchan_server_init().
+ * (us to peer) bytes; for 0 the daemon chooses. Does not wait for a client. NULL with errno as
+ * libxenvchan_server_init().
  */
 LIBKVMCHAN_EXPORTED struct libkvmchan *libkvmchan_server_init(uint32_t domain, uint32_t port,
 							      size_t read_min, size_t write_min);

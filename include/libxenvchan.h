@@ -57,14 +57,14 @@ struct libxenvchan {
 /*
  * Offers a vchan to the domain numbered @domain at @xs_path, absolute or relative to the caller's
  * own /local/domain/<id>. The rings hold at least @read_min (peer to us) and @write_min (us to
- * peer) bytes, 1 MiB at most unless the daemon's settings allow more. @logger may be NULL; it is
- * told of a failure, and is not kept.
+ * peer) bytes, 1 MiB at most unless the daemon's settings allow more; for 0 the daemon chooses.
+ * @logger may be NULL; it is told of a failure, and is not kept.
  *
- * Blocks for the daemon's answer only, never for a client. Returns NULL with errno ECONNREFUSED or
- * ENOENT (no daemon), EINVAL (path, domain or size), E2BIG (path too long), EACCES (not below the
- * caller's own node, or a daemon that is not for this user), ENOENT (unknown domain), ENOSPC (the
- * domain has too many channels), EPROTO (a daemon of another version), EMFILE, ENOMEM. The offer
- * stands until close, or until the process ends; a second offer at the path takes the path over.
+ * Blocks for the daemon's answer only, never for a client. Returns NULL with errno ECONNREFUSED (no
+ * daemon), EINVAL (path, domain or size), E2BIG (path too long), EACCES (not below the caller's own
+ * node, or a daemon that is not for this user), ENOENT (unknown domain), ENOSPC (the domain has too
+ * many channels), EPROTO (a daemon of another version), EMFILE, ENOMEM. The offer stands until
+ * close, or until the process ends; a second offer at the path takes the path over.
  */
 struct libxenvchan *libxenvchan_server_init(struct xentoollog_logger *logger, int domain,
 					    const char *xs_path, size_t read_min, size_t write_min);

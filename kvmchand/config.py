@@ -83,15 +83,46 @@ def number(least: int, most: int, shown: Callable[[int], str] = str) -> dict[str
     return _kind(read)
 
 
-def power_of_two(least: int, most: int) -> dict[str, Any]:
-    """Take a power of two from `least` to `most`."""
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _bytes(value: object, name: str) -> object:
+    """Return the number that text like 256K stands for, and anything else as it is."""
+    if type(value) is not str:
+        return value
+    digits, unit = (value[:-1], value[-1:]) if value[-1:] in _UNITS else (value, "")
+    if not (digits.isascii() and digits.isdigit() and len(digits) <= 20):
+        raise InvalidArgument(f'{name} takes a number of bytes, as 262144 or "256K", not {value[:40]!r}')
+    return int(digits) * _UNITS.get(unit, 1)
+
+
+def size(least: int, most: int) -> dict[str, Any]:
+    """Take bytes from `least` to `most`, as a number or as text like 256K."""
     in_range = number(least, most)["read"]
+    return _kind(lambda value, name: in_range(_bytes(value, name), name))
+
+
+def power_of_two(least: int, most: int) -> dict[str, Any]:
+    """Take bytes as size(), if they are a power of two."""
+    in_range = size(least, most)["read"]
 
     def read(value: object, name: str) -> int:
         found: int = in_range(value, name)
         if found & (found - 1):
             raise InvalidArgument(f"{name} is {found}, and must be a power of two")
         return found
+
+    return _kind(read)
+
+
+def sizes_by_pattern(most: int) -> dict[str, Any]:
+    """Take a table of bytes by patterns of paths."""
+    one = size(1, most)["read"]
+
+    def read(value: object, name: str) -> tuple[tuple[str, int], ...]:
+        if type(value) is not dict:
+            raise InvalidArgument(f'{name} is a table, as {{"data/vchan/*/7" = "64K"}}')
+        return tuple((pattern, one(least, f"{name}.{pattern[:40]}")) for pattern, least in value.items())
 
     return _kind(read)
 
@@ -150,20 +181,38 @@ class SocketSettings:
 class Limits:
     """What one domain may use, so that none starves another."""
 
-    max_ring: int = field(default=XEN_RING_MAX, metadata=number(0, RING_MAX))
+    max_ring: int = field(default=XEN_RING_MAX, metadata=size(0, RING_MAX))
     """Bytes, for each direction of a channel."""
     max_channels: int = field(default=65536, metadata=number(0, CHANNELS_MAX))
     """Channels that a domain may offer at once."""
-    max_shared: int = field(default=1 << 30, metadata=number(0, 1 << 40))
+    max_bytes: int = field(default=4 << 30, metadata=size(0, 1 << 40))
+    """Bytes of these channels' rings and pages, of a domain that is no guest."""
+    max_shared: int = field(default=1 << 30, metadata=size(0, 1 << 40))
     """Bytes of pages that a domain may share."""
     guest_channels: int = field(default=1024, metadata=number(0, CHANNELS_MAX))
     """Channels that a guest may offer; it may be the client of as many more."""
     guest_devices: int = field(default=16, metadata=number(0, 255))
     """ivshmem devices that a guest may have."""
-    guest_bytes: int = field(default=256 << 20, metadata=number(0, 1 << 40))
+    guest_bytes: int = field(default=256 << 20, metadata=size(0, 1 << 40))
     """Bytes of these devices' memory."""
     guest_requests: int = field(default=1000, metadata=number(0, 1 << 20))
     """Requests that a guest may make in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class RingSettings:
+    """How large a channel's rings are, beyond what its server asks for."""
+
+    unasked: int = field(default=256 << 10, metadata=size(0, RING_MAX))
+    """Bytes of a ring for which the server asks 0; less if its domain or link can't spare them.
+
+    0: Xen's rule.
+    """
+    minimum: tuple[tuple[str, int], ...] = field(default=(), metadata=sizes_by_pattern(RING_MAX))
+    """Bytes of both rings at the least, by pattern of the path: some programs ask for too little.
+
+    A pattern is as the shell's, of the whole path or of what is below the server's own node.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +239,7 @@ class Settings:
     """The user that the parts that read outside bytes run as, if the daemon is started as root."""
     socket: SocketSettings = field(default_factory=SocketSettings, metadata=section(SocketSettings))
     limits: Limits = field(default_factory=Limits, metadata=section(Limits))
+    rings: RingSettings = field(default_factory=RingSettings, metadata=section(RingSettings))
     links: LinkSettings = field(default_factory=LinkSettings, metadata=section(LinkSettings))
     libvirt: str = field(default="qemu:///system", metadata=MAYBE_TEXT)
     """URI of the hypervisor whose guests are served; empty: none."""

@@ -33,8 +33,8 @@ typedef struct libvchan libvchan_t;
 
 /*
  * Offers one client in @domain a vchan at @port, 0 or more. The rings hold at least @read_min (peer
- * to us) and @write_min (us to peer) bytes. Does not wait for the client: libvchan_wait() does.
- * Blocking at first. NULL with errno as libxenvchan_server_init().
+ * to us) and @write_min (us to peer) bytes; for 0 the daemon chooses. Does not wait for the client:
+ * libvchan_wait() does. Blocking at first. NULL with errno as libxenvchan_server_init().
  *
  * Once a client has come no other can: is_open is VCHAN_DISCONNECTED when it has gone, or when
  * @domain goes before one came.

@@ -16,6 +16,7 @@ from kvmchand.channels.page import other
 from kvmchand.channels.region import Region
 from kvmchand.channels.registry import Channel, End, Registry, Side
 from kvmchand.channels.requester import Requester
+from kvmchand.channels.rings import Sizes
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.errors import NotFound
 from kvmchand.ids import ChannelId, ClientId, DomainId, Size
@@ -42,14 +43,14 @@ class Channels:
         self,
         registry: Registry,
         allocator: Allocator,
-        max_ring: int,
+        sizes: Sizes,
         directory: Directory,
         waitlist: Waitlist,
     ) -> None:
         """Have no channel yet. `waitlist` hears where there may be a vchan for those who wait."""
         self._registry = registry
         self._allocator = allocator
-        self._max_ring = max_ring
+        self._sizes = sizes
         self._directory = directory
         self._waitlist = waitlist
         self._regions: dict[ChannelId, Region] = {}
@@ -68,8 +69,10 @@ class Channels:
     def offer(self, requester: Requester, offer: client.Offer) -> None:
         """Make a vchan, and answer with its server end. Raises KvmchanError, or NotYet."""
         end = End(requester.number, requester.pid)
-        chosen = rings.choose(offer.read_min, offer.write_min, self._max_ring)
         permit = self._registry.permit_offer(requester.domain, offer.peer, offer.path, end)
+        spare = min(self._registry.spare(requester.domain), self._allocator.spare(requester.domain, permit.client_domain))
+        chosen = self._sizes.choose(offer.read_min, offer.write_min, permit.path, spare)
+        self._registry.require_bytes(requester.domain, chosen.size)
         # The region first: should it fail, an offer that this one would take over still stands.
         region = self._allocator.make_region(chosen, requester.domain, permit.client_domain)
         channel = self._registry.add(permit, chosen, once=offer.once)
@@ -84,6 +87,7 @@ class Channels:
         """Make an event channel, and answer with its server end. Raises as offer()."""
         end = End(requester.number, requester.pid)
         permit = self._registry.permit_bind(requester.domain, request.peer, end)
+        self._registry.require_bytes(requester.domain, _SMALLEST.size)
         region = self._allocator.make_region(_SMALLEST, requester.domain, permit.client_domain)
         channel = self._registry.add(permit, _SMALLEST)
         self._regions[channel.number] = region

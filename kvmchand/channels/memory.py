@@ -10,12 +10,18 @@ from kvmchand.channels.region import LocalRegion, Region, SharedMemory
 from kvmchand.channels.rings import Rings
 from kvmchand.ids import DomainId, Size
 
+_ENDLESS = 1 << 62
+"""Bytes, where memory is bounded by other rules."""
+
 
 class GuestMemory(Protocol):
     """Memory that a guest can reach, too."""
 
     def is_guest(self, domain: DomainId) -> bool:
         """Return whether the domain is a guest."""
+
+    def spare(self, server: DomainId, peer: DomainId) -> int:
+        """Return the bytes that a channel should have at the most, so that others find room."""
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> Region:
         """Make a channel's region. Raises NotYet, LimitReached or OutOfResources."""
@@ -40,6 +46,11 @@ class Allocator:
     def _pool_of(self, one: DomainId, other: DomainId) -> GuestMemory | None:
         is_local = self._pool is None or not (self._pool.is_guest(one) or self._pool.is_guest(other))
         return None if is_local else self._pool
+
+    def spare(self, server: DomainId, peer: DomainId) -> int:
+        """Return the bytes that a channel should have at the most, so that others find room."""
+        pool = self._pool_of(server, peer)
+        return _ENDLESS if pool is None else pool.spare(server, peer)
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> Region:
         """Make a channel's region. Raises NotYet, LimitReached or OutOfResources."""

@@ -17,6 +17,8 @@ from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, Protocol
 from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import paths
 
+_SHARE = 8
+"""Of what is left to a domain, a channel without a wish for a size gets one part in so many."""
 _EVENT_CHANNEL = "event-channel:"
 """What an event channel has for a path, before its number. No path has a colon."""
 
@@ -149,11 +151,15 @@ class Registry:
     """Server ends that a domain may hold, and as many client ends."""
     guest_channels: int = 65536
     """The same of a guest."""
+    max_bytes: int = 1 << 40
+    """Bytes of the channels that a domain has offered. A guest's links have limits of their own."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
     ends: Ends = field(default_factory=Ends)
     _offers: dict[str, Channel] = field(default_factory=dict)
     _last: int = 0
+    _bytes: Counter[DomainId] = field(default_factory=Counter)
+    """Of the channels that each domain has offered."""
 
     # ---- domains ----
 
@@ -181,6 +187,21 @@ class Registry:
         most, setting = self.limit(domain)
         if self.ends.count(domain, side) >= most:
             raise LimitReached(f"domain {domain} has {most} channels: {setting} in the daemon's settings")
+
+    def spare(self, domain: DomainId) -> int:
+        """Return the bytes that a channel of the domain should have at the most.
+
+        A guest's are bounded by its links.
+        """
+        is_guest = self.domains[domain] is DomainKind.GUEST
+        return self.max_bytes if is_guest else (self.max_bytes - self._bytes[domain]) // _SHARE
+
+    def require_bytes(self, domain: DomainId, size: int) -> None:
+        """Raise LimitReached if the domain can't offer a channel of so many bytes."""
+        if self.domains[domain] is not DomainKind.GUEST and self._bytes[domain] + size > self.max_bytes:
+            raise LimitReached(
+                f"domain {domain}'s channels would have over {self.max_bytes} bytes: max_bytes in the daemon's settings"
+            )
 
     # ---- servers ----
 
@@ -214,6 +235,7 @@ class Registry:
         number, path = ChannelId(self._last), permit.path or f"{_EVENT_CHANNEL}{self._last}"
         channel = Channel(number, path, permit.server_domain, permit.client_domain, chosen, server=permit.server, once=once)
         self.channels[number] = self._offers[path] = channel
+        self._bytes[permit.server_domain] += chosen.size
         self.ends.hold(permit.server, channel, Side.SERVER)
         return channel
 
@@ -288,6 +310,7 @@ class Registry:
             channel.client = None
         if channel.server is None and channel.client is None:
             del self.channels[channel.number]
+            self._bytes[channel.server_domain] -= channel.rings.size
         return held
 
     def port(self, caller: DomainId, domain: int, port: int) -> tuple[Channel, Side] | None:

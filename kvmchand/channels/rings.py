@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from kvmchand.config import XEN_RING_MAX
+from kvmchand.config import XEN_RING_MAX, RingSettings
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import PAGE, Size
 
 _SMALL, _LARGE = 10, 11  # the two orders that fit into the shared page, each once
 _OWN_PAGES = 12
+_NODE_PARTS = 4
+"""Parts of a path up to what is below a domain's node: /local/domain/<id>/."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def _order(least: int) -> int:
 def choose(read_min: int, write_min: int, most: int = XEN_RING_MAX) -> Rings:
     """Return the rings for a server that wants to read and write at least this many bytes.
 
-    Raises InvalidArgument if that is more than `most`.
+    By Xen's rule. Raises InvalidArgument if that is more than `most`.
     """
     for name, least in (("read_min", read_min), ("write_min", write_min)):
         if least > most:
@@ -54,3 +57,37 @@ def choose(read_min: int, write_min: int, most: int = XEN_RING_MAX) -> Rings:
     if write_min <= large:
         return Rings(_order(read_min), _LARGE)
     return Rings(_order(read_min), _order(write_min))
+
+
+class Sizes:
+    """How large the rings of an offered vchan are: Xen's rule, and the daemon's settings."""
+
+    def __init__(self, settings: RingSettings, most: int = XEN_RING_MAX) -> None:
+        """Allow rings of `most` bytes."""
+        self._settings = settings
+        self._most = most
+
+    def choose(self, read_min: int, write_min: int, path: str, spare: int) -> Rings:
+        """Return the rings for a server that wants to read and write at least this many bytes.
+
+        `path`: the whole path. `spare`: bytes that the region should not exceed. Who asks for a
+        size gets what Xen gives, as some programs bound their latency by it; who asks for 0 has no
+        wish.
+        Raises InvalidArgument if the server wants more than is allowed.
+        """
+        least = self._minimum(path)
+        read_min, write_min = max(read_min, least), max(write_min, least)
+        rings = choose(read_min, write_min, self._most)
+        order = max(0, min(self._settings.unasked, (spare - PAGE) // 2)).bit_length() - 1
+        if order < _OWN_PAGES:
+            return rings
+        return Rings(rings.left if read_min else order, rings.right if write_min else order)
+
+    def _minimum(self, path: str) -> int:
+        below = path.split("/", _NODE_PARTS)[-1]
+        return max((least for pattern, least in self._settings.minimum if matches(pattern, path, below)), default=0)
+
+
+def matches(pattern: str, *paths: str) -> bool:
+    """Return whether any of the paths is as a pattern of the shell's."""
+    return any(fnmatchcase(path, pattern) for path in paths)

@@ -18,6 +18,7 @@ from kvmchand.channels.channels import Channels
 from kvmchand.channels.grants import Grants
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.registry import DomainKind, Registry
+from kvmchand.channels.rings import Sizes
 from kvmchand.channels.sharing import Sharing
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.config import Settings
@@ -76,10 +77,10 @@ class Host:
             self._undo.callback(machines.close)
         pool, guests = (machines.pool, machines.guests) if machines is not None else (None, None)
 
-        registry = Registry(limits.max_channels, limits.guest_channels)
+        registry = Registry(limits.max_channels, limits.guest_channels, limits.max_bytes)
         allocator = Allocator(pool)
         waitlist = Waitlist(registry, loop.call_soon)
-        channels = Channels(registry, allocator, limits.max_ring, store, waitlist)
+        channels = Channels(registry, allocator, Sizes(settings.rings, limits.max_ring), store, waitlist)
         sharing = Sharing(registry, Grants(limits.max_shared // PAGE, limits.max_channels), allocator, channels.wake)
         holdings = Holdings(loop, registry, allocator, channels, sharing)
         self._undo.callback(holdings.close)

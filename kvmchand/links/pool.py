@@ -14,7 +14,7 @@ from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import Rings
 from kvmchand.config import LinkSettings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import PAGE, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
 from kvmchand.links.slices import SliceRegion
@@ -25,6 +25,8 @@ from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire import libvirt
 
+_SHARE = 8
+"""Of what is free on a link, a channel without a wish for a size gets one part in so many."""
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
 
@@ -154,6 +156,16 @@ class Pool:
 
     # ---- channels ----
 
+    def spare(self, server: DomainId, peer: DomainId) -> int:
+        """Return the bytes that a channel should have at the most, so that others find room.
+
+        That is a part of what is free on the device that has most, or on a new one.
+        """
+        if self._settings.dedicated:
+            return self._settings.size
+        free = [sum(device.free.values()) * PAGE for device in self._links.devices_for(pair_of(server, peer))]
+        return max(free, default=self._settings.size) // _SHARE
+
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
         """Make a region for a channel of a guest. Raises NotYet, LimitReached or OutOfResources."""
         taken = self._take(rings.size, server, peer)
@@ -186,16 +198,13 @@ class Pool:
                 return taken
             coming = [device]
         for device in coming:
-            self._attach_or_reap(device, owner)
+            try:
+                self.attach(device, owner)
+            except LimitReached:
+                device.is_closing = True
+                self.reap(device)
+                raise
         raise NotYet(owner, coming)
-
-    def _attach_or_reap(self, device: Device, domain: DomainId) -> None:
-        try:
-            self.attach(device, domain)
-        except LimitReached:
-            device.is_closing = True
-            self.reap(device)
-            raise
 
     def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:
         """Raise NotYet unless the caller can use the device that this memory is on."""

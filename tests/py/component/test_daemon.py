@@ -221,6 +221,25 @@ def test_service_user_is_whom_the_local_process_runs_as(start: Start, tmp_path: 
     started.stop()
 
 
+def test_a_server_without_a_wish_gets_large_rings(daemon: Daemon) -> None:
+    with RawClient(daemon) as raw:
+        raw.hello().say({"type": "offer", "peer": 0, "path": "raw", "read_min": 0, "write_min": 0, "once": False})
+        granted = raw.hear()
+        assert (granted["left_order"], granted["right_order"]) == (18, 18)
+
+
+def test_channels_take_no_more_bytes_than_a_domain_may_have(start: Start, tmp_path: Path) -> None:
+    started = start(tmp_path, '[limits]\nmax_bytes = "40K"\n')
+    with acting_as(started), ExitStack() as stack:
+        # Each has the smallest rings, which leave room for others, and fit into a page.
+        vchans = [stack.enter_context(listen(0, f"x{number}", read_min=0, write_min=0)) for number in range(10)]
+        with pytest.raises(LimitReached, match="max_bytes"):
+            listen(0, "y", read_min=0, write_min=0)
+        vchans[0].close()
+        stack.enter_context(listen(0, "y", read_min=0, write_min=0))
+    started.stop()
+
+
 def test_max_ring_allows_larger_rings_up_to_it(start: Start, tmp_path: Path) -> None:
     started = start(tmp_path, "[limits]\nmax_ring = 4194304\n")
     with acting_as(started):

@@ -403,6 +403,18 @@ def test_no_memory_is_in_two_guests_but_their_pairs(alice: Guest, bob: Guest) ->
     assert memories(alice) & memories(bob) == {os.fstat(alice.wait_device(shared.peer).memory).st_ino}
 
 
+def test_rings_that_nobody_asks_for_leave_room_on_a_link(host: ScriptedHost, alice: Guest) -> None:
+    orders = []
+    for number in range(2, 34):
+        granted = alice.ask(number, offer(path=f"x{number}", least=0))
+        assert isinstance(granted, control.Granted), granted
+        orders.append((granted.grant.left_order, granted.grant.right_order))
+    assert orders[0] == (15, 15)  # an eighth of a device of 1 MiB
+    assert orders == sorted(orders, reverse=True)
+    assert orders[-1] >= (10, 11)
+    assert alice.new_devices() == [], "they share the first one's"
+
+
 def test_a_request_that_waits_for_a_device_is_not_refused_for_another_ones(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     carol = host.guest(13).greet()
     bob.request(1, offer(13))

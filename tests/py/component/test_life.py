@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from kvmchand.channels.lifelines import Lifelines
-from kvmchand.errors import AccessDenied, Busy, ChannelClosed, NotFound
+from kvmchand.errors import AccessDenied, Busy, ChannelClosed, InvalidArgument, NotFound
 from kvmchand.ids import ClientId
 from kvmchand.runtime.loop import Loop
 from libxenvchan_shim import State, Vchan, connect, listen
@@ -532,5 +532,5 @@ def test_a_domain_that_is_not_there(daemon: Daemon) -> None:
         for call in calls:
             with pytest.raises(NotFound, match="domain 3"):
                 call()
-    with acting_as(daemon, 3), pytest.raises(NotFound, match=r"domain-3\.sock"):
+    with acting_as(daemon, 3), pytest.raises(InvalidArgument, match=r"domain-3\.sock"):
         listen(0, "x")

@@ -289,7 +289,7 @@ def test_regions_end_with_a_process_that_is_killed(daemon: Daemon, start: Start)
 def test_without_a_daemon_nothing_starts(tmp_path: Path, program: Path) -> None:
     with Program(program, env={"KVMCHAN_RUNTIME_DIR": str(tmp_path)}) as alone:
         for command in ("start", "server 1 7 0 0", "client 1 7"):
-            assert refused(alone, command) == errno.ENOENT
+            assert refused(alone, command) == errno.ECONNREFUSED
 
 
 def test_program_linked_without_a_search_path_runs_by_kvmchan_exec(daemon: Daemon, tmp_path: Path) -> None:

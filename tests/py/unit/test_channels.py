@@ -13,7 +13,9 @@ from kvmchand.channels.memory import Allocator
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, DomainKind, Registry, Side
 from kvmchand.channels.requester import Requester
+from kvmchand.channels.rings import Sizes
 from kvmchand.channels.waitlist import Waitlist
+from kvmchand.config import RingSettings
 from kvmchand.ids import HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client
 
@@ -63,7 +65,7 @@ def channels(shown: Shown) -> Iterator[Channels]:
     registry = Registry()
     registry.add_domain(HOST, DomainKind.HOST)
     waitlist = Waitlist(registry, lambda _callback: None)
-    made = Channels(registry, Allocator(None), 1 << 20, shown, waitlist)
+    made = Channels(registry, Allocator(None), Sizes(RingSettings()), shown, waitlist)
     yield made
     made.close()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvmchand import config
-from kvmchand.config import RING_MAX, Limits, LinkSettings, Settings, SocketSettings
+from kvmchand.config import RING_MAX, Limits, LinkSettings, RingSettings, Settings, SocketSettings
 from kvmchand.errors import InvalidArgument
 
 EVERYTHING = """
@@ -29,21 +29,26 @@ group = "users"
 [limits]
 max_ring = 4194304
 max_channels = 7
+max_bytes = "3G"
 max_shared = 4096
 guest_channels = 8
 guest_devices = 9
 guest_bytes = 1048576
 guest_requests = 10
 
+[rings]
+unasked = "128K"
+minimum = {"data/vchan/*" = "64K", "/local/domain/7/x" = 5}
+
 [links]
-size = 65536
+size = "64K"
 vectors = 2
 dedicated = true
 pairs = [["web", "database"]]
 """
 
 
-SECTIONS = ("socket", "limits", "links")
+SECTIONS = ("socket", "limits", "rings", "links")
 
 
 def load(folder: Path, text: str | bytes) -> Settings:
@@ -75,19 +80,20 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         limits=Limits(
             max_ring=4 << 20,
             max_channels=7,
+            max_bytes=3 << 30,
             max_shared=4096,
             guest_channels=8,
             guest_devices=9,
             guest_bytes=1 << 20,
             guest_requests=10,
         ),
+        rings=RingSettings(unasked=128 << 10, minimum=(("data/vchan/*", 65536), ("/local/domain/7/x", 5))),
         links=LinkSettings(size=65536, vectors=2, dedicated=True, pairs=(("web", "database"),)),  # type: ignore[arg-type]
     )
     default = Settings()
-    for section in (read, read.socket, read.limits, read.links):
-        before: Any = next(
-            each for each in (default, default.socket, default.limits, default.links) if type(each) is type(section)
-        )
+    sections = (default, default.socket, default.limits, default.rings, default.links)
+    for section in (read, read.socket, read.limits, read.rings, read.links):
+        before: Any = next(each for each in sections if type(each) is type(section))
         for field in fields(section):
             assert getattr(section, field.name) != getattr(before, field.name), f"EVERYTHING has no {field.name}"
 
@@ -111,7 +117,17 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ("[socket]\nmode = true", "socket.mode"),
         ("[socket]\nmode = 384.0", "socket.mode"),
         ("[socket]\ngroup = 100", "socket.group"),
-        ('[limits]\nmax_ring = "1M"', "limits.max_ring"),
+        ('[limits]\nmax_ring = "1T"', "limits.max_ring"),
+        ('[limits]\nmax_ring = "M"', "limits.max_ring"),
+        ('[limits]\nmax_ring = "-1"', "limits.max_ring"),
+        ('[limits]\nmax_ring = "1 K"', "limits.max_ring"),
+        ('[limits]\nmax_ring = "\u0661K"', "limits.max_ring"),
+        (f'[limits]\nmax_ring = "{"9" * 5000}K"', "limits.max_ring"),
+        ('[limits]\nmax_channels = "1K"', "limits.max_channels"),
+        ("[rings]\nminimum = 1", "rings.minimum"),
+        ('[rings]\nminimum = {"a" = "b"}', "rings.minimum.a"),
+        ('[rings]\nminimum = {"a" = 0}', "rings.minimum.a"),
+        ("[rings]\nunasked = -1", "rings.unasked"),
         ("[links]\nsize = 3000000", "links.size"),
         ("[links]\nsize = 2048", "links.size"),
         ("[links]\nvectors = 1", "links.vectors"),
@@ -161,6 +177,8 @@ def test_a_mistake_is_one_sentence_that_names_the_file_and_the_setting(tmp_path:
         "[socket]\nmode = 0",
         "[socket]\nmode = 0o777",
         "[limits]\nmax_ring = 0",
+        '[limits]\nmax_ring = "1024M"',
+        '[limits]\nmax_bytes = "1"',
         f"[limits]\nmax_ring = {RING_MAX}",
         "[limits]\nmax_channels = 0",
         f"[limits]\nmax_channels = {config.CHANNELS_MAX}",

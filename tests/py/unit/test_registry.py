@@ -46,7 +46,7 @@ def connect(
 
 def assert_empty(registry: Registry) -> None:
     """Nothing is remembered of what is over."""
-    fresh = Registry(registry.max_channels, registry.guest_channels, dict(registry.domains), _last=registry._last)
+    fresh = Registry(registry.max_channels, registry.guest_channels, domains=dict(registry.domains), _last=registry._last)
     assert registry == fresh
 
 

@@ -8,7 +8,8 @@ import itertools
 import pytest
 
 from kvmchand.channels import rings
-from kvmchand.channels.rings import Rings
+from kvmchand.channels.rings import Rings, Sizes
+from kvmchand.config import RingSettings
 from kvmchand.errors import InvalidArgument
 
 # Sizes at each boundary of the table and of the powers of two above it; with each the order of a
@@ -108,3 +109,64 @@ def test_xens_limit_is_the_default() -> None:
 )
 def test_a_region_has_the_page_and_the_rings_that_do_not_fit_into_it(orders: tuple[int, int], size: int) -> None:
     assert Rings(*orders).size == size
+
+
+# ---- rings that nobody asked for, and settings ----
+
+PATH = "/local/domain/3/data/vchan/1/7"
+ENDLESS = 1 << 62
+
+
+def chosen(read_min: int, write_min: int, spare: int = ENDLESS, **settings: object) -> tuple[int, int]:
+    made = Sizes(RingSettings(**settings)).choose(read_min, write_min, PATH, spare)  # type: ignore[arg-type]
+    return made.left, made.right
+
+
+@pytest.mark.parametrize(
+    ("read_min", "write_min", "orders"),
+    [
+        (0, 0, (18, 18)),
+        (1, 0, (10, 18)),
+        (0, 1, (18, 11)),
+        (2000, 0, (11, 18)),
+        (0, 5000, (18, 13)),
+        (1, 1, (10, 11)),
+        (1 << 20, 0, (20, 18)),
+    ],
+)
+def test_only_a_ring_for_which_0_is_asked_is_larger_than_xens(read_min: int, write_min: int, orders: tuple[int, int]) -> None:
+    assert chosen(read_min, write_min) == orders
+
+
+@pytest.mark.parametrize(
+    ("spare", "orders"),
+    [
+        (4096 + (1 << 19), (18, 18)),
+        (4095 + (1 << 19), (17, 17)),
+        (4096 * 3, (12, 12)),
+        (4096 * 3 - 1, (10, 11)),
+        (0, (10, 11)),
+        (-5, (10, 11)),
+    ],
+)
+def test_a_ring_is_no_larger_than_there_is_room_and_xens_at_the_least(spare: int, orders: tuple[int, int]) -> None:
+    assert chosen(0, 0, spare) == orders
+
+
+@pytest.mark.parametrize(
+    ("unasked", "orders"), [(0, (10, 11)), (4095, (10, 11)), (4096, (12, 12)), (300_000, (18, 18)), (1 << 30, (30, 30))]
+)
+def test_the_setting_says_how_large(unasked: int, orders: tuple[int, int]) -> None:
+    assert chosen(0, 0, unasked=unasked) == orders
+
+
+@pytest.mark.parametrize("pattern", ["data/vchan/*", "data/vchan/1/7", "/local/domain/3/*", "*/7"])
+def test_a_path_may_have_larger_rings_than_its_server_asks_for(pattern: str) -> None:
+    minimum = ((pattern, 65536), ("other/*", 1 << 20))
+    assert chosen(1, 100, minimum=minimum) == (16, 16)
+    assert chosen(0, 70_000, minimum=minimum) == (16, 17)
+
+
+@pytest.mark.parametrize("pattern", ["vchan/*", "data/vchan", "/data/*", "DATA/*"])
+def test_another_path_has_not(pattern: str) -> None:
+    assert chosen(1, 100, minimum=((pattern, 65536),)) == (10, 11)

@@ -13,30 +13,28 @@
 
 static _Thread_local struct {
 	int depth;
-	sigset_t signals; /* as they were before */
+	sigset_t handled; /* the signals that have a handler */
+	sigset_t signals; /* what was blocked before */
 	int cancels;
 } undisturbed;
 
-/* Fill @set with the signals that have a handler. The others may still end the program. */
-static void find_handled(sigset_t *set)
+/* The signals without a handler may still end the program. */
+static void find_handled(void)
 {
 	struct sigaction action;
 	int number;
 
-	sigemptyset(set);
+	sigemptyset(&undisturbed.handled);
 	for (number = 1; number <= SIGRTMAX; number++)
 		if (sigaction(number, NULL, &action) == 0 && action.sa_handler != SIG_DFL &&
 		    action.sa_handler != SIG_IGN)
-			sigaddset(set, number);
+			sigaddset(&undisturbed.handled, number);
 }
 
 static void begin(int depth)
 {
-	sigset_t handled;
-
 	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &undisturbed.cancels);
-	find_handled(&handled);
-	pthread_sigmask(SIG_BLOCK, &handled, &undisturbed.signals);
+	pthread_sigmask(SIG_BLOCK, &undisturbed.handled, &undisturbed.signals);
 	undisturbed.depth = depth;
 }
 
@@ -49,10 +47,12 @@ static void end(void)
 
 void undisturbed_begin(void)
 {
-	if (undisturbed.depth == 0)
+	if (undisturbed.depth == 0) {
+		find_handled();
 		begin(1);
-	else
+	} else {
 		undisturbed.depth++;
+	}
 }
 
 void undisturbed_end(void)

@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "dataplane/error.h"
@@ -89,15 +90,20 @@ static void tell_leak_checker(const char *function)
 		((void (*)(void))symbol)();
 }
 
+static void run_here(void (*body)(void *argument), void *argument)
+{
+	/* What Python allocates lives as long as the process, and it finds it by memory of its own,
+	 * where the checker does not look. */
+	tell_leak_checker("__lsan_disable");
+	body(argument);
+	tell_leak_checker("__lsan_enable");
+}
+
 static void *run(void *argument)
 {
 	const struct errand *errand = argument;
 
-	/* What Python allocates lives as long as the process, and it finds it by memory of its own,
-	 * where the checker does not look. */
-	tell_leak_checker("__lsan_disable");
-	errand->body(errand->argument);
-	tell_leak_checker("__lsan_enable");
+	run_here(errand->body, errand->argument);
 	return NULL;
 }
 
@@ -130,5 +136,49 @@ int run_apart(void (*body)(void *argument), void *argument)
 		return fail(error, "no thread can be started to talk to the daemon: %s",
 			    strerror(error));
 	pthread_join(thread, NULL);
+	return 0;
+}
+
+/* ---- here, if there is room ---- */
+
+/* Bytes of stack that a call needs once Python has started, with a margin. */
+#define ROOM (256 * 1024)
+
+/* The stack that the thread was started with. A handler or a coroutine may run on another. */
+static _Thread_local struct {
+	bool known;
+	const char *low, *high;
+} stack;
+
+static void find_stack(void)
+{
+	pthread_attr_t attributes;
+	size_t size = 0;
+	void *low = NULL;
+
+	stack.known = true;
+	if (pthread_getattr_np(pthread_self(), &attributes) != 0)
+		return;
+	if (pthread_attr_getstack(&attributes, &low, &size) == 0) {
+		stack.low = low;
+		stack.high = stack.low + size;
+	}
+	pthread_attr_destroy(&attributes);
+}
+
+static bool has_room(void)
+{
+	const char *here = __builtin_frame_address(0);
+
+	if (!stack.known)
+		find_stack();
+	return here > stack.low && here < stack.high && here - stack.low >= ROOM;
+}
+
+int run_where_there_is_room(void (*body)(void *argument), void *argument)
+{
+	if (!has_room())
+		return run_apart(body, argument);
+	run_here(body, argument);
 	return 0;
 }

@@ -20,5 +20,8 @@ void undisturbed_resume(int depth);
  * interrupts, and wait for its end. To be called undisturbed. Returns 0, or -1 with errno and the
  * sentence if there can be no such thread. */
 int run_apart(void (*body)(void *argument), void *argument);
+/* The same on the caller's thread if its stack has room: two wake-ups of a thread take longer than
+ * most calls. */
+int run_where_there_is_room(void (*body)(void *argument), void *argument);
 
 #endif

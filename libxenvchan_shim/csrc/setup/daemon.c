@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A call has two short steps in Python, each on a thread of its own: it asks, and it takes the
- * answer. In between the caller waits on its own thread, where its program's signals and
+ * A call has two short steps in Python, undisturbed and where there is room: it asks, and it takes
+ * the answer. In between the caller waits on its own thread, where its program's signals and
  * cancellation reach it as in any other wait.
  */
 #include "setup/daemon.h"
@@ -129,7 +129,7 @@ static void ask_apart(void *argument)
 	/* If cffi could not run a function it returned 0, but left no answer. */
 	if (!call->error && call->control_fd < 0)
 		call->error = EIO;
-	/* Most answers come at once, and taking them here saves another thread. */
+	/* Most answers come at once, and taking them here saves another thread, or a wait. */
 	answer = (struct pollfd){.fd = call->control_fd, .events = POLLIN};
 	if (!call->error && call->takes_soon && poll(&answer, 1, SOON) > 0)
 		take(call, runtime);
@@ -146,7 +146,8 @@ static void answer_apart(void *argument)
 
 static int run(struct call *call, void (*step)(void *call))
 {
-	if (run_apart(step, call) < 0)
+	/* Python starts on a thread of its own, which it takes for its main one. */
+	if ((runtime_has_started() ? run_where_there_is_room : run_apart)(step, call) < 0)
 		return -1;
 	return call->error ? fail(call->error, "%s", call->sentence) : 0;
 }

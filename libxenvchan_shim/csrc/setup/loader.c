@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,6 +27,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const struct kvmchan_runtime *loaded;
+static atomic_bool has_started;
 
 static void before_fork(void) { pthread_mutex_lock(&lock); }
 
@@ -154,5 +156,10 @@ const struct kvmchan_runtime *runtime_get(int *error, char *sentence, int room)
 	if (!runtime)
 		return NULL;
 	*error = runtime->start(sentence, room);
-	return *error ? NULL : runtime;
+	if (*error)
+		return NULL;
+	atomic_store(&has_started, true);
+	return runtime;
 }
+
+bool runtime_has_started(void) { return atomic_load(&has_started); }

@@ -3,11 +3,15 @@
 #ifndef KVMCHAN_LOADER_H
 #define KVMCHAN_LOADER_H
 
+#include <stdbool.h>
+
 #include "runtime/runtime.h"
 
 /* Return the runtime, loaded and started; or NULL, with *@error an errno and the sentence in
  * @sentence, which has @room bytes. May be called from any thread whose stack has
  * KVMCHAN_RUNTIME_STACK bytes. */
 const struct kvmchan_runtime *runtime_get(int *error, char *sentence, int room);
+/* Return whether that has succeeded before. */
+bool runtime_has_started(void);
 
 #endif

@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import ctypes
 import os
+import re
 import resource
 import shutil
 import signal
@@ -24,7 +25,7 @@ from rig.compiler import compile_c, our_flags
 from rig.daemon import Daemon
 from rig.deadline import eventually, in_time
 from rig.device import end_on_device, slice_of_device
-from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, SITE
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT, SITE
 from rig.processes import run
 from rig.program import Program
 
@@ -283,6 +284,20 @@ def test_the_library_loads_little_of_python() -> None:
 @pytest.mark.parametrize("case", ["small", "blocked", "cancelled", "forked"])
 def test_the_first_call_may_be_any_threads(daemon: Daemon, compiled: Compiled, case: str) -> None:
     assert_says(run(compiled("unusual_threads"), "data/unusual", case, env=daemon.environment()), "ok\n")
+
+
+def test_data_moves_with_the_system_calls_that_are_documented(daemon: Daemon, compiled: Compiled) -> None:
+    """Any other would end the program, on a channel between two programs of this machine."""
+    path = "/local/domain/1/data/filtered"
+    filtered = compiled("filtered")
+    with Program(filtered, "server", "2", path, env=daemon.environment(1)) as server:
+        server.expect("offered")
+        with Program(filtered, "client", "1", path, env=daemon.environment(2)) as client:
+            client.expect("done")
+            server.expect("done")
+    listed = (ROOT / "docs" / "porting.md").read_text().partition("A seccomp filter must allow")[2].partition("\n\n")[0]
+    source = (PROGRAMS / "filtered.c").read_text().partition("allowed[] = {")[2].partition("}")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == set(re.findall(r"SYS_(\w+)", source)) - {"exit_group"}
 
 
 # ---- what can be wrong with the daemon ----

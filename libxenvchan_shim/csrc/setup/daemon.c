@@ -146,6 +146,8 @@ static void answer_apart(void *argument)
 
 static int run(struct call *call, void (*step)(void *call))
 {
+	if (!runtime_has_started() && runtime_require_memory() < 0)
+		return -1;
 	/* Python starts on a thread of its own, which it takes for its main one. */
 	if ((runtime_has_started() ? run_where_there_is_room : run_apart)(step, call) < 0)
 		return -1;

@@ -15,6 +15,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+
+#include "dataplane/error.h"
 
 /* "kvmchan-python" VERSION ".so"; a version is 3.11. */
 #define PREFIX "kvmchan-python3."
@@ -52,6 +55,33 @@ struct report {
 #define FAIL(report, number, ...)                                                                  \
 	(*(report)->error = (number),                                                              \
 	 (void)snprintf((report)->sentence, (size_t)(report)->room, __VA_ARGS__), NULL)
+
+/* Bytes that a runtime takes, with a margin: of the address space, and of those what it writes to.
+ */
+#define ALL_BYTES (24 << 20)
+#define OWN_BYTES (10 << 20)
+
+static bool can_map(size_t size, int protection)
+{
+	void *mapped =
+	    mmap(NULL, size, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	if (mapped == MAP_FAILED)
+		return false;
+	munmap(mapped, size);
+	return true;
+}
+
+int runtime_require_memory(void)
+{
+	if (can_map(ALL_BYTES, PROT_NONE) && can_map(OWN_BYTES, PROT_READ | PROT_WRITE))
+		return 0;
+	return fail(
+	    ENOMEM,
+	    "Python, which talks to the daemon, needs %d MiB of address space and %d MiB of "
+	    "data: raise the limits (ulimit -v, -d)",
+	    ALL_BYTES >> 20, OWN_BYTES >> 20);
+}
 
 /* Return Python's minor version; 0 if @name is no runtime's. */
 static int minor_version(const char *name)

@@ -7,6 +7,9 @@
 
 #include "runtime/runtime.h"
 
+/* Return 0 if there is memory to load and start a runtime, or -1 with errno and the sentence.
+ * Python would end the process if it ran out of it in its start. */
+int runtime_require_memory(void);
 /* Return the runtime, loaded and started; or NULL, with *@error an errno and the sentence in
  * @sentence, which has @room bytes. May be called from any thread whose stack has
  * KVMCHAN_RUNTIME_STACK bytes. */

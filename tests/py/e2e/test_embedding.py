@@ -356,6 +356,22 @@ def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Co
         resource.prlimit(shell.pid, resource.RLIMIT_NOFILE, limits)
 
 
+@pytest.mark.parametrize("kind", [resource.RLIMIT_AS, resource.RLIMIT_DATA], ids=["address space", "data"])
+def test_a_program_short_of_memory_gets_enomem_and_lives(daemon: Daemon, compiled: Compiled, kind: int) -> None:
+    answers = []
+    for mib in (*range(4, 32, 2), 48, 64):
+        limit = (mib << 20, mib << 20)
+        with Program(
+            compiled("shell"), env=daemon.environment(), preexec_fn=lambda limit=limit: resource.setrlimit(kind, limit)
+        ) as shell:
+            answers.append(shell.ask("server 0 0 0 data/short"))
+    first = answers.index("ok")
+    assert set(answers[first:]) == {"ok"}
+    assert first > 0
+    for each in answers[:first]:
+        assert each.startswith("NULL 12 Python, which talks to the daemon, needs "), each
+
+
 def test_a_relative_folder_is_where_the_program_was_started(daemon: Daemon, compiled: Compiled) -> None:
     environment = daemon.environment(KVMCHAN_RUNTIME_DIR=daemon.runtime_dir.name)
     assert_says(run(compiled("changes_folder"), "data/elsewhere", env=environment, cwd=daemon.runtime_dir.parent))

@@ -583,6 +583,15 @@ def test_a_runtime_that_is_none_is_told_or_passed_over(
     assert sentence.startswith(f"kvmchan's runtime can't be loaded: install Python {version}, for which it was built (")
 
 
+def test_a_runtime_of_another_release_is_refused(compiled: Compiled, tmp_path: Path) -> None:
+    shutil.copy(LIBDIR / "libxenvchan.so", tmp_path)
+    (tmp_path / "other.c").write_text("const unsigned kvmchan_runtime[16] = {999};\n")
+    run("gcc", "-shared", "-o", tmp_path / "kvmchan-python3.11.so", tmp_path / "other.c")
+    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
+    assert number == 80  # ELIBBAD
+    assert sentence == f"{tmp_path}/kvmchan-python3.11.so is of another release: install kvmchan again"
+
+
 @pytest.mark.parametrize("broken", ["missing", "damaged"])
 def test_library_with_half_its_python_code_fails_with_a_sentence(
     daemon: Daemon, compiled: Compiled, tmp_path: Path, broken: str

@@ -28,6 +28,22 @@ def _refuse(value: object) -> None:
 
 
 _SPACES = " \t\n\r"
+_LEVELS = 32
+"""Levels of lists and objects within each other, many times what a message has."""
+_LOOSE_MAX = 100
+"""Brackets that may be left, as strings may have some, too."""
+_OTHERS = bytes(each for each in range(256) if each not in b"[]{}")
+
+
+def _is_deep(text: str) -> bool:
+    """Return whether text may have so many levels that the C scanner would use up a small stack."""
+    brackets = text.encode(errors="replace").translate(None, _OTHERS)
+    for _ in range(_LEVELS):
+        if len(brackets) <= _LOOSE_MAX:
+            return False
+        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+    return len(brackets) > _LOOSE_MAX
+
 
 try:
     from _json import encode_basestring, make_encoder, make_scanner
@@ -42,6 +58,8 @@ try:
     def from_json(text: str) -> Any:
         """Return the value of JSON. Raises ValueError if it is none."""
         text = text.strip(_SPACES)
+        if _is_deep(text):
+            raise ValueError("lists within lists, too many")
         try:
             value, end = _scan(text, 0)
         except (StopIteration, ImportError) as error:  # it imports json to say what is wrong

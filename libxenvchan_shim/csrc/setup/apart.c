@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "setup/apart.h"
 
-#include <dlfcn.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -81,22 +80,19 @@ struct errand {
 	void *argument;
 };
 
-/* Call a function of the leak checker in a program that was built with one. */
-static void tell_leak_checker(const char *function)
-{
-	void *symbol = dlsym(RTLD_DEFAULT, function);
-
-	if (symbol)
-		((void (*)(void))symbol)();
-}
+/* The leak checker's, in a program that was built with one. */
+extern void __lsan_disable(void) __attribute__((weak));
+extern void __lsan_enable(void) __attribute__((weak));
 
 static void run_here(void (*body)(void *argument), void *argument)
 {
 	/* What Python allocates lives as long as the process, and it finds it by memory of its own,
 	 * where the checker does not look. */
-	tell_leak_checker("__lsan_disable");
+	if (__lsan_disable)
+		__lsan_disable();
 	body(argument);
-	tell_leak_checker("__lsan_enable");
+	if (__lsan_enable)
+		__lsan_enable();
 }
 
 static void *run(void *argument)

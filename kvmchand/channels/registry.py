@@ -12,13 +12,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 
-from kvmchand.channels.rings import Rings
+from kvmchand.channels.rings import SHARE, Rings
 from kvmchand.errors import AccessDenied, Busy, LimitReached, NotFound, ProtocolError
 from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import paths
 
-_SHARE = 8
-"""Of what is left to a domain, a channel without a wish for a size gets one part in so many."""
 _EVENT_CHANNEL = "event-channel:"
 """What an event channel has for a path, before its number. No path has a colon."""
 
@@ -194,7 +192,7 @@ class Registry:
         A guest's are bounded by its links.
         """
         is_guest = self.domains[domain] is DomainKind.GUEST
-        return self.max_bytes if is_guest else (self.max_bytes - self._bytes[domain]) // _SHARE
+        return self.max_bytes if is_guest else (self.max_bytes - self._bytes[domain]) // SHARE
 
     def require_bytes(self, domain: DomainId, size: int) -> None:
         """Raise LimitReached if the domain can't offer a channel of so many bytes."""

@@ -12,6 +12,8 @@ from kvmchand.ids import PAGE, Size
 
 _SMALL, _LARGE = 10, 11  # the two orders that fit into the shared page, each once
 _OWN_PAGES = 12
+SHARE = 8
+"""Of what is free, a channel without a wish for a size gets one part in so many."""
 _NODE_PARTS = 4
 """Parts of a path up to what is below a domain's node: /local/domain/<id>/."""
 
@@ -72,22 +74,17 @@ class Sizes:
 
         `path`: the whole path. `spare`: bytes that the region should not exceed. Who asks for a
         size gets what Xen gives, as some programs bound their latency by it; who asks for 0 has no
-        wish.
-        Raises InvalidArgument if the server wants more than is allowed.
+        wish. Raises InvalidArgument if the server wants more than is allowed.
         """
         least = self._minimum(path)
         read_min, write_min = max(read_min, least), max(write_min, least)
         rings = choose(read_min, write_min, self._most)
-        order = max(0, min(self._settings.unasked, (spare - PAGE) // 2)).bit_length() - 1
+        order = max(0, min(self._settings.unasked, self._most, (spare - PAGE) // 2)).bit_length() - 1
         if order < _OWN_PAGES:
             return rings
         return Rings(rings.left if read_min else order, rings.right if write_min else order)
 
     def _minimum(self, path: str) -> int:
         below = path.split("/", _NODE_PARTS)[-1]
-        return max((least for pattern, least in self._settings.minimum if matches(pattern, path, below)), default=0)
-
-
-def matches(pattern: str, *paths: str) -> bool:
-    """Return whether any of the paths is as a pattern of the shell's."""
-    return any(fnmatchcase(path, pattern) for path in paths)
+        wanted = (least for pattern, least in self._settings.minimum if fnmatchcase(path, pattern) or fnmatchcase(below, pattern))
+        return max(wanted, default=0)

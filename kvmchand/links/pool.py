@@ -11,7 +11,7 @@ from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
-from kvmchand.channels.rings import Rings
+from kvmchand.channels.rings import SHARE, Rings
 from kvmchand.config import LinkSettings
 from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
 from kvmchand.ids import PAGE, DomainId, Size
@@ -25,8 +25,6 @@ from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire import libvirt
 
-_SHARE = 8
-"""Of what is free on a link, a channel without a wish for a size gets one part in so many."""
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
 
@@ -164,7 +162,7 @@ class Pool:
         if self._settings.dedicated:
             return self._settings.size
         free = [sum(device.free.values()) * PAGE for device in self._links.devices_for(pair_of(server, peer))]
-        return max(free, default=self._settings.size) // _SHARE
+        return max(free, default=self._settings.size) // SHARE
 
     def make_region(self, rings: Rings, server: DomainId, peer: DomainId) -> SliceRegion:
         """Make a region for a channel of a guest. Raises NotYet, LimitReached or OutOfResources."""

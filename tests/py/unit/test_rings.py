@@ -9,7 +9,7 @@ import pytest
 
 from kvmchand.channels import rings
 from kvmchand.channels.rings import Rings, Sizes
-from kvmchand.config import RingSettings
+from kvmchand.config import RING_MAX, RingSettings
 from kvmchand.errors import InvalidArgument
 
 # Sizes at each boundary of the table and of the powers of two above it; with each the order of a
@@ -118,7 +118,7 @@ ENDLESS = 1 << 62
 
 
 def chosen(read_min: int, write_min: int, spare: int = ENDLESS, **settings: object) -> tuple[int, int]:
-    made = Sizes(RingSettings(**settings)).choose(read_min, write_min, PATH, spare)  # type: ignore[arg-type]
+    made = Sizes(RingSettings(**settings), RING_MAX).choose(read_min, write_min, PATH, spare)  # type: ignore[arg-type]
     return made.left, made.right
 
 
@@ -158,6 +158,11 @@ def test_a_ring_is_no_larger_than_there_is_room_and_xens_at_the_least(spare: int
 )
 def test_the_setting_says_how_large(unasked: int, orders: tuple[int, int]) -> None:
     assert chosen(0, 0, unasked=unasked) == orders
+
+
+def test_what_nobody_asks_for_is_no_larger_than_what_may_be_asked_for() -> None:
+    made = Sizes(RingSettings(), most=65536).choose(0, 0, PATH, ENDLESS)
+    assert (made.left, made.right) == (16, 16)
 
 
 @pytest.mark.parametrize("pattern", ["data/vchan/*", "data/vchan/1/7", "/local/domain/3/*", "*/7"])

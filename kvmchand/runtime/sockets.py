@@ -11,7 +11,8 @@ import fcntl
 import os
 import re
 import socket
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kvmchand.config import SocketSettings
@@ -42,7 +43,9 @@ class Sockets:
         """By path; and whether each is the store's."""
         self._undo = ExitStack()
         try:
-            _make(directory)
+            # Others can enter it, and those above it: the sockets' modes say who may connect.
+            with _umask(0o022):
+                directory.mkdir(parents=True, exist_ok=True)
             lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise InvalidArgument(f"the runtime directory {directory} can't be used: {error.strerror}") from error
@@ -70,11 +73,8 @@ class Sockets:
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
         self._undo.callback(sock.close)
         try:
-            before = os.umask(0o777)
-            try:
+            with _umask(0o777):
                 sock.bind(str(path))
-            finally:
-                os.umask(before)
             self._undo.callback(path.unlink, missing_ok=True)
             if self._settings.group:
                 os.chown(path, -1, self._group)
@@ -117,13 +117,10 @@ class Sockets:
         self._undo.close()
 
 
-def _make(directory: Path) -> None:
-    """Make a directory, with those above it, that others can enter.
-
-    The sockets' modes say who may connect.
-    """
-    before = os.umask(0o022)
+@contextmanager
+def _umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        yield
     finally:
         os.umask(before)

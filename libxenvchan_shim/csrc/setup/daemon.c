@@ -58,17 +58,22 @@ static void call_free(struct call *call)
 	free(call);
 }
 
+/* Free a call that was left, and return the one around it. */
+static struct call *forget(struct call *call)
+{
+	struct call *outer = call->outer;
+
+	call_free(call);
+	return outer;
+}
+
 /* Free the calls of a thread that has ended. */
 static void forget_all(void *waits)
 {
 	struct call *call = waits;
 
-	while (call) {
-		struct call *outer = call->outer;
-
-		call_free(call);
-		call = outer;
-	}
+	while (call)
+		call = forget(call);
 }
 
 static void make_key(void) { has_key = pthread_key_create(&waiting, forget_all) == 0; }
@@ -82,11 +87,8 @@ static struct call *forget_left(const void *place)
 	pthread_once(&once, make_key);
 	call = has_key ? pthread_getspecific(waiting) : NULL;
 	while (call && (const char *)call->place <= (const char *)place) {
-		struct call *outer = call->outer;
-
-		pthread_setspecific(waiting, outer);
-		call_free(call);
-		call = outer;
+		call = forget(call);
+		pthread_setspecific(waiting, call);
 	}
 	return call;
 }

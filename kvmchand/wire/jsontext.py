@@ -55,11 +55,8 @@ try:
         """Return a value as JSON without spaces, all characters as they are."""
         return "".join(_encode(value, 0))
 
-    def from_json(text: str) -> Any:
-        """Return the value of JSON. Raises ValueError if it is none."""
+    def _decode(text: str) -> Any:
         text = text.strip(_SPACES)
-        if _is_deep(text):
-            raise ValueError("lists within lists, too many")
         try:
             value, end = _scan(text, 0)
         except (StopIteration, ImportError) as error:  # it imports json to say what is wrong
@@ -74,4 +71,11 @@ except (ImportError, AttributeError, TypeError):  # another Python, whose json h
     to_json = JSONEncoder(  # type: ignore[assignment]
         separators=(",", ":"), ensure_ascii=False, allow_nan=False
     ).encode
-    from_json = JSONDecoder().decode  # type: ignore[assignment]
+    _decode = JSONDecoder().decode  # type: ignore[assignment]
+
+
+def from_json(text: str) -> Any:
+    """Return the value of JSON. Raises ValueError if it is none, or has too many levels."""
+    if _is_deep(text):
+        raise ValueError("lists within lists, too many")
+    return _decode(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
+from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from struct import pack
 
@@ -96,29 +97,21 @@ class Exchange:
             self._sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("@ll", int(DEADLINE), 0))
             try:
                 self._sock.connect(path)
-            except BlockingIOError:
-                raise TimedOut(f"kvmchand at {path} took no connection within {DEADLINE:.0f} s") from None
-            except PermissionError as error:
-                raise AccessDenied(
-                    f"kvmchand's socket {path} may not be used by this user: be root, or have the daemon's settings allow it "
-                    "([socket] group and mode)"
-                ) from error
             except OSError as error:
-                _check_domain(path)
-                raise Unreachable(
-                    f"no kvmchand answers at {path} ({error.strerror or error}): "
-                    "start it, or set KVMCHAN_RUNTIME_DIR to where it is"
-                ) from error
+                raise connect_failure(path, error) from error
             self._sock.settimeout(DEADLINE)
         except BaseException:
             self.close()
             raise
 
     @classmethod
-    def adopt(cls, fd: int) -> Self:
-        """Make a connection of a descriptor that has been one before. Takes ownership of it."""
+    def adopt(cls, fd: int, *, is_new: bool = False) -> Self:
+        """Make a connection of a descriptor, new or one that has been one before.
+
+        Takes ownership of it.
+        """
         made = cls.__new__(cls)
-        made._greeted = True
+        made._greeted = not is_new
         made._path = "the daemon's socket"
         made._sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
         made._sock.settimeout(DEADLINE)
@@ -344,20 +337,38 @@ def _all_above_stdio(fds: Fds) -> list[int]:
     return moved
 
 
-def _check_domain(path: str) -> None:
-    """Raise InvalidArgument if a daemon is there, but KVMCHAN_DOMAIN is none that it serves."""
+def _unknown_domain(path: str) -> KvmchanError | None:
+    """Return what to raise if a daemon is there, but KVMCHAN_DOMAIN is none that it serves."""
     folder, _, name = path.rpartition("/")
     try:
         there = os.listdir(folder)  # noqa: PTH208 # pathlib takes long to import
     except OSError:
-        return
+        return None
     if client.SOCKET_NAME not in there or name in there:
-        return
+        return None
     numbers = (each.removeprefix("domain-").removesuffix(".sock") for each in there if each.startswith("domain-"))
     served = ", ".join(map(str, sorted(int(each) for each in numbers if each.isdigit())))
-    raise InvalidArgument(
+    return InvalidArgument(
         f"kvmchand in {folder} has no socket {name}: "
         f"set KVMCHAN_DOMAIN to a domain that it serves ({served or 'there is none'}), or unset it"
+    )
+
+
+def connect_failure(path: str, error: OSError) -> KvmchanError:
+    """Return what to raise where connecting to the daemon's socket failed."""
+    number, reason = error.errno or 0, error.strerror or str(error)
+    if number == EAGAIN:
+        return TimedOut(f"kvmchand at {path} took no connection within {DEADLINE:.0f} s")
+    if number in (EACCES, EPERM):
+        return AccessDenied(
+            f"kvmchand's socket {path} may not be used by this user: be root, or have the daemon's settings allow it "
+            "([socket] group and mode)"
+        )
+    if number in (EMFILE, ENFILE, ENOMEM, ENOBUFS):
+        sentence = f"no connection to kvmchand can be made: {reason}: close descriptors, or raise the limit (ulimit -n)"
+        return from_errno(number, sentence)
+    return _unknown_domain(path) or Unreachable(
+        f"no kvmchand answers at {path} ({reason}): start it, or set KVMCHAN_RUNTIME_DIR to where it is"
     )
 
 
@@ -366,5 +377,4 @@ def _new_socket() -> socket:
         made = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
         return socket(AF_UNIX, SOCK_SEQPACKET, 0, _duplicate_above_stdio(made.detach()))
     except OSError as error:
-        sentence = f"no connection to kvmchand can be made: {error.strerror}: close descriptors, or raise the limit (ulimit -n)"
-        raise from_errno(error.errno or 0, sentence) from error
+        raise connect_failure("", error) from error

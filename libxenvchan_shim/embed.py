@@ -7,11 +7,11 @@ Errors go back as an errno and a sentence; nothing raises into C, nothing is pri
 from __future__ import annotations
 
 import errno
-from os import dup
+from os import strerror
 
 from kvmchand.errors import KvmchanError, from_errno
 from kvmchand.wire import client
-from libxenvchan_shim.connection import Connection, carried, socket_path
+from libxenvchan_shim.connection import Connection, carried, connect_failure, socket_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OFFER, CONNECT, BIND, JOIN, SHARE, MAP, NOTIFY, PORT, DOMAINS = range(9)
 """enum kvmchan_what."""
+_DONE = -1
+"""What the functions return. cffi returns 0 if it can't run one."""
 
 
 def bind(ffi: Any) -> None:
@@ -43,7 +45,7 @@ def bind(ffi: Any) -> None:
             *given, sentence, room = arguments
             try:
                 body(*given)
-                return 0
+                return _DONE
             except Exception as error:
                 return failed(error, sentence, room)
 
@@ -57,17 +59,16 @@ def bind(ffi: Any) -> None:
         pass
 
     @function
-    def ask(request: Any, control_fd: Any) -> None:
-        with connection_for(request) as connection:
-            connection.send(message_of(request))
-            control_fd[0] = connection.detach()
-
-    def connection_for(request: Any) -> Connection:
-        if request.what == NOTIFY:
-            return Connection.adopt(dup(request.of))
-        if request.of >= 0:
-            return Connection.adopt(request.of)
-        return Connection(socket_path(text(request.runtime_dir), text(request.domain)))
+    def ask(request: Any) -> None:
+        if request.control_fd < 0:
+            path = socket_path(text(request.runtime_dir), text(request.domain))
+            raise connect_failure(path, OSError(request.connect_errno, strerror(request.connect_errno)))
+        message = message_of(request)
+        connection = Connection.adopt(request.control_fd, is_new=bool(request.is_new))
+        try:
+            connection.send(message)
+        finally:
+            connection.detach()
 
     def message_of(request: Any) -> object:
         what, peer = request.what, request.peer
@@ -92,45 +93,41 @@ def bind(ffi: Any) -> None:
 
     @function
     def answer(what: int, control_fd: int, answer: Any) -> None:
-        with Connection.adopt(control_fd) as connection:
+        connection = Connection.adopt(control_fd)
+        try:
             if what == CONNECT:
                 granted = connection.take_grant_or_vacancy()
                 if granted is None:
-                    answer.again, answer.control_fd = 1, connection.detach()
+                    answer.again = 1
                 else:
-                    _fill(answer.grant, connection, granted)
+                    _fill(answer.grant, granted)
             elif what in (OFFER, BIND, JOIN):
-                _fill(answer.grant, connection, connection.take_grant())
+                _fill(answer.grant, connection.take_grant())
             elif what in (SHARE, MAP):
-                _take_pages(connection, answer)
+                pages, answer.memory_fd = connection.take_pages()
+                answer.ref, answer.pages, answer.offset = pages.ref, pages.pages, pages.offset
             elif what == NOTIFY:
                 connection.take_done()
             elif what == PORT:
                 found = connection.take_port()
                 answer.state, answer.peer, answer.peer_port = client.PORT_STATES.index(found.state), found.domain, found.port
             else:
-                _take_domains(connection, answer)
+                _fill_domains(answer, connection.take_domains())
+        finally:
+            connection.detach()
 
 
-def _fill(into: Any, connection: Connection, granted: Granted) -> None:
+def _fill(into: Any, granted: Granted) -> None:
     """Fill in struct kvmchan_grant, whose fields have the message's names."""
     grant = granted.grant
     into.path = grant.path.encode()  # cffi refuses one that is too long
     into.channel, into.left_order, into.right_order = grant.channel, grant.left_order, grant.right_order
     into.events, into.offset = client.EVENTS.index(grant.events), grant.offset
     into.doorbell, into.doorbell_value = grant.doorbell, grant.doorbell_value
-    into.control_fd = connection.detach()
     into.region_fd, into.event_fd, into.notify_fd = granted.region, granted.event, granted.notify
 
 
-def _take_pages(connection: Connection, into: Any) -> None:
-    pages, into.memory_fd = connection.take_pages()
-    into.ref, into.pages, into.offset = pages.ref, pages.pages, pages.offset
-    into.control_fd = connection.detach()
-
-
-def _take_domains(connection: Connection, into: Any) -> None:
-    found = connection.take_domains()
+def _fill_domains(into: Any, found: client.Domains) -> None:
     numbers = [each.domain for each in found.domains]
     into.count, into.own = len(numbers), found.own
     into.numbers[0 : len(numbers)] = numbers

@@ -27,15 +27,17 @@ enum kvmchan_what {
 	KVMCHAN_DOMAINS, /* which domains there are, from number `first` on */
 };
 
-/* A request. Its strings are never NULL, and stay the caller's. */
+/* A request. Its strings are never NULL. They and the connection stay the caller's. */
 struct kvmchan_request {
 	uint32_t what; /* enum kvmchan_what */
 	/* Which daemon, and as which domain: the environment's values, "" if unset. */
 	const char *runtime_dir;
 	const char *domain;
-	/* The connection that is asked, or -1 for a new one. It stays the caller's where it holds
-	 * the pages of a KVMCHAN_NOTIFY, and is handed over where it was told to ask again. */
-	int32_t of;
+	/* The connection that is asked: new, or one that was told to ask again, or the one that
+	 * holds the pages of a KVMCHAN_NOTIFY. -1 if there is none: connect_errno says why. */
+	int32_t control_fd;
+	int32_t connect_errno;
+	int32_t is_new;
 	int32_t peer;
 	const char *path; /* "" if there is none */
 	uint64_t read_min, write_min;
@@ -50,11 +52,11 @@ struct kvmchan_request {
 
 /* An answer. Its descriptors are the caller's. */
 struct kvmchan_answer {
-	struct kvmchan_grant grant; /* the first four */
-	/* Of KVMCHAN_CONNECT after a wait: there may be a vchan now, ask again on control_fd. */
+	struct kvmchan_grant grant; /* the first four; without control_fd */
+	/* Of KVMCHAN_CONNECT after a wait: there may be a vchan now, ask again. */
 	int32_t again;
-	/* Of pages: the connection, the memory, where it has them, their first number, how many. */
-	int32_t control_fd, memory_fd;
+	/* Of pages: the memory, where it has them, their first number, how many. */
+	int32_t memory_fd;
 	uint64_t offset, ref;
 	uint32_t pages;
 	/* Of an event channel: Xen's EVTCHNSTAT_, 0 closed, 1 unbound, 2 interdomain. */
@@ -69,12 +71,12 @@ struct kvmchan_answer {
 /* cffi: functions */
 /* Does nothing, after cffi has started, which the first call of all has it do. */
 void kvmchan_python_start(void);
-/* Each of these returns 0, or an errno with the sentence in @sentence, which has @room bytes. */
-/* Connect to the daemon and ask. *@control_fd is readable when the answer has come; it is the
- * caller's, also that of a KVMCHAN_NOTIFY. */
-int kvmchan_python_ask(const struct kvmchan_request *request, int32_t *control_fd, char *sentence,
-		       int room);
-/* Take the answer. Takes ownership of @control_fd, also when it fails. */
+/* Each of these returns -1, or an errno with the sentence in @sentence, which has @room bytes; or
+ * 0 if Python could not be run. */
+/* Ask. The connection is readable when the answer has come. Fails with the connection's error if
+ * there is none. */
+int kvmchan_python_ask(const struct kvmchan_request *request, char *sentence, int room);
+/* Take the answer, which has come on the connection. */
 int kvmchan_python_answer(uint32_t what, int control_fd, struct kvmchan_answer *answer,
 			  char *sentence, int room);
 /* cffi: end */

@@ -1,11 +1,36 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "runtime/runtime.h"
 
+#include <errno.h>
+#include <stdio.h>
+
 #include "runtime/interpreter.h"
+
+/* Return what a function of Python's returned as ours do. */
+static int as_errno(int returned, char *sentence, int room)
+{
+	if (returned == 0) {
+		snprintf(sentence, (size_t)room, "the embedded Python failed");
+		return EIO;
+	}
+	return returned < 0 ? 0 : returned;
+}
+
+static int ask(const struct kvmchan_request *request, char *sentence, int room)
+{
+	return as_errno(kvmchan_python_ask(request, sentence, room), sentence, room);
+}
+
+static int answer(uint32_t what, int control_fd, struct kvmchan_answer *answer, char *sentence,
+		  int room)
+{
+	return as_errno(kvmchan_python_answer(what, control_fd, answer, sentence, room), sentence,
+			room);
+}
 
 __attribute__((visibility("default"))) const struct kvmchan_runtime kvmchan_runtime = {
     .version = KVMCHAN_RUNTIME_VERSION,
     .start = interpreter_start,
-    .ask = kvmchan_python_ask,
-    .answer = kvmchan_python_answer,
+    .ask = ask,
+    .answer = answer,
 };

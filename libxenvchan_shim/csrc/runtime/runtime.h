@@ -9,15 +9,15 @@
 #include "runtime/call.h"
 
 /* Changes with anything below or in call.h. */
-#define KVMCHAN_RUNTIME_VERSION 1
+#define KVMCHAN_RUNTIME_VERSION 2
 
+/* All return 0, or an errno with the sentence in @sentence, which has @room bytes. All may be called
+ * from any thread whose stack has KVMCHAN_RUNTIME_STACK bytes. */
 struct kvmchan_runtime {
 	uint32_t version; /* KVMCHAN_RUNTIME_VERSION */
-	/* Start Python in this process, once. Returns as the two of call.h, which need it. All may
-	 * be called from any thread whose stack has KVMCHAN_RUNTIME_STACK bytes. */
+	/* Start Python in this process, once. The two of call.h need it. */
 	int (*start)(char *sentence, int room);
-	int (*ask)(const struct kvmchan_request *request, int32_t *control_fd, char *sentence,
-		   int room);
+	int (*ask)(const struct kvmchan_request *request, char *sentence, int room);
 	int (*answer)(uint32_t what, int control_fd, struct kvmchan_answer *answer, char *sentence,
 		      int room);
 };

@@ -7,6 +7,7 @@
 #include "setup/daemon.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -18,22 +19,20 @@
 
 #include "dataplane/error.h"
 #include "setup/apart.h"
+#include "setup/connect.h"
 #include "setup/environment.h"
 #include "setup/loader.h"
 
-/* Milliseconds that the daemon may take to answer: the first channel between two guests costs a
- * hot-plug in each. */
-#define DEADLINE 40000
 /* Milliseconds in which a daemon answers that has nothing else to wait for. */
 #define SOON 2
 #define SENTENCE 480
-#define NO_SENTENCE "the embedded Python failed"
 
 struct call {
 	struct kvmchan_request request;
 	struct kvmchan_answer answer;
-	int32_t control_fd; /* -1 if nothing is asked, or the answer is taken */
-	bool takes_soon;    /* the answer, if it comes soon after the question */
+	int control_fd;	 /* the connection; -1 if there is none */
+	bool is_asked;	 /* and not yet answered */
+	bool takes_soon; /* the answer, if it comes soon after the question */
 	int error;
 	char sentence[SENTENCE];
 	/* While it waits: where on its thread's stack, and the call in whose wait a signal's
@@ -95,45 +94,42 @@ static struct call *forget_left(const void *place)
 
 /* ---- the steps ---- */
 
-static struct call *call_new(void)
+/* Takes ownership of @control_fd, also when it fails. */
+static struct call *call_new(int control_fd)
 {
 	struct call *call = calloc(1, sizeof(*call));
 
 	if (!call) {
+		if (control_fd >= 0)
+			close(control_fd);
 		fail(ENOMEM, "no memory to talk to the daemon");
 		return NULL;
 	}
-	call->control_fd = -1;
+	call->control_fd = control_fd;
 	call->answer = (struct kvmchan_answer){
-	    .grant = nothing, .control_fd = -1, .memory_fd = -1, .state = -1, .own = -1};
-	strcpy(call->sentence, NO_SENTENCE);
+	    .grant = nothing, .memory_fd = -1, .state = -1, .own = -1};
 	return call;
 }
 
 static void take(struct call *call, const struct kvmchan_runtime *runtime)
 {
-	int fd = call->control_fd;
-
-	call->control_fd = -1;
-	call->error =
-	    runtime->answer(call->request.what, fd, &call->answer, call->sentence, SENTENCE);
+	call->is_asked = false;
+	call->error = runtime->answer(call->request.what, call->control_fd, &call->answer,
+				      call->sentence, SENTENCE);
 }
 
 static void ask_apart(void *argument)
 {
 	struct call *call = argument;
 	const struct kvmchan_runtime *runtime = runtime_get(&call->error, call->sentence, SENTENCE);
-	struct pollfd answer;
+	struct pollfd answer = {.fd = call->control_fd, .events = POLLIN};
 
-	if (runtime)
-		call->error =
-		    runtime->ask(&call->request, &call->control_fd, call->sentence, SENTENCE);
-	/* If cffi could not run a function it returned 0, but left no answer. */
-	if (!call->error && call->control_fd < 0)
-		call->error = EIO;
+	if (!runtime)
+		return;
+	call->error = runtime->ask(&call->request, call->sentence, SENTENCE);
+	call->is_asked = call->error == 0;
 	/* Most answers come at once, and taking them here saves another thread, or a wait. */
-	answer = (struct pollfd){.fd = call->control_fd, .events = POLLIN};
-	if (!call->error && call->takes_soon && poll(&answer, 1, SOON) > 0)
+	if (call->is_asked && call->takes_soon && poll(&answer, 1, SOON) > 0)
 		take(call, runtime);
 }
 
@@ -158,10 +154,17 @@ static int run(struct call *call, void (*step)(void *call))
 
 static int ask(struct call *call)
 {
-	call->request.runtime_dir = setting_runtime_dir();
-	call->request.domain = setting_domain();
-	if (!call->request.path)
-		call->request.path = "";
+	struct kvmchan_request *request = &call->request;
+
+	request->runtime_dir = setting_runtime_dir();
+	request->domain = setting_domain();
+	if (!request->path)
+		request->path = "";
+	request->is_new = call->control_fd < 0;
+	if (request->is_new)
+		call->control_fd = connect_daemon(request->runtime_dir, request->domain);
+	request->connect_errno = call->control_fd < 0 ? errno : 0;
+	request->control_fd = call->control_fd;
 	return run(call, ask_apart);
 }
 
@@ -178,7 +181,7 @@ static int64_t milliseconds(void)
 /* Wait until @fd is readable. Returns 0, or -1 when the time is over. A cancellation point. */
 static int wait_readable(int fd, bool has_deadline)
 {
-	const int64_t end = milliseconds() + DEADLINE;
+	const int64_t end = milliseconds() + DAEMON_DEADLINE;
 	struct pollfd answer = {.fd = fd, .events = POLLIN};
 	int result;
 
@@ -204,19 +207,17 @@ static int wait_answer(struct call *call, struct call *outer)
 	undisturbed_resume(depth);
 	if (has_key)
 		pthread_setspecific(waiting, outer);
-	return result < 0 ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DEADLINE / 1000)
+	return result < 0 ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DAEMON_DEADLINE / 1000)
 			  : 0;
 }
 
 /* Return whether the answer is to ask again, and prepare for that. */
 static bool is_to_ask_again(struct call *call)
 {
-	if (!call->answer.again)
-		return false;
+	bool again = call->answer.again;
+
 	call->answer.again = 0;
-	call->request.of = call->answer.control_fd;
-	call->answer.control_fd = -1;
-	return true;
+	return again;
 }
 
 static int get_answer(struct call *call, struct call *outer)
@@ -225,21 +226,22 @@ static int get_answer(struct call *call, struct call *outer)
 	do {
 		if (ask(call) < 0)
 			return -1;
-		if (call->control_fd >= 0 && (wait_answer(call, outer) < 0 || answer(call) < 0))
+		if (call->is_asked && (wait_answer(call, outer) < 0 || answer(call) < 0))
 			return -1;
 	} while (is_to_ask_again(call));
 	return 0;
 }
 
-/* Make a call of @request. Returns it with the answer, for call_free(); NULL if it failed. */
-static struct call *make_call(const struct kvmchan_request *request)
+/* Make a call of @request on @control_fd, which it takes, or on a new connection if that is -1.
+ * Returns it with the answer, for call_free(); NULL if it failed. */
+static struct call *make_call_on(int control_fd, const struct kvmchan_request *request)
 {
 	struct call *outer, *call;
 	int error;
 
 	undisturbed_begin();
 	outer = forget_left(&outer);
-	call = call_new();
+	call = call_new(control_fd);
 	if (call) {
 		call->request = *request;
 		if (get_answer(call, outer) < 0) {
@@ -253,45 +255,54 @@ static struct call *make_call(const struct kvmchan_request *request)
 	return call;
 }
 
+static struct call *make_call(const struct kvmchan_request *request)
+{
+	return make_call_on(-1, request);
+}
+
+/* Return the call's connection, which the caller then owns. */
+static int steal_connection(struct call *call)
+{
+	int fd = call->control_fd;
+
+	call->control_fd = -1;
+	return fd;
+}
+
 /* ---- opening ---- */
 
-static int take_grant(struct call *call, bool is_server, struct kvmchan_grant *grant)
+static void take_grant(struct call *call, bool is_server, struct kvmchan_grant *grant)
 {
 	*grant = call->answer.grant;
 	grant->is_server = is_server;
+	grant->control_fd = steal_connection(call);
 	call_free(call);
-	return grant->event_fd >= 0 ? 0 : fail(EIO, NO_SENTENCE);
 }
 
 int daemon_open(struct kvmchan_request *request, struct kvmchan_grant *grant)
 {
-	struct call *call;
+	struct call *call = make_call(request);
 
-	request->of = -1;
-	call = make_call(request);
 	*grant = nothing;
 	if (!call)
 		return -1;
-	return take_grant(call, request->what == KVMCHAN_OFFER || request->what == KVMCHAN_BIND,
-			  grant);
+	take_grant(call, request->what == KVMCHAN_OFFER || request->what == KVMCHAN_BIND, grant);
+	return 0;
 }
 
 static int ask_only(struct kvmchan_request *request, int *control_fd)
 {
-	struct call *call = call_new();
+	struct call *call = call_new(*control_fd);
 	int result;
 
-	if (!call) {
-		if (*control_fd >= 0)
-			close(*control_fd);
-		*control_fd = -1;
+	*control_fd = -1;
+	if (!call)
 		return -1;
-	}
 	call->request = *request;
-	call->request.of = *control_fd;
 	result = ask(call);
-	*control_fd = call->control_fd;
-	free(call);
+	if (result == 0)
+		*control_fd = steal_connection(call);
+	call_free(call);
 	return result;
 }
 
@@ -307,24 +318,22 @@ int daemon_ask(struct kvmchan_request *request, int *control_fd)
 
 static int answer_only(int *control_fd, struct kvmchan_grant *grant)
 {
-	struct call *call = call_new();
-	int fd = *control_fd;
+	struct call *call = call_new(*control_fd);
 
 	*grant = nothing;
 	*control_fd = -1;
-	if (!call) {
-		close(fd);
+	if (!call)
 		return -1;
-	}
-	call->control_fd = fd;
 	call->request.what = KVMCHAN_CONNECT;
 	if (answer(call) < 0) {
 		call_free(call);
 		return -1;
 	}
-	if (!is_to_ask_again(call))
-		return take_grant(call, false, grant);
-	*control_fd = call->request.of;
+	if (!is_to_ask_again(call)) {
+		take_grant(call, false, grant);
+		return 0;
+	}
+	*control_fd = steal_connection(call);
 	call_free(call);
 	return 1;
 }
@@ -345,7 +354,6 @@ static int get_pages(struct kvmchan_pages *pages, uint32_t what)
 {
 	struct call *call = make_call(&(struct kvmchan_request){
 	    .what = what,
-	    .of = -1,
 	    .peer = pages->peer,
 	    .ref = pages->ref,
 	    .pages = pages->pages,
@@ -356,12 +364,12 @@ static int get_pages(struct kvmchan_pages *pages, uint32_t what)
 	if (!call)
 		return -1;
 	pages->memory_fd = call->answer.memory_fd;
-	pages->control_fd = call->answer.control_fd;
+	pages->control_fd = steal_connection(call);
 	pages->ref = call->answer.ref;
 	pages->pages = call->answer.pages;
 	pages->offset = call->answer.offset;
 	call_free(call);
-	return pages->memory_fd >= 0 ? 0 : fail(EIO, NO_SENTENCE);
+	return 0;
 }
 
 int daemon_share(struct kvmchan_pages *pages) { return get_pages(pages, KVMCHAN_SHARE); }
@@ -370,14 +378,18 @@ int daemon_map(struct kvmchan_pages *pages) { return get_pages(pages, KVMCHAN_MA
 
 int daemon_notify(int control_fd, uint64_t offset, bool clears, uint64_t port)
 {
-	struct call *call = make_call(&(struct kvmchan_request){
+	const struct kvmchan_request request = {
 	    .what = KVMCHAN_NOTIFY,
-	    .of = control_fd,
 	    .offset = offset,
 	    .clears = clears,
 	    .port = port,
-	});
+	};
+	int fd = fcntl(control_fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
+	struct call *call;
 
+	if (fd < 0)
+		return fail(errno, "no descriptor for a call to the daemon: %s", strerror(errno));
+	call = make_call_on(fd, &request);
 	if (!call)
 		return -1;
 	call_free(call);
@@ -390,7 +402,6 @@ int daemon_port(struct kvmchan_port *port)
 {
 	struct call *call = make_call(&(struct kvmchan_request){
 	    .what = KVMCHAN_PORT,
-	    .of = -1,
 	    .peer = port->of,
 	    .port = port->port,
 	});
@@ -401,7 +412,7 @@ int daemon_port(struct kvmchan_port *port)
 	port->peer = call->answer.peer;
 	port->peer_port = call->answer.peer_port;
 	call_free(call);
-	return port->state >= 0 ? 0 : fail(EIO, NO_SENTENCE);
+	return 0;
 }
 
 /* Add one answer's domains to those that were found. Returns whether there may be more. */
@@ -418,7 +429,7 @@ static bool add_domains(struct kvmchan_domains *domains, const struct kvmchan_an
 int daemon_domains(struct kvmchan_domains *domains)
 {
 	struct kvmchan_request request = {
-	    .what = KVMCHAN_DOMAINS, .of = -1, .first = domains->first};
+	    .what = KVMCHAN_DOMAINS, .first = domains->first};
 	bool more;
 
 	domains->own = -1;
@@ -433,7 +444,7 @@ int daemon_domains(struct kvmchan_domains *domains)
 		if (more)
 			request.first = domains->numbers[domains->count - 1] + 1;
 	} while (more);
-	return domains->own >= 0 ? 0 : fail(EIO, NO_SENTENCE);
+	return 0;
 }
 
 int daemon_own(void)

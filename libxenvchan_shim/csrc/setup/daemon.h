@@ -14,6 +14,10 @@
 #include "dataplane/connection.h"
 #include "runtime/call.h"
 
+/* Milliseconds that the daemon may take to answer: the first channel between two guests costs a
+ * hot-plug in each. */
+#define DAEMON_DEADLINE 40000
+
 /* Pages shared with another domain. They are ours as long as the connection control_fd. */
 struct kvmchan_pages {
 	int peer;	/* of a share: who may map them; of a mapping: who shares them */

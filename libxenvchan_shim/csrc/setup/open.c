@@ -2,6 +2,8 @@
 #include "setup/open.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <string.h>
 
 #include "dataplane/error.h"
 #include "setup/apart.h"
@@ -11,6 +13,8 @@ static int check_request(const struct kvmchan_request *request)
 {
 	if (!request->path)
 		return fail(EINVAL, "no path: give one like data/vchan/1/2");
+	if (strlen(request->path) > PATH_MAX)
+		return fail(E2BIG, "the path has %zu characters: too many", strlen(request->path));
 	if (request->peer < 0)
 		return fail(EINVAL, "%d is no domain's number", request->peer);
 	return 0;

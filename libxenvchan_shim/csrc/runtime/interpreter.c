@@ -14,6 +14,7 @@
 #include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,8 +22,11 @@
 #include <unistd.h>
 
 #include "runtime/call.h"
+#include "runtime/extensions.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static atomic_int owner;	/* the process whose interpreter it is; 0 if none has started it */
+static atomic_bool has_modules; /* all is imported */
 
 /* Where a failure is described. */
 struct report {
@@ -44,33 +48,40 @@ __attribute__((format(printf, 3, 4))) static int fail(const struct report *repor
 /* ---- fork: the child has only the thread that forked, so no other thread may hold our lock ----
  */
 
-static _Thread_local PyGILState_STATE fork_state;
+static _Thread_local struct {
+	bool has_gil; /* the thread that forks holds Python's lock */
+	PyGILState_STATE gil;
+} at_fork;
+
+static bool is_running(void) { return atomic_load(&owner) == getpid() && Py_IsInitialized(); }
 
 static void before_fork(void)
 {
 	pthread_mutex_lock(&lock);
-	if (Py_IsInitialized()) {
-		fork_state = PyGILState_Ensure();
+	at_fork.has_gil = is_running();
+	if (at_fork.has_gil) {
+		at_fork.gil = PyGILState_Ensure();
 		PyOS_BeforeFork();
 	}
 }
 
 static void after_fork_in_parent(void)
 {
-	if (Py_IsInitialized()) {
+	if (at_fork.has_gil) {
 		PyOS_AfterFork_Parent();
-		PyGILState_Release(fork_state);
+		PyGILState_Release(at_fork.gil);
 	}
 	pthread_mutex_unlock(&lock);
 }
 
 static void after_fork_in_child(void)
 {
-	if (Py_IsInitialized()) {
+	if (at_fork.has_gil) {
 		PyOS_AfterFork_Child();
 		/* Python deletes all other threads' states in a child, and Python 3.11 can't make
 		 * another one once the last is deleted. So this one stays. */
 		PyEval_SaveThread();
+		atomic_store(&owner, getpid());
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -138,9 +149,7 @@ static PyStatus add_path(PyConfig *config, const char *directory)
 
 static PyStatus configure_and_start(PyConfig *config, const char *packages)
 {
-	/* Ours first, then the standard library, then where cffi's backend was when we were built.
-	 */
-	const char *const paths[] = {packages, KVMCHAN_STDLIB, KVMCHAN_DYNLOAD, KVMCHAN_CFFI};
+	const char *const paths[] = {packages, KVMCHAN_STDLIB};
 	PyStatus status;
 	size_t i;
 
@@ -180,6 +189,8 @@ static int start(const struct report *report)
 		return fail(report, ENOENT,
 			    "Python's standard library is not at " KVMCHAN_STDLIB
 			    ": install the Python that kvmchan was built with");
+	if (extensions_add() < 0)
+		return fail(report, ENOMEM, "no memory to start Python");
 	follow_forks();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
 	preconfig.utf8_mode = 1;
@@ -215,26 +226,14 @@ static int fail_of_exception(const struct report *report, const char *module)
 	return EIO;
 }
 
-/* Add @directory to the list @path unless it is in it already. */
-static bool add_folder(PyObject *path, const char *directory)
-{
-	PyObject *text = PyUnicode_DecodeFSDefault(directory);
-	int found = text ? PySequence_Contains(path, text) : -1;
-	bool added = found == 1 || (found == 0 && PyList_Append(path, text) == 0);
-
-	Py_XDECREF(text);
-	return added;
-}
-
 /* Import what cffi is about to import: it would print a failure, and not report it. */
-static int import_from(const struct report *report, PyObject *path, const char *packages)
+static int import_modules(const struct report *report)
 {
 	static const char *const modules[] = {"_cffi_backend", "libxenvchan_shim.embed"};
+	PyGILState_STATE state = PyGILState_Ensure();
 	int result = 0;
 	size_t i;
 
-	if (!path || !add_folder(path, packages) || !add_folder(path, KVMCHAN_CFFI))
-		return fail_of_exception(report, "libxenvchan_shim");
 	for (i = 0; i < sizeof(modules) / sizeof(*modules) && result == 0; i++) {
 		PyObject *module = PyImport_ImportModule(modules[i]);
 
@@ -242,48 +241,50 @@ static int import_from(const struct report *report, PyObject *path, const char *
 			result = fail_of_exception(report, modules[i]);
 		Py_XDECREF(module);
 	}
+	PyGILState_Release(state);
 	return result;
 }
 
-/* Import our modules. The interpreter may be the program's own, so its module path shows our
- * packages only as long as this takes. */
-static int import_modules(const struct report *report)
+enum kvmchan_runtime_state interpreter_state(void)
 {
-	char packages[PATH_MAX];
-	PyGILState_STATE state;
-	PyObject *path, *before;
-	int result = find_packages(report, packages);
+	/* The program may have loaded the same libpython, and started or ended Python in it. */
+	if (atomic_load(&owner) ? !is_running() : Py_IsInitialized())
+		return RUNTIME_LOST;
+	return atomic_load(&has_modules) ? RUNTIME_STARTED : RUNTIME_STOPPED;
+}
 
-	if (result)
-		return result;
-	state = PyGILState_Ensure();
-	path = PySys_GetObject("path");
-	before = path ? PyList_GetSlice(path, 0, PyList_Size(path)) : NULL;
-	result = import_from(report, before ? path : NULL, packages);
-	if (before && PyList_SetSlice(path, 0, PyList_Size(path), before) < 0)
-		PyErr_Clear();
-	Py_XDECREF(before);
-	PyGILState_Release(state);
+static int start_once(const struct report *report)
+{
+	int result = 0;
+
+	if (interpreter_state() == RUNTIME_LOST)
+		return fail(report, ENOTSUP,
+			    "the program uses the Python " PY_VERSION
+			    " that this library would run in: set KVMCHAN_RUNTIME to beside");
+	if (!atomic_load(&owner)) {
+		result = start(report);
+		if (result)
+			return result;
+		atomic_store(&owner, getpid());
+	}
+	if (!atomic_load(&has_modules)) {
+		result = import_modules(report);
+		/* Here, where no other thread calls it: cffi's own start has no lock that a thread
+		 * checker knows. */
+		if (result == 0)
+			kvmchan_python_start();
+		atomic_store(&has_modules, result == 0);
+	}
 	return result;
 }
 
 int interpreter_start(char *sentence, int room)
 {
-	static bool has_modules;
 	const struct report report = {sentence, room};
-	int result = 0;
+	int result;
 
 	pthread_mutex_lock(&lock);
-	if (!Py_IsInitialized())
-		result = start(&report);
-	if (result == 0 && !has_modules) {
-		result = import_modules(&report);
-		/* Here, where no other thread calls it: cffi's own start has no lock that a thread
-		 * checker knows. */
-		if (result == 0)
-			kvmchan_python_start();
-		has_modules = result == 0;
-	}
+	result = start_once(&report);
 	pthread_mutex_unlock(&lock);
 	return result;
 }

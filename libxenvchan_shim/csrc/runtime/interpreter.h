@@ -4,8 +4,11 @@
 #ifndef KVMCHAN_INTERPRETER_H
 #define KVMCHAN_INTERPRETER_H
 
-/* Start the interpreter unless the process has one, and import our modules. Returns 0, or an errno
- * with the sentence in @sentence, which has @room bytes. May be called from any thread. */
+#include "runtime/runtime.h"
+
+enum kvmchan_runtime_state interpreter_state(void);
+/* Start the interpreter, once, and import our modules. Returns 0, or an errno with the sentence in
+ * @sentence, which has @room bytes. May be called from any thread. */
 int interpreter_start(char *sentence, int room);
 
 #endif

@@ -30,6 +30,7 @@ static int answer(uint32_t what, int control_fd, struct kvmchan_answer *answer, 
 
 __attribute__((visibility("default"))) const struct kvmchan_runtime kvmchan_runtime = {
     .version = KVMCHAN_RUNTIME_VERSION,
+    .state = interpreter_state,
     .start = interpreter_start,
     .ask = ask,
     .answer = answer,

@@ -4,10 +4,10 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "dataplane/error.h"
-#include "runtime/runtime.h"
 
 /* ---- undisturbed ---- */
 
@@ -114,7 +114,7 @@ static int start_thread(pthread_t *thread, struct errand *errand)
 		return error;
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
-	error = pthread_attr_setstacksize(&attributes, KVMCHAN_RUNTIME_STACK);
+	error = pthread_attr_setstacksize(&attributes, APART_STACK);
 	if (!error)
 		error = pthread_create(thread, &attributes, run, errand);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
@@ -136,9 +136,6 @@ int run_apart(void (*body)(void *argument), void *argument)
 }
 
 /* ---- here, if there is room ---- */
-
-/* Bytes of stack that a call needs once Python has started, with a margin. */
-#define ROOM (256 * 1024)
 
 /* The stack that the thread was started with. A handler or a coroutine may run on another. */
 static _Thread_local struct {
@@ -162,18 +159,18 @@ static void find_stack(void)
 	pthread_attr_destroy(&attributes);
 }
 
-static bool has_room(void)
+static bool has_room(size_t size)
 {
 	const char *here = __builtin_frame_address(0);
 
 	if (!stack.known)
 		find_stack();
-	return here > stack.low && here < stack.high && here - stack.low >= ROOM;
+	return here > stack.low && here < stack.high && here - stack.low >= (ptrdiff_t)size;
 }
 
-int run_where_there_is_room(void (*body)(void *argument), void *argument)
+int run_where_there_is_room(size_t size, void (*body)(void *argument), void *argument)
 {
-	if (!has_room())
+	if (!has_room(size))
 		return run_apart(body, argument);
 	run_here(body, argument);
 	return 0;

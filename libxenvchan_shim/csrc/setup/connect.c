@@ -2,7 +2,6 @@
 #include "setup/connect.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,22 +11,10 @@
 #include <unistd.h>
 
 #include "setup/daemon.h"
+#include "setup/stdio.h"
 
 #define RUNTIME_DIR "/run/kvmchand"
 #define DOMAIN_DIGITS 5
-
-int above_stdio(int fd)
-{
-	int other, error;
-
-	if (fd < 0 || fd > STDERR_FILENO)
-		return fd;
-	other = fcntl(fd, F_DUPFD_CLOEXEC, STDERR_FILENO + 1);
-	error = errno;
-	close(fd);
-	errno = error;
-	return other;
-}
 
 /* As socket_path() of libxenvchan_shim/connection.py. Returns 0, or -1 with errno. */
 static int make_address(const char *runtime_dir, const char *domain, struct sockaddr_un *address)
@@ -43,7 +30,8 @@ static int make_address(const char *runtime_dir, const char *domain, struct sock
 	}
 	address->sun_family = AF_UNIX;
 	if (atoi(domain))
-		length = snprintf(address->sun_path, room, "%s/domain-%d.sock", folder, atoi(domain));
+		length =
+		    snprintf(address->sun_path, room, "%s/domain-%d.sock", folder, atoi(domain));
 	else
 		length = snprintf(address->sun_path, room, "%s/kvmchand.sock", folder);
 	if (length < (int)room)

@@ -5,12 +5,8 @@
 #define KVMCHAN_CONNECT_H
 
 /* Connect to the daemon that the environment's values name (setup/environment.h). Blocks while the
- * daemon's queue is full, for at most DEADLINE of libxenvchan_shim/connection.py. Returns a blocking
- * descriptor that is none of stdio's, or -1 with errno; Python has the sentence. */
+ * daemon's queue is full, for at most DEADLINE of libxenvchan_shim/connection.py. Returns a
+ * blocking descriptor that is none of stdio's, or -1 with errno; Python has the sentence. */
 int connect_daemon(const char *runtime_dir, const char *domain);
-
-/* Return @fd, or another in its place if it is one of stdio's, which programs write to; -1 with
- * errno, and then @fd is closed. */
-int above_stdio(int fd);
 
 #endif

@@ -19,9 +19,9 @@
 
 #include "dataplane/error.h"
 #include "setup/apart.h"
+#include "setup/choice.h"
 #include "setup/connect.h"
 #include "setup/environment.h"
-#include "setup/loader.h"
 
 /* Milliseconds in which a daemon answers that has nothing else to wait for. */
 #define SOON 2
@@ -33,11 +33,12 @@ struct call {
 	int control_fd;	 /* the connection; -1 if there is none */
 	bool is_asked;	 /* and not yet answered */
 	bool takes_soon; /* the answer, if it comes soon after the question */
+	enum place place;
 	int error;
 	char sentence[SENTENCE];
 	/* While it waits: where on its thread's stack, and the call in whose wait a signal's
 	 * handler made this one. */
-	const void *place;
+	const void *frame;
 	struct call *outer;
 };
 
@@ -47,7 +48,8 @@ static const struct kvmchan_grant nothing = {
 /* ---- calls that are left by siglongjmp(), pthread_cancel() or a thread's end ---- */
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static pthread_key_t waiting; /* the thread's struct call that waits */
+static _Thread_local struct call *waiting;
+static pthread_key_t at_end; /* has `waiting` freed when the thread ends */
 static bool has_key;
 
 static void call_free(struct call *call)
@@ -75,21 +77,27 @@ static void forget_all(void *waits)
 		call = forget(call);
 }
 
-static void make_key(void) { has_key = pthread_key_create(&waiting, forget_all) == 0; }
+static void make_key(void)
+{
+	/* Another libc's keys have the same numbers as ours, and the same place for the values. */
+	has_key = !is_in_own_namespace() && pthread_key_create(&at_end, forget_all) == 0;
+}
+
+static void set_waiting(struct call *call)
+{
+	waiting = call;
+	pthread_once(&once, make_key);
+	if (has_key)
+		pthread_setspecific(at_end, call);
+}
 
 /* Free the calls of this thread whose frame is gone, and return the one that still waits, if a
  * handler of a signal interrupted it to call us. */
-static struct call *forget_left(const void *place)
+static struct call *forget_left(const void *frame)
 {
-	struct call *call;
-
-	pthread_once(&once, make_key);
-	call = has_key ? pthread_getspecific(waiting) : NULL;
-	while (call && (const char *)call->place <= (const char *)place) {
-		call = forget(call);
-		pthread_setspecific(waiting, call);
-	}
-	return call;
+	while (waiting && (const char *)waiting->frame <= (const char *)frame)
+		set_waiting(forget(waiting));
+	return waiting;
 }
 
 /* ---- the steps ---- */
@@ -106,8 +114,8 @@ static struct call *call_new(int control_fd)
 		return NULL;
 	}
 	call->control_fd = control_fd;
-	call->answer = (struct kvmchan_answer){
-	    .grant = nothing, .memory_fd = -1, .state = -1, .own = -1};
+	call->answer =
+	    (struct kvmchan_answer){.grant = nothing, .memory_fd = -1, .state = -1, .own = -1};
 	return call;
 }
 
@@ -121,7 +129,8 @@ static void take(struct call *call, const struct kvmchan_runtime *runtime)
 static void ask_apart(void *argument)
 {
 	struct call *call = argument;
-	const struct kvmchan_runtime *runtime = runtime_get(&call->error, call->sentence, SENTENCE);
+	const struct kvmchan_runtime *runtime =
+	    runtime_get(call->place, &call->error, call->sentence, SENTENCE);
 	struct pollfd answer = {.fd = call->control_fd, .events = POLLIN};
 
 	if (!runtime)
@@ -136,18 +145,38 @@ static void ask_apart(void *argument)
 static void answer_apart(void *argument)
 {
 	struct call *call = argument;
-	const struct kvmchan_runtime *runtime = runtime_get(&call->error, call->sentence, SENTENCE);
+	const struct kvmchan_runtime *runtime =
+	    runtime_get(call->place, &call->error, call->sentence, SENTENCE);
 
 	if (runtime)
 		take(call, runtime);
 }
 
+/* Bytes of stack that a step needs, with a margin: in Python once it has started, and to start a
+ * helper process. */
+#define INSIDE_STACK (256 * 1024)
+#define BESIDE_STACK (64 * 1024)
+
+static int run_at(struct call *call, void (*step)(void *call))
+{
+	const struct kvmchan_runtime *inside = call->place == INSIDE ? runtime_inside() : NULL;
+
+	if (call->place == BESIDE)
+		return run_where_there_is_room(BESIDE_STACK, step, call);
+	if (inside && inside->state() == RUNTIME_STARTED)
+		return run_where_there_is_room(INSIDE_STACK, step, call);
+	/* Python starts on a thread of its own, which it takes for its main one. */
+	return run_apart(step, call);
+}
+
 static int run(struct call *call, void (*step)(void *call))
 {
-	if (!runtime_has_started() && runtime_require_memory() < 0)
+	int place = runtime_choose();
+
+	if (place < 0)
 		return -1;
-	/* Python starts on a thread of its own, which it takes for its main one. */
-	if ((runtime_has_started() ? run_where_there_is_room : run_apart)(step, call) < 0)
+	call->place = (enum place)place;
+	if (run_at(call, step) < 0)
 		return -1;
 	return call->error ? fail(call->error, "%s", call->sentence) : 0;
 }
@@ -198,17 +227,16 @@ static int wait_answer(struct call *call, struct call *outer)
 {
 	int result, depth;
 
-	call->place = &result;
+	call->frame = &result;
 	call->outer = outer;
-	if (has_key)
-		pthread_setspecific(waiting, call);
+	set_waiting(call);
 	depth = undisturbed_pause();
 	result = wait_readable(call->control_fd, !call->request.waits);
 	undisturbed_resume(depth);
-	if (has_key)
-		pthread_setspecific(waiting, outer);
-	return result < 0 ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DAEMON_DEADLINE / 1000)
-			  : 0;
+	set_waiting(outer);
+	return result < 0
+		   ? fail(ETIMEDOUT, "kvmchand did not answer within %d s", DAEMON_DEADLINE / 1000)
+		   : 0;
 }
 
 /* Return whether the answer is to ask again, and prepare for that. */
@@ -428,8 +456,7 @@ static bool add_domains(struct kvmchan_domains *domains, const struct kvmchan_an
 
 int daemon_domains(struct kvmchan_domains *domains)
 {
-	struct kvmchan_request request = {
-	    .what = KVMCHAN_DOMAINS, .first = domains->first};
+	struct kvmchan_request request = {.what = KVMCHAN_DOMAINS, .first = domains->first};
 	bool more;
 
 	domains->own = -1;

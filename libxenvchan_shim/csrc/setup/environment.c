@@ -38,3 +38,5 @@ const char *setting_runtime_dir(void)
 }
 
 const char *setting_domain(void) { return setting("KVMCHAN_DOMAIN"); }
+
+const char *setting_runtime(void) { return setting("KVMCHAN_RUNTIME"); }

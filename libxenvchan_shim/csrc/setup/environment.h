@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-/* The environment's settings: where the daemon is, and as which domain we act. */
+/* The environment's settings: where the daemon is, as which domain we act, where Python runs. */
 #ifndef KVMCHAN_ENVIRONMENT_H
 #define KVMCHAN_ENVIRONMENT_H
 
@@ -10,5 +10,7 @@
  */
 const char *setting_runtime_dir(void);
 const char *setting_domain(void);
+/* Where Python is to run: inside, beside or "". */
+const char *setting_runtime(void);
 
 #endif

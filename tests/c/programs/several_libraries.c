@@ -3,12 +3,13 @@
  * Several of our libraries in one process, as a program and its plugins may bring them:
  * several_libraries PATH LIBRARY... The ones named are loaded with RTLD_LOCAL; with LINKED there is
  * one more, which the program is linked with. Every library talks to every other and to itself, and
- * all of them must share one interpreter.
+ * all of them must share one interpreter, or one helper process.
  */
 #include <dlfcn.h>
 #include <libxenvchan.h>
 #include <link.h>
 
+#include "../rig/descriptors.h"
 #include "../rig/program.h"
 
 struct library {
@@ -76,11 +77,26 @@ static int see_object(struct dl_phdr_info *object, size_t size, void *data)
 	return 0;
 }
 
+static void check_one_helper(void)
+{
+	int fd, helpers = 0;
+
+	for (fd = 0; fd < 100; fd++)
+		helpers += is_helpers(fd);
+	EXPECT(helpers == 1);
+}
+
 static void check_one_interpreter(void)
 {
+	const char *runtime = getenv("KVMCHAN_RUNTIME");
 	void *python, *(*head)(void), *(*next)(void *);
 
 	dl_iterate_phdr(see_object, NULL);
+	if (runtime && strcmp(runtime, "beside") == 0) {
+		EXPECT(pythons == 0);
+		check_one_helper();
+		return;
+	}
 	EXPECT(pythons == 1);
 	python = dlopen(python_name, RTLD_NOW | RTLD_NOLOAD);
 	EXPECT(python);

@@ -17,6 +17,7 @@
 #include <sys/stat.h>
 #include <wchar.h>
 
+#include "../rig/descriptors.h"
 #include "../rig/program.h"
 
 extern char **environ;
@@ -51,12 +52,15 @@ static void show_signals(FILE *out)
 static void show_folder(FILE *out, const char *path)
 {
 	DIR *directory = opendir(path);
+	bool is_fds = strcmp(path, "/proc/self/fd") == 0, has_helper = false;
 	struct dirent *entry;
 
 	EXPECT(directory);
 	fprintf(out, "%s", path);
 	while ((entry = readdir(directory)))
-		if (entry->d_name[0] != '.')
+		if (is_fds && !has_helper && is_helpers(atoi(entry->d_name)))
+			has_helper = true;
+		else if (entry->d_name[0] != '.')
 			fprintf(out, strcmp(path, "/proc/self/task") == 0 ? " task" : " %s",
 				entry->d_name);
 	fprintf(out, "\n");

@@ -34,7 +34,6 @@
 /* First, as it asks the others for more. */
 #include <xenctrl.h>
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <libxenvchan.h>
 #include <poll.h>
@@ -45,6 +44,7 @@
 #include <xenevtchn.h>
 #include <xengnttab.h>
 
+#include "../rig/descriptors.h"
 #include "../rig/program.h"
 
 #define HANDLES 8
@@ -420,18 +420,6 @@ static void do_fork(void)
 	printf("ok\n");
 }
 
-static void do_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int found = 0;
-
-	EXPECT(directory);
-	while (readdir(directory))
-		found++;
-	closedir(directory);
-	printf("%d\n", found - 3); /* ., .. and the directory itself */
-}
-
 int main(void)
 {
 	char *line = NULL;
@@ -453,7 +441,7 @@ int main(void)
 		if (is(command, "fork"))
 			do_fork();
 		else if (is(command, "fds"))
-			do_fds();
+			printf("%d\n", count_fds());
 		else if (is(command, "status"))
 			do_status();
 		else if (is(command, "domains"))

@@ -3,7 +3,6 @@
 #ifndef LINES_H
 #define LINES_H
 
-#include <dirent.h>
 #include <errno.h>
 #include <kvmchan.h>
 #include <poll.h>
@@ -11,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+#include "descriptors.h"
 #include "program.h"
 
 static char *rest; /* of the line */
@@ -49,18 +49,6 @@ static inline int is_readable(int fd, int timeout)
 	struct pollfd polled = {.fd = fd, .events = POLLIN};
 
 	return poll(&polled, 1, timeout) == 1 && polled.revents & POLLIN;
-}
-
-static inline int count_fds(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	int count = 0;
-
-	EXPECT(directory);
-	while (readdir(directory))
-		count++;
-	closedir(directory);
-	return count - 3; /* ., .. and the directory itself */
 }
 
 /* Closes all but stdio, and opens others by their numbers: sockets, as ours are. */

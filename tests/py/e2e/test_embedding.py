@@ -14,44 +14,22 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kvmchand.wire import dataplane
-from rig.compiler import compile_c, our_flags
 from rig.daemon import Daemon
-from rig.deadline import eventually, in_time
+from rig.deadline import eventually
 from rig.device import end_on_device, slice_of_device
-from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT, SITE
+from rig.paths import KVMCHAN, PROGRAMS, PYTHON, ROOT, SITE
 from rig.processes import run
 from rig.program import Program
+from rig.shell import Compiled, assert_says, attempt, refused
 
-SHIM_DEADLINE = 10.0
-"""libxenvchan_shim/connection.py's: what ends sooner has not waited for it."""
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A program of tests/c/programs by its name, compiled once."""
-    folder = tmp_path_factory.mktemp("programs")
-    flags = our_flags()
-
-    def get(name: str) -> Path:
-        made = folder / name
-        return made if made.exists() else compile_c(folder, PROGRAMS / f"{name}.c", "-pthread", *flags, "-lm")
-
-    return get
-
-
-Compiled = Callable[[str], Path]
-
-
-def assert_says(output: subprocess.CompletedProcess[str], stdout: str = "") -> None:
-    """Nothing but what the program itself says; run() has seen that it ended well."""
-    assert (output.stdout, output.stderr) == (stdout, "")
+pytestmark = pytest.mark.usefixtures("runtime")
 
 
 def peer_of(compiled: Compiled, daemon: Daemon, domain: int, role: str) -> Program:
@@ -303,26 +281,6 @@ def test_data_moves_with_the_system_calls_that_are_documented(daemon: Daemon, co
 # ---- what can be wrong with the daemon ----
 
 
-def attempt(compiled: Compiled, runtime_dir: Path, **more: str) -> tuple[int, str]:
-    """The errno and the sentence of a server_init that fails, soon and without leaving a
-    descriptor.
-    """
-    environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(runtime_dir), **more}
-    with Program(compiled("shell"), env=environment) as shell:
-        return refused(shell, "server 0 0 0 data/attempt")
-
-
-def refused(shell: Program, command: str | bytes) -> tuple[int, str]:
-    before = shell.ask("fds")
-    with in_time(SHIM_DEADLINE / 2, f"{command!r}, as if it waited for the deadline,"):
-        answer = shell.ask(command)
-    assert shell.ask("fds") == before
-    null, number, sentence = answer.split(" ", 2)
-    assert null == "NULL"
-    assert "unexpected" not in sentence, "that is what a bug of ours is called"
-    return int(number), sentence
-
-
 def test_missing_daemon_is_told_at_once(compiled: Compiled, tmp_path: Path) -> None:
     number, sentence = attempt(compiled, tmp_path)
     assert number == 111  # ECONNREFUSED
@@ -339,8 +297,8 @@ def test_a_domain_that_the_daemon_does_not_serve_is_told_with_those_that_it_does
 
 
 @pytest.mark.parametrize("room", range(5))
-def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Compiled, room: int) -> None:
-    """A call needs one for the connection, and two for the answer."""
+def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Compiled, room: int, runtime: str) -> None:
+    """A call needs one for the connection, and two for the answer; and one for a helper's reply."""
     with Program(compiled("shell"), env=daemon.environment()) as shell:
         assert shell.ask("server 0 0 0 data/first") == "ok"
         assert shell.ask("close") == "ok"
@@ -352,7 +310,7 @@ def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Co
             _, number, sentence = answer.split(" ", 2)
             assert number == "24", sentence  # EMFILE
             assert "ulimit -n" in sentence
-        assert (answer == "ok") == (room >= 3)
+        assert (answer == "ok") == (room >= (3 if runtime == "inside" else 4))
         resource.prlimit(shell.pid, resource.RLIMIT_NOFILE, limits)
 
 
@@ -553,69 +511,6 @@ def test_an_end_whose_peer_is_in_a_guest(compiled: Compiled, tmp_path: Path) -> 
         assert int(shell.ask("fds")) == before
         assert dataplane.is_open(peer) == 0
         dataplane.detach(peer)
-
-
-# ---- what can be wrong with the installation ----
-
-
-def test_library_without_its_python_code_fails_with_a_sentence(compiled: Compiled, tmp_path: Path) -> None:
-    alone = Path(shutil.copy(LIBDIR / "libxenvchan.so", tmp_path))
-    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
-    assert number == 2  # ENOENT
-    assert sentence == f"kvmchan's runtime (kvmchan-python3.*.so) is not beside {alone}: install kvmchan again"
-
-
-@pytest.mark.parametrize("names", [[], ["kvmchan-python3.99.so"], ["kvmchan-python3.so", "kvmchan-python3.x.so"]])
-def test_a_runtime_that_is_none_is_told_or_passed_over(
-    daemon: Daemon, compiled: Compiled, tmp_path: Path, names: list[str]
-) -> None:
-    packages = tmp_path / "site"
-    shutil.copytree(SITE, packages)
-    libraries = packages / LIBDIR.relative_to(SITE)
-    for name in names:
-        (libraries / name).write_text("nothing")
-    run(compiled("loopback"), "0", "data/passed", env=daemon.environment(LD_LIBRARY_PATH=str(libraries)))
-    (runtime,) = (each for each in libraries.glob("kvmchan-python3*.so") if each.name not in names)
-    runtime.write_text("nothing")
-    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(libraries))
-    assert number == 79  # ELIBACC
-    version = runtime.name.removeprefix("kvmchan-python").removesuffix(".so")
-    assert sentence.startswith(f"kvmchan's runtime can't be loaded: install Python {version}, for which it was built (")
-
-
-def test_a_runtime_of_another_release_is_refused(compiled: Compiled, tmp_path: Path) -> None:
-    shutil.copy(LIBDIR / "libxenvchan.so", tmp_path)
-    (tmp_path / "other.c").write_text("const unsigned kvmchan_runtime[16] = {999};\n")
-    run("gcc", "-shared", "-o", tmp_path / "kvmchan-python3.11.so", tmp_path / "other.c")
-    number, sentence = attempt(compiled, tmp_path, LD_LIBRARY_PATH=str(tmp_path))
-    assert number == 80  # ELIBBAD
-    assert sentence == f"{tmp_path}/kvmchan-python3.11.so is of another release: install kvmchan again"
-
-
-@pytest.mark.parametrize("broken", ["missing", "damaged"])
-def test_library_with_half_its_python_code_fails_with_a_sentence(
-    daemon: Daemon, compiled: Compiled, tmp_path: Path, broken: str
-) -> None:
-    """Each time that it is tried, and without a word from Python or cffi."""
-    packages = tmp_path / "site"
-    shutil.copytree(SITE, packages)
-    if broken == "missing":
-        shutil.rmtree(packages / "kvmchand" / "wire")
-    else:
-        (packages / "libxenvchan_shim" / "connection.py").write_text("def :\n")
-    libraries = str(packages / LIBDIR.relative_to(SITE))
-    with Program(compiled("shell"), env=daemon.environment(LD_LIBRARY_PATH=libraries)) as shell:
-        for _ in range(2):
-            number, sentence = refused(shell, "server 0 0 0 data/attempt")
-            assert number == 5  # EIO
-            assert sentence.startswith("kvmchan's Python code can't load libxenvchan_shim.embed: install kvmchan again (")
-
-
-def test_library_is_found_through_links_and_from_a_moved_folder(daemon: Daemon, compiled: Compiled, tmp_path: Path) -> None:
-    moved = tmp_path / "else where"
-    shutil.copytree(SITE, moved)
-    (tmp_path / "link").symlink_to(moved / LIBDIR.relative_to(SITE))
-    run(compiled("loopback"), "0", "data/moved", env=daemon.environment(LD_LIBRARY_PATH=str(tmp_path / "link")))
 
 
 # ---- what can be wrong with a call ----

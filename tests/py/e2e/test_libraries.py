@@ -139,6 +139,7 @@ def test_programs_linked_with_every_release_run(daemon: Daemon, tmp_path: Path) 
         assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+@pytest.mark.usefixtures("runtime")
 def test_several_releases_in_one_process_share_an_interpreter(daemon: Daemon, tmp_path: Path) -> None:
     """As a program and its plugins may bring them: one linked, two more loaded where nobody else
     sees their symbols.
@@ -149,6 +150,7 @@ def test_several_releases_in_one_process_share_an_interpreter(daemon: Daemon, tm
     assert (done.stdout, done.stderr) == ("ok\n", "")
 
 
+@pytest.mark.usefixtures("runtime")
 def test_library_loaded_by_a_plugin_finds_its_python(daemon: Daemon, tmp_path: Path) -> None:
     """Nothing of ours is linked: neither the library's symbols nor libpython's are global."""
     program = compile_c(tmp_path, PROGRAMS / "several_libraries.c", f"-I{PREFIX / 'include'}")

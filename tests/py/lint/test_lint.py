@@ -46,6 +46,7 @@ MAY_INCLUDE = {
     "xen": {"setup", "runtime", "dataplane"},
     "qubes": {"setup", "runtime", "dataplane"},
     "kvmchan": {"setup", "runtime", "dataplane"},
+    "beside": {"setup", "runtime", "dataplane"},
     "setup": {"runtime", "dataplane"},
     "runtime": {"dataplane"},
     "dataplane": set(),

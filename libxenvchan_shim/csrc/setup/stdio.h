@@ -1,0 +1,10 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/* Descriptors of ours never have the numbers of stdio, which programs write to. */
+#ifndef KVMCHAN_STDIO_H
+#define KVMCHAN_STDIO_H
+
+/* Return @fd, or another in its place if it is one of stdio's; -1 with errno, and then @fd is
+ * closed. */
+int above_stdio(int fd);
+
+#endif

@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A client's connection to the daemon: one per open channel, whose end it is.
-
-The Python API uses it, and libxenvchan.so's embedded interpreter, which must start fast. So it
-imports little.
-"""
+"""The Python API's connection to the daemon: one per open channel, whose end it is."""
 
 from __future__ import annotations
 
 import os
-from _socket import AF_UNIX, SHUT_WR, SO_SNDTIMEO, SOCK_CLOEXEC, SOCK_SEQPACKET, SOL_SOCKET, socket
-from errno import EACCES, EAGAIN, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPERM
+import socket
+import struct
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from struct import pack
+from typing import TYPE_CHECKING
 
-from kvmchand.errors import (
-    AccessDenied,
-    InvalidArgument,
-    KvmchanError,
-    ProtocolError,
-    TimedOut,
-    TooLong,
-    Unreachable,
-    from_code,
-    from_errno,
-)
+from kvmchand.errors import TimedOut
 from kvmchand.wire import client
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from libxenvchan_shim.protocol import (
+    DEADLINE,
+    answer_of,
+    carried,
+    check_grant,
+    check_pages,
+    check_port,
+    connect_failure,
+    receive_failure,
+    socket_path,
+)
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self, TypeVar
 
@@ -35,45 +31,7 @@ if TYPE_CHECKING:
 
     Reply = TypeVar("Reply")
 
-RUNTIME_DIR = "/run/kvmchand"
-PATH_MAX = 4096
-"""Characters of a path that the protocol carries. The daemon's own limits are lower."""
-DEADLINE = 40.0
-"""Seconds that the daemon may take to answer.
-
-The first channel between two guests costs a hot-plug in each.
-"""
-_PAGE = 4096
-_DOORBELL_VALUE_MAX = 2**32 - 1
-"""The register has 32 bits."""
-_REF_END = 2**32
-"""Xen's grant references have 32 bits."""
 _STDIO_MAX = 2
-_DOMAIN_DIGITS = 5
-
-
-def socket_path(runtime_dir: str, domain: str) -> str:
-    """Return the path of the daemon's socket.
-
-    The arguments are the values of KVMCHAN_RUNTIME_DIR and KVMCHAN_DOMAIN, "" if unset.
-    """
-    number = _local_domain(domain)
-    return f"{runtime_dir or RUNTIME_DIR}/{client.socket_name(number) if number else client.SOCKET_NAME}"
-
-
-def store_path(runtime_dir: str, domain: str) -> str:
-    """Return the path of its store's socket, which libxenstore takes as XENSTORED_PATH."""
-    number = _local_domain(domain)
-    return f"{runtime_dir or RUNTIME_DIR}/{client.store_socket_name(number) if number else client.STORE_SOCKET_NAME}"
-
-
-def _local_domain(domain: str) -> int:
-    """Return the domain's number; 0 if none is set."""
-    if not domain:
-        return 0
-    if not (domain.isascii() and domain.isdigit() and len(domain) <= _DOMAIN_DIGITS):
-        raise InvalidArgument(f"KVMCHAN_DOMAIN is {domain[:20]!r}: set it to a local domain's number, or unset it")
-    return int(domain)
 
 
 class Exchange:
@@ -94,7 +52,7 @@ class Exchange:
         try:
             # If the daemon's queue is full, a blocking connect waits for a place, and one with a
             # timeout of Python's fails.
-            self._sock.setsockopt(SOL_SOCKET, SO_SNDTIMEO, pack("@ll", int(DEADLINE), 0))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(DEADLINE), 0))
             try:
                 self._sock.connect(path)
             except OSError as error:
@@ -105,15 +63,12 @@ class Exchange:
             raise
 
     @classmethod
-    def adopt(cls, fd: int, *, is_new: bool = False) -> Self:
-        """Make a connection of a descriptor, new or one that has been one before.
-
-        Takes ownership of it.
-        """
+    def adopt(cls, fd: int) -> Self:
+        """Make a connection of a descriptor that has been one before. Takes ownership of it."""
         made = cls.__new__(cls)
-        made._greeted = not is_new
         made._path = "the daemon's socket"
-        made._sock = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        made._greeted = True
+        made._sock = socket.socket(fileno=fd)
         made._sock.settimeout(DEADLINE)
         return made
 
@@ -132,7 +87,7 @@ class Exchange:
     def _receive(self, *wanted: type[Reply]) -> tuple[Reply, Fds]:
         data, fds = self._receive_packet()
         try:
-            return self._judge(data, wanted), fds
+            return answer_of(data, self._path, *wanted), fds
         except BaseException:
             fds.close()
             raise
@@ -147,29 +102,12 @@ class Exchange:
         except TimeoutError:
             raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
         except OSError as error:
-            if isinstance(error, KvmchanError):
-                raise
-            raise Unreachable(f"kvmchand at {self._path} ended the connection: {error.strerror}") from error
-
-    def _judge(self, data: bytes, wanted: tuple[type[Reply], ...]) -> Reply:
-        if not data:
-            raise Unreachable(f"kvmchand at {self._path} ended the connection")
-        try:
-            reply = client.replies.decode(data)
-        except ProtocolError as error:
-            sentence = f"kvmchand at {self._path} can't be understood: {error.sentence}: use the same release"
-            raise ProtocolError(sentence) from error
-        if type(reply) is client.Error:
-            raise from_code(reply.code, reply.sentence)
-        if type(reply) not in wanted:
-            raise ProtocolError(f"kvmchand at {self._path} answered with {type(reply).__name__}, not {wanted[0].__name__}")
-        answer: Reply = reply
-        return answer
+            raise receive_failure(self._path, error) from error
 
     def close_channel(self) -> None:
         """Close this connection and its end, and return when the daemon has released it."""
         try:
-            self._sock.shutdown(SHUT_WR)
+            self._sock.shutdown(socket.SHUT_WR)
             while True:  # an answer that nobody took may be on the way
                 data, fds = self._receive_packet()
                 fds.close()
@@ -229,8 +167,7 @@ class Connection(Exchange):
         """Take the answer to Share or Map. The descriptor of the memory is the caller's."""
         reply, fds = self._receive(client.Pages)
         with fds:
-            if len(fds) != 1 or reply.pages < 1 or reply.offset % _PAGE or reply.ref + reply.pages > _REF_END:
-                raise ProtocolError(f"kvmchand at {self._path} gave pages that can't be: use the same release")
+            check_pages(reply, len(fds), self._path)
             return reply, _all_above_stdio(fds)[0]
 
     def take_done(self) -> None:
@@ -241,8 +178,7 @@ class Connection(Exchange):
         """Take the answer to GetPort."""
         reply, fds = self._receive(client.Port)
         fds.close()
-        if reply.state not in client.PORT_STATES:
-            raise ProtocolError(f"kvmchand at {self._path} says {reply.state[:40]!r} of an event channel: use the same release")
+        check_port(reply, self._path)
         return reply
 
     def take_domains(self) -> client.Domains:
@@ -268,21 +204,7 @@ class Connection(Exchange):
 
     def _grant_of(self, grant: client.Grant, fds: Fds) -> Granted:
         with fds:
-            if grant.events not in client.EVENTS:
-                raise ProtocolError(
-                    f"kvmchand at {self._path} granted a channel with {grant.events[:40]!r} for events: use the same release"
-                )
-            wanted = 3 if grant.events == "eventfd" else 2
-            if len(fds) != wanted:
-                raise ProtocolError(f"kvmchand at {self._path} granted a channel with {len(fds)} descriptors, not {wanted}")
-            if (
-                not grant.path.isascii()
-                or min(grant.left_order, grant.right_order) < 0
-                or grant.offset % _PAGE
-                or grant.doorbell % _PAGE
-                or grant.doorbell_value > _DOORBELL_VALUE_MAX
-            ):
-                raise ProtocolError(f"kvmchand at {self._path} granted an invalid channel: use the same release")
+            check_grant(grant, len(fds), self._path)
             return Granted(grant, *_all_above_stdio(fds))
 
     def list(self, after: Size) -> client.Listing:
@@ -303,15 +225,6 @@ class Granted:
         self.region = region
         self.event = event
         self.notify = notify
-
-
-def carried(path: str) -> str:
-    """Return the path. Raises TooLong or InvalidArgument if the protocol can't carry it."""
-    if len(path) > PATH_MAX:
-        raise TooLong(f"the path has {len(path)} characters: too many")
-    if not path.isascii():
-        raise InvalidArgument(f"the path {path[:80]!r} has characters that no path may have: letters, digits and -/_@")
-    return path
 
 
 def _duplicate_above_stdio(fd: int) -> int:
@@ -337,44 +250,9 @@ def _all_above_stdio(fds: Fds) -> list[int]:
     return moved
 
 
-def _unknown_domain(path: str) -> KvmchanError | None:
-    """Return what to raise if a daemon is there, but KVMCHAN_DOMAIN is none that it serves."""
-    folder, _, name = path.rpartition("/")
+def _new_socket() -> socket.socket:
     try:
-        there = os.listdir(folder)  # noqa: PTH208 # pathlib takes long to import
-    except OSError:
-        return None
-    if client.SOCKET_NAME not in there or name in there:
-        return None
-    numbers = (each.removeprefix("domain-").removesuffix(".sock") for each in there if each.startswith("domain-"))
-    served = ", ".join(map(str, sorted(int(each) for each in numbers if each.isdigit())))
-    return InvalidArgument(
-        f"kvmchand in {folder} has no socket {name}: "
-        f"set KVMCHAN_DOMAIN to a domain that it serves ({served or 'there is none'}), or unset it"
-    )
-
-
-def connect_failure(path: str, error: OSError) -> KvmchanError:
-    """Return what to raise where connecting to the daemon's socket failed."""
-    number, reason = error.errno or 0, error.strerror or str(error)
-    if number == EAGAIN:
-        return TimedOut(f"kvmchand at {path} took no connection within {DEADLINE:.0f} s")
-    if number in (EACCES, EPERM):
-        return AccessDenied(
-            f"kvmchand's socket {path} may not be used by this user: be root, or have the daemon's settings allow it "
-            "([socket] group and mode)"
-        )
-    if number in (EMFILE, ENFILE, ENOMEM, ENOBUFS):
-        sentence = f"no connection to kvmchand can be made: {reason}: close descriptors, or raise the limit (ulimit -n)"
-        return from_errno(number, sentence)
-    return _unknown_domain(path) or Unreachable(
-        f"no kvmchand answers at {path} ({reason}): start it, or set KVMCHAN_RUNTIME_DIR to where it is"
-    )
-
-
-def _new_socket() -> socket:
-    try:
-        made = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC)
-        return socket(AF_UNIX, SOCK_SEQPACKET, 0, _duplicate_above_stdio(made.detach()))
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        return socket.socket(fileno=_duplicate_above_stdio(made.detach()))
     except OSError as error:
         raise connect_failure("", error) from error

@@ -7,23 +7,31 @@ Errors go back as an errno and a sentence; nothing raises into C, nothing is pri
 from __future__ import annotations
 
 import errno
-from os import strerror
+from posix import strerror
 
-from kvmchand.errors import KvmchanError, from_errno
+from kvmchand.errors import KvmchanError, TooLong, from_errno
 from kvmchand.wire import client
-from libxenvchan_shim.connection import Connection, carried, connect_failure, socket_path
+from libxenvchan_shim.protocol import (
+    answer_of,
+    carried,
+    check_grant,
+    check_pages,
+    check_port,
+    connect_failure,
+    receive_failure,
+    socket_path,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from libxenvchan_shim.connection import Granted
-
 OFFER, CONNECT, BIND, JOIN, SHARE, MAP, NOTIFY, PORT, DOMAINS = range(9)
 """enum kvmchan_what."""
 _DONE = -1
 """What the functions return. cffi returns 0 if it can't run one."""
+_DAEMON = "the daemon's socket"
 
 
 def bind(ffi: Any) -> None:
@@ -59,16 +67,15 @@ def bind(ffi: Any) -> None:
         pass
 
     @function
-    def ask(request: Any) -> None:
-        if request.control_fd < 0:
+    def encode(request: Any, packet: Any) -> None:
+        if request.connect_errno:
             path = socket_path(text(request.runtime_dir), text(request.domain))
             raise connect_failure(path, OSError(request.connect_errno, strerror(request.connect_errno)))
-        message = message_of(request)
-        connection = Connection.adopt(request.control_fd, is_new=bool(request.is_new))
-        try:
-            connection.send(message)
-        finally:
-            connection.detach()
+        data = client.requests.encode(message_of(request))
+        if len(data) > packet.room:
+            raise TooLong("the request is too long for a packet")
+        packet.size = len(data)
+        ffi.memmove(packet.data, data, len(data))
 
     def message_of(request: Any) -> object:
         what, peer = request.what, request.peer
@@ -92,42 +99,37 @@ def bind(ffi: Any) -> None:
         return client.GetDomains(request.first)
 
     @function
-    def answer(what: int, control_fd: int, answer: Any) -> None:
-        connection = Connection.adopt(control_fd)
-        try:
-            if what == CONNECT:
-                granted = connection.take_grant_or_vacancy()
-                if granted is None:
-                    answer.again = 1
-                else:
-                    _fill(answer.grant, granted)
-            elif what in (OFFER, BIND, JOIN):
-                _fill(answer.grant, connection.take_grant())
-            elif what in (SHARE, MAP):
-                pages, answer.memory_fd = connection.take_pages()
-                answer.ref, answer.pages, answer.offset = pages.ref, pages.pages, pages.offset
-            elif what == NOTIFY:
-                connection.take_done()
-            elif what == PORT:
-                found = connection.take_port()
-                answer.state, answer.peer, answer.peer_port = client.PORT_STATES.index(found.state), found.domain, found.port
-            else:
-                _fill_domains(answer, connection.take_domains())
-        finally:
-            connection.detach()
+    def decode(what: int, received: Any, answer: Any) -> None:
+        if received.error:
+            raise receive_failure(_DAEMON, OSError(received.error, strerror(received.error)))
+        data, fds = bytes(ffi.buffer(received.data, received.size)), received.fd_count
+        if what in (OFFER, CONNECT, BIND, JOIN):
+            _fill_grant(answer, answer_of(data, _DAEMON, client.Grant, *((client.Vacant,) if what == CONNECT else ())), fds)
+        elif what in (SHARE, MAP):
+            pages = answer_of(data, _DAEMON, client.Pages)
+            check_pages(pages, fds, _DAEMON)
+            answer.ref, answer.pages, answer.offset = pages.ref, pages.pages, pages.offset
+        elif what == NOTIFY:
+            answer_of(data, _DAEMON, client.Done)
+        elif what == PORT:
+            port = answer_of(data, _DAEMON, client.Port)
+            check_port(port, _DAEMON)
+            answer.state, answer.peer, answer.peer_port = client.PORT_STATES.index(port.state), port.domain, port.port
+        else:
+            found = answer_of(data, _DAEMON, client.Domains)
+            numbers = [each.domain for each in found.domains]
+            answer.count, answer.own = len(numbers), found.own
+            answer.numbers[0 : len(numbers)] = numbers
 
 
-def _fill(into: Any, granted: Granted) -> None:
+def _fill_grant(answer: Any, reply: client.Grant | client.Vacant, fds: int) -> None:
     """Fill in struct kvmchan_grant, whose fields have the message's names."""
-    grant = granted.grant
-    into.path = grant.path.encode()  # cffi refuses one that is too long
-    into.channel, into.left_order, into.right_order = grant.channel, grant.left_order, grant.right_order
-    into.events, into.offset = client.EVENTS.index(grant.events), grant.offset
-    into.doorbell, into.doorbell_value = grant.doorbell, grant.doorbell_value
-    into.region_fd, into.event_fd, into.notify_fd = granted.region, granted.event, granted.notify
-
-
-def _fill_domains(into: Any, found: client.Domains) -> None:
-    numbers = [each.domain for each in found.domains]
-    into.count, into.own = len(numbers), found.own
-    into.numbers[0 : len(numbers)] = numbers
+    if not isinstance(reply, client.Grant):
+        answer.again = 1
+        return
+    check_grant(reply, fds, _DAEMON)
+    into = answer.grant
+    into.path = reply.path.encode()  # cffi refuses one that is too long
+    into.channel, into.left_order, into.right_order = reply.channel, reply.left_order, reply.right_order
+    into.events, into.offset = client.EVENTS.index(reply.events), reply.offset
+    into.doorbell, into.doorbell_value = reply.doorbell, reply.doorbell_value

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kvmchand.errors import InvalidArgument, KvmchanError, NotFound, ProtocolError
 from kvmchand.wire import client
-from libxenvchan_shim.connection import RUNTIME_DIR, Connection, store_path
+from libxenvchan_shim.connection import Connection
+from libxenvchan_shim.protocol import RUNTIME_DIR, store_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -29,6 +29,9 @@ with its length.
 The longest request has one string of TEXT_MAX bytes, in JSON's longest spelling (6 bytes for 1). 4
 KiB are left for what stands around it. Encoding what was decoded never makes it longer, so whatever
 one process takes, the next one takes too."""
+PACKET_TOO_LONG = f"a packet has more than {PACKET_MAX} bytes"
+FDS_LOST = "no more descriptors can be open for those that came: close some, or raise the limit (ulimit -n)"
+"""Of a packet whose descriptors this process can't have."""
 
 
 def _integer(least: int, most: int) -> Check:
@@ -134,17 +137,29 @@ class Codec:
     """The messages of one protocol."""
 
     def __init__(self, kinds: Mapping[str, type], inner: Mapping[str, type | Codec] | None = None) -> None:
-        """Plan each message.
+        """`inner`: by annotation, the record or protocol that stands in a field."""
+        self._kinds = kinds
+        self._names = {cls: kind for kind, cls in kinds.items()}
+        self._inner = inner or {}
+        self._plans: dict[str, _Plan] = {}
 
-        `inner`: by annotation, the record or protocol that stands in a field.
-        """
-        self._by_kind = {kind: _Plan(cls, inner or {}) for kind, cls in kinds.items()}
-        self._by_class = {cls: (kind, self._by_kind[kind]) for kind, cls in kinds.items()}
+    def _plan(self, kind: str) -> _Plan | None:
+        """Plan each message when it first comes: a program's first call needs three."""
+        plan = self._plans.get(kind)
+        if plan is None and kind in self._kinds:
+            plan = self._plans[kind] = _Plan(self._kinds[kind], self._inner)
+        return plan
+
+    def _plan_for(self, message: Any) -> tuple[str, _Plan]:
+        kind = self._names[type(message)]
+        plan = self._plan(kind)
+        assert plan is not None
+        return kind, plan
 
     def encode(self, message: Any) -> bytes:
         """Return a message as a packet. Raises ProtocolError if it is too long for one."""
         data = to_json(self.show(message)).encode(errors="replace")
-        kind, plan = self._by_class[type(message)]
+        kind, plan = self._plan_for(message)
         if plan.data is not None:
             data = b"%s\n%s" % (data, getattr(message, plan.data))
         if len(data) > PACKET_MAX:
@@ -154,14 +169,14 @@ class Codec:
     def decode(self, packet: bytes) -> Any:
         """Return the message of a packet. Raises ProtocolError if it is none of this protocol's."""
         if len(packet) > PACKET_MAX:
-            raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
+            raise ProtocolError(PACKET_TOO_LONG)
         head, _, following = packet.partition(b"\n")
         try:
             value = from_json(head.decode())
         except (ValueError, RecursionError):
             raise ProtocolError("a packet is not JSON") from None
         kind = _kind_of(value)
-        plan = self._by_kind.get(kind)
+        plan = self._plan(kind)
         if plan is None:
             raise ProtocolError(f"unknown message {kind[:40]!r}")
         try:
@@ -171,7 +186,7 @@ class Codec:
 
     def show(self, message: Any) -> dict[str, Any]:
         """Return what stands in JSON for a message."""
-        kind, plan = self._by_class[type(message)]
+        kind, plan = self._plan_for(message)
         return {"type": kind, **plan.show(message)}
 
     def build_inner(self, value: Any) -> Any:
@@ -180,7 +195,7 @@ class Codec:
         Raises ValueError if there is none of this protocol's.
         """
         kind = _kind_of(value)
-        plan = self._by_kind.get(kind)
+        plan = self._plan(kind)
         if plan is None:
             raise ValueError(f"a message that is known, not {kind[:40]!r}")
         try:

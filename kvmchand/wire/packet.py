@@ -12,7 +12,7 @@ import sys
 from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
 
 from kvmchand.errors import OutOfResources, ProtocolError
-from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.codec import FDS_LOST, PACKET_MAX, PACKET_TOO_LONG
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -99,6 +99,6 @@ def receive_packet(sock: socket, flags: int = 0) -> tuple[bytes, Fds]:
     if status & (MSG_TRUNC | MSG_CTRUNC):
         fds.close()
         if status & MSG_TRUNC:
-            raise ProtocolError(f"a packet has more than {PACKET_MAX} bytes")
-        raise OutOfResources("no more descriptors can be open for those that came: close some, or raise the limit (ulimit -n)")
+            raise ProtocolError(PACKET_TOO_LONG)
+        raise OutOfResources(FDS_LOST)
     return data, fds

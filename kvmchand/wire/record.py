@@ -26,7 +26,7 @@ class Record:
     if not TYPE_CHECKING:
 
         def __init__(self, *values: Any, **named: Any) -> None:
-            names = self.__annotations__
+            names = type(self).__annotations__
             given = {**dict(zip(names, values, strict=False)), **named}
             if given.keys() != names.keys() or len(values) + len(named) != len(names):
                 raise TypeError(f"{type(self).__name__} takes each of {', '.join(names)} once")
@@ -38,7 +38,7 @@ class Record:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the values by their fields' names."""
-        return {name: getattr(self, name) for name in self.__annotations__}
+        return {name: getattr(self, name) for name in type(self).__annotations__}
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and isinstance(other, Record) and self.as_dict() == other.as_dict()

@@ -130,55 +130,59 @@ bool helper_is_there(void)
 	return there;
 }
 
-static int try_send(const struct message *message, size_t size, const int *fds, int count)
+static int try_send(const struct message *message, const void *data, size_t size, int reply_fd)
 {
-	struct iovec data = {(void *)message, size};
+	struct iovec parts[] = {{(void *)message, sizeof(*message)}, {(void *)data, size}};
 	union {
 		struct cmsghdr header;
-		char room[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
+		char room[CMSG_SPACE(sizeof(int))];
 	} beside = {0};
 	struct msghdr packet = {
-	    .msg_iov = &data,
-	    .msg_iovlen = 1,
+	    .msg_iov = parts,
+	    .msg_iovlen = 2,
 	    .msg_control = &beside,
-	    .msg_controllen = CMSG_SPACE((size_t)count * sizeof(int)),
+	    .msg_controllen = sizeof(beside),
 	};
 
 	beside.header.cmsg_level = SOL_SOCKET;
 	beside.header.cmsg_type = SCM_RIGHTS;
-	beside.header.cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
-	memcpy(CMSG_DATA(&beside.header), fds, (size_t)count * sizeof(int));
+	beside.header.cmsg_len = CMSG_LEN(sizeof(int));
+	memcpy(CMSG_DATA(&beside.header), &reply_fd, sizeof(int));
 	return sendmsg(helper.fd, &packet, MSG_NOSIGNAL) < 0 ? errno : 0;
 }
 
-static int send_to_helper(const struct message *message, size_t size, const int *fds, int count,
-			  char *sentence, int room)
+static int send_to_helper(const struct message *message, const void *data, size_t size,
+			  int reply_fd, struct connection *to, char *sentence, int room)
 {
 	int error = start_unless_there(sentence, room);
 
+	*to = helper;
 	if (error)
 		return error;
-	error = try_send(message, size, fds, count);
-	if (error != EPIPE && error != ECONNRESET && error != ECONNREFUSED)
-		goto done;
-	error = start(sentence, room);
-	if (error)
-		return error;
-	error = try_send(message, size, fds, count);
-done:
+	error = try_send(message, data, size, reply_fd);
+	if (error == EPIPE || error == ECONNREFUSED)
+		error = ECONNRESET;
 	if (error)
 		snprintf(sentence, (size_t)room, "kvmchan's helper can't be asked: %s",
 			 strerror(error));
 	return error;
 }
 
-int helper_send(const struct message *message, size_t size, const int *fds, int count,
-		char *sentence, int room)
+int helper_send(const struct message *message, const void *data, size_t size, int reply_fd,
+		struct connection *to, char *sentence, int room)
 {
 	int error;
 
 	pthread_mutex_lock(&lock);
-	error = send_to_helper(message, size, fds, count, sentence, room);
+	error = send_to_helper(message, data, size, reply_fd, to, sentence, room);
 	pthread_mutex_unlock(&lock);
 	return error;
+}
+
+void helper_forget(const struct connection *ended)
+{
+	pthread_mutex_lock(&lock);
+	if (helper.cookie == ended->cookie)
+		connection_close(&helper);
+	pthread_mutex_unlock(&lock);
 }

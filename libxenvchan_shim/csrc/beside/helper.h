@@ -7,15 +7,19 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "dataplane/connection.h"
 #include "runtime/message.h"
 
 /* Start it unless it is there. Returns 0, or an errno with the sentence in @sentence, which has
  * @room bytes. */
 int helper_start(char *sentence, int room);
 bool helper_is_there(void);
-/* Send @size bytes of a message and descriptors, which stay the caller's, to the helper. Starts
- * another if it has ended. Returns as helper_start(). */
-int helper_send(const struct message *message, size_t size, const int *fds, int count,
-		char *sentence, int room);
+/* Send a message and the @size bytes of @data to the helper, and beside them the socket for the
+ * reply, which stays the caller's. *@to is the helper. Returns as helper_start(), or ECONNRESET if
+ * it has ended. */
+int helper_send(const struct message *message, const void *data, size_t size, int reply_fd,
+		struct connection *to, char *sentence, int room);
+/* A helper has ended: the next that is needed is another. */
+void helper_forget(const struct connection *ended);
 
 #endif

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * kvmchan-helper: runs Python for a program whose process can't. Its stdin is the program's socket,
- * and it ends when nobody has the other end any more. It never connects to the daemon itself: the
- * program does that, as the daemon judges a client by its process.
+ * and it ends when nobody has the other end any more. It never talks to the daemon: the
+ * program does.
  */
 #include <errno.h>
 #include <malloc.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,70 +22,73 @@
 #define STACK (1024 * 1024)
 
 struct job {
+	int reply_fd;
+	size_t size; /* of the data behind the message */
 	struct message message;
+	uint8_t data[KVMCHAN_PACKET_MAX + 1];
 	struct reply reply;
-	int fds[MESSAGE_FDS]; /* for the reply, and to the daemon; -1 if there is none */
+	struct kvmchan_answer answer;
+	uint8_t packet[KVMCHAN_PACKET_MAX];
 };
 
 /* ---- the steps ---- */
 
+/* Return how many bytes follow the reply. */
+static size_t encode(struct job *job, const struct kvmchan_runtime *runtime)
+{
+	struct kvmchan_packet packet = {.data = job->packet, .room = sizeof(job->packet)};
+	struct reply *reply = &job->reply;
+	struct kvmchan_request request = job->message.request;
+
+	request.domain = job->message.domain;
+	request.runtime_dir = job->message.runtime_dir;
+	request.path = (char *)job->data;
+	reply->error = runtime->encode(&request, &packet, reply->sentence, sizeof(reply->sentence));
+	return reply->error ? 0 : packet.size;
+}
+
+static size_t decode(struct job *job, const struct kvmchan_runtime *runtime)
+{
+	struct kvmchan_received received = {
+	    .error = job->message.received.error,
+	    .fd_count = job->message.received.fd_count,
+	    .size = (uint32_t)job->size,
+	    .data = job->data,
+	};
+	struct reply *reply = &job->reply;
+
+	reply->error = runtime->decode(job->message.what, &received, &job->answer, reply->sentence,
+				       sizeof(reply->sentence));
+	return reply->error ? 0 : sizeof(job->answer);
+}
+
+static void send_reply(struct job *job, const void *data, size_t size)
+{
+	struct iovec parts[] = {{&job->reply, sizeof(job->reply)}, {(void *)data, size}};
+	struct msghdr packet = {.msg_iov = parts, .msg_iovlen = 2};
+
+	/* The program may have gone, and then nobody wants it. */
+	sendmsg(job->reply_fd, &packet, MSG_NOSIGNAL);
+}
+
 static void do_step(struct job *job)
 {
-	struct message *message = &job->message;
 	struct reply *reply = &job->reply;
 	const struct kvmchan_runtime *runtime =
 	    runtime_get(INSIDE, &reply->error, reply->sentence, sizeof(reply->sentence));
 
 	if (!runtime)
-		return;
-	reply->error = EPROTO;
-	if (message->step == MESSAGE_ASK) {
-		message->request.control_fd = job->fds[1];
-		message->request.domain = message->domain;
-		message->request.runtime_dir = message->runtime_dir;
-		message->request.path = message->path;
-		reply->error =
-		    runtime->ask(&message->request, reply->sentence, sizeof(reply->sentence));
-	} else if (message->step == MESSAGE_ANSWER) {
-		reply->error = runtime->answer(message->request.what, job->fds[1], &reply->answer,
-					       reply->sentence, sizeof(reply->sentence));
-	}
-}
-
-static void send_reply(struct job *job)
-{
-	struct iovec data = {&job->reply, sizeof(job->reply)};
-	union {
-		struct cmsghdr header;
-		char room[CMSG_SPACE(REPLY_FDS * sizeof(int))];
-	} beside = {0};
-	struct msghdr packet = {.msg_iov = &data, .msg_iovlen = 1};
-	int fds[REPLY_FDS], count = 0, i;
-
-	for (i = 0; i < REPLY_FDS; i++)
-		if (*answer_fd(&job->reply.answer, i) >= 0)
-			fds[count++] = *answer_fd(&job->reply.answer, i);
-	if (count) {
-		beside.header.cmsg_level = SOL_SOCKET;
-		beside.header.cmsg_type = SCM_RIGHTS;
-		beside.header.cmsg_len = CMSG_LEN((size_t)count * sizeof(int));
-		memcpy(CMSG_DATA(&beside.header), fds, (size_t)count * sizeof(int));
-		packet.msg_control = &beside;
-		packet.msg_controllen = CMSG_SPACE((size_t)count * sizeof(int));
-	}
-	/* The program may have gone, and then nobody wants it. */
-	sendmsg(job->fds[0], &packet, MSG_NOSIGNAL);
-	while (count)
-		close(fds[--count]);
+		send_reply(job, NULL, 0);
+	else if (job->message.step == MESSAGE_ENCODE)
+		send_reply(job, job->packet, encode(job, runtime));
+	else
+		send_reply(job, &job->answer, decode(job, runtime));
 }
 
 static void job_free(struct job *job)
 {
-	int i;
-
-	for (i = 0; i < MESSAGE_FDS; i++)
-		if (job->fds[i] >= 0)
-			close(job->fds[i]);
+	if (job->reply_fd >= 0)
+		close(job->reply_fd);
 	free(job);
 }
 
@@ -93,7 +97,6 @@ static void *run(void *argument)
 	struct job *job = argument;
 
 	do_step(job);
-	send_reply(job);
 	job_free(job);
 	return NULL;
 }
@@ -114,59 +117,60 @@ static void start_thread(struct job *job)
 	job->reply.error = error;
 	snprintf(job->reply.sentence, sizeof(job->reply.sentence),
 		 "kvmchan's helper can start no thread: %s", strerror(error));
-	send_reply(job);
+	send_reply(job, NULL, 0);
 	job_free(job);
 }
 
 /* ---- messages ---- */
 
-static void take_fds(struct job *job, struct msghdr *packet)
+/* Take ownership of the socket beside a message. */
+static int take_fd(struct msghdr *packet)
 {
-	const struct cmsghdr *header = CMSG_FIRSTHDR(packet);
-	size_t size = header ? header->cmsg_len - CMSG_LEN(0) : 0;
+	struct cmsghdr *header = CMSG_FIRSTHDR(packet);
+	int fd = -1;
 
-	job->fds[0] = job->fds[1] = -1;
-	memcpy(job->fds, header ? CMSG_DATA(header) : (void *)job->fds,
-	       size < sizeof(job->fds) ? size : sizeof(job->fds));
+	if (header && header->cmsg_type == SCM_RIGHTS && header->cmsg_len >= CMSG_LEN(sizeof(fd)))
+		memcpy(&fd, CMSG_DATA(header), sizeof(fd));
+	return fd;
 }
 
-/* Have all strings end. */
-static bool is_valid(struct message *message, size_t size)
+/* Wait for a message. Returns its size; 0 at the end. */
+static size_t receive(struct job *job)
 {
-	message->domain[sizeof(message->domain) - 1] = '\0';
-	message->runtime_dir[sizeof(message->runtime_dir) - 1] = '\0';
-	message->path[sizeof(message->path) - 1] = '\0';
-	return size > offsetof(struct message, path) && message->version == KVMCHAN_RUNTIME_VERSION;
-}
-
-/* Returns false at the end. */
-static bool receive(struct job *job)
-{
-	struct iovec data = {&job->message, sizeof(job->message)};
+	struct iovec parts[] = {{&job->message, sizeof(job->message)},
+				{job->data, KVMCHAN_PACKET_MAX}};
 	union {
 		struct cmsghdr header;
-		char room[CMSG_SPACE(MESSAGE_FDS * sizeof(int))];
+		char room[CMSG_SPACE(sizeof(int))];
 	} beside;
 	struct msghdr packet = {
-	    .msg_iov = &data,
-	    .msg_iovlen = 1,
+	    .msg_iov = parts,
+	    .msg_iovlen = 2,
 	    .msg_control = &beside,
 	    .msg_controllen = sizeof(beside),
 	};
 	ssize_t got;
-	int i;
 
 	do
 		got = recvmsg(STDIN_FILENO, &packet, MSG_CMSG_CLOEXEC);
 	while (got < 0 && errno == EINTR);
 	if (got <= 0)
+		return 0;
+	job->reply_fd = take_fd(&packet);
+	return (size_t)got;
+}
+
+/* Have all strings end. Returns false if it is no message. */
+static bool check(struct job *job, size_t size)
+{
+	struct message *message = &job->message;
+
+	if (size < sizeof(*message) || message->version != KVMCHAN_RUNTIME_VERSION)
 		return false;
-	take_fds(job, &packet);
-	for (i = 0; i < REPLY_FDS; i++)
-		*answer_fd(&job->reply.answer, i) = -1;
-	job->reply.answer.grant.control_fd = -1;
-	if (!is_valid(&job->message, (size_t)got))
-		job->message.step = MESSAGE_INVALID;
+	job->size = size - sizeof(*message);
+	job->data[job->size] = '\0';
+	message->domain[sizeof(message->domain) - 1] = '\0';
+	message->runtime_dir[sizeof(message->runtime_dir) - 1] = '\0';
 	return true;
 }
 
@@ -179,15 +183,18 @@ int main(void)
 	mallopt(M_ARENA_MAX, 1);
 	for (;;) {
 		struct job *job = calloc(1, sizeof(*job));
+		size_t size;
 
 		if (!job)
 			return EXIT_FAILURE;
-		job->fds[0] = job->fds[1] = -1;
-		if (!receive(job)) {
-			job_free(job);
-			/* Threads may still be in Python, so no destructor shall run. */
+		job->reply_fd = -1;
+		size = receive(job);
+		/* Threads may still be in Python, so no destructor shall run. */
+		if (size == 0)
 			_exit(EXIT_SUCCESS);
-		}
-		start_thread(job);
+		if (check(job, size))
+			start_thread(job);
+		else
+			job_free(job);
 	}
 }

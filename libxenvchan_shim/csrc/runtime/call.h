@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * What C asks of the daemon through Python (libxenvchan_shim/embed.py), in two steps: to ask, and
- * to take the answer once it has come. build_embed.py reads this file, too.
+ * What Python does for C when that talks to the daemon (libxenvchan_shim/embed.py): it makes the
+ * packet that asks, and judges the one that answers. Connecting, sending and receiving is C
+ * (setup/connect.c). build_embed.py reads this file, too.
  */
 #ifndef KVMCHAN_CALL_H
 #define KVMCHAN_CALL_H
@@ -12,6 +13,10 @@
 
 /* Numbers of domains in an answer: DOMAINS_MAX of kvmchand/wire/client.py. */
 #define KVMCHAN_DOMAINS_MAX 256
+/* Bytes of a packet: PACKET_MAX of kvmchand/wire/codec.py. */
+#define KVMCHAN_PACKET_MAX 28672
+/* Bytes that a request may take: JSON may need six for a character. */
+#define KVMCHAN_REQUEST_ROOM(path) (6 * strlen(path) + 1024)
 
 /* cffi: types */
 /* What is asked. A connection to the daemon holds what it was given until it ends. */
@@ -27,17 +32,13 @@ enum kvmchan_what {
 	KVMCHAN_DOMAINS, /* which domains there are, from number `first` on */
 };
 
-/* A request. Its strings are never NULL. They and the connection stay the caller's. */
+/* A request. Its strings are never NULL, and stay the caller's. */
 struct kvmchan_request {
 	uint32_t what; /* enum kvmchan_what */
 	/* Which daemon, and as which domain: the environment's values, "" if unset. */
 	const char *runtime_dir;
 	const char *domain;
-	/* The connection that is asked: new, or one that was told to ask again, or the one that
-	 * holds the pages of a KVMCHAN_NOTIFY. -1 if there is none: connect_errno says why. */
-	int32_t control_fd;
-	int32_t connect_errno;
-	int32_t is_new;
+	int32_t connect_errno; /* 0 if there is a connection */
 	int32_t peer;
 	const char *path; /* "" if there is none */
 	uint64_t read_min, write_min;
@@ -50,13 +51,27 @@ struct kvmchan_request {
 	int32_t clears; /* the byte at `offset` becomes 0 */
 };
 
-/* An answer. Its descriptors are the caller's. */
+/* The packet to send. */
+struct kvmchan_packet {
+	uint8_t *data; /* the caller's, with so many bytes: */
+	uint32_t room;
+	uint32_t size;
+};
+
+/* What was received. */
+struct kvmchan_received {
+	int32_t error; /* errno if nothing was, and then the rest is 0 */
+	uint32_t fd_count;
+	uint32_t size; /* 0 at the end of the connection */
+	const uint8_t *data;
+};
+
+/* An answer, without its descriptors. */
 struct kvmchan_answer {
-	struct kvmchan_grant grant; /* the first four; without control_fd */
+	struct kvmchan_grant grant; /* the first four */
 	/* Of KVMCHAN_CONNECT after a wait: there may be a vchan now, ask again. */
 	int32_t again;
-	/* Of pages: the memory, where it has them, their first number, how many. */
-	int32_t memory_fd;
+	/* Of pages: where the memory has them, their first number, how many. */
 	uint64_t offset, ref;
 	uint32_t pages;
 	/* Of an event channel: Xen's EVTCHNSTAT_, 0 closed, 1 unbound, 2 interdomain. */
@@ -73,12 +88,12 @@ struct kvmchan_answer {
 void kvmchan_python_start(void);
 /* Each of these returns -1, or an errno with the sentence in @sentence, which has @room bytes; or
  * 0 if Python could not be run. */
-/* Ask. The connection is readable when the answer has come. Fails with the connection's error if
- * there is none. */
-int kvmchan_python_ask(const struct kvmchan_request *request, char *sentence, int room);
-/* Take the answer, which has come on the connection. */
-int kvmchan_python_answer(uint32_t what, int control_fd, struct kvmchan_answer *answer,
+/* Make the packet of a request. Fails with the connection's error if there is one. */
+int kvmchan_python_encode(const struct kvmchan_request *request, struct kvmchan_packet *packet,
 			  char *sentence, int room);
+/* Judge what was received. Fails if the daemon refuses, or what it says can't be. */
+int kvmchan_python_decode(uint32_t what, const struct kvmchan_received *received,
+			  struct kvmchan_answer *answer, char *sentence, int room);
 /* cffi: end */
 
 #endif

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The program must not notice that its process has an interpreter: we neither use nor change its
- * environment, working directory, locale, signals or stdio. We find our Python code from this
- * library's own place in the file system.
+ * environment, working directory, locale, signals or stdio.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -23,6 +22,7 @@
 
 #include "runtime/call.h"
 #include "runtime/extensions.h"
+#include "runtime/frozen.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_int owner;	/* the process whose interpreter it is; 0 if none has started it */
@@ -96,108 +96,42 @@ static void follow_forks(void)
 		    pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) == 0;
 }
 
-/* ---- where things are ---- */
-
-/* Folders from KVMCHAN_LIBDIR up to the one that holds the packages. */
-#define LEVELS 3
-
-static bool is_package_root(const char *directory)
-{
-	char file[PATH_MAX];
-
-	return snprintf(file, sizeof(file), "%s/libxenvchan_shim/embed.py", directory) <
-		   (int)sizeof(file) &&
-	       access(file, R_OK) == 0;
-}
-
-/* Find the folder that holds our packages: one of those above this file, in an install as in a
- * build tree. */
-static int find_packages(const struct report *report, char *directory)
-{
-	Dl_info self;
-	int level;
-
-	if (!dladdr((void *)&find_packages, &self) || !self.dli_fname ||
-	    !realpath(self.dli_fname, directory))
-		return fail(report, ENOENT, "kvmchan can not find its own file");
-	for (level = 0; level < LEVELS; level++) {
-		char *slash = strrchr(directory, '/');
-
-		if (!slash || slash == directory)
-			break;
-		*slash = '\0';
-		if (is_package_root(directory))
-			return 0;
-	}
-	return fail(report, ENOENT, "kvmchan's Python code is not above %s: install kvmchan again",
-		    self.dli_fname);
-}
-
 /* ---- start ---- */
 
-static PyStatus add_path(PyConfig *config, const char *directory)
+static PyStatus configure_and_start(PyConfig *config)
 {
-	wchar_t *wide = Py_DecodeLocale(directory, NULL);
 	PyStatus status;
-
-	if (!wide)
-		return PyStatus_Error("decoding a path failed");
-	status = PyWideStringList_Append(&config->module_search_paths, wide);
-	PyMem_RawFree(wide);
-	return status;
-}
-
-static PyStatus configure_and_start(PyConfig *config, const char *packages)
-{
-	const char *const paths[] = {packages, KVMCHAN_STDLIB};
-	PyStatus status;
-	size_t i;
 
 	config->install_signal_handlers = 0;
 	config->site_import = 0;
 	config->write_bytecode = 0;
 	config->configure_c_stdio = 0;
 	config->pathconfig_warnings = 0;
+	/* All that we import is built in or frozen, and so Python looks for no file. */
 	config->module_search_paths_set = 1;
-	for (i = 0; i < sizeof(paths) / sizeof(*paths); i++) {
-		status = add_path(config, paths[i]);
-		if (PyStatus_Exception(status))
-			return status;
-	}
-	/* Otherwise the path configuration derives these from the program's own name. */
-	status = PyConfig_SetBytesString(config, &config->home, KVMCHAN_HOME);
-	if (PyStatus_Exception(status))
-		return status;
-	status = PyConfig_SetBytesString(config, &config->executable, "");
-	if (PyStatus_Exception(status))
-		return status;
-	return Py_InitializeFromConfig(config);
+	/* Otherwise Python looks for itself in the folders of PATH. */
+	status = PyConfig_SetBytesString(config, &config->program_name, "/kvmchan");
+	if (!PyStatus_Exception(status))
+		status = PyConfig_SetBytesString(config, &config->home, "/");
+	return PyStatus_Exception(status) ? status : Py_InitializeFromConfig(config);
 }
 
 static int start(const struct report *report)
 {
-	char packages[PATH_MAX];
 	PyPreConfig preconfig;
 	PyConfig config;
 	PyStatus status;
 
-	int error = find_packages(report, packages);
-
-	if (error)
-		return error;
-	if (access(KVMCHAN_STDLIB "/encodings/__init__.py", R_OK) < 0)
-		return fail(report, ENOENT,
-			    "Python's standard library is not at " KVMCHAN_STDLIB
-			    ": install the Python that kvmchan was built with");
 	if (extensions_add() < 0)
 		return fail(report, ENOMEM, "no memory to start Python");
+	PyImport_FrozenModules = frozen_modules;
 	follow_forks();
 	PyPreConfig_InitIsolatedConfig(&preconfig);
 	preconfig.utf8_mode = 1;
 	status = Py_PreInitialize(&preconfig);
 	if (!PyStatus_Exception(status)) {
 		PyConfig_InitIsolatedConfig(&config);
-		status = configure_and_start(&config, packages);
+		status = configure_and_start(&config);
 		PyConfig_Clear(&config);
 	}
 	if (PyStatus_Exception(status))

@@ -16,15 +16,16 @@ static int as_errno(int returned, char *sentence, int room)
 	return returned < 0 ? 0 : returned;
 }
 
-static int ask(const struct kvmchan_request *request, char *sentence, int room)
+static int encode(const struct kvmchan_request *request, struct kvmchan_packet *packet,
+		  char *sentence, int room)
 {
-	return as_errno(kvmchan_python_ask(request, sentence, room), sentence, room);
+	return as_errno(kvmchan_python_encode(request, packet, sentence, room), sentence, room);
 }
 
-static int answer(uint32_t what, int control_fd, struct kvmchan_answer *answer, char *sentence,
-		  int room)
+static int decode(uint32_t what, const struct kvmchan_received *received,
+		  struct kvmchan_answer *answer, char *sentence, int room)
 {
-	return as_errno(kvmchan_python_answer(what, control_fd, answer, sentence, room), sentence,
+	return as_errno(kvmchan_python_decode(what, received, answer, sentence, room), sentence,
 			room);
 }
 
@@ -32,6 +33,6 @@ __attribute__((visibility("default"))) const struct kvmchan_runtime kvmchan_runt
     .version = KVMCHAN_RUNTIME_VERSION,
     .state = interpreter_state,
     .start = interpreter_start,
-    .ask = ask,
-    .answer = answer,
+    .encode = encode,
+    .decode = decode,
 };

@@ -27,9 +27,10 @@ struct kvmchan_runtime {
 	enum kvmchan_runtime_state (*state)(void);
 	/* Start it, once. The two of call.h need it. */
 	int (*start)(char *sentence, int room);
-	int (*ask)(const struct kvmchan_request *request, char *sentence, int room);
-	int (*answer)(uint32_t what, int control_fd, struct kvmchan_answer *answer, char *sentence,
-		      int room);
+	int (*encode)(const struct kvmchan_request *request, struct kvmchan_packet *packet,
+		      char *sentence, int room);
+	int (*decode)(uint32_t what, const struct kvmchan_received *received,
+		      struct kvmchan_answer *answer, char *sentence, int room);
 };
 
 #define KVMCHAN_RUNTIME_SYMBOL "kvmchan_runtime"

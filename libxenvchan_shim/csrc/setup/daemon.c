@@ -20,8 +20,8 @@
 #include "dataplane/error.h"
 #include "setup/apart.h"
 #include "setup/choice.h"
-#include "setup/connect.h"
 #include "setup/environment.h"
+#include "setup/wire.h"
 
 /* Milliseconds in which a daemon answers that has nothing else to wait for. */
 #define SOON 2
@@ -30,9 +30,10 @@
 struct call {
 	struct kvmchan_request request;
 	struct kvmchan_answer answer;
-	int control_fd;	 /* the connection; -1 if there is none */
-	bool is_asked;	 /* and not yet answered */
-	bool takes_soon; /* the answer, if it comes soon after the question */
+	struct packet_fds fds; /* of the answer */
+	int control_fd;	       /* the connection; -1 if there is none */
+	bool is_asked;	       /* and not yet answered */
+	bool takes_soon;       /* the answer, if it comes soon after the question */
 	enum place place;
 	int error;
 	char sentence[SENTENCE];
@@ -54,6 +55,7 @@ static bool has_key;
 
 static void call_free(struct call *call)
 {
+	close_fds(&call->fds);
 	if (call->control_fd >= 0)
 		close(call->control_fd);
 	free(call);
@@ -114,16 +116,39 @@ static struct call *call_new(int control_fd)
 		return NULL;
 	}
 	call->control_fd = control_fd;
-	call->answer =
-	    (struct kvmchan_answer){.grant = nothing, .memory_fd = -1, .state = -1, .own = -1};
 	return call;
 }
 
+static void judge(struct call *call, const struct kvmchan_runtime *runtime,
+		  const struct kvmchan_received *received)
+{
+	call->error =
+	    runtime->decode(call->request.what, received, &call->answer, call->sentence, SENTENCE);
+}
+
+/* Take the answer, which has come. */
 static void take(struct call *call, const struct kvmchan_runtime *runtime)
 {
+	struct kvmchan_received received;
+
 	call->is_asked = false;
-	call->error = runtime->answer(call->request.what, call->control_fd, &call->answer,
-				      call->sentence, SENTENCE);
+	receive_packet(call->control_fd, &received, &call->fds);
+	judge(call, runtime, &received);
+	free((void *)received.data);
+}
+
+static void send_request(struct call *call, const struct kvmchan_runtime *runtime,
+			 struct kvmchan_packet *packet)
+{
+	struct kvmchan_received nothing = {0};
+
+	call->error = runtime->encode(&call->request, packet, call->sentence, SENTENCE);
+	if (call->error)
+		return;
+	nothing.error = send_packet(call->control_fd, packet->data, packet->size);
+	call->is_asked = nothing.error == 0;
+	if (nothing.error)
+		judge(call, runtime, &nothing);
 }
 
 static void ask_apart(void *argument)
@@ -132,11 +157,18 @@ static void ask_apart(void *argument)
 	const struct kvmchan_runtime *runtime =
 	    runtime_get(call->place, &call->error, call->sentence, SENTENCE);
 	struct pollfd answer = {.fd = call->control_fd, .events = POLLIN};
+	struct kvmchan_packet packet = {.room = KVMCHAN_REQUEST_ROOM(call->request.path)};
 
 	if (!runtime)
 		return;
-	call->error = runtime->ask(&call->request, call->sentence, SENTENCE);
-	call->is_asked = call->error == 0;
+	packet.data = malloc(packet.room);
+	if (packet.data) {
+		send_request(call, runtime, &packet);
+		free(packet.data);
+	} else {
+		call->error = ENOMEM;
+		strcpy(call->sentence, "no memory to talk to the daemon");
+	}
 	/* Most answers come at once, and taking them here saves another thread, or a wait. */
 	if (call->is_asked && call->takes_soon && poll(&answer, 1, SOON) > 0)
 		take(call, runtime);
@@ -189,11 +221,9 @@ static int ask(struct call *call)
 	request->domain = setting_domain();
 	if (!request->path)
 		request->path = "";
-	request->is_new = call->control_fd < 0;
-	if (request->is_new)
+	if (call->control_fd < 0)
 		call->control_fd = connect_daemon(request->runtime_dir, request->domain);
 	request->connect_errno = call->control_fd < 0 ? errno : 0;
-	request->control_fd = call->control_fd;
 	return run(call, ask_apart);
 }
 
@@ -302,6 +332,9 @@ static int steal_connection(struct call *call)
 static void take_grant(struct call *call, bool is_server, struct kvmchan_grant *grant)
 {
 	*grant = call->answer.grant;
+	grant->region_fd = take_fd(&call->fds);
+	grant->event_fd = take_fd(&call->fds);
+	grant->notify_fd = take_fd(&call->fds);
 	grant->is_server = is_server;
 	grant->control_fd = steal_connection(call);
 	call_free(call);
@@ -391,7 +424,7 @@ static int get_pages(struct kvmchan_pages *pages, uint32_t what)
 	pages->memory_fd = pages->control_fd = -1;
 	if (!call)
 		return -1;
-	pages->memory_fd = call->answer.memory_fd;
+	pages->memory_fd = take_fd(&call->fds);
 	pages->control_fd = steal_connection(call);
 	pages->ref = call->answer.ref;
 	pages->pages = call->answer.pages;

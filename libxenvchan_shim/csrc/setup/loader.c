@@ -137,18 +137,15 @@ static int find_files_in(const struct report *report, struct files *files)
 	return 0;
 }
 
-/* Return the files, to be freed; NULL with *report. On the heap, since the stack may be small. */
+/* Return the files; NULL with *report. To be called with the lock held. */
 static struct files *find_files(const struct report *report)
 {
-	struct files *files = calloc(1, sizeof(*files));
+	/* Looked for until there are some; not on the stack, which may be small. */
+	static struct files files;
 
-	if (!files) {
-		describe(report, ENOMEM, "no memory to talk to the daemon");
-	} else if (find_files_in(report, files) < 0) {
-		free(files);
-		files = NULL;
-	}
-	return files;
+	if (files.beside || files.count)
+		return &files;
+	return find_files_in(report, &files) < 0 ? NULL : &files;
 }
 
 static const char *path_of(struct files *files, enum place place, int minor)
@@ -210,10 +207,8 @@ static const struct kvmchan_runtime *load_first(const struct report *report, str
 static const struct kvmchan_runtime *find_and_load(const struct report *report, enum place place)
 {
 	struct files *files = find_files(report);
-	const struct kvmchan_runtime *runtime = files ? load_first(report, files, place) : NULL;
 
-	free(files);
-	return runtime;
+	return files ? load_first(report, files, place) : NULL;
 }
 
 /* Bytes that Python takes, with a margin: of the address space, and of those what it writes to. */
@@ -275,7 +270,6 @@ static const struct kvmchan_runtime *find_inside(void)
 	for (i = 0; files && i < files->count && !runtime; i++)
 		if (dlopen(path_of(files, INSIDE, files->minors[i]), HOW | RTLD_NOLOAD))
 			runtime = load(NULL, files, INSIDE, files->minors[i]);
-	free(files);
 	return runtime;
 }
 
@@ -294,9 +288,13 @@ const struct kvmchan_runtime *runtime_inside(void)
 
 int runtime_version(void)
 {
-	struct files *files = find_files(NULL);
-	int minor = files ? files->minors[0] : 0;
+	struct files *files;
+	int minor;
 
-	free(files);
+	pthread_mutex_lock(&lock);
+	follow_forks();
+	files = find_files(NULL);
+	minor = files ? files->minors[0] : 0;
+	pthread_mutex_unlock(&lock);
 	return minor;
 }

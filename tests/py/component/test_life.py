@@ -35,7 +35,8 @@ import os, sys, libxenvchan_shim as v
 from kvmchand.wire import client, dataplane
 from kvmchand.wire.packet import send_packet
 from libxenvchan_shim import api
-from libxenvchan_shim.connection import Connection, socket_path
+from libxenvchan_shim.connection import Connection
+from libxenvchan_shim.protocol import socket_path
 path = socket_path(os.environ["KVMCHAN_RUNTIME_DIR"], os.environ.get("KVMCHAN_DOMAIN", ""))
 def end_of(call):
     try:

@@ -310,7 +310,7 @@ def test_a_program_short_of_descriptors_gets_emfile(daemon: Daemon, compiled: Co
             _, number, sentence = answer.split(" ", 2)
             assert number == "24", sentence  # EMFILE
             assert "ulimit -n" in sentence
-        assert (answer == "ok") == (room >= (3 if runtime == "inside" else 4))
+        assert (answer == "ok") == (room >= (3 if runtime == "inside" else 5))
         resource.prlimit(shell.pid, resource.RLIMIT_NOFILE, limits)
 
 

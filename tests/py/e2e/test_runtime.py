@@ -20,7 +20,7 @@ from rig.deadline import eventually
 from rig.paths import LIBDIR, PROGRAMS, PYTHON, SITE
 from rig.processes import is_asleep, open_fds, run
 from rig.program import Program
-from rig.shell import Compiled, assert_says, attempt, refused
+from rig.shell import Compiled, assert_says, attempt
 
 # ---- where Python can't be in the process ----
 
@@ -138,31 +138,36 @@ def test_a_helper_has_nothing_of_its_program_and_ends_with_it(
     eventually(lambda: helpers.pids() == [])
 
 
-def test_a_call_whose_helper_is_killed_fails_and_the_next_has_another(
-    daemon: Daemon, compiled: Compiled, helpers: Helpers
-) -> None:
+@pytest.mark.parametrize("when", ["in a call", "between calls"])
+def test_a_helper_that_is_killed_is_not_noticed(daemon: Daemon, compiled: Compiled, helpers: Helpers, when: str) -> None:
     with Program(compiled("shell"), env=helpers.environment(daemon)) as shell:
         assert shell.ask("client 0 data/first").startswith("NULL 2 ")
         before = shell.ask("fds")
         (first,) = helpers.pids()
-        os.kill(first, signal.SIGSTOP)
-        shell.tell("server 0 0 0 data/helped")
-        # It has asked, and waits.
-        eventually(lambda: is_asleep(shell.pid))
-        os.kill(first, signal.SIGKILL)
-        assert shell.line() == "NULL 104 kvmchan's helper has ended before it answered: call again"  # ECONNRESET
-        assert shell.ask("fds") == before
-        assert daemon.channels() == []
-        assert shell.ask("server 0 0 0 data/helped") == "ok"
-        (second,) = helpers.pids()
-        assert second != first
-        # One that was killed between two calls is not even noticed.
-        os.kill(second, signal.SIGKILL)
-        assert shell.ask("close") == "ok"
-        eventually(lambda: helpers.pids() == [])
-        assert shell.ask("server 0 0 0 data/helped") == "ok"
+        if when == "in a call":
+            os.kill(first, signal.SIGSTOP)
+            shell.tell("server 0 0 0 data/helped")
+            # It has asked, and waits.
+            eventually(lambda: is_asleep(shell.pid))
+            os.kill(first, signal.SIGKILL)
+        else:
+            os.kill(first, signal.SIGKILL)
+            shell.tell("server 0 0 0 data/helped")
+        assert shell.line() == "ok"
         assert shell.ask("close") == "ok"
         assert shell.ask("fds") == before
+        eventually(lambda: len(helpers.pids()) == 1)
+        assert helpers.pids() != [first]
+
+
+def test_a_helper_that_ends_at_once_is_told(compiled: Compiled, tmp_path: Path) -> None:
+    for each in (LIBDIR / "libxenvchan.so", LIBDIR / "kvmchan-beside.so"):
+        shutil.copy(each, tmp_path)
+    (tmp_path / "kvmchan-helper").write_text("#!/bin/sh\n")
+    (tmp_path / "kvmchan-helper").chmod(0o755)
+    number, sentence = attempt(compiled, tmp_path, KVMCHAN_RUNTIME="beside", LD_LIBRARY_PATH=str(tmp_path))
+    assert number == 104  # ECONNRESET
+    assert sentence == "kvmchan's helper ends before it answers: install kvmchan again, if nobody kills it"
 
 
 def test_a_helper_that_is_not_there_is_told(compiled: Compiled, tmp_path: Path, helpers: Helpers) -> None:
@@ -216,23 +221,17 @@ def test_a_runtime_of_another_release_is_refused(compiled: Compiled, tmp_path: P
 
 
 @pytest.mark.usefixtures("runtime")
-@pytest.mark.parametrize("broken", ["missing", "damaged"])
-def test_library_with_half_its_python_code_fails_with_a_sentence(
-    daemon: Daemon, compiled: Compiled, tmp_path: Path, broken: str
-) -> None:
-    """Each time that it is tried, and without a word from Python or cffi."""
-    packages = tmp_path / "site"
-    shutil.copytree(SITE, packages)
-    if broken == "missing":
-        shutil.rmtree(packages / "kvmchand" / "wire")
-    else:
-        (packages / "libxenvchan_shim" / "connection.py").write_text("def :\n")
-    libraries = str(packages / LIBDIR.relative_to(SITE))
-    with Program(compiled("shell"), env=daemon.environment(LD_LIBRARY_PATH=libraries)) as shell:
-        for _ in range(2):
-            number, sentence = refused(shell, "server 0 0 0 data/attempt")
-            assert number == 5  # EIO
-            assert sentence.startswith("kvmchan's Python code can't load libxenvchan_shim.embed: install kvmchan again (")
+def test_library_needs_no_python_files(daemon: Daemon, compiled: Compiled, tmp_path: Path) -> None:
+    """Neither ours nor the standard library's are looked for."""
+    shutil.copytree(LIBDIR, tmp_path / "lib")
+    environment = daemon.environment(LD_LIBRARY_PATH=str(tmp_path / "lib"))
+    strace = shutil.which("strace")
+    if strace is None:
+        run(compiled("loopback"), "0", "data/alone", env=environment)
+        return
+    log = tmp_path / "log"
+    run(strace, "-f", "-e", "trace=%file", "-o", log, compiled("loopback"), "0", "data/alone", env=environment)
+    assert not [line for line in log.read_text().splitlines() if re.search(r'\.pyc?"|pyvenv|__pycache__', line)]
 
 
 @pytest.mark.usefixtures("runtime")

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from kvmchand.ids import Size
 from kvmchand.wire import client
-from libxenvchan_shim.connection import DEADLINE, Granted
 from libxenvchan_shim.connection import Connection as Plain
+from libxenvchan_shim.connection import Granted
+from libxenvchan_shim.protocol import DEADLINE
 
 
 class Connection(Plain):

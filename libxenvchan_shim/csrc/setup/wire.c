@@ -17,7 +17,7 @@
 #define RUNTIME_DIR "/run/kvmchand"
 #define DOMAIN_DIGITS 5
 
-/* As socket_path() of libxenvchan_shim/connection.py. Returns 0, or -1 with errno. */
+/* As socket_path() of libxenvchan_shim/protocol.py. Returns 0, or -1 with errno. */
 static int make_address(const char *runtime_dir, const char *domain, struct sockaddr_un *address)
 {
 	const char *folder = *runtime_dir ? runtime_dir : RUNTIME_DIR;

@@ -37,7 +37,7 @@ DOMAIN = """\
   <features><acpi/></features>
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <graphics type='vnc' port='-1' autoport='yes' passwd='aSecret7'/>
+    <graphics type='vnc' passwd='aSecret7'><listen type='socket'/></graphics>
     <serial type='null'/>
     <memballoon model='none'/>
   </devices>

@@ -35,7 +35,7 @@ from rig.clients import RawClient
 from rig.daemon import Daemon, acting_as
 from rig.deadline import eventually
 from rig.paths import KVMCHAND, PYTHON
-from rig.processes import NOBODY, children, run_as, socket_of
+from rig.processes import NOBODY, children, is_asleep, run_as, socket_of
 from rig.program import Program
 
 ASK = """
@@ -634,7 +634,8 @@ def test_only_the_client_whose_bytes_were_being_read_is_dropped(daemon: Daemon) 
         number = int(daemon.log().rpartition(", client ")[2].partition(":")[0]) + 1  # connections are numbered as they come
         assert first.hello().offer(path="first")["type"] == "grant"
         assert second.hello().offer(path="second")["type"] == "grant"
-        # The page in which the local process notes whom it reads.
+        # The page in which the local process notes whom it reads, until it is done with that.
+        eventually(lambda: is_asleep(daemon.local_pid))
         marker = next(
             each for each in Path(f"/proc/{daemon.local_pid}/fd").iterdir() if "memfd:kvmchand-local" in str(each.readlink())
         )

@@ -24,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "py"))
 
+import calls
 import store
 from report import KIB, ratio, spread
 from rig.paths import C_BUILD, PREFIX, XEN_RELEASE
@@ -39,14 +40,18 @@ class Build:
     libdir: Path
     runtime_dir: Path
 
+    @property
+    def library_path(self) -> str:
+        """Return where the loader finds the build's libraries."""
+        return f"{self.libdir / f'xen-{XEN_RELEASE}'}:{self.libdir}"
+
     def run(self, program: str, *arguments: object, **environment: str) -> dict[str, Any]:
         """Return what a program of this tree prints when it runs on the libraries of the build."""
-        folders = f"{self.libdir / f'xen-{XEN_RELEASE}'}:{self.libdir}"
         done = subprocess.run(
             [str(C_BUILD / program), *map(str, arguments)],
             env={
                 **os.environ,
-                "LD_LIBRARY_PATH": folders,
+                "LD_LIBRARY_PATH": self.library_path,
                 "KVMCHAN_RUNTIME_DIR": str(self.runtime_dir),
                 **environment,
             },
@@ -76,6 +81,11 @@ class Build:
         """Return first calls a second, the median of three fresh processes."""
         return 1e3 / statistics.median(float(self.run("benchsetup", "first")["ms"]) for _ in range(3))
 
+    def calls(self) -> float:
+        """Return calls a second of programs that live for one, many at once."""
+        environment = {"LD_LIBRARY_PATH": self.library_path, "KVMCHAN_RUNTIME_DIR": str(self.runtime_dir)}
+        return calls.rate(C_BUILD / "benchsetup", "call", environment)
+
     def store_reads(self) -> float:
         """Return reads a second of the store by one client."""
         return store.reads_per_second(self.runtime_dir / "store.sock")
@@ -84,6 +94,7 @@ class Build:
 FIGURES: dict[str, Callable[[Build], float]] = {
     "first call, /s": Build.first_call,
     "set-up and close of both ends, /s": Build.set_up,
+    "calls of new processes, 25 at once, /s": Build.calls,
     "store reads, /s": Build.store_reads,
     "one way, 64 B calls, MB/s": lambda build: build.rate(64, 200_000_000) / 1e6,
     "one way, 4 KiB calls, MB/s": lambda build: build.rate(4 * KIB, 4_000_000_000) / 1e6,

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * What setting up costs: "first" is one init in a fresh process, "many N" opens N channels and
- * keeps them until stdin ends. Prints one JSON line.
+ * keeps them until stdin ends. These print one JSON line. A process that lives for one call: "call
+ * N" opens both ends of a channel, "socket PATH" a connection to a UNIX socket, and each sends a
+ * byte through.
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -121,6 +125,33 @@ static int many(int count)
 	return EXIT_SUCCESS;
 }
 
+static int call(int number)
+{
+	struct libxenvchan *server, *client;
+	char byte = 'x';
+
+	open_both(number, &server, &client);
+	if (libxenvchan_send(client, &byte, 1) != 1 || libxenvchan_recv(server, &byte, 1) != 1)
+		return EXIT_FAILURE;
+	libxenvchan_close(client);
+	libxenvchan_close(server);
+	return EXIT_SUCCESS;
+}
+
+static int call_socket(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	char byte = 'x';
+
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
+	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 ||
+	    write(fd, &byte, 1) != 1 || read(fd, &byte, 1) != 1)
+		return EXIT_FAILURE;
+	close(fd);
+	return EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
 	struct rlimit limit;
@@ -133,6 +164,10 @@ int main(int argc, char **argv)
 		return first();
 	if (argc == 3 && strcmp(argv[1], "many") == 0 && atoi(argv[2]) > FEW)
 		return many(atoi(argv[2]));
-	fprintf(stderr, "usage: %s first | many COUNT\n", argv[0]);
+	if (argc == 3 && strcmp(argv[1], "call") == 0)
+		return call(atoi(argv[2]));
+	if (argc == 3 && strcmp(argv[1], "socket") == 0)
+		return call_socket(argv[2]);
+	fprintf(stderr, "usage: %s first | many COUNT | call NUMBER | socket PATH\n", argv[0]);
 	return 2;
 }

@@ -25,7 +25,7 @@ from kvmchand.errors import InternalError, KvmchanError
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
 from kvmchand.runtime.marker import Marker
-from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from kvmchand.wire.packet import AT_ONCE, Fds, receive_packet, send_packet
 
 _END_DEADLINE = 0.5
 """Seconds that a service has to end after its socket has. Main stands still meanwhile."""
@@ -198,7 +198,7 @@ class SupervisedService:
     def _send_now(service: Service, data: bytes, fds: Sequence[int]) -> bool:
         """Send a packet. Returns False if there is no room."""
         try:
-            send_packet(service.sock, data, fds, socket.MSG_DONTWAIT)
+            send_packet(service.sock, data, fds, AT_ONCE)
         except BlockingIOError:
             return False
         except OSError:
@@ -244,12 +244,12 @@ class SupervisedService:
             return
         try:
             try:
-                data, fds = receive_packet(service.sock, socket.MSG_DONTWAIT)
+                data, fds = receive_packet(service.sock, AT_ONCE)
             except BlockingIOError:
                 return  # in this turn, drain() has taken what the loop had seen
             except ConnectionResetError:
                 # It ended, and left what we said unread.
-                data, fds = receive_packet(service.sock, socket.MSG_DONTWAIT)
+                data, fds = receive_packet(service.sock, AT_ONCE)
             if not data:
                 self._on_end(service)
                 return

@@ -37,6 +37,8 @@ _OTHERS = bytes(each for each in range(256) if each not in b"[]{}")
 
 def _is_deep(text: str) -> bool:
     """Return whether text may have so many levels that the C scanner would use up a small stack."""
+    if text.count("[") + text.count("{") <= _LEVELS:
+        return False
     brackets = text.encode(errors="replace").translate(None, _OTHERS)
     for _ in range(_LEVELS):
         if len(brackets) <= _LOOSE_MAX:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
+from _socket import CMSG_LEN, MSG_CMSG_CLOEXEC, MSG_CTRUNC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_TRUNC, SCM_RIGHTS, SOL_SOCKET
 
 from kvmchand.errors import OutOfResources, ProtocolError
 from kvmchand.wire.codec import FDS_LOST, PACKET_MAX, PACKET_TOO_LONG
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from _socket import socket
     from collections.abc import Sequence
 
+AT_ONCE = MSG_DONTWAIT
+"""A flag for those who can't wait. It is an int, where socket's MSG_DONTWAIT is an enum, whose `|`
+takes as long as the rest of the call."""
 _FD_SIZE = 4
 _FDS_MAX = 253
 """The kernel's SCM_MAX_FD. Room for fewer would make it drop some, after which we couldn't tell

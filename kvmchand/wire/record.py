@@ -27,11 +27,14 @@ class Record:
 
         def __init__(self, *values: Any, **named: Any) -> None:
             names = type(self).__annotations__
-            given = {**dict(zip(names, values, strict=False)), **named}
-            if given.keys() != names.keys() or len(values) + len(named) != len(names):
+            if len(values) + len(named) != len(names):
                 raise TypeError(f"{type(self).__name__} takes each of {', '.join(names)} once")
-            for name, value in given.items():
-                object.__setattr__(self, name, value)
+            fields = self.__dict__  # since our __setattr__ refuses
+            fields.update(zip(names, values, strict=False))
+            if named:
+                fields.update(named)
+                if fields.keys() != names.keys():
+                    raise TypeError(f"{type(self).__name__} takes each of {', '.join(names)} once")
 
         def __setattr__(self, name: str, value: Any) -> None:
             raise AttributeError(f"{type(self).__name__}.{name} can't be set: a record is frozen")

@@ -91,6 +91,8 @@ class Watches:
 
     def at_or_above(self, path: str) -> Iterator[Watch]:
         """Return the watches on a node and on all nodes above it."""
+        if not self._at:
+            return
         yield from self.at(path)
         while path.startswith("/") and path != "/":
             path = paths.parent(path)

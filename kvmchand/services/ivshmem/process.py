@@ -31,7 +31,7 @@ from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.wire import ivshmem
-from kvmchand.wire.packet import Fds, send_packet
+from kvmchand.wire.packet import AT_ONCE, Fds, send_packet
 
 _VERSION = 0
 _MEMORY = -1
@@ -238,7 +238,7 @@ class Ivshmem(Worker):
         """Send until the queue is empty. Raises BlockingIOError if the socket is full."""
         while connection.queue:
             number, fd = connection.queue[0]
-            send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), socket.MSG_DONTWAIT)
+            send_packet(connection.sock, _NUMBER.pack(number), () if fd is None else (fd,), AT_ONCE)
             connection.queue.popleft()
         self._loop.modify(connection.sock.fileno(), READABLE)
         self._say(ivshmem.Served(port.device.number, port.peer))

@@ -23,7 +23,7 @@ from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, local
-from kvmchand.wire.packet import Fds, send_packet
+from kvmchand.wire.packet import AT_ONCE, Fds, send_packet
 
 _IDLE_CLIENTS = 1024
 """Connections that a domain may have beside those of its channels."""
@@ -43,7 +43,7 @@ class Client(Requester):
     def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
         """Send a reply and the descriptors beside it, which stay the caller's."""
         try:
-            send_packet(self.sock, client.replies.encode(reply), fds, socket.MSG_DONTWAIT)
+            send_packet(self.sock, client.replies.encode(reply), fds, AT_ONCE)
         except OSError:
             self.drop()
             return False

@@ -21,7 +21,7 @@ from kvmchand.runtime.loop import HALF_CLOSED, READABLE, Timer
 from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.wire import client, local
-from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from kvmchand.wire.packet import AT_ONCE, Fds, receive_packet, send_packet
 
 HELLO_DEADLINE = 5.0
 """Seconds that a new connection has for its hello and its first request."""
@@ -167,7 +167,7 @@ class Local(Acceptor):
 
 def _say(sock: socket.socket, error: KvmchanError) -> None:
     try:
-        send_packet(sock, client.replies.encode(client.Error(error.code, error.sentence)), flags=socket.MSG_DONTWAIT)
+        send_packet(sock, client.replies.encode(client.Error(error.code, error.sentence)), flags=AT_ONCE)
     except OSError:
         pass  # it does not listen
 

@@ -34,6 +34,7 @@ from rig.paths import C_BUILD, LIBDIR, REFERENCE_LIBDIR, REFERENCE_LIBXENVCHAN, 
 from rig.processes import children
 
 RING = 1 << 20
+_NO_SPIN = {"KVMCHAN_SPIN_US": "0"}
 PEER = C_BUILD / "benchpeer"
 PATH = "data/vchan/0/bench"
 # What is known of a row that a machine may not reach.
@@ -128,6 +129,35 @@ class Bench:
         )
         self._report.add(
             f"round trip 64 B, {what}", f"≤ {most} × reference", f"{got:.3f} × reference", got <= most, f"µs: {rates}"
+        )
+
+    def think(self, microseconds: int, count: int) -> None:
+        """Round trips in which the other end works before it answers, so that there is a wait."""
+        limits: dict[str, dict[str, str]] = {
+            "learned": {},
+            "50 µs": {"KVMCHAN_SPIN_US": "50"},
+            "always": {"KVMCHAN_SPIN_US": "1000"},
+            "never": _NO_SPIN,
+        }
+        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in limits}
+        for turn in range(self._pairs):
+            for name in list(limits)[:: 1 if turn % 2 == 0 else -1]:
+                thought = (microseconds * 1000,) if microseconds else ()
+                run = self.ours("vchan-pingpong", 64, count, *thought, **limits[name])
+                taken[name].append((run["round_trip_ns"] / 1e3, run["cpu_ns"] / 1e3))
+        times = {name: [time for time, _ in runs] for name, runs in taken.items()}
+        best = min(("always", "never"), key=lambda name: statistics.median(times[name]))
+        got = ratio(times["learned"], times[best])
+        figures = ", ".join(
+            f"{name} {spread(times[name])} with {statistics.median(cpu for _, cpu in runs):.1f} of the processor"
+            for name, runs in taken.items()
+        )
+        self._report.add(
+            f"round trip 64 B, the other end works for {microseconds} µs",
+            "≤ 2 × the best of always and never spinning",
+            f"{got:.2f} × {best}",
+            got <= 2,
+            f"µs, by how long a wait spins: {figures}",
         )
 
     def setup(self) -> None:
@@ -319,6 +349,8 @@ def main() -> None:
         bench.stream(64 * KIB, 6_000_000_000, 1.2, 0.8)
         bench.round_trip("both ends awake", 0.3, 20_000)
         bench.round_trip("spin off", 1.0, 20_000, KVMCHAN_SPIN_US="0")
+        for microseconds in (0, 20, 60, 100, 300):
+            bench.think(microseconds, 200_000 if microseconds == 0 else 8_000)
         bench.setup()
         bench.first_init(C_BUILD / "benchsetup")
         bench.calls(C_BUILD / "benchsetup", Path(name))

@@ -211,7 +211,7 @@ static void a_process_on_one_processor_never_spins(void)
 static void a_spin_ends_when_its_time_is_over(void)
 {
 	struct spin_wait wait;
-	struct spin spin = {.limit = 1000000};
+	struct spin spin = {.limit = 1000000, .is_set = true};
 	uint64_t start = clock_ns(CLOCK_MONOTONIC);
 	int turns = 1;
 
@@ -240,7 +240,7 @@ static void waited(struct spin *spin, uint64_t ns, bool slept)
 
 static void long_waits_end_the_spinning(void)
 {
-	struct spin spin = {.limit = LIMIT};
+	struct spin spin = {.limit = LIMIT, .is_set = true};
 	int round, spinning = 0;
 
 	check(spins(&spin));
@@ -256,7 +256,7 @@ static void long_waits_end_the_spinning(void)
 
 static void short_waits_bring_it_back(void)
 {
-	struct spin spin = {.limit = LIMIT, .typical = 4 * LIMIT};
+	struct spin spin = {.limit = LIMIT, .is_set = true, .typical = 4 * LIMIT};
 	int round;
 
 	check(!spins(&spin));
@@ -267,20 +267,93 @@ static void short_waits_bring_it_back(void)
 		check(spins(&spin));
 }
 
-/* A sleep takes as long as a wake-up, whatever it waited for. */
-static void a_short_sleep_does_not_show_that_waits_are_short(void)
+static void a_sleep_counts_without_its_wake_up(void)
 {
-	struct spin spin = {.limit = LIMIT, .typical = 3 * LIMIT};
+	struct spin spin = {
+	    .limit = LIMIT, .is_set = true, .cost = 2 * LIMIT, .typical = 3 * LIMIT};
 	int round;
 
-	for (round = 0; round < 20; round++)
-		waited(&spin, 10, true);
-	equal(spin.typical, 3 * LIMIT);
+	for (round = 0; round < 60; round++)
+		waited(&spin, 2ull * LIMIT, true);
+	check(spins(&spin));
+	for (round = 0; round < 60; round++)
+		waited(&spin, 6ull * LIMIT, true);
+	check(!spins(&spin));
+}
+
+/* Waits for what comes after @think ns each, on a machine where a sleep costs @cost more. Returns
+ * how many of the last hundred slept. */
+static int live(struct spin *spin, uint64_t think, uint64_t cost)
+{
+	int round, sleeps = 0;
+
+	for (round = 0; round < 4000; round++) {
+		struct spin_wait wait;
+		bool slept;
+
+		spin_begin(spin, &wait);
+		slept = wait.until < wait.start + think;
+		/* One that spun in vain before it slept. */
+		wait.start -= slept ? think + cost : think;
+		spin_end(spin, &wait, slept);
+		sleeps += round >= 3900 && slept;
+	}
+	return sleeps;
+}
+
+static void near(uint64_t value, uint64_t wanted)
+{
+	if (value < wanted * 4 / 5 || value > wanted * 6 / 5)
+		test_fail(__FILE__, __LINE__, "%llu is not near %llu", (unsigned long long)value,
+			  (unsigned long long)wanted);
+}
+
+static void what_a_sleep_costs_is_learned(void)
+{
+	static const uint64_t thinks[] = {5000, 20000, 60000};
+	static const uint64_t costs[] = {12000, 40000, 95000, 150000};
+	size_t i, j;
+
+	if (one_processor())
+		return;
+	unsetenv("KVMCHAN_SPIN_US");
+	for (i = 0; i < sizeof(thinks) / sizeof(*thinks); i++) {
+		for (j = 0; j < sizeof(costs) / sizeof(*costs); j++) {
+			struct spin spin;
+			int sleeps;
+
+			test_context("thinks %llu, costs %llu", (unsigned long long)thinks[i],
+				     (unsigned long long)costs[j]);
+			spin_init(&spin);
+			sleeps = live(&spin, thinks[i], costs[j]);
+			/* What spinning can't tell is not asked: a wait five times the cost. */
+			if (thinks[i] < 2 * costs[j])
+				near(spin.cost, costs[j]);
+			equal(spin.limit, spin.cost);
+			/* And then each wait does what costs less. */
+			if (thinks[i] * 5 / 4 < costs[j])
+				check(sleeps < 10);
+			if (thinks[i] > costs[j] * 5 / 4)
+				check(sleeps > 90);
+		}
+	}
+}
+
+static void a_limit_that_is_set_stays(void)
+{
+	struct spin spin;
+
+	if (one_processor())
+		return;
+	setenv("KVMCHAN_SPIN_US", "70", 1);
+	spin_init(&spin);
+	live(&spin, 20000, 150000);
+	equal(spin.limit, 70000);
 }
 
 static void gathering_in_vain_is_tried_less_and_less(void)
 {
-	struct spin spin = {.limit = LIMIT};
+	struct spin spin = {.limit = LIMIT, .is_set = true};
 	struct spin_gather gather;
 	int round, tries = 0;
 
@@ -294,7 +367,7 @@ static void gathering_in_vain_is_tried_less_and_less(void)
 
 static void gathering_that_pays_goes_on(void)
 {
-	struct spin spin = {.limit = LIMIT};
+	struct spin spin = {.limit = LIMIT, .is_set = true};
 	struct spin_gather gather;
 	int round;
 
@@ -307,7 +380,7 @@ static void gathering_that_pays_goes_on(void)
 
 static void gathering_ends_though_the_peer_goes_on(void)
 {
-	struct spin spin = {.limit = LIMIT};
+	struct spin spin = {.limit = LIMIT, .is_set = true};
 	struct spin_gather gather;
 	uint32_t seen = 0;
 
@@ -328,7 +401,9 @@ static const struct test tests[] = {
     TEST(a_spin_ends_when_its_time_is_over),
     TEST(long_waits_end_the_spinning),
     TEST(short_waits_bring_it_back),
-    TEST(a_short_sleep_does_not_show_that_waits_are_short),
+    TEST(a_sleep_counts_without_its_wake_up),
+    TEST(what_a_sleep_costs_is_learned),
+    TEST(a_limit_that_is_set_stays),
     TEST(gathering_in_vain_is_tried_less_and_less),
     TEST(gathering_that_pays_goes_on),
     TEST(gathering_ends_though_the_peer_goes_on),

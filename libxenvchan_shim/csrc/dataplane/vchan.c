@@ -115,6 +115,7 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 	enum event_result result;
 	struct spin_wait wait;
 	uint32_t available;
+	bool slept = false;
 
 	spin_begin(spin, &wait);
 	while (spin_turn(&wait)) {
@@ -127,9 +128,10 @@ static int ring_wait(struct vchan *v, struct ring *ring, struct spin *spin, uint
 	}
 	for (;;) {
 		if (ring_available(v, ring, want) >= want || !vchan_is_open(v)) {
-			spin_end(spin, &wait, true);
+			spin_end(spin, &wait, slept);
 			return 0;
 		}
+		slept = true;
 		result = event_wait(&v->event);
 		if (result == EVENT_INTERRUPTED)
 			return fail_interrupted();

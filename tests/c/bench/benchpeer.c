@@ -216,6 +216,7 @@ struct job {
 	bool pingpong;
 	size_t call, ring;
 	uint64_t calls;
+	uint64_t think_ns; /* that the server works before it answers */
 	/* made before the fork */
 	int sockets[2], ready[2];
 	struct bare_ring *bare[2];
@@ -283,6 +284,14 @@ static void end_open(struct end *e, const struct job *job, bool server)
 	}
 }
 
+static void think(uint64_t ns)
+{
+	uint64_t until = ns ? now_ns() + ns : 0;
+
+	while (ns && now_ns() < until)
+		;
+}
+
 static void serve(const struct job *job)
 {
 	unsigned char *buf = call_buffer(job->call);
@@ -292,6 +301,7 @@ static void serve(const struct job *job)
 	for (uint64_t i = 0; i < job->calls; i++) {
 		if (job->pingpong)
 			get_call(&e, buf, job->call, i);
+		think(job->think_ns);
 		put_call(&e, buf, job->call, i);
 	}
 	while (wait(NULL) > 0 || errno == EINTR)
@@ -316,20 +326,32 @@ static void measure_stream(const struct job *job, struct end *e, unsigned char *
 	       (double)ns / 1e9, (double)bytes * 1e9 / (double)ns);
 }
 
+/* The processor's time of the end that waits. */
+static uint64_t cpu_ns(void)
+{
+	struct timespec used;
+
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+	return (uint64_t)used.tv_sec * 1000000000u + (uint64_t)used.tv_nsec;
+}
+
 static void measure_pingpong(const struct job *job, struct end *e, unsigned char *buf)
 {
-	uint64_t warm_up = job->calls / 11, start = now_ns();
+	uint64_t warm_up = job->calls / 11, start = now_ns(), used = cpu_ns();
 
 	for (uint64_t i = 0; i < job->calls; i++) {
-		if (i == warm_up)
+		if (i == warm_up) {
 			start = now_ns();
+			used = cpu_ns();
+		}
 		put_call(e, buf, job->call, i);
 		get_call(e, buf, job->call, i);
 	}
 	printf("{\"mode\": \"%s\", \"size\": %zu, \"count\": %" PRIu64
-	       ", \"round_trip_ns\": %.1f}\n",
+	       ", \"round_trip_ns\": %.1f, \"cpu_ns\": %.1f}\n",
 	       job->mode, job->call, job->calls - warm_up,
-	       (double)(now_ns() - start) / (double)(job->calls - warm_up));
+	       (double)(now_ns() - start) / (double)(job->calls - warm_up),
+	       (double)(cpu_ns() - used) / (double)(job->calls - warm_up));
 }
 
 static void measure(const struct job *job)
@@ -434,7 +456,7 @@ static int usage(void)
 	fputs("usage: benchpeer [--path PATH] [--domain N] [--cpus SERVER,CLIENT] MODE ...\n"
 	      "  vchan-stream|copy-stream CALLSIZE TOTALBYTES RING\n"
 	      "  socket-stream CALLSIZE TOTALBYTES\n"
-	      "  vchan-pingpong|socket-pingpong|copy-pingpong SIZE COUNT\n"
+	      "  vchan-pingpong|socket-pingpong|copy-pingpong SIZE COUNT [THINK_NS]\n"
 	      "  vchan-setup COUNT\n",
 	      stderr);
 	return 2;
@@ -480,8 +502,10 @@ static int run_mode(int argc, char **argv)
 	if (argc < 3 || !job_parse(&job, argv[0]))
 		return usage();
 	ring_given = !job.pingpong && job.carrier != SOCKET;
-	if (argc != (ring_given ? 4 : 3))
+	if (argc != (ring_given ? 4 : 3) && !(job.pingpong && argc == 4))
 		return usage();
+	if (job.pingpong && argc == 4)
+		job.think_ns = number(argv[3]);
 	job.call = number(argv[1]);
 	job.calls = number(argv[2]);
 	if (job.pingpong) {

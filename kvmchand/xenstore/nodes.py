@@ -7,6 +7,7 @@ The tree notes every change, for watches and for the journal.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import HOST, DomainId
@@ -15,6 +16,9 @@ from kvmchand.xenstore.quotas import Ledger
 
 READ, WRITE, OWNER = 1, 2, 4
 """What a domain may do with a node. Plain numbers, because every request checks them."""
+VOID = 8
+"""An entry whose domain did not exist, or has gone. It is shown, as xenstored shows it, but another
+domain of that number gets no rights by it."""
 
 Permissions = tuple[tuple[int, DomainId], ...]
 """The first entry is the owner and the rights of domains that are not named; each other entry is a
@@ -28,8 +32,11 @@ own watches fire, because it was removed with a node above it. WRITTEN: the valu
 gone.
 """
 
+SPECIAL = ("@introduceDomain", "@releaseDomain")
+"""Names that have events and permissions and are not nodes: domains that come and go."""
+
 _LETTERS = {"n": 0, "r": READ, "w": WRITE, "b": READ | WRITE}
-_LETTER_OF = {rights: letter for letter, rights in _LETTERS.items()}
+_LETTER_OF = "nrwb"
 _PERMISSION = re.compile(r"([nrwb])([0-9]{1,9})")
 
 
@@ -46,7 +53,12 @@ def parse_permissions(strings: list[str]) -> Permissions:
 
 def format_permissions(permissions: Permissions) -> list[str]:
     """Return the strings of permissions, as parse_permissions() takes them."""
-    return [f"{_LETTER_OF[rights]}{domain}" for rights, domain in permissions]
+    return [f"{_LETTER_OF[rights & ~VOID]}{domain}" for rights, domain in permissions]
+
+
+def void(permissions: Permissions, is_gone: Callable[[DomainId], bool]) -> Permissions:
+    """Return the permissions with the rights of all domains void that are gone."""
+    return tuple((rights | VOID if is_gone(domain) else rights, domain) for rights, domain in permissions)
 
 
 def rights(permissions: Permissions, domain: DomainId) -> int:
@@ -54,7 +66,7 @@ def rights(permissions: Permissions, domain: DomainId) -> int:
     if domain == HOST or permissions[0][1] == domain:
         return READ | WRITE | OWNER
     for each, named in permissions[1:]:
-        if named == domain:
+        if named == domain and not each & VOID:
             return each
     return permissions[0][0]
 
@@ -113,9 +125,11 @@ class Tree:
         self.ledger = ledger
         self.nodes: dict[str, Node] = {"/": Node(b"", ((0, HOST),))}
         self.generation = 0
+        self.special: dict[str, Permissions] = dict.fromkeys(SPECIAL, ((0, HOST),))
+        """Who is told of what is watched by these names, and may change that."""
         self.notes: dict[str, tuple[int, tuple[Permissions, ...]]] = {}
         """For each changed path: what to notify, and the permissions that governed who saw it
-        before.
+        before; none if it did not exist.
         """
         self.charge(HOST, 1, 1)
 
@@ -126,7 +140,9 @@ class Tree:
     def note(self, path: str, note: int) -> None:
         """Note a change of a node, before it is made."""
         known = self.notes.get(path)
-        self.notes[path] = (note, self.seen_by(path)) if known is None else (known[0] | note, known[1])
+        if known is None:
+            known = (note, self.seen_by(path) if path in self.nodes else ())
+        self.notes[path] = (known[0] | note, known[1])
 
     def seen_by(self, path: str) -> tuple[Permissions, ...]:
         """Return the permissions of the node and of the node above it.

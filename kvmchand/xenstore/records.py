@@ -11,16 +11,30 @@ import struct
 from collections.abc import Iterator
 
 from kvmchand.ids import ChannelId, ClientId, DomainId
-from kvmchand.xenstore.nodes import Node, format_permissions, parse_permissions
+from kvmchand.xenstore.nodes import VOID, Node, Permissions, format_permissions, parse_permissions
 from kvmchand.xenstore.offers import Offer
 from kvmchand.xenstore.watches import Watch
 
 _LENGTH = struct.Struct("<I")
+_VOID = "!"
+"""Behind a permission that is void."""
 
-NODE, NO_NODE, DOMAIN, NO_DOMAIN, OFFER, NO_OFFER, WATCH, NO_WATCH, NO_CLIENT, START = "NnDdOoWwcS"
+NODE, NO_NODE, DOMAIN, NO_DOMAIN, OFFER, NO_OFFER, WATCH, NO_WATCH, NO_CLIENT, START, SPECIAL = "NnDdOoWwcSP"
 """START counts the starts of the store; transaction ids and generations are made from it."""
 
-_FIELDS = {NODE: 4, NO_NODE: 1, DOMAIN: 3, NO_DOMAIN: 1, OFFER: 6, NO_OFFER: 1, WATCH: 5, NO_WATCH: 3, NO_CLIENT: 1, START: 1}
+_FIELDS = {
+    NODE: 4,
+    NO_NODE: 1,
+    DOMAIN: 3,
+    NO_DOMAIN: 1,
+    OFFER: 6,
+    NO_OFFER: 1,
+    WATCH: 5,
+    NO_WATCH: 3,
+    NO_CLIENT: 1,
+    START: 1,
+    SPECIAL: 2,
+}
 
 
 def item(letter: str, *fields: bytes | str | int) -> bytes:
@@ -49,14 +63,37 @@ def items(record: bytes) -> Iterator[tuple[str, list[bytes]]]:
 
 def node_item(path: str, node: Node) -> bytes:
     """Encode a node."""
-    permissions = ",".join(format_permissions(node.permissions))
-    return item(NODE, path, permissions, int(node.counted), node.value)
+    return item(NODE, path, _permissions(node.permissions), int(node.counted), node.value)
 
 
 def to_node(fields: list[bytes]) -> tuple[str, Node]:
     """Return the path and the node of a NODE item."""
     path, permissions, counted, value = fields
-    return path.decode(), Node(value, parse_permissions(permissions.decode().split(",")), counted == b"1")
+    return path.decode(), Node(value, _to_permissions(permissions), counted == b"1")
+
+
+def special_item(name: str, permissions: Permissions) -> bytes:
+    """Encode the permissions of a name that is not a node."""
+    return item(SPECIAL, name, _permissions(permissions))
+
+
+def to_special(fields: list[bytes]) -> tuple[str, Permissions]:
+    """Return the name and the permissions of a SPECIAL item."""
+    name, permissions = fields
+    return name.decode(), _to_permissions(permissions)
+
+
+def _permissions(permissions: Permissions) -> str:
+    shown = zip(format_permissions(permissions), permissions, strict=True)
+    return ",".join(f"{each}{_VOID if rights & VOID else ''}" for each, (rights, _) in shown)
+
+
+def _to_permissions(field: bytes) -> Permissions:
+    strings = field.decode().split(",")
+    plain = parse_permissions([each.removesuffix(_VOID) for each in strings])
+    return tuple(
+        (rights | VOID if each.endswith(_VOID) else rights, domain) for each, (rights, domain) in zip(strings, plain, strict=True)
+    )
 
 
 def offer_item(offer: Offer) -> bytes:

@@ -63,6 +63,9 @@ class Replay:
             offer = self._offers.by_channel.get(ChannelId(int(fields[0])))
             if offer is not None:
                 self._offers.remove(offer)
+        elif letter == records.SPECIAL:
+            name, permissions = records.to_special(fields)
+            self._tree.special[name] = permissions
         elif letter == records.START:
             self._requests.starts = int(fields[0])
         else:

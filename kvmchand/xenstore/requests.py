@@ -12,11 +12,11 @@ from kvmchand.errors import InvalidArgument
 from kvmchand.ids import HOST, ClientId, DomainId
 from kvmchand.xenstore import access, paths, protocol, records
 from kvmchand.xenstore.access import View
-from kvmchand.xenstore.nodes import Permissions, Tree, format_permissions, parse_permissions
+from kvmchand.xenstore.nodes import OWNER, WRITE, Permissions, Tree, format_permissions, parse_permissions, rights, void
 from kvmchand.xenstore.protocol import Kind
 from kvmchand.xenstore.quotas import Ledger, Refused
 from kvmchand.xenstore.transactions import Transaction
-from kvmchand.xenstore.watches import SPECIAL, Watch, Watches
+from kvmchand.xenstore.watches import Watch, Watches
 
 _DOMAIN = re.compile(rb"[0-9]{1,9}")
 _OFFSET = re.compile(rb"[0-9]{1,10}")
@@ -119,18 +119,26 @@ class Requests:
         name, *strings = protocol.strings(request.payload, 2, protocol.PAYLOAD_MAX)
         if client.domain != HOST and len(strings) > self._ledger.quotas.permissions:
             raise Refused(errno.ENOSPC)
-        permissions = self._of_domains(parse_permissions([protocol.text(each) for each in strings]))
-        access.set_permissions(view, client.domain, paths.node(protocol.text(name), client.domain), permissions)
-        return protocol.OK
-
-    def _of_domains(self, permissions: Permissions) -> Permissions:
-        """Drop the entries of domains that do not exist.
-
-        Another domain may get the number later, and must not find a right that comes with it.
-        """
+        permissions = parse_permissions([protocol.text(each) for each in strings])
         if permissions[0][1] not in self._domains:
             raise Refused(errno.ENOENT)
-        return tuple(each for each in permissions if each[1] in self._domains)
+        permissions = void(permissions, lambda domain: domain not in self._domains)
+        path = protocol.text(name)
+        if path.startswith("@"):
+            self._set_special(client, path, permissions)
+        else:
+            access.set_permissions(view, client.domain, paths.node(path, client.domain), permissions)
+        return protocol.OK
+
+    def _set_special(self, client: Client, name: str, permissions: Permissions) -> None:
+        """Say who is told that domains come and go: domain 0's right, which it may pass on."""
+        known = self._tree.special.get(name)
+        if known is None:
+            raise Refused(errno.EINVAL)
+        if rights(known, client.domain) & (WRITE | OWNER) != WRITE | OWNER:
+            raise Refused(errno.EACCES)
+        self._tree.special[name] = permissions
+        self._keep(records.special_item(name, permissions))
 
     # ---- transactions ----
 
@@ -220,8 +228,8 @@ def _path(client: Client, request: protocol.Request) -> str:
 def _watched(client: Client, name: bytes) -> tuple[str, bool]:
     """Return the path, and whether it was given relative to the client's own node."""
     path = protocol.text(name)
-    if path in SPECIAL:
-        return path, False
+    if path.startswith("@") and len(path) <= paths.RELATIVE_MAX:
+        return path, False  # whether or not it ever has an event
     return paths.node(path, client.domain), not path.startswith("/")
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from kvmchand.ids import HOST, ChannelId, ClientId, DomainId
 from kvmchand.xenstore import access, paths, protocol, records
-from kvmchand.xenstore.nodes import EXACT, FIRES, QUIET, READ, WRITTEN, Permissions, Tree, rights
+from kvmchand.xenstore.nodes import EXACT, FIRES, QUIET, READ, VOID, WRITTEN, Permissions, Tree, rights, void
 from kvmchand.xenstore.offers import Offer, Offers
 from kvmchand.xenstore.quotas import Ledger, Quotas, Refused
 from kvmchand.xenstore.replay import Domain, Replay
@@ -107,7 +107,7 @@ class Store:
             access.put(self._tree, f"/vm/{uuid}/uuid", uuid.encode(), theirs)
             access.put(self._tree, f"/vm/{uuid}/name", name.encode(), theirs)
         self._items.append(records.item(records.DOMAIN, domain, uuid, name))
-        self._events.append(_Event("@introduceDomain"))
+        self._tell_all("@introduceDomain")
         self._finish()
 
     def release(self, domain: DomainId) -> None:
@@ -202,9 +202,7 @@ class Store:
             watches = self._watches.at(event.path) if event.exact else self._watches.at_or_above(event.path)
             for watch in watches:
                 if watch.domain not in may:
-                    may[watch.domain] = not event.path.startswith("/") or any(
-                        rights(each, watch.domain) & READ for each in event.seen_by
-                    )
+                    may[watch.domain] = any(rights(each, watch.domain) & READ for each in event.seen_by)
                 same = (watch.client, watch.token, watch.relative)
                 if may[watch.domain] and same not in sent:
                     sent.add(same)
@@ -256,6 +254,8 @@ class Store:
             node = self._tree.nodes[path]
             yield records.node_item(path, node)
             going.extend(paths.child(path, name) for name in node.children)
+        for name, permissions in self._tree.special.items():
+            yield records.special_item(name, permissions)
         for offer in self._offers.by_channel.values():
             yield records.offer_item(offer)
         for watch in self._watches.all():
@@ -279,20 +279,28 @@ class Store:
     def _release(self, domain: DomainId) -> None:
         told = self._domains.pop(domain)
         nodes = self._tree.nodes
+        if domain != HOST and nodes["/"].owner == domain:  # which can't go with it
+            access.replace_permissions(self._tree, "/", nodes["/"], _HOST_ONLY)
         going = [paths.home(domain), f"/vm/{told.uuid}" if told.uuid else ""]
         going += [path for path, node in nodes.items() if node.owner == domain != HOST]
         for path in going:
             if path in nodes:
                 access.remove_tree(self._tree, path)
         for path, node in list(nodes.items()):
-            if domain != HOST and any(named == domain for _, named in node.permissions):
+            if domain != HOST and any(named == domain and not each & VOID for each, named in node.permissions):
                 # Nobody is told: another domain may have let it do something with any number of
                 # nodes.
                 self._tree.note(path, QUIET)
-                self._tree.edit(path).permissions = tuple(each for each in node.permissions if each[1] != domain)
+                self._tree.edit(path).permissions = void(node.permissions, lambda named: named == domain)
+        for name, permissions in self._tree.special.items():
+            if domain != HOST and any(named == domain for _, named in permissions):
+                owned = permissions[0][1] == domain
+                left = _HOST_ONLY if owned else void(permissions, lambda named: named == domain)
+                self._tree.special[name] = left
+                self._items.append(records.special_item(name, left))
         self._ledger.forget_unused(domain)
         self._items.append(records.item(records.NO_DOMAIN, domain))
-        self._events.append(_Event("@releaseDomain"))
+        self._tell_all("@releaseDomain")
 
     def _finish(self, shown: Offer | None = None) -> None:
         """End a change: end the offers it overwrote, record it, and queue the events."""
@@ -312,7 +320,8 @@ class Store:
                 elif path == "/" or paths.parent(path) in nodes:
                     self._items.append(records.item(records.NO_NODE, path))
             for path, (note, seen_by) in notes.items():
-                if note & (FIRES | EXACT):
+                # What a transaction makes and removes was never there.
+                if note & (FIRES | EXACT) and (seen_by or path in nodes):
                     self._events.append(_Event(path, not note & FIRES, (*seen_by, *self._tree.seen_by(path))))
             notes.clear()
         if self._items:
@@ -320,6 +329,9 @@ class Store:
             self._items.clear()
         for channel in withdrawn:
             self._on_withdrawn(channel)
+
+    def _tell_all(self, name: str) -> None:
+        self._events.append(_Event(name, exact=True, seen_by=(self._tree.special[name],)))
 
     def _tell_first(self, watch: Watch, path: str) -> None:
         self._events.append(_Event(path, watch=watch))

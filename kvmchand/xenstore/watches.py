@@ -15,9 +15,6 @@ from kvmchand.ids import ClientId, DomainId
 from kvmchand.xenstore import paths
 from kvmchand.xenstore.quotas import Ledger, Refused
 
-SPECIAL = ("@introduceDomain", "@releaseDomain")
-"""Names that can be watched and are not nodes: domains that come and go."""
-
 
 @dataclass(frozen=True, slots=True)
 class Watch:

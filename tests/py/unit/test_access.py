@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from kvmchand.ids import ClientId
+from kvmchand.ids import ClientId, DomainId
 from kvmchand.xenstore.protocol import Kind
 from rig.store import HOST, ONE, TWO, Failed, Rig
 
@@ -115,7 +115,14 @@ def test_permissions_that_are_none_are_einval(rig: Rig, words: tuple[str, ...]) 
 def test_a_domain_that_is_not_there_gets_no_right(rig: Rig) -> None:
     rig.write(ONE, "a", "x")
     rig.permit(ONE, "a", "n1", "r9", "r2")
-    assert rig.permissions(ONE, "a") == ["n1", "r2"]
+    assert rig.permissions(ONE, "a") == ["n1", "r9", "r2"]
+    rig.store.introduce(DomainId(9), "nine", "")
+    rig.connect(ClientId(19), 9)
+    with pytest.raises(Failed, match="EACCES"):
+        rig.read(ClientId(19), "/local/domain/1/a")
+    rig.permit(ONE, "a", "n1", "r9")
+    assert rig.read(ClientId(19), "/local/domain/1/a") == "x"
+    rig.store.release(DomainId(9))
     with pytest.raises(Failed, match="ENOENT"):
         rig.permit(HOST, "/local/domain/1/a", "n9")
 

@@ -143,7 +143,13 @@ def test_what_went_meanwhile_is_gone_once_it_is_settled() -> None:
     rig.store.settle()
     rig.store.flush_events()
     assert rig.children(HOST, "/local/domain") == ["0", "1", "2"]
-    assert rig.permissions(HOST, "/tool/x") == ["n0"]
+    assert rig.permissions(HOST, "/tool/x") == ["n0", "r7"]  # which gives nobody a right
+    rig.store.introduce(DomainId(7), "another", "")
+    rig.connect(ClientId(71), 7)
+    with pytest.raises(Failed, match="EACCES"):
+        rig.read(ClientId(71), "/tool/x")
+    rig.store.disconnect(ClientId(71))
+    rig.store.release(DomainId(7))
     assert rig.children(ONE, "/local/domain/1") == ["domid", "name", "vm", "other"]
     assert "/local/domain/1/ch" in rig.told(HOST)
     assert rig.withdrawn == []

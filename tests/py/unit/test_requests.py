@@ -8,7 +8,7 @@ import pytest
 from kvmchand.ids import DomainId
 from kvmchand.xenstore.nodes import Node
 from kvmchand.xenstore.protocol import Kind
-from rig.store import HOST, ONE, TWO, Failed, Rig
+from rig.store import HOST, ONE, TWO, Failed, Rig, assert_sound
 
 # ---- what there is from the start ----
 
@@ -40,9 +40,21 @@ def test_a_domain_that_goes_takes_all_that_is_its_along(rig: Rig) -> None:
     assert rig.children(HOST, "/local/domain") == ["0", "2"]
     assert rig.children(HOST, "/vm") == []
     assert rig.children(HOST, "/tool") == ["xenstored", "for-both"]
-    assert rig.permissions(HOST, "/tool/for-both") == ["n0", "r2"]
+    assert rig.permissions(HOST, "/tool/for-both") == ["n0", "r1", "r2"]  # the first of which is void
     rig.store.disconnect(ONE)
     assert DomainId(1) not in rig.store._ledger.usage
+
+
+def test_a_domain_that_owns_the_root_and_goes_leaves_it_to_the_host(rig: Rig) -> None:
+    rig.permit(HOST, "/", "n1", "r2")
+    rig.write(ONE, "/made", "x")
+    rig.store.release(DomainId(1))
+    rig.store.flush_events()
+    assert rig.permissions(HOST, "/") == ["n0"]
+    assert rig.children(HOST, "/") == ["local", "vm", "tool"]
+    assert rig.children(HOST, "/local/domain") == ["0", "2"]
+    rig.write(TWO, "a", "x")
+    assert_sound(rig.store)
 
 
 def test_introducing_a_domain_again_changes_nothing_and_another_of_its_number_has_nothing_of_it(rig: Rig) -> None:

@@ -121,7 +121,7 @@ def test_a_client_may_go_while_its_events_are_handed_out(rig: Rig) -> None:
     assert sorted(taken) == [HOST, ONE]
 
 
-@pytest.mark.parametrize("path", ["", "a/", "//", "a b", "@other", "@releaseDomain/1", "a" * 2049, "/" + "a" * 3072])
+@pytest.mark.parametrize("path", ["", "a/", "//", "a b", "@" + "a" * 2048, "a" * 2049, "/" + "a" * 3072])
 def test_what_is_no_path_can_not_be_watched(rig: Rig, path: str) -> None:
     with pytest.raises(Failed, match="EINVAL"):
         rig.ask(ONE, Kind.WATCH, path, "t")
@@ -136,18 +136,53 @@ def test_an_event_that_would_be_too_long_is_not_sent(rig: Rig) -> None:
     assert rig.told(HOST) == []
 
 
-def test_domains_that_come_and_go_can_be_watched_by_all(rig: Rig) -> None:
-    for client in (HOST, TWO):
+def test_domains_that_come_and_go_are_told_to_the_host_and_those_it_permits(rig: Rig) -> None:
+    """As XSA-115 has it. Anybody may watch."""
+    for client in (HOST, ONE, TWO):
         rig.watch(client, "@introduceDomain")
         rig.watch(client, "@releaseDomain")
+    rig.permit(HOST, "@releaseDomain", "n0", "r2")
+    rig.events.clear()
     rig.store.introduce(DomainId(7), "seven", "")
     rig.store.flush_events()
-    assert sorted(rig.events) == [(HOST, "@introduceDomain", "t"), (TWO, "@introduceDomain", "t")]
+    assert rig.events == [(HOST, "@introduceDomain", "t")]
     rig.events.clear()
     rig.store.release(DomainId(7))
     rig.store.release(DomainId(7))
     rig.store.flush_events()
     assert sorted(rig.events) == [(HOST, "@releaseDomain", "t"), (TWO, "@releaseDomain", "t")]
+
+
+def test_only_who_owns_the_right_to_be_told_may_pass_it_on(rig: Rig) -> None:
+    for name in ("@introduceDomain", "@releaseDomain"):
+        with pytest.raises(Failed, match="EACCES"):
+            rig.permit(ONE, name, "n1")
+        rig.permit(HOST, name, "n1")
+        rig.permit(ONE, name, "n1", "r2")
+        with pytest.raises(Failed, match="EACCES"):
+            rig.permit(TWO, name, "n2")
+    with pytest.raises(Failed, match="EINVAL"):
+        rig.permit(HOST, "@other", "n1")
+
+
+def test_the_right_to_be_told_outlives_the_store_and_ends_with_its_domain(rig: Rig) -> None:
+    rig.permit(HOST, "@releaseDomain", "n0", "r2")
+    rig.permit(HOST, "@introduceDomain", "n2")
+    again = Rig(records=rig.records)
+    again.watch(TWO, "@releaseDomain")
+    again.store.release(DomainId(1))
+    again.store.flush_events()
+    assert (TWO, "@releaseDomain", "t") in again.events
+    again.store.release(DomainId(2))
+    again.store.introduce(DomainId(2), "another", "")
+    again.connect(ClientId(22), 2)
+    again.watch(ClientId(22), "@introduceDomain")
+    again.watch(ClientId(22), "@releaseDomain")
+    again.events.clear()
+    again.store.introduce(DomainId(7), "seven", "")
+    again.store.release(DomainId(7))
+    again.store.flush_events()
+    assert again.events == []
 
 
 # ---- who is told ----

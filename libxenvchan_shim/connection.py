@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from fcntl import F_DUPFD_CLOEXEC, fcntl
 from typing import TYPE_CHECKING
 
-from kvmchand.errors import TimedOut
+from kvmchand.errors import TimedOut, Unreachable
 from kvmchand.wire import client
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 from libxenvchan_shim.protocol import (
@@ -159,9 +160,21 @@ class Connection(Exchange):
             while granted is None:
                 self.send(client.Connect(domain, carried(path), waits))
                 granted = self.take_grant_or_vacancy()
+            self._refuse_taken_back(granted)
         finally:
             self._sock.settimeout(DEADLINE)
         return granted
+
+    def _refuse_taken_back(self, granted: Granted) -> None:
+        """Raise Unreachable if the daemon has taken the grant back, as we did not read it.
+
+        That ends the connection, and another may have the vchan.
+        """
+        ended = select.poll()
+        ended.register(self._sock, select.POLLRDHUP)
+        if ended.poll(0):
+            Fds([fd for fd in (granted.region, granted.event, granted.notify) if fd >= 0]).close()
+            raise Unreachable(f"kvmchand at {self._path} took its grant back, for it was not read: connect again")
 
     def take_pages(self) -> tuple[client.Pages, int]:
         """Take the answer to Share or Map. The descriptor of the memory is the caller's."""

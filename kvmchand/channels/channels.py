@@ -14,7 +14,7 @@ from kvmchand.channels import rings
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.page import other
 from kvmchand.channels.region import Region
-from kvmchand.channels.registry import Channel, End, Registry, Side
+from kvmchand.channels.registry import Channel, End, Occupied, Registry, Side
 from kvmchand.channels.requester import Requester
 from kvmchand.channels.rings import Sizes
 from kvmchand.channels.waitlist import Waitlist
@@ -54,6 +54,8 @@ class Channels:
         self._directory = directory
         self._waitlist = waitlist
         self._regions: dict[ChannelId, Region] = {}
+        self._clients: dict[ChannelId, Requester] = {}
+        """Those at client ends."""
 
     def __len__(self) -> int:
         return len(self._regions)
@@ -96,7 +98,30 @@ class Channels:
     def connect(self, requester: Requester, request: client.Connect) -> None:
         """Answer with the client end of a vchan. Raises as offer()."""
         end = End(requester.number, requester.pid)
-        self._join(requester, self._registry.require_connect(requester.domain, request.domain, request.path, end), end)
+        try:
+            channel = self._registry.require_connect(requester.domain, request.domain, request.path, end)
+        except Occupied as error:
+            if not self._take_back(error.channel):
+                raise
+            channel = self._registry.require_connect(requester.domain, request.domain, request.path, end)
+        self._join(requester, channel, end)
+
+    def _take_back(self, channel: Channel) -> bool:
+        """Take a vchan back from a client that left the call in which it was granted.
+
+        Returns whether its place is free. To the server nobody has come.
+        """
+        holder = self._clients[channel.number]
+        is_unread = holder.take_back()
+        if is_unread is False:
+            return False
+        if is_unread:
+            self.release(holder.number)
+        else:
+            # It uses the memory, and so nobody else may.
+            self.withdraw(channel)
+        holder.drop()
+        return is_unread is True
 
     def join(self, requester: Requester, request: client.Join) -> None:
         """Answer with the client end of an event channel. Raises as offer()."""
@@ -110,6 +135,7 @@ class Channels:
             raise NotFound(f"the vchan at {channel.path[:80]} is broken, by a client before: its server must offer it anew")
         self._allocator.require_ready(region, requester.domain)
         self._registry.connect(channel, end)
+        self._clients[channel.number] = requester
         self._grant(requester, channel, Side.CLIENT)
         if channel.once:
             self.withdraw(channel)
@@ -185,6 +211,7 @@ class Channels:
         if side is Side.SERVER:
             self._directory.unpublish(channel)
         else:
+            del self._clients[channel.number]
             self._waitlist.note_vacancy((channel.server_domain, channel.path))
 
     # ---- listing ----

@@ -141,6 +141,14 @@ class Ends:
         return held
 
 
+class Occupied(Busy):
+    """The channel has a client."""
+
+    def __init__(self, sentence: str, channel: Channel) -> None:
+        super().__init__(sentence)
+        self.channel = channel
+
+
 @dataclass(slots=True)
 class Registry:
     """The domains, their channels, and the rules for both."""
@@ -279,7 +287,7 @@ class Registry:
         if channel.client_domain != caller:
             raise AccessDenied(f"{what} is for domain {channel.client_domain}, and this is domain {caller}")
         if channel.client is not None:
-            raise Busy(f"{what} has a client, process {channel.client.pid}: one at a time")
+            raise Occupied(f"{what} has a client, process {channel.client.pid}: one at a time", channel)
         self._require_room(caller, Side.CLIENT)
 
     def connect(self, channel: Channel, end: End) -> None:

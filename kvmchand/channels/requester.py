@@ -54,6 +54,15 @@ class Requester(ABC):
     def drop(self) -> None:
         """End a client from this side, and with it what it holds."""
 
+    def take_back(self) -> bool | None:
+        """End the connection of a client that has not read its grant, which it left behind.
+
+        Returns True if it never will, False if it has read it; None if it read it in this moment,
+        so that it has a grant and no connection. A guest's client has always read it: its daemon
+        did. drop() must follow unless False is returned.
+        """
+        return False
+
     @abstractmethod
     def pause(self) -> None:
         """Stop watching the connection until forget().

@@ -81,6 +81,20 @@ class Client(Requester):
             pass  # gone already
         self._clients.drop(self)
 
+    def take_back(self) -> bool | None:
+        """End the connection of a client that has not read its grant. See Requester.
+
+        One that is only slow finds the connection ended behind the grant, and asks again.
+        """
+        # The connection may be gone, and the memory still mapped.
+        if self.sock.fileno() < 0 or libc.unread(self.sock.fileno()) == 0:
+            return False
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # gone already
+        return True if libc.unread(self.sock.fileno()) else None
+
     def pause(self) -> None:
         """Stop watching the connection until forget()."""
         self._clients.pause(self)

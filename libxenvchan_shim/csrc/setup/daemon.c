@@ -11,6 +11,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -126,6 +127,29 @@ static void judge(struct call *call, const struct kvmchan_runtime *runtime,
 	    runtime->decode(call->request.what, received, &call->answer, call->sentence, SENTENCE);
 }
 
+/* The daemon takes back a grant that nobody reads, since who asked for it may have left; it gives
+ * the place to another, and ends the connection. If this is such a grant, be there to ask again, on
+ * another connection by the same number. */
+static void refuse_taken_back(struct call *call)
+{
+	char byte;
+	int fd;
+
+	if (call->error || call->answer.again || call->request.what != KVMCHAN_CONNECT ||
+	    recv(call->control_fd, &byte, sizeof(byte), MSG_PEEK | MSG_DONTWAIT) != 0)
+		return;
+	close_fds(&call->fds);
+	fd = connect_daemon(setting_runtime_dir(), setting_domain());
+	if (fd < 0 || dup3(fd, call->control_fd, O_CLOEXEC) < 0) {
+		call->error = errno;
+		snprintf(call->sentence, SENTENCE, "no connection to kvmchand can be made: %s",
+			 strerror(errno));
+	}
+	if (fd >= 0)
+		close(fd);
+	call->answer.again = 1;
+}
+
 /* Take the answer, which has come. */
 static void take(struct call *call, const struct kvmchan_runtime *runtime)
 {
@@ -135,6 +159,7 @@ static void take(struct call *call, const struct kvmchan_runtime *runtime)
 	receive_packet(call->control_fd, &received, &call->fds);
 	judge(call, runtime, &received);
 	free((void *)received.data);
+	refuse_taken_back(call);
 }
 
 static void send_request(struct call *call, const struct kvmchan_runtime *runtime,

@@ -25,7 +25,7 @@ from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.device import end_on_device, slice_of_device
 from rig.paths import KVMCHAN, PROGRAMS, PYTHON, ROOT, SITE
-from rig.processes import run
+from rig.processes import in_poll, run
 from rig.program import Program
 from rig.shell import Compiled, assert_says, attempt, refused
 
@@ -276,6 +276,65 @@ def test_data_moves_with_the_system_calls_that_are_documented(daemon: Daemon, co
     listed = (ROOT / "docs" / "porting.md").read_text().partition("A seccomp filter must allow")[2].partition("\n\n")[0]
     source = (PROGRAMS / "filtered.c").read_text().partition("allowed[] = {")[2].partition("}")[0]
     assert set(re.findall(r"`(\w+)`", listed)) == set(re.findall(r"SYS_(\w+)", source)) - {"exit_group"}
+
+
+# ---- a grant that nobody takes ----
+
+
+PATH = "/local/domain/0/data/left"
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process do nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_a_connect_that_was_left_is_in_no_others_way(daemon: Daemon, compiled: Compiled) -> None:
+    with (
+        peer_of(compiled, daemon, 0, f"server 1 0 0 {PATH}") as server,
+        Program(compiled("left_connect"), "0", PATH, env=daemon.environment(1)) as left,
+    ):
+        left.expect("ready")
+        with stopped(daemon.pid):
+            left.tell()
+            eventually(lambda: in_poll(left.pid))
+            left.process.send_signal(signal.SIGUSR1)
+            left.expect("left")
+        eventually(lambda: daemon.channels()[0]["client_pid"] == left.pid)  # for what that is worth
+        with peer_of(compiled, daemon, 1, f"client 0 {PATH}") as peer:
+            assert peer.ask("send hello") == "5"
+            assert server.ask("recv 5") == "hello"
+            left.tell()
+            left.finish()
+            assert peer.ask("open") == "1"
+            assert peer.ask("close") == "ok"
+            assert server.ask("close") == "ok"
+
+
+@pytest.mark.parametrize("runtime", ["inside"], indirect=True)  # beside, it polls before it has asked, too
+def test_a_client_that_was_too_slow_to_take_its_grant_asks_again(daemon: Daemon, compiled: Compiled) -> None:
+    with (
+        peer_of(compiled, daemon, 0, f"server 1 0 0 {PATH}") as server,
+        Program(compiled("shell"), env=daemon.environment(1)) as slow,
+    ):
+        assert slow.ask("client 0 data/none").startswith("NULL 2 ")
+        with stopped(daemon.pid):
+            slow.tell(f"client 0 {PATH}")
+            eventually(lambda: in_poll(slow.pid))
+            os.kill(slow.pid, signal.SIGSTOP)
+        eventually(lambda: daemon.channels()[0]["client_pid"] == slow.pid)
+        with peer_of(compiled, daemon, 1, f"client 0 {PATH}") as peer:
+            os.kill(slow.pid, signal.SIGCONT)
+            assert slow.line().startswith("NULL 16 ")  # EBUSY
+            assert peer.ask("send hello") == "5"
+            assert server.ask("recv 5") == "hello"
+            assert peer.ask("close") == "ok"
+            assert server.ask("close") == "ok"
 
 
 # ---- what can be wrong with the daemon ----

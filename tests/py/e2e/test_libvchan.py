@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 import select
@@ -20,15 +19,11 @@ from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
 from rig.libraries import exported
 from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON
-from rig.processes import is_asleep, run
+from rig.processes import in_poll, is_asleep, run
 from rig.program import Program
 
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
 RING = 4096
-
-
-POLL = "7"
-"""The number of poll(2) on x86-64."""
 
 
 @pytest.fixture(scope="module")
@@ -331,15 +326,6 @@ def leave(waiting: Program, how: str) -> None:
     else:
         waiting.tell()
     waiting.expect("left")
-
-
-def in_poll(pid: int) -> bool:
-    """Whether a thread of the process is in poll(2), by the number of its call."""
-    calls = []
-    for each in Path(f"/proc/{pid}/task").glob("*/syscall"):
-        with contextlib.suppress(OSError):  # it has ended
-            calls.append(each.read_text().split()[0])
-    return POLL in calls
 
 
 def test_second_client_waits_for_another_server(start: Start) -> None:

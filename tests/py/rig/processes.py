@@ -5,6 +5,7 @@ to their end.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import socket
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rig.paths import PYTHON
+
+_POLL = "7"
+"""poll(2)'s number."""
 
 
 def children(pid: int) -> list[int]:
@@ -93,3 +97,12 @@ os.setresgid({group}, {group}, {group})
 os.setresuid({user}, {user}, {user})
 """
     return run(PYTHON, "-I", "-S", "-c", become + code, *arguments, pass_fds=fds).stdout
+
+
+def in_poll(pid: int) -> bool:
+    """Whether a thread of the process is in poll(2), by the number of its call."""
+    calls = []
+    for each in Path(f"/proc/{pid}/task").glob("*/syscall"):
+        with contextlib.suppress(OSError):  # it has ended
+            calls.append(each.read_text().split()[0])
+    return _POLL in calls

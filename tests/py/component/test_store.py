@@ -610,14 +610,15 @@ def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(own_d
         before = own_daemon.service("store")
         least = len(own_daemon.baseline["main"])  # and not what it has just now, which may be on its way out
         resource.prlimit(own_daemon.pid, resource.RLIMIT_NOFILE, (least + 100, least + 100))
-        many = [stack.enter_context(store(own_daemon, 1)) for _ in range(200)]
-        ended = 0
-        for each in many:
-            try:
-                assert each.read("domid") == "1"
-            except (EOFError, OSError):
-                ended += 1
-        assert 100 <= ended < 200
+        alive = [stack.enter_context(store(own_daemon, 1)) for _ in range(200)]
+
+        def at_most_a_hundred() -> bool:
+            # One may be answered once before main has heard of it, and ends it.
+            alive[:] = [each for each in alive if is_answered(each, "1")]
+            return len(alive) <= 100
+
+        eventually(at_most_a_hundred)
+        assert alive
         assert own_daemon.service("store") == before
     assert "a new connection to the store is ended" in own_daemon.log()
     # One that it has for the store is not yet one for the next who asks.
@@ -627,7 +628,12 @@ def test_connections_end_where_the_daemon_has_no_descriptors_left_for_them(own_d
 
 def can_read(daemon: Daemon, domain: int = 0) -> bool:
     with store(daemon, domain) as client:
-        try:
-            return client.read("domid") == str(domain)
-        except (EOFError, OSError):
-            return False
+        return is_answered(client, str(domain))
+
+
+def is_answered(client: StoreClient, domid: str) -> bool:
+    """Whether the store answers, and does so rightly."""
+    try:
+        return client.read("domid") == domid
+    except (EOFError, OSError):
+        return False

@@ -14,6 +14,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +25,8 @@ from kvmchand.wire import dataplane
 from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.device import end_on_device, slice_of_device
-from rig.paths import KVMCHAN, PROGRAMS, PYTHON, ROOT, SITE
-from rig.processes import in_poll, run
+from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT, SITE
+from rig.processes import NOBODY, in_poll, run
 from rig.program import Program
 from rig.shell import Compiled, assert_says, attempt, refused
 
@@ -422,6 +423,23 @@ def test_settings_that_lead_nowhere_are_errors_like_any_other(
     got, sentence = attempt(compiled, Path(runtime_dir), KVMCHAN_DOMAIN=domain)
     assert got == number, sentence
     assert "KVMCHAN_" in sentence
+
+
+def test_a_runtime_directory_of_somebody_elses_is_told(daemon: Daemon, compiled: Compiled) -> None:
+    """To a program of nobody's, whose library lies where it may read it."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can run a program as somebody else")
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        shutil.copytree(LIBDIR, folder / "lib")
+        program = Path(shutil.copy(compiled("shell"), folder))
+        environment = daemon.environment(LD_LIBRARY_PATH=str(folder / "lib"))
+        with Program(program, env=environment, cwd="/", user=NOBODY, group=NOBODY, extra_groups=[]) as shell:
+            for _ in range(2):
+                number, sentence = refused(shell, "server 0 0 0 data/attempt")
+                assert number == 13, sentence  # EACCES
+                assert "may not be used by this user" in sentence
 
 
 class FakeDaemon:

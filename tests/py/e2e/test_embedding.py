@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import _cffi_backend  # type: ignore[import-untyped]
 import pytest
 
 from kvmchand.wire import dataplane
@@ -432,9 +433,11 @@ def test_a_runtime_directory_of_somebody_elses_is_told(daemon: Daemon, compiled:
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
-        shutil.copytree(LIBDIR, folder / "lib")
+        libraries = folder / LIBDIR.relative_to(SITE)
+        shutil.copytree(LIBDIR, libraries)
+        shutil.copy(_cffi_backend.__file__, folder)  # the runtime looks there, as in a wheel's install
         program = Path(shutil.copy(compiled("shell"), folder))
-        environment = daemon.environment(LD_LIBRARY_PATH=str(folder / "lib"))
+        environment = daemon.environment(LD_LIBRARY_PATH=str(libraries))
         with Program(program, env=environment, cwd="/", user=NOBODY, group=NOBODY, extra_groups=[]) as shell:
             for _ in range(2):
                 number, sentence = refused(shell, "server 0 0 0 data/attempt")

@@ -3,26 +3,13 @@
  * A program that forks without libc's handlers, as _Fork() does, in which its Python can't be
  * followed: bare_fork PATH. Its child and its child's ordinary child use vchans, too.
  */
-#include <libxenvchan.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 
-#include "../rig/program.h"
+#include "../rig/talk.h"
 
 static const char *path;
-
-static void talk(void)
-{
-	struct libxenvchan *server = libxenvchan_server_init(NULL, 0, path, 0, 0), *client;
-
-	EXPECT(server);
-	client = libxenvchan_client_init(NULL, 0, path);
-	EXPECT(client);
-	EXPECT(libxenvchan_send(client, "there", 5) == 5);
-	libxenvchan_close(client);
-	libxenvchan_close(server);
-}
 
 static void in_child(pid_t child, void (*body)(void))
 {
@@ -36,11 +23,13 @@ static void in_child(pid_t child, void (*body)(void))
 	EXPECT(waitpid(child, &status, 0) == child && status == 0);
 }
 
+static void grandchild(void) { talk(path); }
+
 static void child(void)
 {
-	talk();
-	in_child(fork(), talk);
-	talk();
+	talk(path);
+	in_child(fork(), grandchild);
+	talk(path);
 }
 
 static void no_child(int number)
@@ -54,11 +43,11 @@ int main(int argc, char **argv)
 	EXPECT(argc == 2);
 	path = argv[1];
 	signal(SIGCHLD, no_child);
-	talk();
+	talk(path);
 	EXPECT(waitpid(-1, NULL, WNOHANG) < 0 && errno == ECHILD);
 	signal(SIGCHLD, SIG_DFL);
 	in_child(_Fork(), child);
-	talk();
+	talk(path);
 	say("ok");
 	return 0;
 }

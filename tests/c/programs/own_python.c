@@ -5,10 +5,9 @@
  * after. ended: it starts it before, and ends it after.
  */
 #include <dlfcn.h>
-#include <libxenvchan.h>
 #include <stdbool.h>
 
-#include "../rig/program.h"
+#include "../rig/talk.h"
 
 static const char *path;
 static void *python;
@@ -43,20 +42,6 @@ static void run(void)
 			  "assert not any('libxenvchan' in each for each in sys.modules)\n") == 0);
 }
 
-static void talk(void)
-{
-	struct libxenvchan *server = libxenvchan_server_init(NULL, 0, path, 0, 0), *client;
-	char data[5];
-
-	EXPECT(server);
-	client = libxenvchan_client_init(NULL, 0, path);
-	EXPECT(client);
-	EXPECT(libxenvchan_send(client, "there", 5) == 5);
-	EXPECT(libxenvchan_recv(server, data, 5) == 5 && memcmp(data, "there", 5) == 0);
-	libxenvchan_close(client);
-	libxenvchan_close(server);
-}
-
 int main(int argc, char **argv)
 {
 	bool early;
@@ -68,15 +53,15 @@ int main(int argc, char **argv)
 		load(argv[2]);
 	if (early && strcmp(argv[3], "loaded") != 0)
 		start();
-	talk();
+	talk(path);
 	if (!early)
 		load(argv[2]);
 	start();
 	run();
-	talk();
+	talk(path);
 	run();
 	end();
-	talk();
+	talk(path);
 	say("ok");
 	return 0;
 }

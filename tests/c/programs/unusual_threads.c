@@ -5,36 +5,21 @@
  * forked: a thread that has ended made the first call, and a child makes the next.
  */
 #include <dirent.h>
-#include <libxenvchan.h>
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 
-#include "../rig/program.h"
+#include "../rig/talk.h"
 
 static const char *path;
-
-static void talk(void)
-{
-	struct libxenvchan *server = libxenvchan_server_init(NULL, 0, path, 0, 0), *client;
-	char data[5];
-
-	EXPECT(server);
-	client = libxenvchan_client_init(NULL, 0, path);
-	EXPECT(client);
-	EXPECT(libxenvchan_send(client, "there", 5) == 5);
-	EXPECT(libxenvchan_recv(server, data, 5) == 5 && memcmp(data, "there", 5) == 0);
-	libxenvchan_close(client);
-	libxenvchan_close(server);
-}
 
 static void *run(void *cancels)
 {
 	if (cancels)
 		pthread_cancel(pthread_self());
-	talk();
+	talk(path);
 	return NULL;
 }
 
@@ -59,7 +44,7 @@ static void check_blocked(void)
 	sigfillset(&all);
 	EXPECT(pthread_sigmask(SIG_SETMASK, &all, NULL) == 0);
 	EXPECT(raise(SIGUSR1) == 0);
-	talk();
+	talk(path);
 	EXPECT(pthread_sigmask(SIG_SETMASK, NULL, &now) == 0 && sigismember(&now, SIGTERM));
 	EXPECT(sigpending(&pending) == 0 && sigismember(&pending, SIGUSR1));
 }
@@ -71,8 +56,8 @@ static void check_child(void)
 
 	EXPECT(child >= 0);
 	if (child == 0) {
-		talk();
-		talk();
+		talk(path);
+		talk(path);
 		_exit(0);
 	}
 	EXPECT(waitpid(child, &status, 0) == child && status == 0);
@@ -106,7 +91,7 @@ int main(int argc, char **argv)
 		check_child();
 	}
 	/* Nothing is left in the way of the next: neither a lock, nor an offer, nor a thread. */
-	talk();
+	talk(path);
 	EXPECT(threads() == 1);
 	say("ok");
 	return 0;

@@ -35,6 +35,7 @@ from rig.guest import (
     LEFT_CONS,
     LEFT_PROD,
     LEFT_RING,
+    NONE_YET,
     RIGHT_CONS,
     RIGHT_PROD,
     End,
@@ -42,9 +43,8 @@ from rig.guest import (
     ScriptedHost,
     connect,
     offer,
-    stopped,
 )
-from rig.processes import is_asleep
+from rig.processes import is_asleep, stopped
 
 
 def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
@@ -691,6 +691,8 @@ def test_a_machine_that_reboots_starts_anew_with_its_devices(host: ScriptedHost,
         host.hypervisor.reboot(alice.machine)
         wait_gone(near)
         near.close()
+        # Its channels end first, and then its session, which it must not meet.
+        eventually(lambda: alice.page[CLIENT_LIVE] == NONE_YET)
         alice.greet()
     assert len(alice.machine.devices) == 2
     assert "is lost" not in host.log()

@@ -23,9 +23,8 @@ from rig.clients import RawClient
 from rig.connection import Connection
 from rig.daemon import Daemon, acting_as, serving
 from rig.deadline import eventually
-from rig.guest import stopped
 from rig.paths import PYTHON
-from rig.processes import NOBODY, next_fd, run_as
+from rig.processes import NOBODY, next_fd, run_as, stopped
 from rig.program import Program
 
 PAGE = mmap.PAGESIZE

@@ -27,7 +27,7 @@ from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.device import end_on_device, slice_of_device
 from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON, ROOT, SITE
-from rig.processes import NOBODY, in_poll, run
+from rig.processes import NOBODY, in_poll, run, stopped
 from rig.program import Program
 from rig.shell import Compiled, assert_says, attempt, refused
 
@@ -284,16 +284,6 @@ def test_data_moves_with_the_system_calls_that_are_documented(daemon: Daemon, co
 
 
 PATH = "/local/domain/0/data/left"
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Let a process do nothing meanwhile."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_connect_that_was_left_is_in_no_others_way(daemon: Daemon, compiled: Compiled) -> None:

@@ -14,12 +14,10 @@ import mmap
 import os
 import select
 import shutil
-import signal
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -577,13 +575,3 @@ def offer(peer: int = 0, path: str = "x", least: int = 1024) -> client.Offer:
 
 def connect(domain: int = 0, path: str = "x") -> client.Connect:
     return client.Connect(domain, path, False)
-
-
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Stop a process within the context."""
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
-from rig.clients import StoreClient, packet
+from rig.clients import StoreClient
 from rig.deadline import eventually
 from rig.paths import C_BUILD, REFERENCE
 
@@ -165,6 +165,3 @@ def running(folder: Path) -> Iterator[Xenstored]:
         yield store
     finally:
         store.close()
-
-
-__all__ = ["DOMAINS", "PROGRAM", "STANDIN", "Xenstored", "packet", "running"]

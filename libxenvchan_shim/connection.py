@@ -100,8 +100,6 @@ class Exchange:
             except ConnectionResetError:
                 # The daemon left a packet of ours unread; what it said before is still to come.
                 return receive_packet(self._sock)
-        except TimeoutError:
-            raise TimedOut(f"kvmchand at {self._path} did not answer within {DEADLINE:.0f} s") from None
         except OSError as error:
             raise receive_failure(self._path, error) from error
 

@@ -9,7 +9,7 @@ imports little: posix, of which os is made, is there anyway.
 
 from __future__ import annotations
 
-from errno import EACCES, EAGAIN, EMFILE, EMSGSIZE, ENFILE, ENOBUFS, ENOMEM, EPERM, ETIMEDOUT
+from errno import EACCES, EAGAIN, EMFILE, EMSGSIZE, ENFILE, ENOBUFS, ENOMEM, EPERM
 from posix import listdir
 
 from kvmchand.errors import (
@@ -146,7 +146,7 @@ def receive_failure(path: str, error: OSError) -> KvmchanError:
     """Return what to raise where no answer came from the daemon at `path`."""
     if isinstance(error, KvmchanError):
         return error
-    if error.errno in (EAGAIN, ETIMEDOUT):
+    if isinstance(error, BlockingIOError | TimeoutError):
         return TimedOut(f"kvmchand at {path} did not answer within {DEADLINE:.0f} s")
     if error.errno == EMSGSIZE:
         return ProtocolError(PACKET_TOO_LONG)

@@ -69,16 +69,14 @@ static int exchange_with_helper(struct exchange *exchange)
 {
 	struct reply *reply = &exchange->reply;
 	struct connection helper;
-	int pair[2], error;
+	int pair[2], error = seqpacket_pair(pair);
 
 	exchange->message.version = KVMCHAN_RUNTIME_VERSION;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+	if (error)
 		return describe(
-		    exchange, errno,
+		    exchange, error,
 		    "no socket for kvmchan's helper: close descriptors, or raise the limit "
 		    "(ulimit -n)");
-	pair[0] = above_stdio(pair[0]);
-	pair[1] = above_stdio(pair[1]);
 	error = helper_send(&exchange->message, exchange->data, exchange->size, pair[1], &helper,
 			    reply->sentence, sizeof(reply->sentence));
 	close(pair[1]);
@@ -110,9 +108,12 @@ static int do_exchange(struct exchange *exchange, char *sentence, int room)
 	return error;
 }
 
-static enum kvmchan_runtime_state state(void)
+/* The first step starts the helper, as does the first after one has ended. */
+static int start(char *sentence, int room)
 {
-	return helper_is_there() ? RUNTIME_STARTED : RUNTIME_STOPPED;
+	(void)sentence;
+	(void)room;
+	return 0;
 }
 
 static int encode(const struct kvmchan_request *request, struct kvmchan_packet *packet,
@@ -139,7 +140,7 @@ static int decode(uint32_t what, const struct kvmchan_received *received,
 		  struct kvmchan_answer *answer, char *sentence, int room)
 {
 	struct exchange exchange = {
-	    .message = {.step = MESSAGE_DECODE, .what = what, .received = *received},
+	    .message = {.step = MESSAGE_DECODE, .request.what = what, .received = *received},
 	    .data = received->data,
 	    .size = received->size,
 	    .into = answer,
@@ -151,8 +152,7 @@ static int decode(uint32_t what, const struct kvmchan_received *received,
 
 __attribute__((visibility("default"))) const struct kvmchan_runtime kvmchan_runtime = {
     .version = KVMCHAN_RUNTIME_VERSION,
-    .state = state,
-    .start = helper_start,
+    .start = start,
     .encode = encode,
     .decode = decode,
 };

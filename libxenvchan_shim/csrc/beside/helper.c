@@ -86,8 +86,8 @@ static int start(char *sentence, int room)
 		    ALL_BYTES >> 20, OWN_BYTES >> 20);
 		return ENOMEM;
 	}
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0) {
-		error = errno;
+	error = seqpacket_pair(pair);
+	if (error) {
 		snprintf(
 		    sentence, (size_t)room,
 		    "no socket for kvmchan's helper: %s: close descriptors, or raise the limit "
@@ -95,8 +95,6 @@ static int start(char *sentence, int room)
 		    strerror(error));
 		return error;
 	}
-	pair[0] = above_stdio(pair[0]);
-	pair[1] = above_stdio(pair[1]);
 	error = start_with(pair[0], pair[1], sentence, room);
 	if (error)
 		close(pair[0]);
@@ -108,26 +106,6 @@ static int start_unless_there(char *sentence, int room)
 {
 	follow_forks();
 	return connection_is_there(&helper) ? 0 : start(sentence, room);
-}
-
-int helper_start(char *sentence, int room)
-{
-	int error;
-
-	pthread_mutex_lock(&lock);
-	error = start_unless_there(sentence, room);
-	pthread_mutex_unlock(&lock);
-	return error;
-}
-
-bool helper_is_there(void)
-{
-	bool there;
-
-	pthread_mutex_lock(&lock);
-	there = connection_is_there(&helper);
-	pthread_mutex_unlock(&lock);
-	return there;
 }
 
 static int try_send(const struct message *message, const void *data, size_t size, int reply_fd)

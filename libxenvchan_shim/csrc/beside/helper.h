@@ -4,19 +4,15 @@
 #ifndef KVMCHAN_HELPER_H
 #define KVMCHAN_HELPER_H
 
-#include <stdbool.h>
 #include <stddef.h>
 
 #include "dataplane/connection.h"
 #include "runtime/message.h"
 
-/* Start it unless it is there. Returns 0, or an errno with the sentence in @sentence, which has
- * @room bytes. */
-int helper_start(char *sentence, int room);
-bool helper_is_there(void);
-/* Send a message and the @size bytes of @data to the helper, and beside them the socket for the
- * reply, which stays the caller's. *@to is the helper. Returns as helper_start(), or ECONNRESET if
- * it has ended. */
+/* Start the helper unless it is there. Send a message and the @size bytes of @data to the helper,
+ * and beside them the socket for the reply, which stays the caller's. *@to is the helper. Returns
+ * 0; or an errno with the sentence in
+ * @sentence, which has @room bytes; or ECONNRESET if it has ended. */
 int helper_send(const struct message *message, const void *data, size_t size, int reply_fd,
 		struct connection *to, char *sentence, int room);
 /* A helper has ended: the next that is needed is another. */

@@ -16,10 +16,8 @@
 #include <unistd.h>
 
 #include "runtime/message.h"
+#include "setup/apart.h"
 #include "setup/loader.h"
-
-/* What Python needs. */
-#define STACK (1024 * 1024)
 
 struct job {
 	int reply_fd;
@@ -57,8 +55,8 @@ static size_t decode(struct job *job, const struct kvmchan_runtime *runtime)
 	};
 	struct reply *reply = &job->reply;
 
-	reply->error = runtime->decode(job->message.what, &received, &job->answer, reply->sentence,
-				       sizeof(reply->sentence));
+	reply->error = runtime->decode(job->message.request.what, &received, &job->answer,
+				       reply->sentence, sizeof(reply->sentence));
 	return reply->error ? 0 : sizeof(job->answer);
 }
 
@@ -108,7 +106,7 @@ static void start_thread(struct job *job)
 	int error;
 
 	pthread_attr_init(&attributes);
-	pthread_attr_setstacksize(&attributes, STACK);
+	pthread_attr_setstacksize(&attributes, APART_STACK);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
 	error = pthread_create(&thread, &attributes, run, job);
 	pthread_attr_destroy(&attributes);

@@ -27,7 +27,7 @@ enum kvmchan_what {
 	KVMCHAN_JOIN,	 /* an event channel of peer's: port */
 	KVMCHAN_SHARE,	 /* pages that peer may map: pages, writable by it */
 	KVMCHAN_MAP,	 /* pages that peer shares: ref, writable by us */
-	KVMCHAN_NOTIFY,	 /* at the end of the pages of connection `of`: offset, clears, port */
+	KVMCHAN_NOTIFY,	 /* at the end of the connection's pages: offset, clears, port */
 	KVMCHAN_PORT,	 /* what peer's event channel is, or if peer is -1 ours: port */
 	KVMCHAN_DOMAINS, /* which domains there are, from number `first` on */
 };

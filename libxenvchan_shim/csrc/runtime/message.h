@@ -16,10 +16,9 @@ enum message_step {
 
 /* The request's path, or the received packet, follows it. */
 struct message {
-	uint32_t version; /* KVMCHAN_RUNTIME_VERSION */
-	uint32_t step;	  /* enum message_step */
-	uint32_t what;
-	struct kvmchan_request request; /* without its strings */
+	uint32_t version;		/* KVMCHAN_RUNTIME_VERSION */
+	uint32_t step;			/* enum message_step */
+	struct kvmchan_request request; /* without its strings; of decode, only `what` */
 	char domain[32];
 	char runtime_dir[256];		  /* cut off: one that is longer is none */
 	struct kvmchan_received received; /* without its data */

@@ -23,8 +23,8 @@ enum kvmchan_runtime_state {
 /* All but state() return 0, or an errno with the sentence in @sentence, which has @room bytes. All
  * may be called from any thread whose stack has room: see setup/daemon.c. */
 struct kvmchan_runtime {
-	uint32_t version; /* KVMCHAN_RUNTIME_VERSION */
-	enum kvmchan_runtime_state (*state)(void);
+	uint32_t version;			   /* KVMCHAN_RUNTIME_VERSION */
+	enum kvmchan_runtime_state (*state)(void); /* NULL if it is not in this process */
 	/* Start it, once. The two of call.h need it. */
 	int (*start)(char *sentence, int room);
 	int (*encode)(const struct kvmchan_request *request, struct kvmchan_packet *packet,

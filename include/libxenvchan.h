@@ -6,9 +6,16 @@
  * xen/xen.h and the headers of libxenevtchn and libxengnttab; a program that uses those includes
  * them itself.
  *
- * Threads: as on Xen, one thread at a time uses a vchan; different vchans are independent. Errors:
- * a function that fails returns NULL or -1 and sets errno; kvmchan_last_error() in kvmchan.h has
- * the sentence behind it.
+ * Threads: one thread may read from a vchan (recv, read, data_ready) while another writes to it
+ * (send, write, buffer_space), and both may block. A second one in either direction fails with
+ * EBUSY. A thread that leaves a blocked call by siglongjmp() counts as in it until its next one.
+ * Any thread may call is_open and fd_for_select. Blocked calls take events, also those that another
+ * thread's select or poll would have seen: while one thread may block in a call, only that one, or
+ * libxenvchan_wait(), can wait by other means. Close a vchan when no other thread uses it.
+ * Different vchans are independent.
+ *
+ * Errors: a function that fails returns NULL or -1 and sets errno; kvmchan_last_error() in
+ * kvmchan.h has the sentence behind it.
  */
 #ifndef KVMCHAN_LIBXENVCHAN_H
 #define KVMCHAN_LIBXENVCHAN_H
@@ -84,8 +91,8 @@ void libxenvchan_close(struct libxenvchan *ctrl);
 /*
  * All four: -1 on error, with errno EPIPE when the channel is closed, EMSGSIZE when the call can
  * never be met (blocking, larger than the ring), EPROTO when the peer broke the ring's rules, EINTR
- * when a signal ended a wait. Non-blocking calls return 0 when the ring has too little data or
- * room.
+ * when a signal ended a wait, EBUSY when another thread is in such a call. Non-blocking calls
+ * return 0 when the ring has too little data or room.
  */
 /* Takes exactly @size bytes, or none. Closed counts only once too little is left in the ring. */
 int libxenvchan_recv(struct libxenvchan *ctrl, void *data, size_t size);

@@ -20,7 +20,7 @@
  * Where each ring's indexes are: in the page's grants, which are unused here, with a cache line
  * boundary between cons and prod. In Xen's place they would lie beside each other and the live and
  * notify bytes, and one cache line would move between the two ends at every call. There the page
- * shows the indexes as of the last request for an event (vchan_show).
+ * shows the indexes as of the last request for an event (way_show).
  */
 #define LEFT_INDEXES 252
 #define RIGHT_INDEXES 508
@@ -123,10 +123,12 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 	right.own_index = server ? &right_indexes->prod : &right_indexes->cons;
 	right.peer_index = server ? &right_indexes->cons : &right_indexes->prod;
 
-	v->in = server ? left : right;
-	v->out = server ? right : left;
-	v->shown_in = server ? &page->left.cons : &page->right.cons;
-	v->shown_out = server ? &page->right.prod : &page->left.prod;
+	v->in.ring = server ? left : right;
+	v->in.shown = server ? &page->left.cons : &page->right.cons;
+	v->in.asks = VCHAN_NOTIFY_WRITE;
+	v->out.ring = server ? right : left;
+	v->out.shown = server ? &page->right.prod : &page->left.prod;
+	v->out.asks = VCHAN_NOTIFY_READ;
 	v->own_live = server ? &page->srv_live : &page->cli_live;
 	v->peer_live = server ? &page->cli_live : &page->srv_live;
 	v->ask = server ? &page->cli_notify : &page->srv_notify;
@@ -138,10 +140,10 @@ static void vchan_lay_out(struct vchan *v, const struct kvmchan_grant *grant)
 	v->ctrl.event_port = grant_port(grant);
 	v->ctrl.read.shr = server ? left_indexes : right_indexes;
 	v->ctrl.read.order = (int)(server ? grant->left_order : grant->right_order);
-	v->ctrl.read.buffer = v->in.buffer;
+	v->ctrl.read.buffer = v->in.ring.buffer;
 	v->ctrl.write.shr = server ? right_indexes : left_indexes;
 	v->ctrl.write.order = (int)(server ? grant->right_order : grant->left_order);
-	v->ctrl.write.buffer = v->out.buffer;
+	v->ctrl.write.buffer = v->out.ring.buffer;
 }
 
 /* As on Xen, only a server's end has its path. */
@@ -155,9 +157,11 @@ static int set_path(struct vchan *v, const struct kvmchan_grant *grant)
  * has zeroed memory. */
 static int vchan_resume(struct vchan *v)
 {
-	v->in.own = shared_observe(v->in.own_index);
-	v->out.own = shared_observe(v->out.own_index);
-	if (ring_look(&v->in) == RING_BROKEN || ring_look(&v->out) == RING_BROKEN)
+	struct ring *in = &v->in.ring, *out = &v->out.ring;
+
+	in->own = shared_observe(in->own_index);
+	out->own = shared_observe(out->own_index);
+	if (ring_look(in) == RING_BROKEN || ring_look(out) == RING_BROKEN)
 		return fail(EPROTO, "the server's ring indexes are impossible");
 	return 0;
 }
@@ -176,13 +180,14 @@ static void vchan_arrive(struct vchan *v, const struct kvmchan_grant *grant)
 
 struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 {
-	struct vchan *v = calloc(1, sizeof(*v));
+	struct vchan *v = aligned_alloc(_Alignof(struct vchan), sizeof(*v));
 	int error;
 
 	if (!v) {
 		fail(ENOMEM, "no memory for a vchan");
 		goto undo;
 	}
+	memset(v, 0, sizeof(*v));
 	event_take_over(&v->event, grant);
 	if (check_grant(grant, &v->size) < 0 || event_prepare(&v->event, grant) < 0)
 		goto undo;
@@ -196,8 +201,8 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 	vchan_lay_out(v, grant);
 	if (grant->is_server && set_path(v, grant) < 0)
 		goto undo;
-	spin_init(&v->spin_in);
-	v->spin_out = v->spin_in;
+	spin_init(&v->spin);
+	v->in.spin = v->out.spin = v->spin;
 	if (vchan_resume(v) < 0)
 		goto undo;
 	close(grant->region_fd);
@@ -221,9 +226,18 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
 
-	vchan_show(v);
+	way_show(&v->in);
+	way_show(&v->out);
 	shared_set_live(v->own_live, 0);
 	event_send(&v->event);
+}
+
+void kvmchan_shut(struct libxenvchan *ctrl)
+{
+	struct vchan *v = vchan_of(ctrl);
+
+	vchan_lose(v);
+	event_shut(&v->event);
 }
 
 int kvmchan_steal_control(struct libxenvchan *ctrl)

@@ -16,35 +16,53 @@
 
 enum state {
 	USABLE,
-	LOST,	/* no event can come: peer and daemon are gone, or the peer shut the way */
+	LOST,	/* no event can come: peer and daemon are gone, the peer shut the way, or we did */
 	BROKEN, /* the peer broke the ring's rules */
+};
+
+/* Two threads that use one end shall not use one cache line. */
+#define LINE 64
+
+/* One direction: one thread at a time uses it. */
+struct way {
+	_Alignas(LINE) struct ring ring;
+	struct spin spin;
+	uint32_t *shown;	/* where the page shows our index */
+	uint8_t asks;		/* the event that tells of a change: VCHAN_NOTIFY_ */
+	_Atomic pthread_t user; /* the thread that is in a call; 0: none */
 };
 
 /* What libxenvchan.h shows, and behind it what a program can not reach through that header. */
 struct vchan {
 	struct libxenvchan ctrl;
-	struct ring in, out;
-	struct spin spin_in, spin_out;
+	struct way in, out;
+	struct spin spin; /* libxenvchan_wait()'s */
 	struct vchan_interface *page;
 	size_t size; /* of the mapping */
-	struct event event;
-	_Atomic enum state state;
 	uint8_t *own_live;
 	uint8_t *peer_live;
-	uint8_t *ask;			/* where we ask the peer for events */
-	uint8_t *asked;			/* where the peer asks us */
-	uint32_t *shown_in, *shown_out; /* where the page shows our indexes */
+	uint8_t *ask;	/* where we ask the peer for events */
+	uint8_t *asked; /* where the peer asks us */
 	struct listed_end listed;
+	_Atomic enum state state;
+	_Alignas(LINE) struct event event;
 };
 
 static inline struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct vchan *)ctrl; }
 
-/* Bring the indexes that the page shows up to date. Call it only when its cache line is ours
- * anyway, or our end closes. */
-static inline void vchan_show(struct vchan *v)
+/* Bring the index that the page shows up to date. Call it only when its cache line is ours anyway,
+ * or our end closes. */
+static inline void way_show(const struct way *way) { shared_show(way->shown, way->ring.own); }
+
+/*
+ * Close the channel for us, because no event can come any more. The peer may still be there for
+ * others, so its live byte stays as it is.
+ */
+static inline void vchan_lose(struct vchan *v)
 {
-	shared_show(v->shown_in, v->in.own);
-	shared_show(v->shown_out, v->out.own);
+	enum state usable = USABLE;
+
+	atomic_compare_exchange_strong(&v->state, &usable, LOST);
 }
 
 #endif

@@ -175,17 +175,41 @@ static enum event_result socket_take(int fd, int flags)
 	return EVENT_LOST;
 }
 
-static enum event_result socket_wait(int fd)
+/* Sleep until there is something to take. Returns EVENT_NONE to take it, or at the deadline. */
+static enum event_result poll_until(struct pollfd *polled, nfds_t count, uint64_t deadline)
 {
+	struct timespec left, *timeout = NULL;
+	uint64_t now;
+
+	if (deadline != NEVER) {
+		now = time_now();
+		now = now < deadline ? deadline - now : 0;
+		left = (struct timespec){
+		    .tv_sec = (time_t)(now / 1000000000u),
+		    .tv_nsec = (long)(now % 1000000000u),
+		};
+		timeout = &left;
+	}
+	if (ppoll(polled, count, timeout, NULL) >= 0)
+		return EVENT_NONE;
+	return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
+}
+
+static enum event_result socket_wait(int fd, uint64_t deadline)
+{
+	/* One system call, where one will do. */
+	int flags = deadline == NEVER ? 0 : MSG_DONTWAIT;
+
 	for (;;) {
-		enum event_result result = socket_take(fd, 0);
+		enum event_result result = socket_take(fd, flags);
 		struct pollfd readable = {.fd = fd, .events = POLLIN};
 
-		if (result != EVENT_NONE)
+		if (result != EVENT_NONE || has_passed(deadline))
 			return result;
-		/* The program has made the descriptor non-blocking. */
-		if (poll(&readable, 1, -1) < 0 && (errno != EINTR || !event_wait_goes_on()))
-			return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
+		/* Also where the program has made the descriptor non-blocking. */
+		result = poll_until(&readable, 1, deadline);
+		if (result == EVENT_LOST || (result == EVENT_INTERRUPTED && !event_wait_goes_on()))
+			return result;
 	}
 }
 
@@ -203,13 +227,14 @@ static bool control_is_lost(struct event *event, short revents)
 	return false;
 }
 
-/* Take events. Returns EVENT_NONE after @timeout, and sometimes before. */
-static enum event_result eventfd_take(struct event *event, int timeout)
+/* Take events. Returns EVENT_NONE at the deadline, and sometimes before. */
+static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 {
 	struct pollfd polled[] = {
 	    {.fd = event->fd, .events = POLLIN},
 	    {.fd = event->control.fd, .events = POLLRDHUP},
 	};
+	enum event_result result;
 	eventfd_t events;
 	bool lost;
 
@@ -217,8 +242,9 @@ static enum event_result eventfd_take(struct event *event, int timeout)
 	 * long. */
 	if (!event_is_marked(event->fd))
 		return EVENT_LOST;
-	if (poll(polled, 2, timeout) < 0)
-		return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
+	result = poll_until(polled, 2, deadline);
+	if (result != EVENT_NONE)
+		return result;
 	lost = control_is_lost(event, polled[1].revents);
 	if (polled[0].revents & POLLIN && event_is_marked(event->fd) &&
 	    eventfd_read(event->fd, &events) == 0)
@@ -226,25 +252,86 @@ static enum event_result eventfd_take(struct event *event, int timeout)
 	return lost ? EVENT_LOST : EVENT_NONE;
 }
 
-static enum event_result eventfd_wait(struct event *event)
+static enum event_result eventfd_wait(struct event *event, uint64_t deadline)
 {
 	enum event_result result;
 
 	do
-		result = eventfd_take(event, -1);
-	while (result == EVENT_NONE || (result == EVENT_INTERRUPTED && event_wait_goes_on()));
+		result = eventfd_take(event, deadline);
+	while ((result == EVENT_NONE && !has_passed(deadline)) ||
+	       (result == EVENT_INTERRUPTED && event_wait_goes_on()));
 	return result;
 }
 
 /* ---- taking ---- */
 
-enum event_result event_try(struct event *event)
+static bool is_socket(const struct event *event) { return event->kind == KVMCHAN_EVENTS_SOCKET; }
+
+static bool took(enum event_result result)
 {
-	return event->kind == KVMCHAN_EVENTS_SOCKET ? socket_take(event->fd, MSG_DONTWAIT)
-						    : eventfd_take(event, 0);
+	return result == EVENT_TAKEN || result == EVENT_LAST || result == EVENT_LOST;
 }
 
-enum event_result event_wait(struct event *event)
+enum event_result event_try(struct event *event)
 {
-	return event->kind == KVMCHAN_EVENTS_SOCKET ? socket_wait(event->fd) : eventfd_wait(event);
+	enum event_result result;
+
+	if (!waiters_lead(&event->waiters))
+		return EVENT_NONE;
+	result = is_socket(event) ? socket_take(event->fd, MSG_DONTWAIT) : eventfd_take(event, 0);
+	waiters_leave(&event->waiters, took(result));
+	return result;
+}
+
+/* A cancelled thread's part. */
+static void leave(void *waiters) { waiters_leave(waiters, false); }
+
+/* Wait on the descriptor, unless the event came before this thread was the first. */
+static enum event_result wait_as_first(struct event *event, uint32_t count, uint64_t deadline)
+{
+	if (event_count(event) != count)
+		return EVENT_TAKEN;
+	return is_socket(event) ? socket_wait(event->fd, deadline) : eventfd_wait(event, deadline);
+}
+
+static enum event_result lead(struct event *event, uint32_t count, uint64_t deadline)
+{
+	enum event_result result;
+
+	pthread_cleanup_push(leave, &event->waiters);
+	result = wait_as_first(event, count, deadline);
+	pthread_cleanup_pop(0);
+	waiters_leave(&event->waiters, took(result));
+	return result;
+}
+
+enum event_result event_wait(struct event *event, uint32_t count, uint64_t deadline)
+{
+	for (;;) {
+		uint32_t changes = atomic_load(&event->waiters.changes);
+
+		if (event_count(event) != count)
+			return EVENT_TAKEN;
+		if (waiters_lead(&event->waiters))
+			return lead(event, count, deadline);
+		switch (waiters_follow(&event->waiters, changes, deadline)) {
+		case WAITERS_LOOK:
+			break;
+		case WAITERS_INTERRUPTED:
+			if (!event_wait_goes_on())
+				return EVENT_INTERRUPTED;
+			break;
+		case WAITERS_LATE:
+			return EVENT_NONE;
+		}
+	}
+}
+
+void event_shut(struct event *event)
+{
+	if (is_socket(event))
+		(void)shutdown(event->fd, SHUT_RD);
+	else if (event_is_marked(event->fd))
+		(void)eventfd_write(event->fd, 1);
+	waiters_stir(&event->waiters);
 }

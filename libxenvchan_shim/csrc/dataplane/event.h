@@ -20,6 +20,7 @@
 #include "dataplane/connection.h"
 #include "dataplane/grant.h"
 #include "dataplane/handle.h"
+#include "dataplane/waiters.h"
 
 struct event {
 	struct xenevtchn_handle handle; /* what ctrl->event points to */
@@ -30,12 +31,13 @@ struct event {
 	void *doorbell; /* KVMCHAN_EVENTS_DOORBELL: the page it is in */
 	uint32_t doorbell_value;
 	struct connection control;
+	struct waiters waiters;
 };
 
 enum event_result {
 	EVENT_TAKEN,
 	EVENT_LAST,	   /* one was taken, and nobody is left who could send another */
-	EVENT_NONE,	   /* event_try only */
+	EVENT_NONE,	   /* none is pending, or none came until the deadline */
 	EVENT_INTERRUPTED, /* a signal */
 	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
 };
@@ -57,10 +59,21 @@ void event_end(struct event *event);
 /* Send the peer an event. Never blocks, never raises SIGPIPE, keeps errno. Does nothing if the peer
  * has events pending. */
 void event_send(const struct event *event);
-/* Take every pending event, and block until there is one. */
-enum event_result event_wait(struct event *event);
-/* Take every pending event without blocking. */
+/* Return how many events any thread has taken: read it before you look for what you wait for. */
+static inline uint32_t event_count(const struct event *event)
+{
+	return waiters_events(&event->waiters);
+}
+/*
+ * Take every pending event, and block until there is one, at most until @deadline (see clock.h).
+ * An event that another thread took counts as well, if the count was @count before. A cancelled
+ * thread leaves nothing behind.
+ */
+enum event_result event_wait(struct event *event, uint32_t count, uint64_t deadline);
+/* Take every pending event without blocking. Leaves them to a thread that waits for one. */
 enum event_result event_try(struct event *event);
+/* End every thread's wait, and let none begin: the end is about to close. */
+void event_shut(struct event *event);
 
 /* Return whether a wait goes on after a signal has ended its poll(2), as a read(2) would go on:
  * SA_RESTART does nothing for poll(2). */

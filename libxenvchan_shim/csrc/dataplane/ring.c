@@ -31,6 +31,20 @@ static uint32_t before_end(const struct ring *ring, uint32_t offset, uint32_t co
 	return count < left ? count : left;
 }
 
+uint8_t *ring_place(const struct ring *ring, uint32_t count, uint32_t *first)
+{
+	uint32_t offset = ring->own & (ring->size - 1);
+
+	*first = before_end(ring, offset, count);
+	return ring->buffer + offset;
+}
+
+void ring_move(struct ring *ring, uint32_t count)
+{
+	ring->own += count;
+	shared_publish(ring->own_index, ring->own);
+}
+
 void ring_put(struct ring *ring, const void *data, uint32_t count)
 {
 	uint32_t offset = ring->own & (ring->size - 1);
@@ -40,8 +54,7 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 		memcpy(ring->buffer + offset, data, first);
 	if (count > first)
 		memcpy(ring->buffer, (const uint8_t *)data + first, count - first);
-	ring->own += count;
-	shared_publish(ring->own_index, ring->own);
+	ring_move(ring, count);
 }
 
 static inline void copy_out(const struct ring *ring, void *data, uint32_t count)
@@ -60,6 +73,5 @@ void ring_peek(const struct ring *ring, void *data, uint32_t count) { copy_out(r
 void ring_get(struct ring *ring, void *data, uint32_t count)
 {
 	copy_out(ring, data, count);
-	ring->own += count;
-	shared_publish(ring->own_index, ring->own);
+	ring_move(ring, count);
 }

@@ -36,5 +36,11 @@ void ring_put(struct ring *ring, const void *data, uint32_t count);
 void ring_get(struct ring *ring, void *data, uint32_t count);
 /* Copy the bytes that ring_get() would, and leave them in the ring. */
 void ring_peek(const struct ring *ring, void *data, uint32_t count);
+/* Return where @count bytes from our index on lie, of which @first come before the ring's end: the
+ * others are at its start. */
+uint8_t *ring_place(const struct ring *ring, uint32_t count, uint32_t *first);
+/* Pass @count bytes, at most ring_known(), that were read or written in place, and publish our
+ * index. */
+void ring_move(struct ring *ring, uint32_t count);
 
 #endif

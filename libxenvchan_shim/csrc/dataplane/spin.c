@@ -3,7 +3,8 @@
 
 #include <sched.h>
 #include <stdlib.h>
-#include <time.h>
+
+#include "dataplane/clock.h"
 
 /* The cost of a sleep and a wake-up, until it is learned, and between what it may be. */
 #define FIRST_COST 50000
@@ -34,14 +35,6 @@ static inline void relax(void)
 #else
 	__asm__ volatile("" ::: "memory");
 #endif
-}
-
-static uint64_t now(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return (uint64_t)time.tv_sec * 1000000000u + (uint64_t)time.tv_nsec;
 }
 
 void spin_init(struct spin *spin)
@@ -85,7 +78,7 @@ void spin_begin(struct spin *spin, struct spin_wait *wait)
 	*wait = (struct spin_wait){0};
 	if (!spin->limit)
 		return;
-	wait->start = now();
+	wait->start = time_now();
 	if (spin->typical <= spin->limit) {
 		if (!has_lesson(spin))
 			wait->until = wait->start + spin->limit;
@@ -102,7 +95,7 @@ bool spin_turn(struct spin_wait *wait)
 	if (!wait->until)
 		return false;
 	relax();
-	return ++wait->turns % TURNS_PER_CLOCK || now() < wait->until;
+	return ++wait->turns % TURNS_PER_CLOCK || time_now() < wait->until;
 }
 
 static void gather_pause(void)
@@ -119,7 +112,7 @@ bool spin_gather_begin(struct spin *spin, struct spin_gather *gather, uint32_t s
 		spin->gather_pause--;
 		return false;
 	}
-	*gather = (struct spin_gather){.until = now() + spin->limit, .seen = seen};
+	*gather = (struct spin_gather){.until = time_now() + spin->limit, .seen = seen};
 	gather_pause();
 	return true;
 }
@@ -129,7 +122,7 @@ bool spin_gather_turn(struct spin *spin, struct spin_gather *gather, uint32_t se
 	if (seen > gather->seen) {
 		gather->seen = seen;
 		gather->grew = true;
-		if (now() < gather->until) {
+		if (time_now() < gather->until) {
 			gather_pause();
 			return true;
 		}
@@ -179,7 +172,7 @@ void spin_end(struct spin *spin, const struct spin_wait *wait, bool slept)
 
 	if (!spin->limit)
 		return;
-	took = now() - wait->start;
+	took = time_now() - wait->start;
 	if (!slept) {
 		if (was_long && spin->slept)
 			learn_cost(spin, spin->slept, took);

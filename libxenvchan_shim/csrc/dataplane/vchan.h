@@ -15,6 +15,7 @@
 /* The libraries' version maps decide what of these they export. */
 #pragma GCC visibility push(default)
 
+#include "kvmchan.h"
 #include "libxenvchan.h"
 
 /*
@@ -33,6 +34,26 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant);
  * until they are taken, look at the copy only.
  */
 int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size);
+
+/*
+ * As libxenvchan_recv() and the others of an end that does not block, but these ask for no event:
+ * for bindings, which then wait with kvmchan_wait_data() and kvmchan_wait_room(). Without an end
+ * they return -1, and leave errno and the sentence as they are.
+ */
+int kvmchan_try_recv(struct libxenvchan *ctrl, void *data, int size);
+int kvmchan_try_read(struct libxenvchan *ctrl, void *data, int size);
+int kvmchan_try_send(struct libxenvchan *ctrl, const void *data, int size);
+int kvmchan_try_write(struct libxenvchan *ctrl, const void *data, int size);
+
+/* As libxenvchan_wait(), for at most @timeout ns; -1: for ever. Fails with ETIMEDOUT, too. */
+int kvmchan_wait_event(struct libxenvchan *ctrl, int64_t timeout);
+
+/* End the waits of all threads on this end, which fail with EPIPE. The end is of no use any more.
+ */
+void kvmchan_shut(struct libxenvchan *ctrl);
+
+/* Return the errno that came with kvmchan_last_error(). */
+int kvmchan_last_errno(void);
 
 /* Mark our end as gone, and tell the peer. */
 void kvmchan_hang_up(struct libxenvchan *ctrl);

@@ -368,7 +368,8 @@ static int fail_wait(int error)
 /* Take a vchan's events. Its port is never masked: the ring says when events are wanted. */
 static int vchan_pending(struct event *event)
 {
-	switch (is_nonblocking(event->fd) ? event_try(event) : event_wait(event)) {
+	switch (is_nonblocking(event->fd) ? event_try(event)
+					  : event_wait(event, event_count(event), NEVER)) {
 	case EVENT_TAKEN:
 	case EVENT_LAST:
 		return (int)event->port;

@@ -5,13 +5,6 @@
 
 #include "dataplane/atomics.h"
 
-uint32_t ring_known(const struct ring *ring)
-{
-	/* A consumer's peer is ahead of it by the filled bytes; a producer's is behind it by them.
-	 */
-	return ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
-}
-
 uint32_t ring_look(struct ring *ring)
 {
 	uint32_t peer = shared_observe(ring->peer_index);

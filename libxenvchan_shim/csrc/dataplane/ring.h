@@ -27,7 +27,12 @@ struct ring {
 
 /* Return the bytes to read (consumer) or the room to write (producer) as last seen. Touches no
  * shared memory. */
-uint32_t ring_known(const struct ring *ring);
+static inline uint32_t ring_known(const struct ring *ring)
+{
+	/* A consumer's peer is ahead of it by the filled bytes; a producer's is behind it by them.
+	 */
+	return ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
+}
 /* Look at the peer's index, and return the same; RING_BROKEN if the index is impossible. */
 uint32_t ring_look(struct ring *ring);
 /* Copy @count bytes into the ring, at most ring_known(), and publish our index. */

@@ -18,7 +18,8 @@ static int take(struct vchan *v, void *data, uint32_t count)
 /* Take between @least and @most bytes. As on Xen, taking none also counts as having read. */
 static int receive(struct vchan *v, void *data, uint32_t least, uint32_t most, enum effort effort)
 {
-	int count = way_readable(v, least, most, effort, NEVER);
+	int count = most <= ring_known(&v->in.ring) ? (int)most
+						    : way_readable(v, least, most, effort, NEVER);
 
 	return count < 0 || (count == 0 && least) ? count : take(v, data, (uint32_t)count);
 }
@@ -88,7 +89,9 @@ static int do_send(struct libxenvchan *ctrl, const void *data, size_t size, enum
 
 	if (call_begin(v, &v->out, size) < 0)
 		return -1;
-	room = way_writable(v, size, effort, NEVER);
+	room = size && size <= ring_known(&v->out.ring) && vchan_is_open(v)
+		   ? (int)size
+		   : way_writable(v, size, effort, NEVER);
 	if (room > 0 || (room == 0 && size == 0))
 		room = put(v, data, (uint32_t)size);
 	return way_leave(&v->out, room);

@@ -192,12 +192,6 @@ class Connection(Exchange):
         check_port(reply, self._path)
         return reply
 
-    def take_domains(self) -> client.Domains:
-        """Take the answer to GetDomains."""
-        reply, fds = self._receive(client.Domains)
-        fds.close()
-        return reply
-
     def take_grant(self) -> Granted:
         """Take the answer to a request for an end."""
         return self._grant_of(*self._receive(client.Grant))
@@ -217,6 +211,13 @@ class Connection(Exchange):
         with fds:
             check_grant(grant, len(fds), self._path)
             return Granted(grant, *_all_above_stdio(fds))
+
+    def domains(self, first: int) -> client.Domains:
+        """Ask for the domains from number `first` on. More may follow the last of the answer."""
+        self.send(client.GetDomains(first))
+        reply, fds = self._receive(client.Domains)
+        fds.close()
+        return reply
 
     def list(self, after: Size) -> client.Listing:
         """Ask for the page of the listing that follows `after`."""

@@ -110,9 +110,10 @@ def show(listed: Listing) -> str:
 
 
 def as_json(listed: Listing) -> str:
-    """Return the listing as JSON."""
-    parts = ("domains", "guests", "links", "devices", "channels")
-    return json.dumps({name: [each.as_dict() for each in getattr(listed, name)] for name in parts})
+    """Return the listing as JSON. What guests are called is said in `guests`, and not twice."""
+    parts = ("guests", "links", "devices", "channels")
+    domains = [{"domain": each.domain, "kind": each.kind} for each in listed.domains]
+    return json.dumps({"domains": domains, **{name: [each.as_dict() for each in getattr(listed, name)] for name in parts}})
 
 
 def prepare_domain(arguments: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Pages of a listing: as many records as a packet has room for, and where the next page begins.
+"""What there is, in parts: as many records as a packet has room for, and where the rest begins.
 
-A cursor names the section, and the place in it from which the page goes on. A channel's place is
-its number, so none is shown twice or left out because others come and go.
+A listing comes in pages. A cursor names the section, and the place in it from which the page goes
+on. A channel's place is its number, so none is shown twice or left out because others come and go.
 """
 
 from __future__ import annotations
@@ -12,44 +12,42 @@ from functools import partial
 from typing import Any
 
 from kvmchand.channels.channels import Channels
-from kvmchand.channels.registry import Registry
+from kvmchand.channels.registry import DomainKind, Registry
 from kvmchand.channels.requester import Requester
-from kvmchand.ids import HOST, Size
+from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.links.guests import Guests
 from kvmchand.wire import client
 from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.jsontext import to_json
+from kvmchand.wire.record import Record
 
 Placed = tuple[int, Any, int]
-"""A record's place in its section, the record, and the bytes that it takes at the most."""
+"""A record's place in its section, the record, and the bytes that it takes in a packet."""
+Section = Callable[[int], Iterator[Placed]]
+"""Yields a section's records from a place on."""
 
-_NAMES = 1024
-"""Bytes of a listing's packet around what is listed."""
+_ROOM = PACKET_MAX - 1024
+"""Bytes of a packet for what is listed. The others are for what stands around that, also where the
+packet goes through the control ring."""
 _SECTION = 1 << 48
-_DOMAIN_BYTES = 60
-_RECORD_BYTES = 120
-"""Of a guest without its name, or a link: numbers, and the names of fields."""
-_CHANNEL_BYTES = 400
-"""Of a channel without its path."""
-_CHARACTER_BYTES = 6
-"""Of one in JSON's longest spelling."""
 
 
-def _text_bytes(text: str) -> int:
-    return _CHARACTER_BYTES * len(text)
+def _bytes_of(record: Record) -> int:
+    """Return the bytes that a record takes in a packet, with the comma behind it."""
+    return len(to_json(record.as_dict()).encode(errors="replace")) + 1
 
 
-def placed(records: Sequence[Any]) -> Callable[[int], Iterator[Placed]]:
+def placed(records: Sequence[Record]) -> Section:
     """Return a section of records whose places are their order."""
 
     def from_place(first: int) -> Iterator[Placed]:
         for place, record in enumerate(records[first:], first):
-            name = _text_bytes(getattr(record, "name", ""))
-            yield place, record, name + (_DOMAIN_BYTES if isinstance(record, client.DomainInfo) else _RECORD_BYTES)
+            yield place, record, _bytes_of(record)
 
     return from_place
 
 
-def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Callable[[int], Iterator[Placed]]:
+def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Section:
     """Return a section of channels, whose places are their numbers.
 
     `listed` returns those from a number on.
@@ -57,30 +55,34 @@ def placed_channels(listed: Callable[[int], Iterator[client.ChannelInfo]]) -> Ca
 
     def from_place(first: int) -> Iterator[Placed]:
         for each in listed(first):
-            yield each.channel, each, _CHANNEL_BYTES + _text_bytes(each.path)
+            yield each.channel, each, _bytes_of(each)
 
     return from_place
 
 
-def page(sections: Sequence[Callable[[int], Iterator[Placed]]], cursor: int, room: int) -> client.Listing:
+def page(sections: Sequence[Section], cursor: int, room: int) -> client.Listing:
     """Return the page from `cursor` on, with at least one record if any are left.
 
-    `sections` are domains, guests, links and channels, each from a place on.
+    `sections` are domains, guests, links and channels.
+    """
+    (domains, guests, links, channels), following = _fill(sections, cursor, room)
+    return client.Listing(tuple(domains), tuple(guests), tuple(links), (), tuple(channels), Size(following))
+
+
+def _fill(sections: Sequence[Section], cursor: int, room: int) -> tuple[list[list[Any]], int]:
+    """Return each section's records that fit from `cursor` on, and the cursor of the rest, or 0.
+
+    At least one record fits if any are left.
     """
     first, place = divmod(cursor, _SECTION)
     parts: list[list[Any]] = [[] for _ in sections]
     for number in range(first, len(sections)):
         for at, record, size in sections[number](place if number == first else 0):
             if size > room and any(parts):
-                return _listing(parts, number * _SECTION + at)
+                return parts, number * _SECTION + at
             parts[number].append(record)
             room -= size
-    return _listing(parts, 0)
-
-
-def _listing(parts: list[list[Any]], following: int) -> client.Listing:
-    domains, guests, links, channels = map(tuple, parts)
-    return client.Listing(domains, guests, links, (), channels, Size(following))
+    return parts, 0
 
 
 class Lister:
@@ -94,13 +96,29 @@ class Lister:
 
     def domains(self, requester: Requester, first: int) -> client.Domains:
         """Return the domains from a number on, as many as fit."""
-        numbers = [number for number in sorted(self._registry.domains) if number >= first]
-        listed = [client.DomainInfo(each, self._registry.domains[each].value) for each in numbers[: client.DOMAINS_MAX]]
-        return client.Domains(requester.domain, tuple(listed))
+        listed = [each for each in self._domains(requester) if each.domain >= first]
+        (fitting,), _ = _fill([placed(listed[: client.DOMAINS_MAX])], 0, _ROOM)
+        return client.Domains(requester.domain, tuple(fitting))
 
     def page(self, requester: Requester, cursor: Size) -> client.Listing:
         """Return the page from `cursor` on. Only the host's clients see guests and links."""
-        domains = [client.DomainInfo(number, kind.value) for number, kind in sorted(self._registry.domains.items())]
-        guests, links = self._guests.listing() if self._guests is not None and requester.domain == HOST else ((), ())
+        known = self._guests_for(requester)
+        guests, links = ((), ()) if known is None else known.listing()
         channels = placed_channels(partial(self._channels.listed, requester.domain))
-        return page([*map(placed, (domains, guests, links)), channels], cursor, PACKET_MAX - _NAMES)
+        return page([placed(self._domains(requester)), placed(guests), placed(links), channels], cursor, _ROOM)
+
+    def _guests_for(self, requester: Requester) -> Guests | None:
+        """Return the guests if there are any whose names and links the requester may see."""
+        return self._guests if requester.domain == HOST else None
+
+    def _domains(self, requester: Requester) -> list[client.DomainInfo]:
+        """Return all domains by rising number, as the requester may see them."""
+        guests = self._guests_for(requester)
+
+        def info(domain: DomainId, kind: DomainKind) -> client.DomainInfo:
+            guest = None if guests is None else guests.get(domain)
+            if guest is not None:
+                return client.DomainInfo(domain, kind.value, guest.name, guest.uuid)
+            return client.DomainInfo(domain, kind.value, "host" if domain == HOST else "", "")
+
+        return [info(domain, kind) for domain, kind in sorted(self._registry.domains.items())]

@@ -156,6 +156,7 @@ class Guest:
 
     domain: DomainId
     name: str
+    uuid: str
     control: Device
     session: SessionId | None = None
     is_greeted: bool = False

@@ -74,7 +74,7 @@ class Lifecycle(HypervisorEvents):
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
             return
-        guest = Guest(domain, name, device)
+        guest = Guest(domain, name, found.uuid, device)
         self._guests.add(guest)
         log.info(f"domain {domain} ({name}) is here")
         self._events.on_guest(domain, name, found.uuid)

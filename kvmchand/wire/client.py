@@ -17,6 +17,7 @@ Changes by version:
     4: a grant is called so, and its fields by the names that they have everywhere; text as it is,
         in UTF-8.
     5: who waits for an offer is told of one, and asks again for it.
+    6: domains have names and uuids, and an answer has as many domains as fit into a packet.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 5
+VERSION = 6
 
 EVENTS = ("socket", "eventfd", "doorbell")
 """What `Grant.events` may be, by number: enum kvmchan_events of
@@ -38,7 +39,7 @@ PORT_STATES = ("closed", "unbound", "interdomain")
 """What `Port.state` may be, by number: Xen's EVTCHNSTAT_."""
 
 DOMAINS_MAX = 256
-"""In one answer."""
+"""Domains in one answer to GetDomains, which may have room for fewer."""
 
 SOCKET_NAME = "kvmchand.sock"
 """The default socket in the runtime directory: the host's, or in a guest the guest's."""
@@ -157,7 +158,10 @@ class GetPort(Record):
 
 
 class GetDomains(Record):
-    """Asks for the domains from number `first` on. Reply: Domains."""
+    """Asks for the domains from number `first` on.
+
+    Reply: Domains, which has none if there are no more.
+    """
 
     first: int
 
@@ -222,7 +226,11 @@ class Port(Record):
 
 
 class Domains(Record):
-    """`own`: the number of the domain that asks. More may follow the last of DOMAINS_MAX."""
+    """Domains by rising number, as many as fit into a packet, and at most DOMAINS_MAX.
+
+    Others may follow the last of them: ask again from its number + 1 on, until an answer has none.
+    `own`: the number of the domain that asks.
+    """
 
     own: DomainId
     domains: tuple[DomainInfo, ...]
@@ -238,10 +246,17 @@ class List(Record):
 
 
 class DomainInfo(Record):
-    """A domain the daemon knows. `kind`: host, local, guest."""
+    """A domain the daemon knows. `kind`: host, local, guest.
+
+    `name`, `uuid`: a guest's are libvirt's, and "" to clients outside domain 0, whom it does not
+    concern what the host's machines are called. The host's name is "host"; its uuid, and both of a
+    local domain, are "".
+    """
 
     domain: DomainId
     kind: str
+    name: str
+    uuid: str
 
 
 class GuestInfo(Record):

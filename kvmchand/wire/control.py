@@ -14,6 +14,7 @@ Changes by version:
     3: messages as fields of others, and not packets within packets; bytes as they are, and not in
         base64.
     4: the replies of version 5 of the clients' protocol.
+    5: those of version 6.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from kvmchand.wire.client import Grant, Pages, Request
     from kvmchand.wire.client import Reply as ClientReply
 
-VERSION = 4
+VERSION = 5
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""

@@ -11,8 +11,6 @@
 
 #include "dataplane/grant.h"
 
-/* Numbers of domains in an answer: DOMAINS_MAX of kvmchand/wire/client.py. */
-#define KVMCHAN_DOMAINS_MAX 256
 /* Bytes of a packet: PACKET_MAX of kvmchand/wire/codec.py. */
 #define KVMCHAN_PACKET_MAX 28672
 /* Bytes that a request may take: JSON may need six for a character. */
@@ -78,10 +76,10 @@ struct kvmchan_answer {
 	int32_t state;
 	int32_t peer;	    /* the domain that may join, or has joined */
 	uint64_t peer_port; /* the port's number there; of state 2 */
-	/* Of domains, in rising order. More may follow if there is no room for more. */
+	/* Of domains, in rising order. More may follow the last, until an answer has none. */
 	int32_t count;
-	int32_t own; /* the domain that asks */
-	int32_t numbers[256];
+	int32_t own;	      /* the domain that asks */
+	int32_t numbers[256]; /* DOMAINS_MAX of kvmchand/wire/client.py */
 };
 /* cffi: functions */
 /* Does nothing, after cffi has started, which the first call of all has it do. */

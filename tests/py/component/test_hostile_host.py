@@ -117,10 +117,10 @@ def test_a_listing_has_the_guests_own_devices_first_and_then_the_hosts_pages(gue
             client.say({"type": "list", "after": after})
             asked = guest.hear_ask()
             assert asked.request == wire.List(Size(cursor))
-            domains = (wire.DomainInfo(HOST, "host"),)
+            domains = (wire.DomainInfo(HOST, "host", "host", ""),)
             guest.say(control.Reply(asked.client, asked.serial, wire.Listing(domains, (), (), (), (), Size(following))))
             page = client.hear()
-            assert page["domains"] == [{"domain": HOST, "kind": "host"}]
+            assert page["domains"] == [{"domain": HOST, "kind": "host", "name": "host", "uuid": ""}]
             assert page["devices"] == []
             assert page["following"] > after or not following
             after = page["following"]

@@ -197,7 +197,7 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
         daemon.assert_clean()
 
 
-DOMAINS = b'{"type":"domains","own":0,"domains":[{"domain":0,"kind":"host"}]}'
+DOMAINS = b'{"type":"domains","own":0,"domains":[{"domain":0,"kind":"host","name":"host","uuid":""}]}'
 ERROR = b'{"type":"error","code":"not-found","sentence":"there is no domain 1"}'
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from rig.daemon import Daemon
 from rig.deadline import eventually
+from rig.guest import ScriptedHost
 from rig.paths import LIBDIR, PYTHON, ROOT, XEN_MINOR, XEN_RELEASE
 from rig.processes import run
 from rig.xen_program import LIBRARIES, OLD_NAMES, Start, compile_xen, start_in
@@ -41,6 +42,17 @@ def test_more_domains_than_are_told_of_at_once(tmp_path: Path, xen_program: Path
         many.stop()
     finally:
         many.kill()
+
+
+def test_domains_are_all_found_where_long_names_leave_room_for_few_in_an_answer(host: ScriptedHost, xen_program: Path) -> None:
+    numbers = range(11, 51)
+    machines = [host.hypervisor.start(each, name=f"{each:x>2000}") for each in numbers]
+    host.wait_log("is here", len(machines))
+    done = run(xen_program, input="domains 0 1000\ndomains 12 20\n", env=host.environment(LD_LIBRARY_PATH=LIBRARIES))
+    lines = [[int(each) for each in line.split()] for line in done.stdout.splitlines()]
+    assert lines == [[0, *numbers], list(range(12, 32))]
+    for machine in machines:
+        host.hypervisor.stop(machine)
 
 
 # xc_domaininfo_t of these releases: the domain in 2 bytes, 2 of nothing, the flags in 4; 112 bytes

@@ -49,7 +49,3 @@ class Connection(Plain):
     def port(self, domain: int, port: Size) -> client.Port:
         self.send(client.GetPort(domain, port))
         return self.take_port()
-
-    def domains(self, first: int) -> client.Domains:
-        self.send(client.GetDomains(first))
-        return self.take_domains()

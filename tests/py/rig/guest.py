@@ -113,11 +113,12 @@ class Machine:
     `left`: devices of an earlier daemon. `devices`: by their sockets' paths.
     """
 
-    def __init__(self, number: int, *, kvm: bool = True, left: int = 0) -> None:
+    def __init__(self, number: int, *, name: str = "", kvm: bool = True, left: int = 0) -> None:
         self.number = number
         self.kvm = kvm
         self.left = left
-        self.name = f"guest-{number}"
+        self.name = name or f"guest-{number}"
+        self.uuid = f"uuid-{number}"
         self.devices: dict[str, Plugged] = {}
         self.refusal = ""
         """Why it takes no device any more."""
@@ -212,7 +213,7 @@ class Hypervisor:
 
     @staticmethod
     def _found(machine: Machine) -> object:
-        return libvirt.Found(machine.number, machine.name, f"uuid-{machine.number}", machine.kvm, machine.left)  # type: ignore[arg-type]
+        return libvirt.Found(machine.number, machine.name, machine.uuid, machine.kvm, machine.left)  # type: ignore[arg-type]
 
     def _tell(self, message: object) -> None:
         assert self._main is not None
@@ -230,9 +231,9 @@ class Hypervisor:
 
     # ---- machines ----
 
-    def start(self, number: int, *, kvm: bool = True, left: int = 0) -> Machine:
+    def start(self, number: int, *, name: str = "", kvm: bool = True, left: int = 0) -> Machine:
         with self.changed:
-            machine = self.machines[number] = Machine(number, kvm=kvm, left=left)
+            machine = self.machines[number] = Machine(number, name=name, kvm=kvm, left=left)
             self._tell(self._found(machine))
         return machine
 

@@ -3,39 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 
 from kvmchand.channels.channels import Channels
-from kvmchand.channels.grants import Share
 from kvmchand.channels.memory import Allocator
-from kvmchand.channels.region import Region, SharedMemory
-from kvmchand.channels.registry import Channel, DomainKind, Registry, Side
-from kvmchand.channels.requester import Requester
+from kvmchand.channels.registry import Channel, DomainKind, Registry
 from kvmchand.channels.rings import Sizes
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.config import RingSettings
 from kvmchand.ids import HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client
-
-
-class Silent(Requester):
-    """A requester that takes what it is given, and keeps nothing."""
-
-    def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
-        return True
-
-    def grant(self, channel: Channel, region: Region, side: Side) -> bool:
-        return True
-
-    def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:
-        return True
-
-    def forget(self) -> None:
-        pass
-
-    drop = pause = mark_busy = mark_idle = forget
+from rig.requester import Silent
 
 
 class Shown:

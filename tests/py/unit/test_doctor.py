@@ -128,7 +128,7 @@ def machine(tmp_path: Path) -> Machine:
 def shown(*devices: tuple[str, int], speed: int = 3000) -> Listing:
     """A guest's listing, of these devices; else of the one that the machine has."""
     infos = tuple(DeviceInfo(address, Size(size), 64, Size(speed)) for address, size in devices or ((DEVICE, MIB),))
-    return Listing((DomainInfo(DomainId(7), "guest"),), (), (), infos, (), following=Size(0))
+    return Listing((DomainInfo(DomainId(7), "guest", "", ""),), (), (), infos, (), following=Size(0))
 
 
 NOTHING_SHOWN = Listing((), (), (), (), (), following=Size(0))

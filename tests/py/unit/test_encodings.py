@@ -18,7 +18,7 @@ from kvmchand.wire.codec import Codec, _Plan
 
 CLIENT, SESSION = ClientId(7), Size(3)
 OFFER = client.Offer(0, '/local/domain/11/{"type":"list"}', Size(1), Size(1), False)
-LISTING = client.Listing((client.DomainInfo(DomainId(0), "host"),), (), (), (), (), Size(0))
+LISTING = client.Listing((client.DomainInfo(DomainId(0), "host", "host", ""),), (), (), (), (), Size(0))
 GRANT = client.Grant(ChannelId(1), "/local/domain/11/x", 10, 11, "doorbell", Size(4096), Size(0), Size(65536))
 
 

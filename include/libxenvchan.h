@@ -9,9 +9,9 @@
  * Threads: one thread may read from a vchan (recv, read, data_ready) while another writes to it
  * (send, write, buffer_space), and both may block. A second one in either direction fails with
  * EBUSY. A thread that leaves a blocked call by siglongjmp() counts as in it until its next one.
- * Any thread may call is_open and fd_for_select. Blocked calls take events, also those that another
- * thread's select or poll would have seen: while one thread may block in a call, only that one, or
- * libxenvchan_wait(), can wait by other means. Close a vchan when no other thread uses it.
+ * Any thread may call is_open and fd_for_select. A blocked call may take the event that select() or
+ * poll() would show to another thread, so don't watch the descriptor while another thread may block
+ * in a call; libxenvchan_wait() works beside one. Close a vchan when no other thread uses it.
  * Different vchans are independent.
  *
  * Errors: a function that fails returns NULL or -1 and sets errno; kvmchan_last_error() in

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from kvmchand.errors import from_errno
 from kvmchand.wire import client
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
 _NAME = "libkvmchan-dataplane.so"
 
@@ -66,15 +68,16 @@ class Control(ctypes.Structure):
     ]
 
 
-def _library() -> Path:
+def _library() -> str:
     """KVMCHAN_LIBDIR's, or where it is installed beside the package that this module is of."""
-    folder = os.environ.get("KVMCHAN_LIBDIR")
-    return (Path(folder) if folder else Path(__file__).parents[2] / "libxenvchan_shim" / "lib") / _NAME
+    packages = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))  # noqa: PTH120 # pathlib takes 4 ms
+    return f"{os.environ.get('KVMCHAN_LIBDIR') or f'{packages}/libxenvchan_shim/lib'}/{_NAME}"
 
 
-_lib = ctypes.CDLL(str(_library()), use_errno=True)
+_lib = ctypes.CDLL(_library(), use_errno=True)
 _lib.kvmchan_last_error.restype = ctypes.c_char_p
 _lib.kvmchan_last_error.argtypes = ()
+_quick = ctypes.PyDLL(_library())
 
 
 def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, control_fd: int = -1) -> Any:
@@ -103,7 +106,7 @@ def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, cont
 
 def last_error() -> OSError:
     """Return the exception for this thread's last failed call, with its sentence."""
-    return from_errno(ctypes.get_errno(), _lib.kvmchan_last_error().decode(errors="replace"))
+    return from_errno(ctypes.get_errno(), sentence())
 
 
 def _not_negative(result: int, _function: Any, _arguments: Any) -> int:
@@ -127,11 +130,26 @@ def _declare(name: str, restype: Any, *argtypes: Any, errcheck: Any = None) -> C
     return function  # type: ignore[no-any-return]
 
 
+def _declare_quick(name: str, restype: Any) -> Callable[..., Any]:
+    """Return a function that never waits, for calls that must cost little.
+
+    It keeps the GIL. It takes what ctypes passes by itself: byref() of an end or a buffer, bytes,
+    an int for a C int; None for no end. Where it fails it returns a negative errno.
+    """
+    function = getattr(_quick, name)
+    function.restype = restype
+    return function  # type: ignore[no-any-return]
+
+
 _CONTROL = ctypes.POINTER(Control)
 _BYTES = (_CONTROL, ctypes.c_void_p, ctypes.c_size_t)
 
 attach = _declare("kvmchan_attach", _CONTROL, ctypes.POINTER(Grant), errcheck=_not_null)
 hang_up = _declare("kvmchan_hang_up", None, _CONTROL)
+make_wakeable = _declare("kvmchan_make_wakeable", ctypes.c_int, _CONTROL)
+forget = _declare("kvmchan_forget", None, _CONTROL)
+shut = _declare("kvmchan_shut", None, _CONTROL)
+close_descriptors = _declare("kvmchan_close_descriptors", None, _CONTROL)
 steal_control = _declare("kvmchan_steal_control", ctypes.c_int, _CONTROL)
 detach = _declare("kvmchan_detach", None, _CONTROL)
 peek = _declare("kvmchan_peek", ctypes.c_int, *_BYTES, errcheck=_not_negative)
@@ -144,3 +162,25 @@ fd_for_select = _declare("libxenvchan_fd_for_select", ctypes.c_int, _CONTROL)
 is_open = _declare("libxenvchan_is_open", ctypes.c_int, _CONTROL)
 data_ready = _declare("libxenvchan_data_ready", ctypes.c_int, _CONTROL)
 buffer_space = _declare("libxenvchan_buffer_space", ctypes.c_int, _CONTROL)
+
+# Where these fail they return a negative errno, because a signal handler may come before Python
+# looks at errno.
+DATA, ROOM, EVENT = range(3)
+"""enum kvmchan_awaited."""
+wait_for = _declare("kvmchan_await", ctypes.c_int, _CONTROL, ctypes.c_int, ctypes.c_size_t, ctypes.c_int64)
+
+try_recv = _declare_quick("kvmchan_try_recv", ctypes.c_int)
+try_read = _declare_quick("kvmchan_try_read", ctypes.c_int)
+try_send = _declare_quick("kvmchan_try_send", ctypes.c_int)
+try_write = _declare_quick("kvmchan_try_write", ctypes.c_int)
+try_look = _declare_quick("kvmchan_try_look", ctypes.c_int64)
+try_reserve = _declare_quick("kvmchan_try_reserve", ctypes.c_int64)
+try_await = _declare_quick("kvmchan_try_await", ctypes.c_int)
+try_ask = _declare_quick("kvmchan_try_ask", ctypes.c_int)
+try_consume = _declare_quick("kvmchan_try_consume", ctypes.c_int)
+try_commit = _declare_quick("kvmchan_try_commit", ctypes.c_int)
+
+
+def sentence() -> str:
+    """Return the sentence about this thread's last failed call."""
+    return str(_lib.kvmchan_last_error().decode(errors="replace"))

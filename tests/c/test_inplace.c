@@ -209,7 +209,7 @@ static void a_wait_that_is_too_long(void)
 		fails(kvmchan_wait_data(channel.client, 1, timeouts[index]), ETIMEDOUT);
 		fails(kvmchan_wait_room(channel.client, 1, timeouts[index]), ETIMEDOUT);
 		take_events(channel.client);
-		fails(kvmchan_wait_event(channel.client, timeouts[index]), ETIMEDOUT);
+		equal(kvmchan_await(channel.client, KVMCHAN_EVENT, 0, timeouts[index]), -ETIMEDOUT);
 	}
 	fails(kvmchan_wait_data(channel.client, RIGHT + 1, 1000), EMSGSIZE);
 	closes(&channel, true, true);
@@ -263,9 +263,82 @@ static void trying_asks_for_nothing(void)
 	equal(kvmchan_try_send(channel.client, out, 1), 0);
 	equal(kvmchan_try_write(channel.client, out, 1), 0);
 	equal(peek(&channel.server->ring->srv_notify) & VCHAN_NOTIFY_READ, 0);
-	equal(kvmchan_try_read(NULL, in, 1), -1);
-	fails(kvmchan_try_read(channel.server, in, -1), EINVAL);
-	equal(kvmchan_last_errno(), EINVAL);
+	equal(kvmchan_try_read(NULL, in, 1), -EBADF);
+	equal(kvmchan_try_read(channel.server, in, -1), -EINVAL);
+	equal(kvmchan_await(NULL, KVMCHAN_DATA, 1, 0), -EBADF);
+	take_events(channel.client);
+	equal(kvmchan_await(channel.client, KVMCHAN_EVENT, 0, 0), -EAGAIN);
+	equal(kvmchan_try_await(channel.client, KVMCHAN_ROOM, 1), -EAGAIN);
+	equal(libxenvchan_read(channel.server, in, 1), 1);
+	equal(kvmchan_try_await(channel.client, KVMCHAN_EVENT, 0), 0);
+	equal(kvmchan_try_await(channel.client, KVMCHAN_ROOM, 1), 1);
+	equal(kvmchan_await(channel.client, KVMCHAN_DATA, 1, 0), -EAGAIN);
+	channel_close(&channel);
+}
+
+static void a_place_is_where_the_bytes_begin_and_how_many_they_are(void)
+{
+	struct channel channel;
+
+	open_small(&channel);
+	equal(kvmchan_try_look(channel.server), 0);
+	equal(peek(&channel.server->ring->cli_notify), VCHAN_NOTIFY_WRITE); /* of the start */
+	client_puts(&channel, 0, 100);
+	server_gets(&channel, 0, 40);
+	equal(kvmchan_try_look(channel.server), (40ll << 32) + 60);
+	equal(kvmchan_try_reserve(channel.client), (100ll << 32) + LEFT - 60);
+	equal(peek(&channel.server->ring->cli_notify), 0);
+	equal(kvmchan_try_ask(channel.server, KVMCHAN_DATA), 60);
+	equal(kvmchan_try_ask(channel.server, KVMCHAN_ROOM), RIGHT);
+	equal(peek(&channel.server->ring->cli_notify), VCHAN_NOTIFY_WRITE | VCHAN_NOTIFY_READ);
+	equal(kvmchan_try_ask(NULL, KVMCHAN_DATA), -EBADF);
+	equal(kvmchan_try_look(NULL), -EBADF);
+	equal(kvmchan_try_reserve(NULL), -EBADF);
+	closes(&channel, false, false);
+	equal(kvmchan_try_look(channel.server), (40ll << 32) + 60);
+	server_gets(&channel, 40, 60);
+	equal(kvmchan_try_look(channel.server), -EPIPE);
+	equal(kvmchan_try_ask(channel.server, KVMCHAN_DATA), -EPIPE);
+	equal(kvmchan_try_ask(channel.server, KVMCHAN_ROOM), -EPIPE);
+	equal(kvmchan_try_reserve(channel.server), -EPIPE);
+	channel_close(&channel);
+}
+
+static void forget(void *argument)
+{
+	struct channel *channel = argument;
+	struct iovec pieces[2];
+
+	equal(kvmchan_reserve(channel->client, 1, pieces), LEFT);
+	kvmchan_forget(channel->client);
+	memset(pieces[0].iov_base, 1, LEFT);
+	fails(libxenvchan_send(channel->client, out, 1), EPIPE);
+	equal(libxenvchan_is_open(channel->client), 0);
+}
+
+static void an_end_that_a_child_forgets_goes_on_in_the_parent(void)
+{
+	struct channel channel;
+
+	open_small(&channel);
+	child_end(child_start(forget, &channel));
+	client_puts(&channel, 0, 10);
+	server_gets(&channel, 0, 10);
+	channel_close(&channel);
+}
+
+static void a_shut_end_without_descriptors_is_closed(void)
+{
+	struct channel channel;
+
+	open_small(&channel);
+	kvmchan_hang_up(channel.server);
+	kvmchan_shut(channel.server);
+	kvmchan_close_descriptors(channel.server);
+	fails(libxenvchan_send(channel.server, out, 1), EPIPE);
+	fails(libxenvchan_read(channel.server, in, 1), EPIPE);
+	fails(libxenvchan_wait(channel.server), EPIPE);
+	equal(libxenvchan_is_open(channel.client), 0);
 	channel_close(&channel);
 }
 
@@ -282,5 +355,8 @@ static const struct test tests[] = {
     TEST(a_wait_that_is_too_long),
     TEST(not_waiting_takes_old_events_and_asks_for_a_new_one),
     TEST(trying_asks_for_nothing),
+    TEST(a_place_is_where_the_bytes_begin_and_how_many_they_are),
+    TEST(an_end_that_a_child_forgets_goes_on_in_the_parent),
+    TEST(a_shut_end_without_descriptors_is_closed),
 };
 TEST_MAIN(tests)

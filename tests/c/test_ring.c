@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dataplane/ring.h"
+#include "ring/ring.h"
 
 #define SIZE 16u
 

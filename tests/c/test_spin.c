@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "dataplane/spin.h"
+#include "ring/spin.h"
 
 #define INTERVAL_MS 400
 #define USED_MOST_NS 80000000ull

@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #include "rig/small.h"
 
@@ -119,15 +120,21 @@ struct sleepers {
 	struct call reader, writer;
 };
 
+/* Whether kvmchan_shut() can end the waits, which then wait by another system call. */
+static bool wakeable;
+
 static void sleep_both(struct sleepers *s, bool reader_first)
 {
 	test_context("%s first", reader_first ? "reader" : "writer");
 	setenv("KVMCHAN_SPIN_US", "0", 1);
 	open_small(&s->channel);
+	if (wakeable)
+		equal(kvmchan_make_wakeable(s->channel.server), 0);
 	equal(libxenvchan_write(s->channel.server, out, BIG), RIGHT);
 	set_blocking(s->channel.server, true);
 	s->reader = (struct call){.kind = READ, .end = s->channel.server, .data = in, .size = 10};
-	s->writer = (struct call){.kind = WRITE, .end = s->channel.server, .data = sent, .size = 10};
+	s->writer =
+	    (struct call){.kind = WRITE, .end = s->channel.server, .data = sent, .size = 10};
 	call_start(reader_first ? &s->reader : &s->writer);
 	call_until_asleep(reader_first ? &s->reader : &s->writer);
 	call_start(reader_first ? &s->writer : &s->reader);
@@ -200,14 +207,20 @@ static void a_shut_end_ends_both(void)
 	struct sleepers s;
 	int first;
 
+	wakeable = true;
 	for (first = 0; first < 2; first++) {
 		sleep_both(&s, first);
 		kvmchan_shut(s.channel.server);
 		call_fails(&s.reader, EPIPE);
 		call_fails(&s.writer, EPIPE);
 		equal(libxenvchan_is_open(s.channel.server), 0);
+		/* Nor is it so for the peer, and for who comes after us. */
+		equal(libxenvchan_is_open(s.channel.client), 1);
+		client_puts(&s.channel, 0, 10);
+		equal(recv(s.channel.server_socket, in, 1, MSG_DONTWAIT), 1);
 		channel_close(&s.channel);
 	}
+	wakeable = false;
 }
 
 static void a_signal_ends_the_one_it_comes_to(void)
@@ -230,6 +243,15 @@ static void a_signal_ends_the_one_it_comes_to(void)
 		equal(call_end(one == &s.reader ? &s.writer : &s.reader), 10);
 		channel_close(&s.channel);
 	}
+}
+
+static void each_is_woken_by_its_own_event_if_it_can_be_shut(void)
+{
+	wakeable = true;
+	each_is_woken_by_its_own_event();
+	a_signal_ends_the_one_it_comes_to();
+	a_peer_that_goes_ends_both();
+	wakeable = false;
 }
 
 /* The other goes on, and another thread may take the cancelled one's place. */
@@ -321,6 +343,7 @@ static const struct test tests[] = {
     TEST(both_end_when_nobody_is_left),
     TEST(a_shut_end_ends_both),
     TEST(a_signal_ends_the_one_it_comes_to),
+    TEST(each_is_woken_by_its_own_event_if_it_can_be_shut),
     TEST(a_cancelled_one_is_in_nobodys_way),
     TEST(a_second_reader_or_writer_is_refused),
     TEST(a_wait_and_a_blocked_write_both_get_the_event),

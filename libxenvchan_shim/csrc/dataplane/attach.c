@@ -7,11 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "dataplane/atomics.h"
 #include "dataplane/end.h"
 #include "dataplane/error.h"
-#include "dataplane/page.h"
 #include "dataplane/vchan.h"
+#include "ring/atomics.h"
+#include "ring/page.h"
 
 #define ORDER_IN_PAGE_MAX 11
 #define ORDER_MAX 30
@@ -232,6 +232,11 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 	event_send(&v->event);
 }
 
+int kvmchan_make_wakeable(struct libxenvchan *ctrl)
+{
+	return event_make_wakeable(&vchan_of(ctrl)->event) < 0 ? -errno : 0;
+}
+
 void kvmchan_shut(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
@@ -243,6 +248,19 @@ void kvmchan_shut(struct libxenvchan *ctrl)
 int kvmchan_steal_control(struct libxenvchan *ctrl)
 {
 	return event_steal_control(&vchan_of(ctrl)->event);
+}
+
+void kvmchan_close_descriptors(struct libxenvchan *ctrl) { event_end(&vchan_of(ctrl)->event); }
+
+void kvmchan_forget(struct libxenvchan *ctrl)
+{
+	struct vchan *v = vchan_of(ctrl);
+
+	vchan_lose(v);
+	event_end(&v->event);
+	/* If there is no memory, the child keeps the mapping. */
+	(void)mmap(v->page, v->size, PROT_READ | PROT_WRITE,
+		   MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 void kvmchan_detach(struct libxenvchan *ctrl)

@@ -7,12 +7,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "dataplane/atomics.h"
 #include "dataplane/ends.h"
 #include "dataplane/event.h"
-#include "dataplane/ring.h"
-#include "dataplane/spin.h"
 #include "dataplane/vchan.h"
+#include "ring/atomics.h"
+#include "ring/ring.h"
+#include "ring/spin.h"
 
 enum state {
 	USABLE,

@@ -3,7 +3,7 @@
 
 #include <pthread.h>
 
-#include "dataplane/atomics.h"
+#include "ring/atomics.h"
 
 /* A process may hold several of our libraries, but has one table: "unique" makes the dynamic linker
  * give all of them the same, however they were loaded. */

@@ -8,7 +8,7 @@
 #include <string.h>
 
 #pragma GCC visibility push(default)
-#include "dataplane/vchan.h"
+#include "kvmchan.h"
 #pragma GCC visibility pop
 
 /* The part of Xen's logger (xentoollog.h) that we call. The level numbers belong to its ABI. */
@@ -19,11 +19,8 @@ struct xentoollog_logger {
 #define XTL_ERROR 8
 
 static _Thread_local char sentence[512];
-static _Thread_local int number;
 
 const char *kvmchan_last_error(void) { return sentence; }
-
-int kvmchan_last_errno(void) { return number; }
 
 int fail(int error, const char *format, ...)
 {
@@ -35,7 +32,7 @@ int fail(int error, const char *format, ...)
 	va_end(arguments);
 	if (debug && strcmp(debug, "1") == 0)
 		fprintf(stderr, "kvmchan: %s\n", sentence);
-	errno = number = error;
+	errno = error;
 	return -1;
 }
 

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
-#include "dataplane/page.h"
+#include "ring/page.h"
 
 /* BAR 0 of an ivshmem device: a store to this register interrupts a peer. */
 #define DOORBELL_REGISTER 12
@@ -49,6 +49,7 @@ void event_take_over(struct event *event, const struct kvmchan_grant *grant)
 	    .kind = KVMCHAN_EVENTS_SOCKET, /* until it is prepared */
 	    .notify_fd = grant->notify_fd,
 	    .control = connection_take(grant->control_fd),
+	    .wake_fd = -1,
 	};
 }
 
@@ -89,8 +90,12 @@ void event_end(struct event *event)
 	connection_close(&event->control);
 	end_descriptor(event, event->fd);
 	end_descriptor(event, event->notify_fd);
+	if (event_is_marked(event->wake_fd))
+		close(event->wake_fd);
+	event->fd = event->notify_fd = event->wake_fd = -1;
 	if (event->doorbell)
 		munmap(event->doorbell, PAGE);
+	event->doorbell = NULL;
 }
 
 /* ---- sending ---- */
@@ -119,7 +124,8 @@ void event_send(const struct event *event)
 			(void)eventfd_write(event->notify_fd, 1);
 		break;
 	case KVMCHAN_EVENTS_DOORBELL:
-		ring_doorbell(event);
+		if (event->doorbell)
+			ring_doorbell(event);
 		break;
 	}
 	errno = error;
@@ -178,37 +184,39 @@ static enum event_result socket_take(int fd, int flags)
 /* Sleep until there is something to take. Returns EVENT_NONE to take it, or at the deadline. */
 static enum event_result poll_until(struct pollfd *polled, nfds_t count, uint64_t deadline)
 {
-	struct timespec left, *timeout = NULL;
-	uint64_t now;
+	uint64_t now = deadline == NEVER ? 0 : time_now();
+	uint64_t left = now < deadline ? deadline - now : 0;
+	struct timespec timeout = {
+	    .tv_sec = (time_t)(left / 1000000000u),
+	    .tv_nsec = (long)(left % 1000000000u),
+	};
+	int ready =
+	    deadline == NEVER ? poll(polled, count, -1) : ppoll(polled, count, &timeout, NULL);
 
-	if (deadline != NEVER) {
-		now = time_now();
-		now = now < deadline ? deadline - now : 0;
-		left = (struct timespec){
-		    .tv_sec = (time_t)(now / 1000000000u),
-		    .tv_nsec = (long)(now % 1000000000u),
-		};
-		timeout = &left;
-	}
-	if (ppoll(polled, count, timeout, NULL) >= 0)
+	if (ready >= 0)
 		return EVENT_NONE;
 	return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;
 }
 
-static enum event_result socket_wait(int fd, uint64_t deadline)
+static enum event_result socket_wait(const struct event *event, uint64_t deadline)
 {
 	/* One system call, where one will do. */
-	int flags = deadline == NEVER ? 0 : MSG_DONTWAIT;
+	int flags = deadline == NEVER && event->wake_fd < 0 ? 0 : MSG_DONTWAIT;
 
 	for (;;) {
-		enum event_result result = socket_take(fd, flags);
-		struct pollfd readable = {.fd = fd, .events = POLLIN};
+		enum event_result result = socket_take(event->fd, flags);
+		struct pollfd polled[] = {
+		    {.fd = event->fd, .events = POLLIN},
+		    {.fd = event->wake_fd, .events = POLLIN},
+		};
 
 		if (result != EVENT_NONE || has_passed(deadline))
 			return result;
 		/* Also where the program has made the descriptor non-blocking. */
-		result = poll_until(&readable, 1, deadline);
-		if (result == EVENT_LOST || (result == EVENT_INTERRUPTED && !event_wait_goes_on()))
+		result = poll_until(polled, 2, deadline);
+		if (result == EVENT_LOST || (result == EVENT_NONE && polled[1].revents))
+			return EVENT_LOST;
+		if (result == EVENT_INTERRUPTED && !event_wait_goes_on())
 			return result;
 	}
 }
@@ -233,6 +241,7 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 	struct pollfd polled[] = {
 	    {.fd = event->fd, .events = POLLIN},
 	    {.fd = event->control.fd, .events = POLLRDHUP},
+	    {.fd = event->wake_fd, .events = POLLIN},
 	};
 	enum event_result result;
 	eventfd_t events;
@@ -242,9 +251,11 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 	 * long. */
 	if (!event_is_marked(event->fd))
 		return EVENT_LOST;
-	result = poll_until(polled, 2, deadline);
+	result = poll_until(polled, 3, deadline);
 	if (result != EVENT_NONE)
 		return result;
+	if (polled[2].revents)
+		return EVENT_LOST;
 	lost = control_is_lost(event, polled[1].revents);
 	if (polled[0].revents & POLLIN && event_is_marked(event->fd) &&
 	    eventfd_read(event->fd, &events) == 0)
@@ -291,7 +302,7 @@ static enum event_result wait_as_first(struct event *event, uint32_t count, uint
 {
 	if (event_count(event) != count)
 		return EVENT_TAKEN;
-	return is_socket(event) ? socket_wait(event->fd, deadline) : eventfd_wait(event, deadline);
+	return is_socket(event) ? socket_wait(event, deadline) : eventfd_wait(event, deadline);
 }
 
 static enum event_result lead(struct event *event, uint32_t count, uint64_t deadline)
@@ -327,11 +338,26 @@ enum event_result event_wait(struct event *event, uint32_t count, uint64_t deadl
 	}
 }
 
+int event_make_wakeable(struct event *event)
+{
+	int fd;
+
+	if (event->wake_fd >= 0)
+		return 0;
+	fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (fd < 0)
+		return fail(errno, "a descriptor that ends waits could not be made");
+	if (event_mark(fd) < 0) {
+		close(fd);
+		return -1;
+	}
+	event->wake_fd = fd;
+	return 0;
+}
+
 void event_shut(struct event *event)
 {
-	if (is_socket(event))
-		(void)shutdown(event->fd, SHUT_RD);
-	else if (event_is_marked(event->fd))
-		(void)eventfd_write(event->fd, 1);
+	if (event_is_marked(event->wake_fd))
+		(void)eventfd_write(event->wake_fd, 1);
 	waiters_stir(&event->waiters);
 }

@@ -32,6 +32,7 @@ struct event {
 	uint32_t doorbell_value;
 	struct connection control;
 	struct waiters waiters;
+	int wake_fd; /* an eventfd that event_shut() makes readable; -1: none yet */
 };
 
 enum event_result {
@@ -53,7 +54,7 @@ void event_take_over(struct event *event, const struct kvmchan_grant *grant);
 /* Prepare what was taken over for use; the grant has been checked. Returns 0, or -1 with errno and
  * the sentence. */
 int event_prepare(struct event *event, const struct kvmchan_grant *grant);
-/* Close and unmap everything, prepared or not. */
+/* Close and unmap everything, prepared or not. Does nothing the second time. */
 void event_end(struct event *event);
 
 /* Send the peer an event. Never blocks, never raises SIGPIPE, keeps errno. Does nothing if the peer
@@ -72,7 +73,10 @@ static inline uint32_t event_count(const struct event *event)
 enum event_result event_wait(struct event *event, uint32_t count, uint64_t deadline);
 /* Take every pending event without blocking. Leaves them to a thread that waits for one. */
 enum event_result event_try(struct event *event);
-/* End every thread's wait, and let none begin: the end is about to close. */
+/* Let event_shut() end the waits that begin from now on. Returns 0, or -1 with errno and the
+ * sentence. */
+int event_make_wakeable(struct event *event);
+/* End the waits of all threads, as nobody is left who could send an event. */
 void event_shut(struct event *event);
 
 /* Return whether a wait goes on after a signal has ended its poll(2), as a read(2) would go on:

@@ -2,8 +2,8 @@
 /* What kvmchan.h offers beside libxenvchan.h: bytes in place, and waits with a timeout. */
 #include "dataplane/vchan.h"
 
-#include "dataplane/ring.h"
 #include "dataplane/way.h"
+#include "ring/ring.h"
 
 /* ---- in place ---- */
 

@@ -2,9 +2,11 @@
 /* The calls of libxenvchan.h that move data and wait, on an attached end. */
 #include "dataplane/vchan.h"
 
-#include "dataplane/ring.h"
-#include "dataplane/spin.h"
+#include <errno.h>
+
 #include "dataplane/way.h"
+#include "ring/ring.h"
+#include "ring/spin.h"
 
 /* ---- reading ---- */
 
@@ -143,29 +145,25 @@ int libxenvchan_write(struct libxenvchan *ctrl, const void *data, size_t size)
 	return do_write(ctrl, data, size, effort_of(vchan_of(ctrl)));
 }
 
-/* ---- for bindings, which wait by themselves ---- */
-
-int kvmchan_try_recv(struct libxenvchan *ctrl, void *data, int size)
-{
-	return ctrl ? do_recv(ctrl, data, (size_t)size, TRY) : -1;
-}
-
-int kvmchan_try_read(struct libxenvchan *ctrl, void *data, int size)
-{
-	return ctrl ? do_read(ctrl, data, (size_t)size, TRY) : -1;
-}
-
-int kvmchan_try_send(struct libxenvchan *ctrl, const void *data, int size)
-{
-	return ctrl ? do_send(ctrl, data, (size_t)size, TRY) : -1;
-}
-
-int kvmchan_try_write(struct libxenvchan *ctrl, const void *data, int size)
-{
-	return ctrl ? do_write(ctrl, data, (size_t)size, TRY) : -1;
-}
-
 /* ---- waiting, and what there is ---- */
+
+static int event_outcome(struct vchan *v, enum event_result result)
+{
+	switch (result) {
+	case EVENT_TAKEN:
+		return 0;
+	case EVENT_NONE:
+		return fail(ETIMEDOUT, "the wait for an event has timed out");
+	case EVENT_INTERRUPTED:
+		return fail_interrupted();
+	case EVENT_LAST:
+		vchan_lose(v);
+		return 0;
+	case EVENT_LOST:
+		vchan_lose(v);
+	}
+	return fail_closed();
+}
 
 static int wait_event(struct vchan *v, uint64_t deadline)
 {
@@ -191,28 +189,10 @@ static int wait_event(struct vchan *v, uint64_t deadline)
 		result = event_wait(&v->event, count, deadline);
 		spin_end(&v->spin, &wait, slept);
 	}
-	switch (result) {
-	case EVENT_TAKEN:
-		return 0;
-	case EVENT_NONE:
-		return fail(ETIMEDOUT, "the wait for an event has timed out");
-	case EVENT_INTERRUPTED:
-		return fail_interrupted();
-	case EVENT_LAST:
-		vchan_lose(v);
-		return 0;
-	case EVENT_LOST:
-		vchan_lose(v);
-	}
-	return fail_closed();
+	return event_outcome(v, result);
 }
 
 int libxenvchan_wait(struct libxenvchan *ctrl) { return wait_event(vchan_of(ctrl), NEVER); }
-
-int kvmchan_wait_event(struct libxenvchan *ctrl, int64_t timeout)
-{
-	return wait_event(vchan_of(ctrl), deadline_of(timeout));
-}
 
 int libxenvchan_fd_for_select(struct libxenvchan *ctrl) { return vchan_of(ctrl)->event.fd; }
 
@@ -240,4 +220,122 @@ int libxenvchan_buffer_space(struct libxenvchan *ctrl)
 	struct vchan *v = vchan_of(ctrl);
 
 	return ask_and_look(v, &v->out);
+}
+
+/* ---- for bindings: with a negative errno ---- */
+
+static int or_errno(int result) { return result < 0 ? -errno : result; }
+
+int kvmchan_try_recv(struct libxenvchan *ctrl, void *data, int size)
+{
+	return ctrl ? or_errno(do_recv(ctrl, data, (size_t)size, TRY)) : -EBADF;
+}
+
+int kvmchan_try_read(struct libxenvchan *ctrl, void *data, int size)
+{
+	return ctrl ? or_errno(do_read(ctrl, data, (size_t)size, TRY)) : -EBADF;
+}
+
+int kvmchan_try_send(struct libxenvchan *ctrl, const void *data, int size)
+{
+	return ctrl ? or_errno(do_send(ctrl, data, (size_t)size, TRY)) : -EBADF;
+}
+
+int kvmchan_try_write(struct libxenvchan *ctrl, const void *data, int size)
+{
+	return ctrl ? or_errno(do_write(ctrl, data, (size_t)size, TRY)) : -EBADF;
+}
+
+/* Return where @way goes on, and how much it has as last seen. */
+static int64_t place(const struct way *way)
+{
+	uint32_t first, count = ring_known(&way->ring);
+	const uint8_t *at = ring_place(&way->ring, count, &first);
+
+	return (int64_t)(at - way->ring.buffer) << 32 | count;
+}
+
+/* Look, and so learn whether the other end still has its part in @way. */
+static int look(struct vchan *v, struct way *way)
+{
+	int open =
+	    vchan_is_open(v); /* before the look, as what was written before a close counts */
+
+	if (ring_look(&way->ring) == RING_BROKEN)
+		return fail_broken(v);
+	if (!open && (way->ring.produces || !ring_known(&way->ring)))
+		return fail_closed();
+	return 0;
+}
+
+static int64_t try_look(struct libxenvchan *ctrl, struct way *way)
+{
+	struct vchan *v = vchan_of(ctrl);
+
+	if (call_begin(v, way, 0) < 0 || way_leave(way, look(v, way)) < 0)
+		return -errno;
+	return place(way);
+}
+
+int64_t kvmchan_try_look(struct libxenvchan *ctrl)
+{
+	return ctrl ? try_look(ctrl, &vchan_of(ctrl)->in) : -EBADF;
+}
+
+int64_t kvmchan_try_reserve(struct libxenvchan *ctrl)
+{
+	return ctrl ? try_look(ctrl, &vchan_of(ctrl)->out) : -EBADF;
+}
+
+int kvmchan_try_ask(struct libxenvchan *ctrl, int what)
+{
+	struct vchan *v = vchan_of(ctrl);
+	struct way *way;
+
+	if (!ctrl)
+		return -EBADF;
+	way = what == KVMCHAN_DATA ? &v->in : &v->out;
+	if (call_begin(v, way, 0) < 0)
+		return -errno;
+	way_ask(v, way);
+	if (way_leave(way, look(v, way)) < 0)
+		return -errno;
+	return (int)ring_known(&way->ring);
+}
+
+int kvmchan_try_consume(struct libxenvchan *ctrl, int count)
+{
+	return ctrl ? or_errno(kvmchan_consume(ctrl, (size_t)count)) : -EBADF;
+}
+
+int kvmchan_try_commit(struct libxenvchan *ctrl, int count)
+{
+	return ctrl ? or_errno(kvmchan_commit(ctrl, (size_t)count)) : -EBADF;
+}
+
+static int try_event(struct vchan *v)
+{
+	enum event_result result = event_try(&v->event);
+
+	return result == EVENT_NONE ? -EAGAIN : or_errno(event_outcome(v, result));
+}
+
+int kvmchan_await(struct libxenvchan *ctrl, int what, size_t least, int64_t timeout)
+{
+	if (!ctrl)
+		return -EBADF;
+	switch (what) {
+	case KVMCHAN_DATA:
+		return or_errno(kvmchan_wait_data(ctrl, least, timeout));
+	case KVMCHAN_ROOM:
+		return or_errno(kvmchan_wait_room(ctrl, least, timeout));
+	}
+	if (!timeout)
+		return try_event(vchan_of(ctrl));
+	return or_errno(wait_event(vchan_of(ctrl), deadline_of(timeout)));
+}
+
+int kvmchan_try_await(struct libxenvchan *ctrl, int what, int least)
+{
+	return kvmchan_await(ctrl, what, (size_t)least, 0);
 }

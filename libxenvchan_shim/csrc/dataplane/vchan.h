@@ -35,31 +35,56 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant);
  */
 int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size);
 
+/* What bindings wait for. */
+enum kvmchan_awaited {
+	KVMCHAN_DATA,  /* kvmchan_wait_data() */
+	KVMCHAN_ROOM,  /* kvmchan_wait_room() */
+	KVMCHAN_EVENT, /* libxenvchan_wait(), with such a timeout */
+};
+
 /*
- * As libxenvchan_recv() and the others of an end that does not block, but these ask for no event:
- * for bindings, which then wait with kvmchan_wait_data() and kvmchan_wait_room(). Without an end
- * they return -1, and leave errno and the sentence as they are.
+ * For bindings, whose callers may have other things to do between a call and its errno: these
+ * return a negative errno where they fail. Without an end that is -EBADF.
+ *
+ * As libxenvchan_recv() and the others of an end that does not block, but these ask for no event.
  */
 int kvmchan_try_recv(struct libxenvchan *ctrl, void *data, int size);
 int kvmchan_try_read(struct libxenvchan *ctrl, void *data, int size);
 int kvmchan_try_send(struct libxenvchan *ctrl, const void *data, int size);
 int kvmchan_try_write(struct libxenvchan *ctrl, const void *data, int size);
 
-/* As libxenvchan_wait(), for at most @timeout ns; -1: for ever. Fails with ETIMEDOUT, too. */
-int kvmchan_wait_event(struct libxenvchan *ctrl, int64_t timeout);
+/* As kvmchan_look() and kvmchan_reserve() of what there is, if that is nothing, too; and these ask
+ * for no event. Return where it begins in the ring, times 2^32, plus its size. */
+int64_t kvmchan_try_look(struct libxenvchan *ctrl);
+int64_t kvmchan_try_reserve(struct libxenvchan *ctrl);
+/* Ask for the event of more data, or more room, then look: return how much there is. */
+int kvmchan_try_ask(struct libxenvchan *ctrl, int what);
+/* kvmchan_consume() and kvmchan_commit(). */
+int kvmchan_try_consume(struct libxenvchan *ctrl, int count);
+int kvmchan_try_commit(struct libxenvchan *ctrl, int count);
 
+/* Wait for one of the above. */
+int kvmchan_await(struct libxenvchan *ctrl, int what, size_t least, int64_t timeout);
+/* The same with a timeout of 0. */
+int kvmchan_try_await(struct libxenvchan *ctrl, int what, int least);
+
+/* Let kvmchan_shut() end the waits that begin from now on, for which the end gets one descriptor
+ * more. Returns 0 or a negative errno. */
+int kvmchan_make_wakeable(struct libxenvchan *ctrl);
 /* End the waits of all threads on this end, which fail with EPIPE. The end is of no use any more.
  */
 void kvmchan_shut(struct libxenvchan *ctrl);
-
-/* Return the errno that came with kvmchan_last_error(). */
-int kvmchan_last_errno(void);
 
 /* Mark our end as gone, and tell the peer. */
 void kvmchan_hang_up(struct libxenvchan *ctrl);
 /* Return the connection to the daemon, which the caller then owns; -1 if there is none, or the
  * program has closed it. */
 int kvmchan_steal_control(struct libxenvchan *ctrl);
+/* Close the descriptors that are left. The memory stays, and so what another thread may look at. */
+void kvmchan_close_descriptors(struct libxenvchan *ctrl);
+/* In a forked child: close the descriptors, and put zeroes in the place of the shared memory. The
+ * parent's end goes on, and the child has no part in it. */
+void kvmchan_forget(struct libxenvchan *ctrl);
 /* Unmap, close the descriptors that are left, and free the end, with its xs_path. */
 void kvmchan_detach(struct libxenvchan *ctrl);
 

@@ -14,7 +14,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "dataplane/clock.h"
+#include "ring/clock.h"
 
 struct waiters {
 	_Atomic uint32_t events;  /* taken so far */

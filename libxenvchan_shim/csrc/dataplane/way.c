@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 #include "dataplane/way.h"
 
-#include "dataplane/ring.h"
-#include "dataplane/spin.h"
+#include "ring/ring.h"
+#include "ring/spin.h"
 
 int fail_closed(void) { return fail(EPIPE, "the channel is closed: its other end has gone"); }
 

@@ -10,9 +10,9 @@
 #include <errno.h>
 #include <limits.h>
 
-#include "dataplane/atomics.h"
 #include "dataplane/end.h"
 #include "dataplane/error.h"
+#include "ring/atomics.h"
 
 int fail_closed(void);
 int fail_interrupted(void);

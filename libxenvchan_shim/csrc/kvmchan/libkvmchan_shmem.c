@@ -10,8 +10,8 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
-#include "dataplane/page.h"
 #include "libkvmchan.h"
+#include "ring/page.h"
 #include "setup/daemon.h"
 #include "setup/peer.h"
 

@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #include "dataplane/error.h"
-#include "dataplane/page.h"
+#include "ring/page.h"
 #include "setup/daemon.h"
 #include "xen/libxengnttab.h"
 

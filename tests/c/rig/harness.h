@@ -21,8 +21,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "dataplane/page.h"
 #include "dataplane/vchan.h"
+#include "ring/page.h"
 
 /* ---- the runner ---- */
 

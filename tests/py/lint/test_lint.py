@@ -43,13 +43,14 @@ TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.admin", "kvmchand.services.libvir
 """The command's parts that are the daemon's to know; it imports them when it is asked for them."""
 CSRC = ROOT / "libxenvchan_shim" / "csrc"
 MAY_INCLUDE = {
-    "xen": {"setup", "runtime", "dataplane"},
-    "qubes": {"setup", "runtime", "dataplane"},
-    "kvmchan": {"setup", "runtime", "dataplane"},
-    "beside": {"setup", "runtime", "dataplane"},
-    "setup": {"runtime", "dataplane"},
-    "runtime": {"dataplane"},
-    "dataplane": set(),
+    "xen": {"setup", "runtime", "dataplane", "ring"},
+    "qubes": {"setup", "runtime", "dataplane", "ring"},
+    "kvmchan": {"setup", "runtime", "dataplane", "ring"},
+    "beside": {"setup", "runtime", "dataplane", "ring"},
+    "setup": {"runtime", "dataplane", "ring"},
+    "runtime": {"dataplane", "ring"},
+    "dataplane": {"ring"},
+    "ring": set(),
 }
 """The same of the shim's C, a row a folder of csrc.
 
@@ -362,10 +363,13 @@ def test_python_and_c_agree_on_a_grant() -> None:
 
 
 def test_python_touches_no_mapped_ring() -> None:
-    """Only C does, in atomics.h and ring.c: no Python object is made of a ring's address."""
+    """Only C does, in atomics.h and ring.c: no Python object is made of a ring's address, except
+    for who looks at its bytes in place.
+    """
     touches = re.compile(r"\.from_address\(|\.(read|write)\.(buffer|shr)\b")
     for path in python_files("kvmchand", "libxenvchan_shim"):
-        assert not touches.search(path.read_text()), path
+        if path != ROOT / "libxenvchan_shim/api/end.py":
+            assert not touches.search(path.read_text()), path
 
 
 def test_every_installed_module_is_in_the_build() -> None:

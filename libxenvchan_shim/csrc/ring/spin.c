@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "dataplane/spin.h"
+#include "ring/spin.h"
 
 #include <sched.h>
 #include <stdlib.h>
 
-#include "dataplane/clock.h"
+#include "ring/clock.h"
 
 /* The cost of a sleep and a wake-up, until it is learned, and between what it may be. */
 #define FIRST_COST 50000

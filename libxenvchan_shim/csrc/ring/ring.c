@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "dataplane/ring.h"
+#include "ring/ring.h"
 
 #include <string.h>
 
-#include "dataplane/atomics.h"
+#include "ring/atomics.h"
 
 uint32_t ring_look(struct ring *ring)
 {

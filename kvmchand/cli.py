@@ -13,7 +13,7 @@ from typing import Any
 
 from kvmchand import config
 from kvmchand.config import Settings
-from kvmchand.errors import InvalidArgument, KvmchanError
+from kvmchand.errors import InvalidArgument, VchanError
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +63,7 @@ def main() -> None:
     try:
         role: Any = import_module(f"kvmchand.{arguments.role}.main")  # the other one's needs are not this machine's
         role.serve(settings(arguments))
-    except KvmchanError as error:
+    except VchanError as error:
         sys.exit(f"kvmchand: {error.sentence}")
 
 

@@ -8,7 +8,6 @@ import select
 import socket
 import struct
 from fcntl import F_DUPFD_CLOEXEC, fcntl
-from typing import TYPE_CHECKING
 
 from kvmchand.errors import TimedOut, Unreachable
 from kvmchand.wire import client
@@ -16,7 +15,6 @@ from kvmchand.wire.packet import Fds, receive_packet, send_packet
 from libxenvchan_shim.protocol import (
     DEADLINE,
     answer_of,
-    carried,
     check_grant,
     check_pages,
     check_port,
@@ -25,6 +23,7 @@ from libxenvchan_shim.protocol import (
     socket_path,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self, TypeVar
 
@@ -105,17 +104,28 @@ class Exchange:
 
     def close_channel(self) -> None:
         """Close this connection and its end, and return when the daemon has released it."""
+        if self.begin_close():
+            while not self.is_over():
+                pass
+            self.close()
+
+    def begin_close(self) -> bool:
+        """Tell the daemon that this end closes. Closes, and returns False, if it is gone."""
         try:
             self._sock.shutdown(socket.SHUT_WR)
-            while True:  # an answer that nobody took may be on the way
-                data, fds = self._receive_packet()
-                fds.close()
-                if not data:
-                    break
         except OSError:
-            pass  # the daemon is gone, and with it what there was to release
-        finally:
             self.close()
+            return False
+        return True
+
+    def is_over(self) -> bool:
+        """Wait for the next packet. Returns whether that was the last: the end is released."""
+        try:
+            data, fds = self._receive_packet()
+        except OSError:
+            return True  # the daemon is gone, and with it what there was to release
+        fds.close()  # an answer that nobody took
+        return not data
 
     def detach(self) -> int:
         """Return the descriptor, which the caller then owns."""
@@ -134,36 +144,22 @@ class Exchange:
 
 
 class Connection(Exchange):
-    """What a client may ask the daemon, one request at a time."""
+    """What the daemon may answer a client, one request at a time."""
 
     @classmethod
     def from_environment(cls) -> Self:
         """Connect to the daemon that the environment names, as the domain that it names."""
         return cls(socket_path(os.environ.get("KVMCHAN_RUNTIME_DIR", ""), os.environ.get("KVMCHAN_DOMAIN", "")))
 
-    def offer(self, peer: int, path: str, read_min: Size, write_min: Size, *, once: bool = False) -> Granted:
-        """Offer a vchan. `once`: no other client can come after the first."""
-        self.send(client.Offer(peer, carried(path), read_min, write_min, once))
-        return self.take_grant()
+    def settimeout(self, timeout: float | None) -> None:
+        """Set how many seconds an answer may take, None for any; DEADLINE at first."""
+        self._sock.settimeout(timeout)
 
-    def connect(self, domain: int, path: str, *, waits: bool = False) -> Granted:
-        """Connect to a vchan.
+    def fileno(self) -> int:
+        """Return the descriptor, which is readable when the answer has come."""
+        return self._sock.fileno()
 
-        `waits`: block while `domain` exists and offers nothing at `path`, or has another client
-        there.
-        """
-        self._sock.settimeout(None if waits else DEADLINE)
-        try:
-            granted = None
-            while granted is None:
-                self.send(client.Connect(domain, carried(path), waits))
-                granted = self.take_grant_or_vacancy()
-            self._refuse_taken_back(granted)
-        finally:
-            self._sock.settimeout(DEADLINE)
-        return granted
-
-    def _refuse_taken_back(self, granted: Granted) -> None:
+    def refuse_taken_back(self, granted: Granted) -> None:
         """Raise Unreachable if the daemon has taken the grant back, as we did not read it.
 
         That ends the connection, and another may have the vchan.
@@ -212,9 +208,8 @@ class Connection(Exchange):
             check_grant(grant, len(fds), self._path)
             return Granted(grant, *_all_above_stdio(fds))
 
-    def domains(self, first: int) -> client.Domains:
-        """Ask for the domains from number `first` on. More may follow the last of the answer."""
-        self.send(client.GetDomains(first))
+    def take_domains(self) -> client.Domains:
+        """Take the answer to GetDomains."""
         reply, fds = self._receive(client.Domains)
         fds.close()
         return reply

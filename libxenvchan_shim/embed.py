@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from posix import strerror
 
-from kvmchand.errors import KvmchanError, TooLong, from_errno
+from kvmchand.errors import TooLong, VchanError, from_errno
 from kvmchand.wire import client
 from libxenvchan_shim.protocol import (
     answer_of,
@@ -40,7 +40,7 @@ def bind(ffi: Any) -> None:
     def failed(error: Exception, sentence: Any, room: int) -> int:
         if isinstance(error, MemoryError):
             error = from_errno(errno.ENOMEM, "no memory to talk to the daemon")
-        text = error.sentence if isinstance(error, KvmchanError) else f"unexpected {type(error).__name__}: {error}"
+        text = error.sentence if isinstance(error, VchanError) else f"unexpected {type(error).__name__}: {error}"
         data = text.encode(errors="replace")[: room - 1] + b"\0"
         ffi.memmove(sentence, data, len(data))
         number = getattr(error, "errno", None)

@@ -15,12 +15,12 @@ from posix import listdir
 from kvmchand.errors import (
     AccessDenied,
     InvalidArgument,
-    KvmchanError,
     OutOfResources,
     ProtocolError,
     TimedOut,
     TooLong,
     Unreachable,
+    VchanError,
     from_code,
     from_errno,
 )
@@ -142,9 +142,9 @@ def check_port(port: client.Port, path: str) -> None:
 # ---- failures ----
 
 
-def receive_failure(path: str, error: OSError) -> KvmchanError:
+def receive_failure(path: str, error: OSError) -> VchanError:
     """Return what to raise where no answer came from the daemon at `path`."""
-    if isinstance(error, KvmchanError):
+    if isinstance(error, VchanError):
         return error
     if isinstance(error, BlockingIOError | TimeoutError):
         return TimedOut(f"kvmchand at {path} did not answer within {DEADLINE:.0f} s")
@@ -155,7 +155,7 @@ def receive_failure(path: str, error: OSError) -> KvmchanError:
     return Unreachable(f"kvmchand at {path} ended the connection: {error.strerror}")
 
 
-def connect_failure(path: str, error: OSError) -> KvmchanError:
+def connect_failure(path: str, error: OSError) -> VchanError:
     """Return what to raise where connecting to the daemon's socket failed."""
     number, reason = error.errno or 0, error.strerror or str(error)
     if number == EAGAIN:
@@ -173,7 +173,7 @@ def connect_failure(path: str, error: OSError) -> KvmchanError:
     )
 
 
-def _unknown_domain(path: str) -> KvmchanError | None:
+def _unknown_domain(path: str) -> VchanError | None:
     """Return what to raise if a daemon is there, but KVMCHAN_DOMAIN is none that it serves."""
     folder, _, name = path.rpartition("/")
     try:

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from kvmchand.errors import InvalidArgument, KvmchanError, NotFound, ProtocolError
+from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, VchanError
 from kvmchand.wire import client
 from libxenvchan_shim.connection import Connection
 from libxenvchan_shim.protocol import RUNTIME_DIR, store_path
@@ -133,8 +133,8 @@ def diagnose(arguments: argparse.Namespace) -> None:
     from kvmchand.admin import doctor
 
     try:
-        listed: Listing | KvmchanError = listing()
-    except KvmchanError as error:
+        listed: Listing | VchanError = listing()
+    except VchanError as error:
         listed = error
     role = doctor.Role(arguments.side) if arguments.side else None
     findings = doctor.examine(listed, arguments.uri, role)
@@ -195,7 +195,7 @@ def main() -> None:
         listed = listing()
         print(as_json(listed) if arguments.json else show(listed))
         sys.stdout.flush()
-    except KvmchanError as error:
+    except VchanError as error:
         sys.exit(f"kvmchan: {error.sentence}")
     except BrokenPipeError:
         # Nobody reads any more. Drop what is left in the buffer, so that exit does not complain.

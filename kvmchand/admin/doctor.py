@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from kvmchand.admin import prepare
 from kvmchand.admin.prepare import libvirt
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.linux import pci
 from kvmchand.wire.client import DeviceInfo, GuestInfo, Listing
 
@@ -71,7 +71,7 @@ class Finding:
         return f"{self.grade.value:4}  {self.subject}: {self.sentence}"
 
 
-def examine(listed: Listing | KvmchanError, uri: str, role: Role | None = None, root: Path = Path("/")) -> list[Finding]:
+def examine(listed: Listing | VchanError, uri: str, role: Role | None = None, root: Path = Path("/")) -> list[Finding]:
     """Return the findings about this machine.
 
     `listed`: what the daemon shows, or why it shows nothing. `role`: None to find out. `root`: the
@@ -82,10 +82,10 @@ def examine(listed: Listing | KvmchanError, uri: str, role: Role | None = None, 
     return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri))]
 
 
-def daemon(listed: Listing | KvmchanError, role: Role) -> Finding:
+def daemon(listed: Listing | VchanError, role: Role) -> Finding:
     """Return the finding about the daemon itself."""
     subject = f"kvmchand {role.value}"
-    if isinstance(listed, KvmchanError):
+    if isinstance(listed, VchanError):
         return Finding(Grade.BAD, subject, listed.sentence)
     return Finding(Grade.OK, subject, f"it answers, and knows {len(listed.domains)} domains and {len(listed.channels)} channels")
 
@@ -143,14 +143,14 @@ def _function(address: str, sys: Path) -> pci.Function | None:
         return None  # it went meanwhile, or is none that we could judge
 
 
-def guest(listed: Listing | KvmchanError, root: Path) -> Iterator[Finding]:
+def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
     """Yield the findings about a guest."""
     sys = root / "sys"
     yield from _modules(sys)
     if not (root / "dev/vfio/vfio").exists():
         yield Finding(Grade.BAD, "VFIO", "there is no /dev/vfio/vfio: load vfio-pci, or let this container have the device")
     yield _iommu(root)
-    known = {} if isinstance(listed, KvmchanError) else {each.address: each for each in listed.devices}
+    known = {} if isinstance(listed, VchanError) else {each.address: each for each in listed.devices}
     functions = ivshmem_functions(sys)
     if not functions:
         yield Finding(
@@ -285,18 +285,18 @@ def largest_fit(window: pci.Bar, bars: Iterable[pci.Bar]) -> int:
 # ---- a host ----
 
 
-def host(listed: Listing | KvmchanError, uri: str) -> Iterator[Finding]:
+def host(listed: Listing | VchanError, uri: str) -> Iterator[Finding]:
     """Yield the findings about a host."""
     try:
         connection = prepare.connect(uri)
-    except KvmchanError as error:
+    except VchanError as error:
         yield Finding(Grade.BAD, "libvirt", error.sentence)
         return
     try:
         yield Finding(
             Grade.OK, "libvirt", f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}"
         )
-        guests = None if isinstance(listed, KvmchanError) else {int(each.domain): each for each in listed.guests}
+        guests = None if isinstance(listed, VchanError) else {int(each.domain): each for each in listed.guests}
         running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         if not running:
             yield Finding(Grade.NOTE, "libvirt", "no domain runs there")
@@ -329,7 +329,7 @@ def _domain(domain: Any, guests: dict[int, GuestInfo] | None) -> Iterator[Findin
     known = guests.get(number) if guests is not None else None
     try:
         yield from machine(subject, domain.name(), live, kept, is_linked=known is not None and known.ready)
-    except KvmchanError as error:
+    except VchanError as error:
         yield Finding(Grade.BAD, subject, error.sentence)
     if guests is not None:
         yield _link(subject, known)

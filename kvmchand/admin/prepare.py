@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from kvmchand.errors import AccessDenied, InvalidArgument, KvmchanError, NotFound, Unreachable
+from kvmchand.errors import AccessDenied, InvalidArgument, NotFound, Unreachable, VchanError
 from kvmchand.ids import Size
 from kvmchand.services.libvirt import coldplug_xml
 
@@ -182,7 +182,7 @@ def _within(parent: ElementTree.Element, tag: str) -> ElementTree.Element:
 
 
 def connect(uri: str, *, to_write: bool = False) -> Any:
-    """Return a connection to libvirt. Raises KvmchanError if there is none."""
+    """Return a connection to libvirt. Raises VchanError if there is none."""
     if libvirt is None:
         raise NotFound("its Python module is not there: install python3-libvirt, or libvirt-python from PyPI")
     libvirt.registerErrorHandler(lambda *_error: None, None)  # it would print what we get as exceptions
@@ -197,11 +197,11 @@ def connect(uri: str, *, to_write: bool = False) -> Any:
 def prepare_domain(name: str, uri: str, start: StartLink | None, *, apply: bool) -> list[str]:
     """Prepare a domain, or show how it would be prepared. Returns the lines to print.
 
-    Raises KvmchanError if it cannot be prepared.
+    Raises VchanError if it cannot be prepared.
     """
     try:
         connection = connect(uri, to_write=apply)
-    except KvmchanError as error:
+    except VchanError as error:
         raise type(error)(f"libvirt: {error.sentence}") from error
     try:
         return _prepare_by(connection, name, start, apply=apply)
@@ -250,7 +250,7 @@ def _is_denied(error: Any) -> bool:
     ) or (code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in (errno.EACCES, errno.EPERM))
 
 
-def _translated(error: Any, name: str) -> KvmchanError:
+def _translated(error: Any, name: str) -> VchanError:
     if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
         return NotFound(f"libvirt has no domain {name}: virsh list --all shows those it has")
     if _is_denied(error):

@@ -69,7 +69,7 @@ class Channels:
     # ---- requests ----
 
     def offer(self, requester: Requester, offer: client.Offer) -> None:
-        """Make a vchan, and answer with its server end. Raises KvmchanError, or NotYet."""
+        """Make a vchan, and answer with its server end. Raises VchanError, or NotYet."""
         end = End(requester.number, requester.pid)
         permit = self._registry.permit_offer(requester.domain, offer.peer, offer.path, end)
         spare = min(self._registry.spare(requester.domain), self._allocator.spare(requester.domain, permit.client_domain))

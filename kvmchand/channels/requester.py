@@ -40,7 +40,7 @@ class Requester(ABC):
 
     @abstractmethod
     def grant(self, channel: Channel, region: Region, side: Side) -> bool:
-        """Answer with an end of a channel, as answer(). Raises KvmchanError if it can't."""
+        """Answer with an end of a channel, as answer(). Raises VchanError if it can't."""
 
     @abstractmethod
     def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:

@@ -70,7 +70,7 @@ class Sharing:
         return self._grants.holders(domain)
 
     def share(self, requester: Requester, request: client.Share) -> None:
-        """Make pages that a client shares, and answer with them. Raises KvmchanError, or NotYet."""
+        """Make pages that a client shares, and answer with them. Raises VchanError, or NotYet."""
         peer = self._registry.require_domain(request.peer)
         permit = self._grants.permit_share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
         memory = self._allocator.make_pages(Size(request.pages * PAGE), requester.domain, peer)
@@ -98,7 +98,7 @@ class Sharing:
             raise
 
     def notify(self, requester: Requester, request: client.Notify) -> None:
-        """Note what is to be done when the client lets go of its pages. Raises KvmchanError."""
+        """Note what is to be done when the client lets go of its pages. Raises VchanError."""
         share = self._grants.held(requester.number)
         if share is None:
             raise ProtocolError("this connection neither shares nor maps pages")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from kvmchand.config import Settings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.plugging import Plugging
 from kvmchand.guest.session import Session
@@ -32,9 +32,9 @@ class Guest:
     """
 
     def __init__(self, settings: Settings) -> None:
-        """Start all that the settings ask for. Raises KvmchanError if that is impossible."""
+        """Start all that the settings ask for. Raises VchanError if that is impossible."""
         self._loop = Loop()
-        self._failure: KvmchanError | None = None
+        self._failure: VchanError | None = None
         self._undo = ExitStack()
         self._undo.callback(self._loop.close)
         try:
@@ -78,7 +78,7 @@ class Guest:
         log.info(f"ready: {self._sockets}")
         notify("READY=1")
 
-    def _fail(self, error: KvmchanError) -> None:
+    def _fail(self, error: VchanError) -> None:
         self._failure = error
         self._loop.stop()
 

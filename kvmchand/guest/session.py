@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import count
 
 from kvmchand.config import Settings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.handshake import Handshake
 from kvmchand.guest.requests import Requests
@@ -32,7 +32,7 @@ class Session(SessionEvents):
         sockets: Sockets,
         devices: Devices,
         settings: Settings,
-        fail: Callable[[KvmchanError], None],
+        fail: Callable[[VchanError], None],
     ) -> None:
         """Make no session yet. `fail` is called when a service has ended for good."""
         user = settings.service_user

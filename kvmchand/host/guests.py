@@ -7,7 +7,7 @@ from kvmchand.channels.channels import Channels
 from kvmchand.channels.device import Device
 from kvmchand.channels.registry import DomainKind, Registry
 from kvmchand.channels.waitlist import Waitlist
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.host.holdings import Holdings
 from kvmchand.host.requests import Desk
 from kvmchand.ids import DomainId
@@ -67,6 +67,6 @@ class GuestDesk(GuestEvents):
         """Retry requests that raised NotYet."""
         self._desk.retry()
 
-    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+    def on_device_failed(self, device: Device, error: VchanError) -> None:
         """Fail the requests that wait for the device."""
         self._desk.refuse_waiting_for(device, error)

@@ -22,7 +22,7 @@ from kvmchand.channels.rings import Sizes
 from kvmchand.channels.sharing import Sharing
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.config import Settings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.host.guests import GuestDesk
 from kvmchand.host.holdings import Holdings
 from kvmchand.host.listing import Lister
@@ -46,8 +46,8 @@ class Host:
     """The whole process. close() leaves nothing of it on the machine."""
 
     def __init__(self, settings: Settings) -> None:
-        """Build the process, and start its services. Raises KvmchanError if that is impossible."""
-        self._failure: KvmchanError | None = None
+        """Build the process, and start its services. Raises VchanError if that is impossible."""
+        self._failure: VchanError | None = None
         self._undo = ExitStack()
         self._loop = Loop()
         self._undo.callback(self._loop.close)
@@ -105,7 +105,7 @@ class Host:
         log.info(f"ready: {self._sockets}")
         notify("READY=1")
 
-    def _fail(self, error: KvmchanError) -> None:
+    def _fail(self, error: VchanError) -> None:
         self._failure = error
         self._loop.stop()
 

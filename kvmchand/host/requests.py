@@ -18,7 +18,7 @@ from kvmchand.channels.registry import Registry
 from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.channels.sharing import Sharing
 from kvmchand.channels.waitlist import Waitlist
-from kvmchand.errors import Busy, InternalError, KvmchanError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut
+from kvmchand.errors import Busy, InternalError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut, VchanError
 from kvmchand.host.holdings import Holdings
 from kvmchand.host.listing import Lister
 from kvmchand.host.room import Room
@@ -113,11 +113,11 @@ class Desk(RequesterEvents):
                 self._serve(requester, request)
         except NotYet as error:
             self._wait_for_device(requester, request, deadline, error)
-        except KvmchanError as error:
+        except VchanError as error:
             self._fail(requester, request, error)
 
     def _serve(self, requester: Requester, request: client.Request) -> None:
-        """Do what a request asks. Raises KvmchanError to refuse it, and NotYet if it must wait."""
+        """Do what a request asks. Raises VchanError to refuse it, and NotYet if it must wait."""
         if isinstance(request, _OPENING) and requester.number in self._holdings:
             raise ProtocolError("this connection has a channel or pages already: open one connection for each")
         match request:
@@ -148,7 +148,7 @@ class Desk(RequesterEvents):
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
 
-    def _fail(self, requester: Requester, request: client.Request, error: KvmchanError) -> None:
+    def _fail(self, requester: Requester, request: client.Request, error: VchanError) -> None:
         """Answer with an error, or have the request wait until it can be met."""
         try:
             if isinstance(error, NotFound | Busy) and self._waitlist.may_wait(request):
@@ -182,13 +182,13 @@ class Desk(RequesterEvents):
             if self._pending.get(pending.requester.number) is pending:
                 yield pending
 
-    def refuse_waiting_for(self, device: Device, error: KvmchanError) -> None:
+    def refuse_waiting_for(self, device: Device, error: VchanError) -> None:
         """Refuse the requests that wait for a device which will not come."""
         for pending in self._all_pending():
             if device in pending.devices and all(each.is_closing for each in pending.devices):
                 self._refuse(pending, error)
 
-    def _refuse(self, pending: Pending, error: KvmchanError) -> None:
+    def _refuse(self, pending: Pending, error: VchanError) -> None:
         self._forget_pending(pending.requester.number)
         self._fail(pending.requester, pending.request, error)
 

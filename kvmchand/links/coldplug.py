@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmchand.channels.device import Device
-from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.errors import InvalidArgument, OutOfResources, VchanError
 from kvmchand.ids import START_PEER, DomainId
 from kvmchand.links.links import Links
 from kvmchand.runtime import log
@@ -53,7 +53,7 @@ class ColdPlug:
             if plan.size > SIZE_MAX or any(each.plan.socket == plan.socket for each in self._prepared.values()):
                 raise InvalidArgument("its device is too large, or another domain's: kvmchan prepare-domain makes it right")
             made = _Prepared(uuid, plan, self._listen(plan.socket))
-        except KvmchanError as error:
+        except VchanError as error:
             log.warning(f"domain {uuid} can't be served when it starts: {error.sentence}")
             return
         self._prepared[uuid] = made
@@ -70,7 +70,7 @@ class ColdPlug:
         made.device = self._links.make((_UNBORN, _UNBORN), {_UNBORN: START_PEER}, plan.size, plan.vectors)
         try:
             self._devices.create(made.device, made.listener)
-        except KvmchanError as error:
+        except VchanError as error:
             log.warning(f"domain {made.uuid} can't be served when it starts: {error.sentence}")
             made.device = None
             self.withdraw(made.uuid)  # its QEMU shall be refused, and not wait

@@ -16,7 +16,7 @@ from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester
-from kvmchand.errors import InternalError, KvmchanError, OutOfResources
+from kvmchand.errors import InternalError, OutOfResources, VchanError
 from kvmchand.ids import ClientId, DomainId, Size
 from kvmchand.links.slices import SliceRegion
 from kvmchand.runtime import log
@@ -52,7 +52,7 @@ class GuestEvents(Protocol):
     def on_devices_changed(self) -> None:
         """React when a device became usable: retry requests that raised NotYet."""
 
-    def on_device_failed(self, device: Device, error: KvmchanError) -> None:
+    def on_device_failed(self, device: Device, error: VchanError) -> None:
         """React when a device failed: fail the requests that wait for it."""
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import HOST, DeviceId, DomainId, Size
 from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.guests import Guests
@@ -70,7 +70,7 @@ class Lifecycle(HypervisorEvents):
         try:
             device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
             self._pool.attach(device, domain)
-        except KvmchanError as error:
+        except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
             return

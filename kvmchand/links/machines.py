@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from kvmchand.channels.requester import RequesterEvents
 from kvmchand.config import Settings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.links.guest import GuestEvents
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
@@ -31,7 +31,7 @@ from kvmchand.services.libvirt.hypervisor import Hypervisor
 class Machines:
     """The guests, their devices, and the services for both."""
 
-    def __init__(self, loop: Loop, settings: Settings, fail: Callable[[KvmchanError], None]) -> None:
+    def __init__(self, loop: Loop, settings: Settings, fail: Callable[[VchanError], None]) -> None:
         """Prepare all, and start nothing.
 
         `fail` is called when a service that must run has ended for good. Raises InvalidArgument if
@@ -72,5 +72,5 @@ class Machines:
         self._undo.close()
 
 
-def _log_failure(error: KvmchanError) -> None:
+def _log_failure(error: VchanError) -> None:
     log.warning(f"virtual machines are not served any more: {error.sentence}")

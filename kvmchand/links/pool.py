@@ -13,7 +13,7 @@ from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import SHARE, Rings
 from kvmchand.config import LinkSettings
-from kvmchand.errors import InternalError, KvmchanError, LimitReached, NotFound
+from kvmchand.errors import InternalError, LimitReached, NotFound, VchanError
 from kvmchand.ids import PAGE, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
@@ -111,7 +111,7 @@ class Pool:
             device = devices[0] if devices else self.add(one, other, self._settings.size, self._settings.vectors)
             for domain in device.peers:
                 self.attach(device, domain)
-        except KvmchanError as error:
+        except VchanError as error:
             log.warning(f"domains {one} and {other} get no link yet: {error.sentence}")
 
     def detach(self, device: Device, domain: DomainId) -> None:

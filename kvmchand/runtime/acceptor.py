@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from abc import abstractmethod
 
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import ClientId, DomainId
 from kvmchand.runtime.listener import Listener, Spare
 from kvmchand.runtime.marker import Marker
@@ -34,7 +34,7 @@ class Acceptor(Worker):
         """Take a new connection that may connect."""
 
     @abstractmethod
-    def _on_refused(self, listener: Listener, sock: socket.socket, error: KvmchanError) -> None:
+    def _on_refused(self, listener: Listener, sock: socket.socket, error: VchanError) -> None:
         """Tell a connection why it may not connect; it is closed afterwards."""
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Acceptor(Worker):
             return
         try:
             listener.check(sock)
-        except KvmchanError as error:
+        except VchanError as error:
             self._on_refused(listener, sock, error)
             sock.close()
             return

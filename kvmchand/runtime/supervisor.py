@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kvmchand.errors import InternalError, KvmchanError
+from kvmchand.errors import InternalError, VchanError
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
 from kvmchand.runtime.marker import Marker
@@ -112,7 +112,7 @@ class SupervisedService:
     _events: ServiceEvents
     """The object that start() was given."""
 
-    def __init__(self, loop: Loop, name: str, fail: Callable[[KvmchanError], None], *, site: bool = False) -> None:
+    def __init__(self, loop: Loop, name: str, fail: Callable[[VchanError], None], *, site: bool = False) -> None:
         """Start nothing yet.
 
         `fail` is called when the service has ended for good. `site`: as for Service.

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from typing import Any
 
-from kvmchand.errors import ChannelClosed, KvmchanError, LimitReached, ProtocolError
+from kvmchand.errors import ChannelClosed, LimitReached, ProtocolError, VchanError
 from kvmchand.linux.eventfd import drain_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Timer
@@ -266,7 +266,7 @@ class Control(Worker):
         try:
             action()
         except OSError as error:
-            sentence = error.sentence if isinstance(error, KvmchanError) else str(error.strerror)
+            sentence = error.sentence if isinstance(error, VchanError) else str(error.strerror)
             self._lose(session, sentence)
             return False
         finally:

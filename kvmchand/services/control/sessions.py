@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
+from kvmchand.errors import OutOfResources, ProtocolError, VchanError
 from kvmchand.ids import HOST, DomainId, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -54,7 +54,7 @@ class Sessions(ServiceEvents):
     _events: SessionEvents
     """The object that start() was given."""
 
-    def __init__(self, loop: Loop, user: str, fail: Callable[[KvmchanError], None], *, is_host: bool, rate: int) -> None:
+    def __init__(self, loop: Loop, user: str, fail: Callable[[VchanError], None], *, is_host: bool, rate: int) -> None:
         """Have no session yet. `fail` is called when the control process has ended for good."""
         self._user = user
         self._is_host = is_host

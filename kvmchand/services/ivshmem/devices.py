@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvmchand.channels.device import Device
-from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources, ProtocolError
+from kvmchand.errors import InvalidArgument, OutOfResources, ProtocolError, VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
@@ -155,7 +155,7 @@ class Devices(ServiceEvents):
     _events: DeviceEvents
     """The object that start() was given."""
 
-    def __init__(self, loop: Loop, directory: Path, user: str, fail: Callable[[KvmchanError], None]) -> None:
+    def __init__(self, loop: Loop, directory: Path, user: str, fail: Callable[[VchanError], None]) -> None:
         """Make `directory`, for the sockets, and one beside it.
 
         `user` is whom the ivshmem process runs as; `fail` is called when that has ended for good.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import HOST, DeviceId, DomainId
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
@@ -57,7 +57,7 @@ class Hypervisor(ServiceEvents):
     _events: HypervisorEvents
     """The object that start() was given."""
 
-    def __init__(self, loop: Loop, uri: str, folder: Path, fail: Callable[[KvmchanError], None]) -> None:
+    def __init__(self, loop: Loop, uri: str, folder: Path, fail: Callable[[VchanError], None]) -> None:
         """Know of no domain yet.
 
         `folder` has the sockets of devices. `fail` is called when the libvirt process has ended for

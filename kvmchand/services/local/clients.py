@@ -15,7 +15,7 @@ from kvmchand.channels.grants import Share
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester, RequesterEvents
-from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import GENERATION, ClientId, DomainId, Size
 from kvmchand.linux import libc
 from kvmchand.runtime import log
@@ -121,7 +121,7 @@ class Clients(ServiceEvents):
         user: str,
         max_channels: int,
         on_ready: Callable[[], None],
-        fail: Callable[[KvmchanError], None],
+        fail: Callable[[VchanError], None],
     ) -> None:
         """Have no client yet.
 

@@ -12,7 +12,7 @@ import socket
 import time
 from enum import Enum
 
-from kvmchand.errors import KvmchanError, LimitReached, ProtocolError, TimedOut
+from kvmchand.errors import LimitReached, ProtocolError, TimedOut, VchanError
 from kvmchand.ids import ClientId
 from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
@@ -72,7 +72,7 @@ class Local(Acceptor):
     def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         self._serve(number, sock, listener, Phase.KNOWN)
 
-    def _on_refused(self, _listener: Listener, sock: socket.socket, error: KvmchanError) -> None:
+    def _on_refused(self, _listener: Listener, sock: socket.socket, error: VchanError) -> None:
         _say(sock, error)
 
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
@@ -90,7 +90,7 @@ class Local(Acceptor):
         self._loop.add(sock.fileno(), lambda events: self._on_client(served, events), READABLE | HALF_CLOSED)
         return served
 
-    def _drop(self, dropped: Client, error: KvmchanError) -> None:
+    def _drop(self, dropped: Client, error: VchanError) -> None:
         """End a connection for what it did. Main's duplicate then hangs up."""
         log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
         _say(dropped.sock, error)
@@ -125,7 +125,7 @@ class Local(Acceptor):
                 pass
         except BlockingIOError:
             pass
-        except KvmchanError as error:
+        except VchanError as error:
             self._drop(sender, error)
         except OSError:
             self._forget(sender)  # it went in the midst
@@ -165,7 +165,7 @@ class Local(Acceptor):
         sender.phase = Phase.GREETED
 
 
-def _say(sock: socket.socket, error: KvmchanError) -> None:
+def _say(sock: socket.socket, error: VchanError) -> None:
     try:
         send_packet(sock, client.replies.encode(client.Error(error.code, error.sentence)), flags=AT_ONCE)
     except OSError:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import ClientId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
@@ -52,7 +52,7 @@ class Forward(ServiceEvents):
         user: str,
         next_generation: Callable[[], int],
         tell_host: Callable[[object], bool],
-        fail: Callable[[KvmchanError], None],
+        fail: Callable[[VchanError], None],
     ) -> None:
         """Know of no connection yet.
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kvmchand.channels.registry import Channel
-from kvmchand.errors import KvmchanError, OutOfResources, ProtocolError
+from kvmchand.errors import OutOfResources, ProtocolError, VchanError
 from kvmchand.ids import GENERATION, ChannelId, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -73,7 +73,7 @@ class Store(ServiceEvents):
         sockets: Sockets,
         user: str,
         next_generation: Callable[[], int],
-        fail: Callable[[KvmchanError], None],
+        fail: Callable[[VchanError], None],
     ) -> None:
         """Know of no domain yet. `fail` is called when the store process has ended for good."""
         self._user = user

@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvmchand.errors import KvmchanError, LimitReached, ProtocolError
+from kvmchand.errors import LimitReached, ProtocolError, VchanError
 from kvmchand.ids import HOST, ClientId, DomainId
 from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
@@ -238,7 +238,7 @@ class Streams(Acceptor):
 
     # ---- connections ----
 
-    def _on_refused(self, listener: Listener, _sock: socket.socket, error: KvmchanError) -> None:
+    def _on_refused(self, listener: Listener, _sock: socket.socket, error: VchanError) -> None:
         log.warning(f"a connection to domain {listener.settings.domain}'s store is refused: {error.sentence}")
 
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
@@ -308,7 +308,7 @@ class Streams(Acceptor):
 
     def _fail(self, stream: Stream, error: OSError) -> None:
         if stream.number in self._streams:
-            if isinstance(error, KvmchanError):
+            if isinstance(error, VchanError):
                 log.warning(f"domain {stream.domain}, store client {stream.number}, is dropped: {error.sentence}")
             self._end(stream)
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kvmchand.channels.rings import Rings
 from kvmchand.config import RING_MAX
-from kvmchand.errors import KvmchanError, ProtocolError
+from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
@@ -116,7 +116,7 @@ class FunctionEvents(Protocol):
 class Functions(ServiceEvents):
     """A guest's ivshmem functions, and the vfio process that drives them."""
 
-    def __init__(self, loop: Loop, events: FunctionEvents, fail: Callable[[KvmchanError], None], *, noiommu: bool) -> None:
+    def __init__(self, loop: Loop, events: FunctionEvents, fail: Callable[[VchanError], None], *, noiommu: bool) -> None:
         """Know of no function yet. `fail` is called when the vfio process has ended for good."""
         self._events = events
         self._noiommu = noiommu

@@ -24,7 +24,7 @@ import pytest
 from kvmchand.wire import dataplane
 from kvmchand.wire.client import VERSION
 from kvmchand.wire.codec import PACKET_MAX
-from libxenvchan_shim import State, connect, listen
+from libxenvchan_shim import State, connect, offer
 from rig.clients import RawClient
 from rig.daemon import Daemon, acting_as, serving
 from rig.deadline import eventually
@@ -56,7 +56,7 @@ def bystander(served: Daemon) -> Iterator[None]:
     """
     processes = served.pid, served.local_pid
     with acting_as(served, 1):
-        server = listen(2, "bystander")
+        server = offer(2, "bystander")
     with acting_as(served, 2):
         client = connect(1, "/local/domain/1/bystander")
     yield
@@ -79,7 +79,7 @@ def bystander(served: Daemon) -> Iterator[None]:
 
 def works(served: Daemon) -> None:
     """An honest client can open a channel, use and close it."""
-    with acting_as(served), listen(0, "honest") as server, connect(0, "honest") as client:
+    with acting_as(served), offer(0, "honest") as server, connect(0, "honest") as client:
         assert client.send(b"honest") == 6
         assert server.recv(6) == b"honest"
 
@@ -413,7 +413,7 @@ def test_a_half_close_without_closing_the_channel_is_told_to_the_peer(served: Da
     """It closes its end without saying so in the shared page: the peer's wait must end all the
     same.
     """
-    with acting_as(served), listen(0, "half", blocking=True) as server, RawClient(served) as client:
+    with acting_as(served), offer(0, "half") as server, RawClient(served) as client:
         granted = client.hello().connect(0, "half")
         assert os.pwrite(granted["fds"][0], b"\x01", CLI_LIVE) == 1
         before = server.state
@@ -498,7 +498,7 @@ def test_a_client_waits_where_the_queue_of_connections_is_full(served: Daemon) -
         while not full:
             sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK))
             full = sock.connect_ex(str(served.socket_path())) != 0
-        code = "import libxenvchan_shim as v; print('start', flush=True); v.listen(0, 'waits').close(); print('done', flush=True)"
+        code = "import libxenvchan_shim as v; print('start', flush=True); v.offer(0, 'waits').close(); print('done', flush=True)"
         with Program(PYTHON, "-c", code, env=served.environment()) as honest:
             honest.expect("start")
             eventually(lambda: is_asleep(honest.pid) or honest.process.poll() is not None)

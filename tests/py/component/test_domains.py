@@ -9,8 +9,8 @@ import pytest
 
 from kvmchand.ids import DomainId, Size
 from kvmchand.wire import client
-from libxenvchan_shim.connection import Connection
 from libxenvchan_shim.tool import listing
+from rig.connection import Connection
 from rig.daemon import acting_as
 from rig.fixtures import Run
 from rig.guest import ALICE, BOB, Guest, ScriptedHost

@@ -23,7 +23,7 @@ from kvmchand.wire import control, store
 from kvmchand.wire.codec import PACKET_MAX
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as host_connect
-from libxenvchan_shim import listen as host_listen
+from libxenvchan_shim import offer as host_offer
 from rig.daemon import acting_as
 from rig.deadline import eventually
 from rig.fixtures import Run
@@ -54,7 +54,6 @@ def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
     far = guest.offer(1)
     with acting_as(host):
         near = host_connect(guest.domain, f"/local/domain/{guest.domain}/x")
-    near.blocking = True
     return near, far
 
 
@@ -79,7 +78,6 @@ def test_bytes_pass_both_ways_between_a_guests_server_and_a_client_on_the_host(h
     server = alice.offer(1)
     with acting_as(host):
         client = host_connect(ALICE, f"/local/domain/{ALICE}/x")
-    client.blocking = True
     client.send(b"to the guest")
     assert server.recv(12) == b"to the guest"
     server.send(b"to the host")
@@ -93,8 +91,7 @@ def test_bytes_pass_both_ways_between_a_guests_server_and_a_client_on_the_host(h
 
 def test_bytes_pass_both_ways_between_a_server_on_the_host_and_a_guests_client(host: ScriptedHost, alice: Guest) -> None:
     with acting_as(host):
-        server = host_listen(ALICE, "/local/domain/0/x", read_min=PAGE, write_min=PAGE)
-    server.blocking = True
+        server = host_offer(ALICE, "/local/domain/0/x", read_min=PAGE, write_min=PAGE)
     client = alice.connect(1, 0, "/local/domain/0/x")
     client.send(b"to the host")
     assert server.recv(11) == b"to the host"
@@ -539,7 +536,7 @@ def test_a_guest_has_so_many_channels_that_it_offers_and_as_many_that_it_connect
     host = run("[limits]\nguest_channels = 3")
     alice, bob = host.guest(ALICE).greet(), host.guest(BOB).greet()
     with acting_as(host):
-        servers = [host_listen(ALICE, f"/local/domain/0/{number}") for number in range(4)]
+        servers = [host_offer(ALICE, f"/local/domain/0/{number}") for number in range(4)]
     for number in range(3):
         alice.offer(number, path=str(number))
         alice.connect(10 + number, 0, f"/local/domain/0/{number}")
@@ -632,11 +629,9 @@ def test_a_guest_with_a_local_domains_number_is_not_that_domain(run: Run) -> Non
     host.wait_log(f"domain {ALICE} (guest-{ALICE})")
     assert f"domain {ALICE} (guest-{ALICE}) is not served" in host.log()
     with acting_as(host, ALICE):
-        server = host_listen(0, "x", read_min=1024, write_min=1024)
+        server = host_offer(0, "x", read_min=1024, write_min=1024)
     with acting_as(host):
         client = host_connect(ALICE, f"/local/domain/{ALICE}/x")
-    for each in (server, client):
-        each.blocking = True
     host.hypervisor.stop(host.hypervisor.machines[ALICE])
     assert bob.is_answered()
     assert_alive(server, client)
@@ -766,7 +761,6 @@ def test_a_link_grows_by_another_device_when_vectors_run_out(run: Run) -> None:
     with acting_as(host):
         clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(5)]
     for client, end in zip(clients, ends, strict=True):
-        client.blocking = True
         assert_alive(client, end)
     assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 131072, "channels": 5}]
     for number, client in enumerate(clients):
@@ -790,10 +784,9 @@ def test_a_server_on_the_host_grows_the_link_when_its_guest_connects(run: Run) -
     host = run("[links]\nsize = 65536\nvectors = 2")
     alice = host.guest(ALICE).greet()
     with acting_as(host):
-        servers = [host_listen(ALICE, f"/local/domain/0/{number}", read_min=1024, write_min=1024) for number in range(3)]
+        servers = [host_offer(ALICE, f"/local/domain/0/{number}", read_min=1024, write_min=1024) for number in range(3)]
     ends = [alice.connect(number, 0, f"/local/domain/0/{number}", grows=number == 2) for number in range(3)]
     for server, end in zip(servers, ends, strict=True):
-        server.blocking = True
         assert_alive(server, end)
         server.close()
 

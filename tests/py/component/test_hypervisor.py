@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 import pytest
 
 from kvmchand.channels.device import Device
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import DeviceId, DomainId, Size
 from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
@@ -147,7 +147,7 @@ class Rig:
         self.loop = Loop()
         self.told: list[tuple[object, ...]] = []
         self.found: dict[DomainId, Found] = {}
-        self.failure: KvmchanError | None = None
+        self.failure: VchanError | None = None
         self.sentence = ""
         """Why the last device was not attached."""
         self._log = folder / "log"
@@ -197,7 +197,7 @@ class Rig:
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
         self.told.append(("cut off", domain, device.number))
 
-    def _fail(self, error: KvmchanError) -> None:
+    def _fail(self, error: VchanError) -> None:
         self.failure = error
 
     def until(self, holds: Callable[[], bool]) -> None:

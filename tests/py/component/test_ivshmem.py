@@ -20,7 +20,7 @@ from typing import Any, Self
 import pytest
 
 from kvmchand.channels.device import Device
-from kvmchand.errors import InvalidArgument, KvmchanError, OutOfResources
+from kvmchand.errors import InvalidArgument, OutOfResources, VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
@@ -339,7 +339,7 @@ def test_a_process_that_says_what_can_not_be_is_ended(rig: Rig) -> None:
             rig.devices.decode(wrong, fds)
     stranger, other = socket.socketpair()
     connected = b'{"type":"connected","device":1,"peer":2}'
-    with pytest.raises(KvmchanError, match="another's socket"), receive_packet_of(connected, stranger.fileno()) as fds:
+    with pytest.raises(VchanError, match="another's socket"), receive_packet_of(connected, stranger.fileno()) as fds:
         rig.devices.decode(connected, fds)
     stranger.close()
     other.close()

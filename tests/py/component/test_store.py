@@ -26,7 +26,8 @@ from kvmchand.wire import store as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 from kvmchand.xenstore import protocol
 from kvmchand.xenstore.protocol import Kind
-from libxenvchan_shim import Vchan, connect, listen
+from libxenvchan_shim import Vchan, connect
+from libxenvchan_shim import offer as offer_vchan
 from rig.clients import RawClient, StoreClient, packet, write_packet
 from rig.daemon import Daemon, acting_as
 from rig.deadline import eventually
@@ -45,7 +46,7 @@ def refused(number: int) -> pytest.RaisesExc[OSError]:
 
 def offer(daemon: Daemon, path: str = "x", server: int = 1, client: int = 2) -> Vchan:
     with acting_as(daemon, server):
-        return listen(client, path)
+        return offer_vchan(client, path)
 
 
 def connect_to(daemon: Daemon, path: str = "/local/domain/1/x", server: int = 1, client: int = 2) -> Vchan:
@@ -89,7 +90,7 @@ def test_a_vchan_stands_in_the_store_when_its_server_is_answered(daemon: Daemon)
 
 def test_other_domains_may_not_read_what_a_vchan_is_made_of(daemon: Daemon) -> None:
     with acting_as(daemon, 1):
-        server = listen(0, "x")
+        server = offer_vchan(0, "x")
     with store(daemon, 2) as other, refused(errno.EACCES):
         other.read("/local/domain/1/x/ring-ref")
     server.close()
@@ -126,7 +127,7 @@ def test_a_vchan_that_the_store_can_not_show_is_logged_and_works(daemon: Daemon)
 
 
 def test_a_vchan_is_gone_from_the_store_when_its_server_is_killed(daemon: Daemon) -> None:
-    code = "import libxenvchan_shim as v; c = v.listen(2, 'x'); print('there', flush=True); input()"
+    code = "import libxenvchan_shim as v; c = v.offer(2, 'x'); print('there', flush=True); input()"
     with store(daemon) as looking, Program(PYTHON, "-c", code, env=daemon.environment(1)) as server:
         looking.watch("/local/domain/1/x")
         server.expect("there")

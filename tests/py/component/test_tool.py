@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from libxenvchan_shim import Vchan, connect, listen
+from libxenvchan_shim import Vchan, connect, offer
 from rig.clients import RawClient
 from rig.daemon import Daemon, acting_as
 from rig.paths import KVMCHAN, LIBDIR, PYTHON
@@ -47,7 +47,7 @@ def four(daemon: Daemon) -> Iterator[dict[str, Vchan]]:
         made: dict[str, Vchan] = {}
         with acting_as(daemon, 1):
             for name in ("waiting", "connected", "clientgone", "servergone"):
-                made[name] = stack.enter_context(listen(2, name, read_min=1024, write_min=2048))
+                made[name] = stack.enter_context(offer(2, name, read_min=1024, write_min=2048))
         with acting_as(daemon, 2):
             for name in ("connected", "clientgone", "servergone"):
                 made[f"C{name}"] = stack.enter_context(connect(1, f"/local/domain/1/{name}"))
@@ -106,7 +106,7 @@ def test_ls_shows_the_same_as_a_table(daemon: Daemon, four: dict[str, Vchan]) ->
 
 def test_ls_shows_the_process_at_each_end(daemon: Daemon) -> None:
     code = "import libxenvchan_shim as v; c = v.connect(0, 'x'); print('there', flush=True); input(); c.close()"
-    with acting_as(daemon), listen(0, "x"), Program(PYTHON, "-c", code, env=daemon.environment()) as client:
+    with acting_as(daemon), offer(0, "x"), Program(PYTHON, "-c", code, env=daemon.environment()) as client:
         client.expect("there")
         (channel,) = daemon.channels()
         assert (channel["server_pid"], channel["client_pid"]) == (os.getpid(), client.pid)
@@ -126,7 +126,7 @@ def test_a_local_domain_sees_its_own_channels_only(daemon: Daemon) -> None:
     with ExitStack() as stack:
         for server, client in ((1, 2), (1, 1), (2, 0), (0, 0)):
             with acting_as(daemon, server):
-                stack.enter_context(listen(client, f"{server}-{client}"))
+                stack.enter_context(offer(client, f"{server}-{client}"))
 
         def seen(domain: int) -> list[str]:
             return [each["path"].rpartition("/")[2] for each in daemon.listing(domain)["channels"]]
@@ -141,7 +141,7 @@ def test_ls_shows_more_channels_than_one_packet_holds(daemon: Daemon, count: int
     with ExitStack() as stack, acting_as(daemon):
         paths = [f"/{number:x>{length}}" for number in range(count)]
         for path in paths:
-            stack.enter_context(listen(0, path))
+            stack.enter_context(offer(0, path))
         listed = daemon.channels()
         assert [each["path"] for each in listed] == paths
         first = listed[0]["channel"]

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import Size
 from kvmchand.linux import pci, vfio
 from kvmchand.linux.pci import Bar, Function, SysfsError
@@ -529,7 +529,7 @@ class Owner:
     def on_unusable(self, address: str, sentence: str) -> None:
         raise AssertionError(f"{address}: {sentence}")
 
-    def fail(self, error: KvmchanError) -> None:
+    def fail(self, error: VchanError) -> None:
         raise error
 
 

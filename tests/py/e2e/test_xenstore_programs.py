@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyxs
 
-from libxenvchan_shim import listen
+from libxenvchan_shim import offer
 from rig.daemon import Daemon, acting_as
 from rig.paths import KVMCHAN, PYTHON, REFERENCE, REFERENCE_LIBDIR, REFERENCE_PROGRAMS
 from rig.processes import run
@@ -73,7 +73,7 @@ def test_a_program_sees_a_vchan_come_and_go(daemon: Daemon) -> None:
     with watching(daemon, "-n", "4", path, domain=0) as watch:
         watch.expect(path)
         with acting_as(daemon, 1):
-            server = listen(2, "data/vchan/2/1")
+            server = offer(2, "data/vchan/2/1")
         assert {watch.line(), watch.line()} == {f"{path}/ring-ref", f"{path}/event-channel"}
         found = dict(line.split(" = ") for line in xenstore(daemon, "ls", path, domain=0).splitlines())
         assert int(found["event-channel"].strip('"')) == 2 * int(found["ring-ref"].strip('"'))

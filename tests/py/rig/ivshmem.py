@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kvmchand.channels.device import Device
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
@@ -67,7 +67,7 @@ class Rig:
         self.folder = folder / "devices"
         self._log = folder / "log"
         self.told: list[tuple[str, int, int]] = []
-        self.failure: KvmchanError | None = None
+        self.failure: VchanError | None = None
         self.devices = Devices(self.loop, self.folder, "nobody", self._fail)
         self.names: dict[str, str] = {}
         """What each descriptor of a device is, by its identity."""
@@ -83,7 +83,7 @@ class Rig:
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
         self.told.append(("cut off", device.number, domain))
 
-    def _fail(self, error: KvmchanError) -> None:
+    def _fail(self, error: VchanError) -> None:
         self.failure = error
 
     def until(self, holds: Callable[[], bool]) -> None:

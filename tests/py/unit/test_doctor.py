@@ -11,7 +11,7 @@ import pytest
 
 from kvmchand.admin import doctor, prepare
 from kvmchand.admin.doctor import Finding, Grade, Role
-from kvmchand.errors import KvmchanError, Unreachable
+from kvmchand.errors import Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
@@ -113,10 +113,10 @@ class Machine:
         else:
             gone.unlink()
 
-    def findings(self, listed: Listing | KvmchanError | None = None) -> list[Finding]:
+    def findings(self, listed: Listing | VchanError | None = None) -> list[Finding]:
         return doctor.examine(listed or shown(), "", None, self.root)
 
-    def bad(self, listed: Listing | KvmchanError | None = None) -> list[Finding]:
+    def bad(self, listed: Listing | VchanError | None = None) -> list[Finding]:
         return [each for each in self.findings(listed) if each.is_bad]
 
 

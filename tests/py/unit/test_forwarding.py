@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmchand.config import SocketSettings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.ids import ClientId
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
@@ -17,7 +17,7 @@ from kvmchand.services.store.forwarding import Asked, Forward
 from kvmchand.wire import store
 
 
-def fail(error: KvmchanError) -> None:
+def fail(error: VchanError) -> None:
     raise error
 
 

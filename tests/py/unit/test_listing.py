@@ -18,7 +18,7 @@ from kvmchand.channels.registry import DomainKind, Registry
 from kvmchand.channels.rings import Sizes
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.config import RingSettings
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.host import listing
 from kvmchand.host.listing import Lister
 from kvmchand.ids import HOST, PAGE, ChannelId, ClientId, DomainId, Size
@@ -127,7 +127,7 @@ LOCAL = DomainId(2)
 Listing = Callable[[dict[int, str]], Lister]
 
 
-def refuse(error: KvmchanError) -> None:
+def refuse(error: VchanError) -> None:
     raise error
 
 

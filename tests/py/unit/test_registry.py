@@ -9,7 +9,7 @@ import pytest
 
 from kvmchand.channels.registry import Channel, DomainKind, End, Registry, Side, State
 from kvmchand.channels.rings import Rings
-from kvmchand.errors import AccessDenied, Busy, InvalidArgument, KvmchanError, LimitReached, NotFound, TooLong
+from kvmchand.errors import AccessDenied, Busy, InvalidArgument, LimitReached, NotFound, TooLong, VchanError
 from kvmchand.ids import ChannelId, ClientId, DomainId
 
 HOST, ONE, TWO = DomainId(0), DomainId(1), DomainId(2)
@@ -91,7 +91,7 @@ def test_channels_are_numbered_upwards_from_1(registry: Registry) -> None:
     ],
 )
 def test_an_offer_that_can_not_be_is_refused(
-    registry: Registry, caller: DomainId, peer: DomainId, path: str, error: type[KvmchanError]
+    registry: Registry, caller: DomainId, peer: DomainId, path: str, error: type[VchanError]
 ) -> None:
     with pytest.raises(error):
         offer(registry, caller=caller, peer=peer, path=path)
@@ -135,10 +135,10 @@ def test_a_connection_holds_one_end_at_most(registry: Registry) -> None:
     offer(registry, OTHER, path="second")
     again: list[Callable[[], Channel]] = [lambda: offer(registry, path="third"), lambda: connect(registry, SERVER)]
     for open_again in again:
-        with pytest.raises(KvmchanError, match="one connection a channel"):
+        with pytest.raises(VchanError, match="one connection a channel"):
             open_again()
     connect(registry)
-    with pytest.raises(KvmchanError, match="one connection a channel"):
+    with pytest.raises(VchanError, match="one connection a channel"):
         connect(registry, CLIENT, path="/local/domain/1/second")
 
 
@@ -362,7 +362,7 @@ def test_an_event_channel_is_joined_anew_while_its_server_end_is_there(registry:
     ],
 )
 def test_what_is_no_event_channel_for_the_caller_is_not_joined(
-    registry: Registry, kind: type[KvmchanError], caller: DomainId, domain: DomainId, port: int
+    registry: Registry, kind: type[VchanError], caller: DomainId, domain: DomainId, port: int
 ) -> None:
     bind(registry)
     offer(registry, OTHER)
@@ -387,7 +387,7 @@ def test_an_event_channel_counts_as_a_channel(registry: Registry) -> None:
     bind(registry, OTHER, caller=TWO, peer=TWO)
     with pytest.raises(LimitReached):
         join(registry, 4, THIRD, domain=TWO)
-    with pytest.raises(KvmchanError, match="one connection a channel"):
+    with pytest.raises(VchanError, match="one connection a channel"):
         bind(registry, SERVER)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from kvmchand.errors import KvmchanError
+from kvmchand.errors import VchanError
 from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.marker import Marker
@@ -34,7 +34,7 @@ class FakeService:
         return 0
 
 
-def fail(error: KvmchanError) -> None:
+def fail(error: VchanError) -> None:
     raise error
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from libxenvchan_shim import State, listen
+from libxenvchan_shim import State, offer
 from rig.daemon import acting_as
 from rig.machine import Machine
 from rig.network import Network
 from rig.streams import move
 
 PATH = "data/fresh"
+RING = 65536
 
 
 def test_two_hundred_channels_at_once_on_one_link(network: Network, stream: Path, guest: Machine) -> None:
@@ -19,8 +20,8 @@ def test_two_hundred_channels_at_once_on_one_link(network: Network, stream: Path
 
 
 def test_a_slice_has_nothing_of_the_channel_before(network: Network, guest: Machine) -> None:
-    with acting_as(network.daemon), listen(guest.domain, PATH) as first:
-        first.write(b"secret" * 1000)
-    with acting_as(network.daemon), listen(guest.domain, PATH) as second:
+    with acting_as(network.daemon), offer(guest.domain, PATH, read_min=RING, write_min=RING) as first:
+        first.put(b"secret" * 1000)
+    with acting_as(network.daemon), offer(guest.domain, PATH, read_min=RING, write_min=RING) as second:
         assert second.state is State.WAITING
         assert network.daemon.channels()[0]["client_ready"] == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from libxenvchan_shim import State, listen
+from libxenvchan_shim import State, offer
 from rig.daemon import acting_as
 from rig.deadline import eventually, in_time
 from rig.machine import Machine, Program
@@ -91,7 +91,7 @@ def test_a_destroyed_guest_is_gone_at_once_and_the_other_is_not_touched(
     on_host, _ = pair(network, watch, None, guest)
     staying, kept = pair(network, watch, other, None)
     before = other.devices()
-    with acting_as(network.daemon), listen(guest.domain, "data/never") as waiting:
+    with acting_as(network.daemon), offer(guest.domain, "data/never") as waiting:
         guest.virsh("destroy", guest.name)
         with at_once():
             on_host.wait_line("gone")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvmchand.admin.doctor import WRITE_BACK
-from libxenvchan_shim import listen
+from libxenvchan_shim import offer
 from rig.daemon import acting_as
 from rig.deadline import eventually
 from rig.machine import Machine
@@ -69,7 +69,7 @@ def devices(network: Network, guest: Machine) -> list[dict[str, Any]]:
 def test_ls_on_the_host_shows_guests_links_and_channels(
     network: Network, guest: Machine, other: Machine, devices: list[dict[str, Any]]
 ) -> None:
-    with acting_as(network.daemon), listen(guest.domain, "data/tools"):
+    with acting_as(network.daemon), offer(guest.domain, "data/tools"):
         status, lines = kvmchan(network, None, "ls")
     assert status == 0
     rows = [line.split() for line in lines]
@@ -90,7 +90,7 @@ def test_ls_in_a_guest_shows_its_devices_and_channels(network: Network, guest: M
     addresses = [line.split()[0] for line in there.splitlines() if line.endswith(" 0x1af4 0x1110")]
     assert sorted(each["address"] for each in devices) == addresses
     assert {128 << 10, MIB} <= {each["size"] for each in devices}, "the control device's, and that of the link"
-    with acting_as(network.daemon), listen(guest.domain, "data/tools"):
+    with acting_as(network.daemon), offer(guest.domain, "data/tools"):
         status, lines = kvmchan(network, guest, "ls")
     assert status == 0
     rows = [line.split() for line in lines]

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A vchan's waits: for how long, for what, and the descriptor that tells of events."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from errno import EAGAIN, EINTR, ETIMEDOUT
+
+from kvmchand.errors import TimedOut, WouldBlock
+from kvmchand.wire import dataplane
+from libxenvchan_shim.api.handle import Handle
+from libxenvchan_shim.api.timeouts import AT_ONCE, FOREVER, NO_DEADLINE, OWN, Deadline, Timeout, nanoseconds
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+_NONE = {dataplane.DATA: "no data", dataplane.ROOM: "no room", dataplane.EVENT: "no event"}
+
+
+class Waiting(Handle):
+    """A vchan that one can wait for."""
+
+    _timeout = FOREVER
+    _poller: select.epoll | None = None
+    _lacked: frozenset[int] = frozenset()
+    """What calls raised WouldBlock for."""
+    _again = -1
+    """An eventfd in the poller: what a call that waited took may have been select()'s event."""
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Set how long calls wait: seconds, None for any time (the default), 0 for not at all.
+
+        Raises InvalidArgument if it is negative. Calls that already wait go on as they began.
+
+        >>> server.settimeout(0.01)
+        >>> server.recv(100)
+        Traceback (most recent call last):
+            ...
+        kvmchand.errors.TimedOut: [Errno 110] the vchan at ...: no data within 0.01 s
+        """
+        self._timeout = nanoseconds(timeout)
+
+    def gettimeout(self) -> float | None:
+        """Return how long calls wait, in seconds; None for any time."""
+        return None if self._timeout < 0 else self._timeout / 10**9
+
+    def setblocking(self, flag: bool) -> None:
+        """Have calls wait, or never wait: settimeout(None) or settimeout(0)."""
+        self._timeout = FOREVER if flag else 0
+
+    def getblocking(self) -> bool:
+        """Return whether calls wait: the timeout is not 0."""
+        return self._timeout != 0
+
+    def wait(self, timeout: Timeout = OWN) -> None:
+        """Wait until an event is pending, and take it. Then look again at what you wait for.
+
+        An event comes after a call fell short of data or room, or `readable` or `writable` was
+        looked at, once that changes; and when the other end comes or goes. Raises WouldBlock or
+        TimedOut if none comes in time, ChannelClosed if none can come any more, and AlreadyClosed.
+
+        >>> server.readable
+        0
+        >>> client.sendall(b"data")
+        >>> while not server.readable:
+        ...     server.wait(timeout=10)
+        >>> server.readable
+        4
+        """
+        self._take_again()
+        result = self._wait(dataplane.EVENT, 0, self._deadline(timeout))
+        if result < 0:
+            raise self._error(result)
+
+    def fileno(self) -> int:
+        """Return a descriptor for select() and its kind, to be watched for reading only.
+
+        It is readable when it may be worth trying again: something came, there is room, or the
+        other end went. A call that raises WouldBlock makes it unreadable until then, and wait()
+        does. An event does not tell its direction: if you wait for data and for room, try both. The
+        vchan keeps the descriptor, and closes it. Raises AlreadyClosed.
+
+        >>> import select
+        >>> server.settimeout(0)
+        >>> client.sendall(b"data")
+        >>> select.select([server], [], [], 10) == ([server], [], [])
+        True
+        >>> server.recv(100)
+        b'data'
+        """
+        self._opened()
+        with self._lock:
+            if self._poller is None:
+                self._make_poller()
+                assert self._poller is not None
+            return self._poller.fileno()
+
+    def _make_poller(self) -> None:
+        poller = select.epoll()
+        self._again = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        poller.register(self._again, select.EPOLLIN)
+        poller.register(self._event_fd(), select.EPOLLIN)
+        self._poller = poller
+
+    def _event_fd(self) -> int:
+        return int(dataplane.fd_for_select(self._opened()))
+
+    def _let_go(self) -> None:
+        super()._let_go()
+        if self._poller is not None:
+            self._poller.close()
+            self._poller = None
+        again, self._again = self._again, -1
+        if again >= 0:
+            os.close(again)
+
+    def _take_again(self) -> None:
+        if self._again >= 0:
+            try:
+                os.eventfd_read(self._again)
+            except BlockingIOError:
+                pass
+
+    def _deadline(self, timeout: Timeout) -> Deadline:
+        if isinstance(timeout, Deadline):
+            return timeout
+        length = self._timeout if timeout is OWN else nanoseconds(timeout)
+        return Deadline(length) if length > 0 else NO_DEADLINE if length else AT_ONCE
+
+    def _let_others_close(self, ref: Any) -> None:
+        """Let close() end this wait. That takes a descriptor: raises OutOfResources."""
+        result = dataplane.make_wakeable(ref)
+        if result < 0:
+            raise self._error(result)
+
+    def _show_again(self, ref: Any, awaited: int) -> None:
+        """Show the event again that this call has taken, once, if it may have been the other's.
+
+        An event does not tell its direction.
+        """
+        with self._lock:
+            for each, amount in ((dataplane.DATA, dataplane.data_ready), (dataplane.ROOM, dataplane.buffer_space)):
+                if each != awaited and each in self._lacked and self._again >= 0 and amount(ref):
+                    self._lacked -= {each}
+                    os.eventfd_write(self._again, 1)
+            self._lacked |= {awaited}
+
+    def _wait(self, awaited: int, least: int, deadline: Deadline) -> int:
+        """Wait for data, room or an event.
+
+        Returns a negative errno where that can't come any more. Raises WouldBlock, TimedOut, and
+        what a signal's handler raises.
+        """
+        with self._lock:
+            ref = self._opened()
+            if threading.active_count() > 1:
+                self._let_others_close(ref)
+            self._waits += 1
+        try:
+            if not deadline.timeout:
+                self._take_again()
+            result = -EINTR
+            while result == -EINTR and self._ref is not None:
+                result = dataplane.wait_for(ref, awaited, least, deadline.left())
+            if deadline.timeout and self._again >= 0:
+                os.eventfd_write(self._again, 1)
+        finally:
+            self._end_wait()
+        self._opened()  # or another thread has closed it
+        if result == -ETIMEDOUT:
+            raise TimedOut(f"the vchan at {self._path}: {_NONE[awaited]} within {deadline}")
+        if result == -EAGAIN:
+            self._show_again(ref, awaited)
+            raise WouldBlock(f"the vchan at {self._path}: {_NONE[awaited]}, and the call may not wait")
+        return result

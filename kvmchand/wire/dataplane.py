@@ -78,6 +78,7 @@ _lib = ctypes.CDLL(_library(), use_errno=True)
 _lib.kvmchan_last_error.restype = ctypes.c_char_p
 _lib.kvmchan_last_error.argtypes = ()
 _quick = ctypes.PyDLL(_library())
+_waiting = ctypes.CDLL(_library())
 
 
 def attach_end(grant: client.Grant, fds: Sequence[int], *, is_server: bool, control_fd: int = -1) -> Any:
@@ -130,13 +131,13 @@ def _declare(name: str, restype: Any, *argtypes: Any, errcheck: Any = None) -> C
     return function  # type: ignore[no-any-return]
 
 
-def _declare_quick(name: str, restype: Any) -> Callable[..., Any]:
-    """Return a function that never waits, for calls that must cost little.
+def _declare_quick(name: str, restype: Any, *, waits: bool = False) -> Callable[..., Any]:
+    """Return a function for calls that must cost little. It keeps the GIL unless it `waits`.
 
-    It keeps the GIL. It takes what ctypes passes by itself: byref() of an end or a buffer, bytes,
+    It takes what ctypes passes by itself: byref() of an end or a buffer, bytes,
     an int for a C int; None for no end. Where it fails it returns a negative errno.
     """
-    function = getattr(_quick, name)
+    function = getattr(_waiting if waits else _quick, name)
     function.restype = restype
     return function  # type: ignore[no-any-return]
 
@@ -167,7 +168,6 @@ buffer_space = _declare("libxenvchan_buffer_space", ctypes.c_int, _CONTROL)
 # looks at errno.
 DATA, ROOM, EVENT = range(3)
 """enum kvmchan_awaited."""
-wait_for = _declare("kvmchan_await", ctypes.c_int, _CONTROL, ctypes.c_int, ctypes.c_size_t, ctypes.c_int64)
 
 try_recv = _declare_quick("kvmchan_try_recv", ctypes.c_int)
 try_read = _declare_quick("kvmchan_try_read", ctypes.c_int)
@@ -175,7 +175,9 @@ try_send = _declare_quick("kvmchan_try_send", ctypes.c_int)
 try_write = _declare_quick("kvmchan_try_write", ctypes.c_int)
 try_look = _declare_quick("kvmchan_try_look", ctypes.c_int64)
 try_reserve = _declare_quick("kvmchan_try_reserve", ctypes.c_int64)
-try_await = _declare_quick("kvmchan_try_await", ctypes.c_int)
+try_await = _declare_quick("kvmchan_await", ctypes.c_int)
+"""With a timeout of 0 only."""
+wait_for = _declare_quick("kvmchan_await", ctypes.c_int, waits=True)
 try_ask = _declare_quick("kvmchan_try_ask", ctypes.c_int)
 try_consume = _declare_quick("kvmchan_try_consume", ctypes.c_int)
 try_commit = _declare_quick("kvmchan_try_commit", ctypes.c_int)

@@ -36,8 +36,8 @@ class Handle:
         self._end = End(granted, is_server=is_server, control_fd=connection.detach())
         self._process = os.getpid()
         self._lock = threading.RLock()  # a signal handler may come in between
-        self._waits = 0
-        """Calls that wait: the last of them releases an end that was closed meanwhile."""
+        self._awaited: set[int] = set()
+        """What calls wait for: the last of them releases an end that was closed meanwhile."""
         self._files = 0
         """Files made of this, which keep it open."""
         self._is_closing = False
@@ -94,7 +94,7 @@ class Handle:
         """
         with self._lock:
             self._opened()
-            if self._waits or self._files:
+            if self._awaited or self._files:
                 raise Busy(f"the vchan at {self._path} is in use by another thread, or by a file made of it")
             self._let_go()
             self._is_closing = self._is_released = True
@@ -110,7 +110,7 @@ class Handle:
         self._ref = None
         _open.discard(self)
         self._end.hang_up()
-        if not self._waits:
+        if not self._awaited:
             self._release()
 
     def _release(self) -> None:
@@ -143,11 +143,11 @@ class Handle:
         self._end.hang_up()
         return self._close_descriptors()
 
-    def _end_wait(self) -> None:
-        """Count one wait less."""
+    def _end_wait(self, awaited: int) -> None:
+        """End a wait."""
         with self._lock:
-            self._waits -= 1
-            if self._ref is None and not self._waits:
+            self._awaited.discard(awaited)
+            if self._ref is None and not self._awaited:
                 self._release()
 
     def _add_file(self) -> None:

@@ -161,7 +161,7 @@ class VchanServer:
         vchan = self._offered
         if vchan is None:
             return
-        result = dataplane.try_await(vchan._ref, dataplane.EVENT, 0)
+        result = dataplane.try_await(vchan._ref, dataplane.EVENT, 0, 0)
         if result == -EPIPE:
             self._finish(Unreachable(f"kvmchand has ended, and with it what was offered at {self._path}: listen again"))
         elif result < 0 and result != -EAGAIN:

@@ -61,6 +61,12 @@ class Deadline:
         """Return what is left, in ns: at least 1, unless the timeout is 0."""
         return max(1, self._end - time.monotonic_ns()) if self.timeout > 0 else self.timeout
 
+    def microseconds(self) -> int:
+        """Return what is left in µs, as a C int: a part of it, if that is longer."""
+        if self.timeout <= 0:
+            return self.timeout
+        return min(-(-self.left() // 1000), 2**31 - 1)
+
     def seconds(self) -> float | None:
         """Return what is left in seconds, None if that is for ever."""
         return None if self.timeout < 0 else self.left() / 10**9

@@ -156,7 +156,7 @@ class VchanTransport(_Writing):
 
     def _on_event(self) -> None:
         """Take the event, before anything is looked at."""
-        if _try_await(self._vchan._ref, dataplane.EVENT, 0) == -EPIPE:
+        if _try_await(self._vchan._ref, dataplane.EVENT, 0, 0) == -EPIPE:
             self._loop.remove_reader(self._fd)  # no event comes any more, and it stays readable
         self._go_on()
 

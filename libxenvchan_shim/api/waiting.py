@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import os
 import select
-import threading
+from _thread import _count as _count_threads
 from errno import EAGAIN, EINTR, ETIMEDOUT
 
-from kvmchand.errors import TimedOut, WouldBlock
+from kvmchand.errors import Busy, TimedOut, WouldBlock
 from kvmchand.wire import dataplane
+from kvmchand.wire.dataplane import wait_for
 from libxenvchan_shim.api.handle import Handle
 from libxenvchan_shim.api.timeouts import AT_ONCE, FOREVER, NO_DEADLINE, OWN, Deadline, Timeout, nanoseconds
 
@@ -17,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_NONE = {dataplane.DATA: "no data", dataplane.ROOM: "no room", dataplane.EVENT: "no event"}
+_AWAITED = {dataplane.DATA: "data", dataplane.ROOM: "room", dataplane.EVENT: "event"}
 
 
 class Waiting(Handle):
@@ -27,6 +28,7 @@ class Waiting(Handle):
     _poller: select.epoll | None = None
     _lacked: frozenset[int] = frozenset()
     """What calls raised WouldBlock for."""
+    _is_wakeable = False
     _again = -1
     """An eventfd in the poller: what a call that waited took may have been select()'s event."""
 
@@ -132,9 +134,11 @@ class Waiting(Handle):
 
     def _let_others_close(self, ref: Any) -> None:
         """Let close() end this wait. That takes a descriptor: raises OutOfResources."""
-        result = dataplane.make_wakeable(ref)
-        if result < 0:
-            raise self._error(result)
+        if not self._is_wakeable:
+            result = dataplane.make_wakeable(ref)
+            if result < 0:
+                raise self._error(result)
+            self._is_wakeable = True
 
     def _show_again(self, ref: Any, awaited: int) -> None:
         """Show the event again that this call has taken, once, if it may have been the other's.
@@ -154,25 +158,31 @@ class Waiting(Handle):
         Returns a negative errno where that can't come any more. Raises WouldBlock, TimedOut, and
         what a signal's handler raises.
         """
-        with self._lock:
-            ref = self._opened()
-            if threading.active_count() > 1:
-                self._let_others_close(ref)
-            self._waits += 1
+        is_counted = False
         try:
+            with self._lock:
+                ref = self._opened()
+                if awaited in self._awaited:
+                    raise Busy(f"another thread waits for {_AWAITED[awaited]} of the vchan at {self._path}: one at a time may")
+                if _count_threads():
+                    self._let_others_close(ref)
+                self._awaited.add(awaited)
+                is_counted = True
             if not deadline.timeout:
                 self._take_again()
             result = -EINTR
-            while result == -EINTR and self._ref is not None:
-                result = dataplane.wait_for(ref, awaited, least, deadline.left())
+            while (result == -EINTR or (result == -ETIMEDOUT and deadline.left() > 1)) and self._ref is not None:
+                result = wait_for(ref, awaited, least, deadline.microseconds())
             if deadline.timeout and self._again >= 0:
                 os.eventfd_write(self._again, 1)
         finally:
-            self._end_wait()
-        self._opened()  # or another thread has closed it
+            if is_counted:
+                self._end_wait(awaited)
+        if self._ref is None:
+            raise self._already_closed()
         if result == -ETIMEDOUT:
-            raise TimedOut(f"the vchan at {self._path}: {_NONE[awaited]} within {deadline}")
+            raise TimedOut(f"the vchan at {self._path}: no {_AWAITED[awaited]} within {deadline}")
         if result == -EAGAIN:
             self._show_again(ref, awaited)
-            raise WouldBlock(f"the vchan at {self._path}: {_NONE[awaited]}, and the call may not wait")
+            raise WouldBlock(f"the vchan at {self._path}: no {_AWAITED[awaited]}, and the call may not wait")
         return result

@@ -320,22 +320,19 @@ static int try_event(struct vchan *v)
 	return result == EVENT_NONE ? -EAGAIN : or_errno(event_outcome(v, result));
 }
 
-int kvmchan_await(struct libxenvchan *ctrl, int what, size_t least, int64_t timeout)
+int kvmchan_await(struct libxenvchan *ctrl, int what, int least, int timeout)
 {
+	int64_t length = timeout < 0 ? -1 : 1000 * (int64_t)timeout;
+
 	if (!ctrl)
 		return -EBADF;
 	switch (what) {
 	case KVMCHAN_DATA:
-		return or_errno(kvmchan_wait_data(ctrl, least, timeout));
+		return or_errno(kvmchan_wait_data(ctrl, (size_t)least, length));
 	case KVMCHAN_ROOM:
-		return or_errno(kvmchan_wait_room(ctrl, least, timeout));
+		return or_errno(kvmchan_wait_room(ctrl, (size_t)least, length));
 	}
 	if (!timeout)
 		return try_event(vchan_of(ctrl));
-	return or_errno(wait_event(vchan_of(ctrl), deadline_of(timeout)));
-}
-
-int kvmchan_try_await(struct libxenvchan *ctrl, int what, int least)
-{
-	return kvmchan_await(ctrl, what, (size_t)least, 0);
+	return or_errno(wait_event(vchan_of(ctrl), deadline_of(length)));
 }

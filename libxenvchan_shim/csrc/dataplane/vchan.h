@@ -39,7 +39,7 @@ int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size);
 enum kvmchan_awaited {
 	KVMCHAN_DATA,  /* kvmchan_wait_data() */
 	KVMCHAN_ROOM,  /* kvmchan_wait_room() */
-	KVMCHAN_EVENT, /* libxenvchan_wait(), with such a timeout */
+	KVMCHAN_EVENT, /* libxenvchan_wait(), with such a timeout; takes what is pending */
 };
 
 /*
@@ -63,10 +63,8 @@ int kvmchan_try_ask(struct libxenvchan *ctrl, int what);
 int kvmchan_try_consume(struct libxenvchan *ctrl, int count);
 int kvmchan_try_commit(struct libxenvchan *ctrl, int count);
 
-/* Wait for one of the above. */
-int kvmchan_await(struct libxenvchan *ctrl, int what, size_t least, int64_t timeout);
-/* The same with a timeout of 0. */
-int kvmchan_try_await(struct libxenvchan *ctrl, int what, int least);
+/* Wait for one of the above, for at most @timeout µs. */
+int kvmchan_await(struct libxenvchan *ctrl, int what, int least, int timeout);
 
 /* Let kvmchan_shut() end the waits that begin from now on, for which the end gets one descriptor
  * more. Returns 0 or a negative errno. */

@@ -126,7 +126,7 @@ def test_a_second_thread_that_accepts_is_refused(daemon: Daemon) -> None:
     with acting_as(daemon), listen(0, "x") as listener:
         thread = threading.Thread(target=lambda: accepted.append(listener.accept()))
         thread.start()
-        eventually(lambda: listener._offered is not None and listener._offered._waits)
+        eventually(lambda: listener._offered is not None and listener._offered._awaited)
         with pytest.raises(Busy, match="another thread accepts"):
             listener.accept()
         with connect(0, "x"):

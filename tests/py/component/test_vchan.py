@@ -69,10 +69,10 @@ class Call:
     def __init__(self, vchan: Vchan, call: Callable[[], object]) -> None:
         self.result: object = None
         self.error: BaseException | None = None
-        before = vchan._waits
+        before = set(vchan._awaited)
         self._thread = threading.Thread(target=self._run, args=(call,))
         self._thread.start()
-        eventually(lambda: vchan._waits > before or not self._thread.is_alive())
+        eventually(lambda: vchan._awaited > before or not self._thread.is_alive())
 
     def _run(self, call: Callable[[], object]) -> None:
         try:
@@ -626,7 +626,7 @@ def test_a_program_may_end_while_threads_wait(daemon: Daemon) -> None:
         "c, d = kvmchan.connect(0, 's'), kvmchan.connect(0, 't')\n"
         "for call in (lambda: s.recv(1), lambda: d.sendall(bytes(1 << 20)), l.accept):\n"
         "    threading.Thread(target=call, daemon=True).start()\n"
-        "while not (s._waits and d._waits and l._offered._waits): pass\n"
+        "while not (s._awaited and d._awaited and l._offered._awaited): pass\n"
     )
     done = subprocess.run([PYTHON, "-c", code], env=daemon.environment(), capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
@@ -699,13 +699,11 @@ def test_a_second_thread_that_receives_or_sends_is_refused(pair: Pair) -> None:
         lambda: server.take(1),
         lambda: server.recv_into(bytearray(1)),
         lambda: server.look(),
-        lambda: server.consume(0),
         lambda: server.send(b"x"),
         lambda: server.send(bytearray(b"x")),
         lambda: server.sendall(b"x"),
         lambda: server.put(b"x"),
         lambda: server.reserve(),
-        lambda: server.commit(0),
         lambda: server.recv_bytes(),
         lambda: server.send_bytes(b"x"),
     ]

@@ -20,7 +20,9 @@ class RawFile(io.RawIOBase):
     """A vchan as an unbuffered file, which keeps it open."""
 
     def __init__(self, vchan: Vchan, reads: bool, writes: bool) -> None:
+        self._is_counted = False
         vchan._add_file()
+        self._is_counted = True
         self._vchan = vchan
         self._reads = reads
         self._writes = writes
@@ -57,8 +59,9 @@ class RawFile(io.RawIOBase):
 
     def close(self) -> None:
         """Close the file, and the vchan if that was closed and this is its last file."""
-        if not self.closed:
-            super().close()
+        super().close()
+        if self._is_counted:
+            self._is_counted = False
             self._vchan._drop_file()
 
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-import weakref
 
 from kvmchand.errors import AlreadyClosed, Busy, VchanError, from_errno
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.end import End
+from libxenvchan_shim.api.forks import disown, own
 from libxenvchan_shim.connection import Connection
 
 TYPE_CHECKING = False
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, Self
 
     from libxenvchan_shim.connection import Granted
-
-_open: weakref.WeakSet[Handle] = weakref.WeakSet()
 
 
 class Handle:
@@ -43,7 +41,7 @@ class Handle:
         self._is_closing = False
         self._is_released = False
         self._ref = self._end.ref
-        _open.add(self)
+        own(self)
 
     @property
     def closed(self) -> bool:
@@ -99,7 +97,7 @@ class Handle:
             self._let_go()
             self._is_closing = self._is_released = True
             self._ref = None
-            _open.discard(self)
+            disown(self)
             return self._end.address()
 
     def _let_go(self) -> None:
@@ -108,7 +106,7 @@ class Handle:
     def _hang_up(self) -> None:
         """Go, for the peer and for all threads here."""
         self._ref = None
-        _open.discard(self)
+        disown(self)
         self._end.hang_up()
         if not self._awaited:
             self._release()
@@ -139,7 +137,7 @@ class Handle:
         if self._ref is None:
             return -1
         self._ref = None
-        _open.discard(self)
+        disown(self)
         self._end.hang_up()
         return self._close_descriptors()
 
@@ -192,12 +190,3 @@ class Handle:
         finally:
             self._is_closing = True
             self._hang_up()
-
-
-def _forget_all() -> None:
-    for each in list(_open):
-        each._forget()
-    _open.clear()
-
-
-os.register_at_fork(after_in_child=_forget_all)

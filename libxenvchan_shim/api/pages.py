@@ -11,6 +11,7 @@ from kvmchand.errors import AlreadyClosed, InvalidArgument
 from kvmchand.wire import client
 from libxenvchan_shim.api.buffers import size_of
 from libxenvchan_shim.api.domains import resolved
+from libxenvchan_shim.api.forks import disown, own
 from libxenvchan_shim.api.steps import Step, run
 from libxenvchan_shim.connection import Connection
 
@@ -42,6 +43,7 @@ class _Pages:
         finally:
             os.close(fd)
         self._buffer = memoryview(self._memory)
+        own(self)
 
     @property
     def ref(self) -> int:
@@ -64,6 +66,8 @@ class _Pages:
 
         Raises AlreadyClosed.
         """
+        if self._process != os.getpid():
+            raise AlreadyClosed(f"the pages of reference {self._ref} are of process {self._process}, which forked this one")
         if self._memory is None:
             raise AlreadyClosed(f"the pages of reference {self._ref} have been let go here")
         return self._buffer
@@ -77,17 +81,27 @@ class _Pages:
         """Unmap the pages, once. Raises BufferError while something is made of `buffer`."""
         if self._memory is None:
             return
+        self._unmap(self._memory)
+        disown(self)
+        self._connection.close_channel()
+
+    def _unmap(self, memory: mmap.mmap) -> None:
         self._buffer.release()
         try:
-            self._memory.close()
+            memory.close()
         except BufferError:
-            self._buffer = memoryview(self._memory)  # as before
+            self._buffer = memoryview(memory)  # as before
             raise
         self._memory = None
-        if self._process == os.getpid():
-            self._connection.close_channel()
-        else:
-            self._connection.close()
+
+    def _forget(self) -> None:
+        """In a forked child: let go of what is the parent's, and tell nobody."""
+        self._connection.close()
+        if self._memory is not None:
+            try:
+                self._unmap(self._memory)
+            except BufferError:
+                self._memory = None  # what is made of it keeps it mapped
 
     def __enter__(self) -> Self:
         return self
@@ -103,8 +117,7 @@ class _Pages:
         if getattr(self, "_memory", None) is None:
             return
         try:
-            if self._process == os.getpid():
-                warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
         finally:
             try:
                 self._let_go()

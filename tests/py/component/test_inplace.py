@@ -32,7 +32,7 @@ from kvmchan import (
     share,
 )
 from rig.daemon import Daemon, acting_as
-from rig.processes import next_fd
+from rig.processes import in_child, next_fd
 
 Pair = tuple[Vchan, Vchan]
 """A server and its client, in rings of 4096 bytes to the server and 8192 to the client."""
@@ -376,6 +376,21 @@ def test_pages_stay_while_something_is_made_of_them(daemon: Daemon) -> None:
         assert shared.buffer[0] == 0
         made.release()
         shared.revoke()
+
+
+def test_a_forked_child_can_not_use_its_parents_pages(daemon: Daemon) -> None:
+    with acting_as(daemon), share(0, 1) as shared, map(0, shared.ref) as mapped:
+
+        def use() -> None:
+            for pages in (shared, mapped):
+                with pytest.raises(AlreadyClosed, match="which forked this one"):
+                    _ = pages.buffer
+            shared.revoke()
+            mapped.close()
+
+        assert in_child(use) == 0
+        shared.buffer[0] = 5
+        assert mapped.buffer[0] == 5
 
 
 def test_pages_that_were_forgotten_are_let_go_with_a_warning(daemon: Daemon) -> None:

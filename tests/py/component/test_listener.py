@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import select
 import threading
 from contextlib import ExitStack
@@ -15,7 +14,7 @@ import pytest
 from kvmchan import AlreadyClosed, Busy, Listener, NotFound, State, TimedOut, Unreachable, Vchan, WouldBlock, connect, listen
 from rig.daemon import Daemon, acting_as
 from rig.deadline import eventually
-from rig.processes import next_fd
+from rig.processes import in_child, next_fd
 
 
 def test_clients_are_accepted_in_the_order_in_which_they_come(daemon: Daemon) -> None:
@@ -208,17 +207,13 @@ def test_a_client_is_accepted_though_nothing_can_be_offered_afterwards(tmp_path:
 
 def test_a_forked_child_does_not_close_its_parents_listener(daemon: Daemon) -> None:
     with acting_as(daemon), listen(0, "x") as listener:
-        child = os.fork()
-        if child == 0:
-            status = 1
-            try:
-                with pytest.raises(AlreadyClosed, match="which forked this one"):
-                    listener.accept()
-                listener.close()
-                status = 0
-            finally:
-                os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+        def use() -> None:
+            with pytest.raises(AlreadyClosed, match="which forked this one"):
+                listener.accept()
+            listener.close()
+
+        assert in_child(use) == 0
         with connect(0, "x") as client, listener.accept() as server:
             client.sendall(b"x")
             assert server.recv(1) == b"x"

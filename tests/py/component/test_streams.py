@@ -46,6 +46,8 @@ def run(request: pytest.FixtureRequest) -> Run:
         async def watched() -> None:
             asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context))
             await main()
+            if others := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(others)  # what serves a client may be about to end
 
         with asyncio.Runner(loop_factory=factory, debug=True) as runner:
             runner.run(watched())

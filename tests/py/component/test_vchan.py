@@ -18,7 +18,6 @@ import socket
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from rig.compiler import compile_c, our_flags
 from rig.daemon import Daemon, acting_as
 from rig.deadline import eventually
 from rig.paths import LIBDIR, PYTHON
-from rig.processes import next_fd
+from rig.processes import in_child, next_fd
 from rig.program import Program
 
 Pair = tuple[Vchan, Vchan]
@@ -809,21 +808,6 @@ def test_a_handler_may_close_the_vchan_that_it_interrupts(pair: Pair, on_signal:
 
 
 # ---- forks ----
-
-
-def in_child(action: Callable[[], object]) -> int:
-    """Runs it in a forked child. Returns the child's status: 0 if the action returned."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads, from Python 3.12 on
-        child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_forked_child_can_not_use_its_parents_vchans(pair: Pair) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+import libxenvchan_shim
 from kvmchand import config
 from kvmchand.channels import page
 from kvmchand.wire import client, dataplane
@@ -378,6 +379,14 @@ def test_every_installed_module_is_in_the_build() -> None:
         for path in python_files(folder):
             if path.name != "build_embed.py":
                 assert re.search(rf"'{path.stem}(\.py)?'", listed), f"{path} is not installed"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    versions = {
+        re.search(r"^ *version(?: =|:) [\"']([^\"']+)[\"']", (ROOT / name).read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
+        for name in ("meson.build", "pyproject.toml")
+    }
+    assert versions == {libxenvchan_shim.__version__}
 
 
 def tool(name: str) -> str:

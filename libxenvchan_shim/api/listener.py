@@ -12,7 +12,7 @@ from errno import EPIPE
 from kvmchand.errors import AlreadyClosed, Busy, TimedOut, Unreachable, VchanError, WouldBlock
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.opening import offering, opened
-from libxenvchan_shim.api.timeouts import FOREVER, OWN, Deadline, Own, Timeout, nanoseconds
+from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
 from libxenvchan_shim.api.vchan import State, Vchan
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Listener:
+class Listener(Patient):
     """Offers a vchan at a path, and another one as soon as a client has come.
 
     Made by listen(). As a listening socket it is a context manager, and iterating accepts clients
@@ -30,7 +30,6 @@ class Listener:
 
     def __init__(self, peer: int | str, path: str, read_min: int, write_min: int) -> None:
         self._asked = (peer, path, read_min, write_min)
-        self._timeout = FOREVER
         self._poller: select.epoll | None = None
         self._watched = -1
         self._offered: Vchan | None = None
@@ -57,17 +56,6 @@ class Listener:
 
     def __repr__(self) -> str:
         return f"<Listener for domain {self._peer}, {self._path}{', closed' if self._closed else ''}>"
-
-    def settimeout(self, timeout: float | None) -> None:
-        """Set how long accept() waits: seconds, None for any time (the default), 0 for not at all.
-
-        Raises InvalidArgument if it is negative.
-        """
-        self._timeout = nanoseconds(timeout)
-
-    def gettimeout(self) -> float | None:
-        """Return how long accept() waits, in seconds; None for any time."""
-        return None if self._timeout < 0 else self._timeout / 10**9
 
     def accept(self, timeout: Timeout = OWN) -> Vchan:
         """Wait for the next client, at most `timeout` seconds. Returns the end for it.
@@ -130,11 +118,6 @@ class Listener:
         if self._poller is not None:
             self._poller.close()
             self._poller = None
-
-    def _deadline(self, timeout: Timeout) -> Deadline:
-        if isinstance(timeout, Deadline):
-            return timeout
-        return Deadline(self._timeout if isinstance(timeout, Own) else nanoseconds(timeout))
 
     def _offer(self) -> Vchan:
         """Return the vchan that waits for a client."""

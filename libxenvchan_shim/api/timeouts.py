@@ -81,3 +81,40 @@ AT_ONCE = Deadline(0)
 
 Timeout = float | None | Own | Deadline
 """What calls take: seconds, None, OWN, or a deadline that several calls share."""
+
+
+class Patient:
+    """Something whose calls wait as long as it is told."""
+
+    _timeout = FOREVER
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Set how long calls wait: seconds, None for any time (the default), 0 for not at all.
+
+        Raises InvalidArgument if it is negative. Calls that already wait go on as they began.
+
+        >>> server.settimeout(0.01)
+        >>> server.recv(100)
+        Traceback (most recent call last):
+            ...
+        kvmchand.errors.TimedOut: [Errno 110] the vchan at ...: no data within 0.01 s
+        """
+        self._timeout = nanoseconds(timeout)
+
+    def gettimeout(self) -> float | None:
+        """Return how long calls wait, in seconds; None for any time."""
+        return None if self._timeout < 0 else self._timeout / 10**9
+
+    def setblocking(self, flag: bool) -> None:
+        """Have calls wait, or never wait: settimeout(None) or settimeout(0)."""
+        self._timeout = FOREVER if flag else 0
+
+    def getblocking(self) -> bool:
+        """Return whether calls wait: the timeout is not 0."""
+        return self._timeout != 0
+
+    def _deadline(self, timeout: Timeout) -> Deadline:
+        if isinstance(timeout, Deadline):
+            return timeout
+        length = self._timeout if timeout is OWN else nanoseconds(timeout)
+        return Deadline(length) if length > 0 else NO_DEADLINE if length else AT_ONCE

@@ -12,7 +12,7 @@ from kvmchand.errors import Busy, TimedOut, WouldBlock
 from kvmchand.wire import dataplane
 from kvmchand.wire.dataplane import wait_for
 from libxenvchan_shim.api.handle import Handle
-from libxenvchan_shim.api.timeouts import AT_ONCE, FOREVER, NO_DEADLINE, OWN, Deadline, Timeout, nanoseconds
+from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,41 +21,15 @@ if TYPE_CHECKING:
 _AWAITED = {dataplane.DATA: "data", dataplane.ROOM: "room", dataplane.EVENT: "event"}
 
 
-class Waiting(Handle):
+class Waiting(Patient, Handle):
     """A vchan that one can wait for."""
 
-    _timeout = FOREVER
     _poller: select.epoll | None = None
     _lacked: frozenset[int] = frozenset()
     """What calls raised WouldBlock for."""
     _is_wakeable = False
     _again = -1
     """An eventfd in the poller: what a call that waited took may have been select()'s event."""
-
-    def settimeout(self, timeout: float | None) -> None:
-        """Set how long calls wait: seconds, None for any time (the default), 0 for not at all.
-
-        Raises InvalidArgument if it is negative. Calls that already wait go on as they began.
-
-        >>> server.settimeout(0.01)
-        >>> server.recv(100)
-        Traceback (most recent call last):
-            ...
-        kvmchand.errors.TimedOut: [Errno 110] the vchan at ...: no data within 0.01 s
-        """
-        self._timeout = nanoseconds(timeout)
-
-    def gettimeout(self) -> float | None:
-        """Return how long calls wait, in seconds; None for any time."""
-        return None if self._timeout < 0 else self._timeout / 10**9
-
-    def setblocking(self, flag: bool) -> None:
-        """Have calls wait, or never wait: settimeout(None) or settimeout(0)."""
-        self._timeout = FOREVER if flag else 0
-
-    def getblocking(self) -> bool:
-        """Return whether calls wait: the timeout is not 0."""
-        return self._timeout != 0
 
     def wait(self, timeout: Timeout = OWN) -> None:
         """Wait until an event is pending, and take it. Then look again at what you wait for.
@@ -125,12 +99,6 @@ class Waiting(Handle):
                 os.eventfd_read(self._again)
             except BlockingIOError:
                 pass
-
-    def _deadline(self, timeout: Timeout) -> Deadline:
-        if isinstance(timeout, Deadline):
-            return timeout
-        length = self._timeout if timeout is OWN else nanoseconds(timeout)
-        return Deadline(length) if length > 0 else NO_DEADLINE if length else AT_ONCE
 
     def _let_others_close(self, ref: Any) -> None:
         """Let close() end this wait. That takes a descriptor: raises OutOfResources."""

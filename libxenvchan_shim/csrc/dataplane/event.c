@@ -184,15 +184,23 @@ static enum event_result socket_take(int fd, int flags)
 /* Sleep until there is something to take. Returns EVENT_NONE to take it, or at the deadline. */
 static enum event_result poll_until(struct pollfd *polled, nfds_t count, uint64_t deadline)
 {
-	uint64_t now = deadline == NEVER ? 0 : time_now();
-	uint64_t left = now < deadline ? deadline - now : 0;
-	struct timespec timeout = {
-	    .tv_sec = (time_t)(left / 1000000000u),
-	    .tv_nsec = (long)(left % 1000000000u),
-	};
-	int ready =
-	    deadline == NEVER ? poll(polled, count, -1) : ppoll(polled, count, &timeout, NULL);
+	uint64_t now, left = 0;
+	int ready;
 
+	if (deadline && deadline != NEVER) {
+		now = time_now();
+		left = now < deadline ? deadline - now : 0;
+	}
+	if (left) {
+		struct timespec timeout = {
+		    .tv_sec = (time_t)(left / 1000000000u),
+		    .tv_nsec = (long)(left % 1000000000u),
+		};
+
+		ready = ppoll(polled, count, &timeout, NULL);
+	} else {
+		ready = poll(polled, count, deadline == NEVER ? -1 : 0);
+	}
 	if (ready >= 0)
 		return EVENT_NONE;
 	return errno == EINTR ? EVENT_INTERRUPTED : EVENT_LOST;

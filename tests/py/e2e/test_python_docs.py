@@ -48,7 +48,7 @@ CLASSES = (
     kvmchan.VchanServer,
 )
 NEED_NO_EXAMPLE = {
-    "Listener": {"close", "fileno", "gettimeout", "settimeout"},
+    "Listener": {"close", "fileno", "getblocking", "gettimeout", "setblocking"},
     "MappedPages": {"close"},
     "SharedPages": {"revoke"},
     "Span": {"release"},

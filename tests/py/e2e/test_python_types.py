@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 import venv
 from pathlib import Path
 
@@ -19,6 +17,7 @@ import pytest
 import kvmchan
 import libxenvchan_shim
 from rig.paths import SITE
+from rig.tools import tool
 
 TYPED_USER = Path(__file__).with_name("typed_user.py")
 HEAD = """\
@@ -61,16 +60,6 @@ async def wrong_await() -> None: await kvmchan.connect("host", "path")
 async def wrong_handler() -> None: await kvmchan.start_server(print_one, "host", "path")
 """
 """Lines that are wrong in one way each."""
-
-
-def tool(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
-            raise AssertionError(f"{name} is missing")
-        pytest.skip(f"{name} is not installed (KVMCHAN_TEST_FORCE=1 makes this a failure)")
-    return found
 
 
 class Checker:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -22,6 +20,7 @@ from kvmchand import config
 from kvmchand.channels import page
 from kvmchand.wire import client, dataplane
 from rig.paths import ROOT
+from rig.tools import tool
 
 # What the modules of a folder may import beside each other, a row a folder, from the top down. ""
 # is the root.
@@ -387,16 +386,6 @@ def test_the_version_is_the_same_everywhere() -> None:
         for name in ("meson.build", "pyproject.toml")
     }
     assert versions == {libxenvchan_shim.__version__}
-
-
-def tool(name: str) -> str:
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
-    if found is None:
-        if os.environ.get("KVMCHAN_TEST_FORCE") == "1":
-            raise AssertionError(f"{name} is missing")
-        pytest.skip(f"{name} is not installed (KVMCHAN_TEST_FORCE=1 makes this a failure)")
-    return found
 
 
 def check(*command: str) -> None:

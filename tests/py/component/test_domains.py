@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import kvmchan
 from kvmchand.ids import DomainId, Size
 from kvmchand.wire import client
 from libxenvchan_shim.tool import listing
@@ -70,6 +71,30 @@ def test_a_guest_that_ends_is_told_of_no_more_and_another_of_its_name_is(host: S
     host.guests.append(again)
     guest = info(BOB, "guest", "guest-11", "uuid-12")
     assert told(host)[0].domains == (NAMELESS[0], guest)
+
+
+def test_python_programs_on_the_host_name_guests(host: ScriptedHost, alice: Guest) -> None:
+    far = alice.offer(1, path="data/x")
+    with acting_as(host):
+        found = kvmchan.domains()[1]
+        assert (found.number, found.kind, found.name, found.uuid) == (ALICE, "guest", "guest-11", "uuid-11")
+        for name in (ALICE, "guest-11", "uuid-11"):
+            with kvmchan.connect(name, "data/x") as near:
+                assert (near.peer, near.path) == (ALICE, f"/local/domain/{ALICE}/data/x")
+                near.sendall(b"to the guest")
+                assert far.recv(12) == b"to the guest"
+        with kvmchan.listen("guest-11", "data/y") as listener:
+            assert listener.peer == ALICE
+            end = alice.connect(2, 0, "/local/domain/0/data/y")
+            with listener.accept() as vchan:
+                end.send(b"to the host")
+                assert vchan.recv(100) == b"to the host"
+                vchan.sendall(b"and back")
+                assert end.recv(8) == b"and back"
+    end.close()
+    alice.close(2)
+    far.close()
+    alice.close(1)
 
 
 def test_600_guests_with_long_names_come_in_several_answers(host: ScriptedHost) -> None:

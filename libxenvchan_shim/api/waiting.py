@@ -46,8 +46,11 @@ class Waiting(Patient, Handle):
         >>> server.readable
         4
         """
-        self._take_again()
-        result = self._wait(dataplane.EVENT, 0, self._deadline(timeout))
+        deadline = self._deadline(timeout)
+        if self._take_again():
+            dataplane.try_await(self._opened(), dataplane.EVENT, 0, 0)  # and what else is pending
+            return
+        result = self._wait(dataplane.EVENT, 0, deadline)
         if result < 0:
             raise self._error(result)
 
@@ -93,12 +96,14 @@ class Waiting(Patient, Handle):
         if again >= 0:
             os.close(again)
 
-    def _take_again(self) -> None:
-        if self._again >= 0:
-            try:
-                os.eventfd_read(self._again)
-            except BlockingIOError:
-                pass
+    def _take_again(self) -> bool:
+        """Take the event that is shown again. Returns whether there was one."""
+        if self._again < 0:
+            return False
+        try:
+            return os.eventfd_read(self._again) > 0
+        except BlockingIOError:
+            return False
 
     def _let_others_close(self, ref: Any) -> None:
         """Let close() end this wait. That takes a descriptor: raises OutOfResources."""

@@ -906,7 +906,10 @@ def test_a_call_that_waits_leaves_the_descriptor_readable(pair: Pair) -> None:
     client.recv(1)
     sending.end()
     assert select.select([server], [], [], 0)[0]
+    server.wait()
     assert server.recv(10, timeout=0) == b"data"
+    with pytest.raises(WouldBlock):
+        server.wait(timeout=0)
 
 
 def test_a_call_that_would_block_takes_no_event_of_the_other_direction(pair: Pair) -> None:

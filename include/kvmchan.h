@@ -53,7 +53,8 @@ int kvmchan_commit(struct libxenvchan *ctrl, size_t count);
  * for at most @timeout ns; -1: for ever; 0: not at all, but ask for an event when they can, and
  * take those that are pending. Returns how many can be. Or -1 with errno ETIMEDOUT; EAGAIN, where
  * @timeout is 0; EPIPE (the channel is closed, and fewer are left); EMSGSIZE (they are more than
- * the ring holds); EINTR; EPROTO; EBUSY (see libxenvchan.h about threads).
+ * the ring holds); EINTR (a signal, or many events that brought nothing); EPROTO; EBUSY (see
+ * libxenvchan.h about threads).
  */
 int kvmchan_wait_data(struct libxenvchan *ctrl, size_t least, int64_t timeout);
 int kvmchan_wait_room(struct libxenvchan *ctrl, size_t least, int64_t timeout);

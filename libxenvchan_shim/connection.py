@@ -12,6 +12,7 @@ from fcntl import F_DUPFD_CLOEXEC, fcntl
 from kvmchand.errors import TimedOut, Unreachable
 from kvmchand.wire import client
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
+from libxenvchan_shim.forks import own
 from libxenvchan_shim.protocol import (
     DEADLINE,
     answer_of,
@@ -49,6 +50,7 @@ class Exchange:
         self._path = path
         self._greeted = False
         self._sock = _new_socket()
+        own(self)
         try:
             # If the daemon's queue is full, a blocking connect waits for a place, and one with a
             # timeout of Python's fails.
@@ -70,6 +72,7 @@ class Exchange:
         made._greeted = True
         made._sock = socket.socket(fileno=fd)
         made._sock.settimeout(DEADLINE)
+        own(made)
         return made
 
     def send(self, request: object) -> None:
@@ -134,6 +137,10 @@ class Exchange:
     def close(self) -> None:
         """Close the connection without telling the daemon first."""
         self._sock.close()
+
+    def _forget(self) -> None:
+        """In a forked child: let the daemon see the parent end."""
+        self.close()
 
     def __enter__(self) -> Self:
         return self

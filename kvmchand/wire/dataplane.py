@@ -164,6 +164,8 @@ is_open = _declare("libxenvchan_is_open", ctypes.c_int, _CONTROL)
 data_ready = _declare("libxenvchan_data_ready", ctypes.c_int, _CONTROL)
 buffer_space = _declare("libxenvchan_buffer_space", ctypes.c_int, _CONTROL)
 
+glance = _declare("kvmchan_glance", ctypes.c_int, _CONTROL, ctypes.c_int)
+
 # Where these fail they return a negative errno, because a signal handler may come before Python
 # looks at errno.
 DATA, ROOM, EVENT = range(3)

@@ -8,6 +8,7 @@ outlives it. Closing the vchan closes its descriptors, and leaves the memory to 
 from __future__ import annotations
 
 import ctypes
+import weakref
 
 from kvmchand.wire import dataplane
 
@@ -24,6 +25,7 @@ class End:
     def __init__(self, granted: Granted, *, is_server: bool, control_fd: int) -> None:
         """Attach. Takes ownership of the descriptors."""
         self._pointer: Any = None
+        self._viewed: list[weakref.ref[Any]] = []
         fds = (granted.region, granted.event, granted.notify)
         self._pointer = dataplane.attach_end(granted.grant, fds, is_server=is_server, control_fd=control_fd)
         control = self._pointer.contents
@@ -44,10 +46,16 @@ class End:
     def _view(self, address: int, size: int) -> memoryview:
         ring = (ctypes.c_ubyte * size).from_address(address)
         ring._end = self  # type: ignore[attr-defined]
+        self._viewed.append(weakref.ref(ring))
         return memoryview(ring).cast("B")
 
     def address(self) -> int:
-        """Return where the struct libxenvchan is, and leave it to the caller."""
+        """Return where the struct libxenvchan is, and leave it to the caller.
+
+        Raises BufferError while there are views, which would outlive the memory.
+        """
+        if any(each() is not None for each in self._viewed):
+            raise BufferError("something is still made of a span of the vchan, such as a slice or a numpy array")
         pointer, self._pointer = self._pointer, None
         return ctypes.addressof(pointer.contents)
 

@@ -10,8 +10,8 @@ import warnings
 from kvmchand.errors import AlreadyClosed, Busy, VchanError, from_errno
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.end import End
-from libxenvchan_shim.api.forks import disown, own
 from libxenvchan_shim.connection import Connection
+from libxenvchan_shim.forks import disown, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Handle:
         self._end = End(granted, is_server=is_server, control_fd=connection.detach())
         self._process = os.getpid()
         self._lock = threading.RLock()  # a signal handler may come in between
-        self._awaited: set[int] = set()
+        self._awaited: frozenset[int] = frozenset()
         """What calls wait for: the last of them releases an end that was closed meanwhile."""
         self._files = 0
         """Files made of this, which keep it open."""
@@ -88,17 +88,19 @@ class Handle:
         """Return the address of the struct libxenvchan, and close the vchan without that.
 
         It belongs to the C code that you give it to, which closes it with libxenvchan_close().
-        Raises Busy if another thread waits in a call, or a file made of the vchan is open.
+        Raises Busy if another thread waits in a call, or a file made of the vchan is open, and
+        BufferError while something, such as a numpy array, is made of a span.
         """
         with self._lock:
             self._opened()
             if self._awaited or self._files:
                 raise Busy(f"the vchan at {self._path} is in use by another thread, or by a file made of it")
             self._let_go()
+            address = self._end.address()
             self._is_closing = self._is_released = True
             self._ref = None
             disown(self)
-            return self._end.address()
+            return address
 
     def _let_go(self) -> None:
         """Release what was made of the end, and closes with it."""
@@ -141,10 +143,9 @@ class Handle:
         self._end.hang_up()
         return self._close_descriptors()
 
-    def _end_wait(self, awaited: int) -> None:
-        """End a wait."""
+    def _release_if_unused(self) -> None:
+        """Release a closed end, once no call waits any more."""
         with self._lock:
-            self._awaited.discard(awaited)
             if self._ref is None and not self._awaited:
                 self._release()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import select
-import threading
 import warnings
 from errno import EPIPE
 
@@ -31,9 +30,10 @@ class Listener(Patient):
     def __init__(self, peer: int | str, path: str, read_min: int, write_min: int) -> None:
         self._asked = (peer, path, read_min, write_min)
         self._poller: select.epoll | None = None
-        self._watched = -1
+        self._failed = -1
+        """An eventfd in the poller: nothing is offered, and accept() is to say why."""
         self._offered: Vchan | None = None
-        self._accepts = threading.Lock()
+        self._accepts = False
         self._closed = False
         first = self._offer()
         self._path, self._peer = first.path, first.peer
@@ -71,8 +71,9 @@ class Listener(Patient):
         (True, <State.OPEN: 1>)
         """
         deadline = self._deadline(timeout)
-        if not self._accepts.acquire(blocking=False):
+        if self._accepts:
             raise Busy(f"another thread accepts clients at {self._path}: one at a time may")
+        self._accepts = True  # no lock: a signal's handler may raise right after a call
         try:
             offered = self._offer()
             self._wait_for_client(offered, deadline)
@@ -82,10 +83,10 @@ class Listener(Patient):
             try:
                 self._offer()
             except VchanError:
-                pass  # the next accept() tries again, and says why that fails
+                self._show_failure()  # the next accept() tries again, and says why that fails
             return offered
         finally:
-            self._accepts.release()
+            self._accepts = False
 
     def __iter__(self) -> Self:
         return self
@@ -105,8 +106,13 @@ class Listener(Patient):
         """
         self._require_open()
         if self._poller is None:
-            self._poller = select.epoll()
+            poller = select.epoll()
+            self._failed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            poller.register(self._failed, select.EPOLLIN)
+            self._poller = poller
             self._watch()
+            if self._offered is None:
+                self._show_failure()
         return self._poller.fileno()
 
     def close(self) -> None:
@@ -118,6 +124,9 @@ class Listener(Patient):
         if self._poller is not None:
             self._poller.close()
             self._poller = None
+        failed, self._failed = self._failed, -1
+        if failed >= 0:
+            os.close(failed)
 
     def _offer(self) -> Vchan:
         """Return the vchan that waits for a client."""
@@ -131,7 +140,16 @@ class Listener(Patient):
                 self._require_open()
         return self._offered
 
+    def _show_failure(self) -> None:
+        if self._failed >= 0:
+            os.eventfd_write(self._failed, 1)
+
     def _watch(self) -> None:
+        if self._failed >= 0:
+            try:
+                os.eventfd_read(self._failed)
+            except BlockingIOError:
+                pass
         if self._poller is not None and self._offered is not None:
             self._poller.register(self._offered._event_fd(), select.EPOLLIN)
 

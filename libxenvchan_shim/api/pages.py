@@ -7,13 +7,13 @@ import mmap
 import os
 import warnings
 
-from kvmchand.errors import AlreadyClosed, InvalidArgument
+from kvmchand.errors import AlreadyClosed, InvalidArgument, OutOfResources
 from kvmchand.wire import client
 from libxenvchan_shim.api.buffers import size_of
 from libxenvchan_shim.api.domains import resolved
-from libxenvchan_shim.api.forks import disown, own
 from libxenvchan_shim.api.steps import Step, run
 from libxenvchan_shim.connection import Connection
+from libxenvchan_shim.forks import disown, own
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class _Pages:
         access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         try:
             self._memory = mmap.mmap(fd, self._size, mmap.MAP_SHARED, access, offset=pages.offset)
+        except OSError as error:
+            connection.close()
+            raise OutOfResources(f"the pages of reference {self._ref} could not be mapped: {error.strerror}") from error
         finally:
             os.close(fd)
         self._buffer = memoryview(self._memory)

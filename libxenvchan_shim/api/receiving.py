@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 from errno import EPIPE
 
-from kvmchand.errors import Busy, EndOfStream, TooBig
+from kvmchand.errors import Busy, EndOfStream, TooBig, VchanError
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.buffers import size_of, target
 from libxenvchan_shim.api.timeouts import OWN, Deadline, Timeout
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SMALL = 4096
 """Bytes up to which a second copy is quicker than a look before the only one."""
+_MOST = 2**31 - 1
+"""The largest C int: a larger one would be cut off."""
 _CHUNK = 65536
 """Bytes that an iteration receives at most."""
 
@@ -118,7 +120,7 @@ class Receiving(Waiting):
         """
         if self._receives:
             raise self._busy()
-        if nbytes == 0 and type(buffer) is bytearray and buffer:
+        if nbytes == 0 and type(buffer) is bytearray and 0 < len(buffer) <= _MOST:
             pointer: Any = _byref(_byte_in(buffer))
             size = len(buffer)
         else:
@@ -194,5 +196,7 @@ class Receiving(Waiting):
             raise self._error(result)
         return result >= 0
 
-    def _busy(self) -> Busy:
+    def _busy(self) -> VchanError:
+        if self._ref is None:  # and in a forked child
+            return self._already_closed()
         return Busy(f"another thread receives from the vchan at {self._path}: one at a time may")

@@ -41,7 +41,7 @@ def nanoseconds(timeout: float | None) -> int:
         return FOREVER
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise TypeError(f"timeout must be a number of seconds or None, not {type(timeout).__name__}")
-    if math.isnan(timeout) or timeout < 0:
+    if not timeout >= 0:
         raise InvalidArgument(f"timeout is {timeout}: give a number of seconds, 0 or more, or None")
     length = timeout * 10**9
     return math.ceil(length) if length < _LONGEST else FOREVER

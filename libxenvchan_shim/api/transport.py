@@ -8,7 +8,7 @@ import ctypes
 from errno import EPIPE
 from typing import Any, cast
 
-from kvmchand.errors import ChannelClosed, VchanError
+from kvmchand.errors import ChannelClosed
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.buffers import view_of
 from libxenvchan_shim.connection import Connection
@@ -48,10 +48,10 @@ class _Writing(asyncio.Transport):
         self._waiting = bytearray()
         """What there was no room for yet."""
 
-    def _fail(self, error: VchanError) -> None:
+    def _fail(self, error: BaseException) -> None:
         raise NotImplementedError
 
-    def _lose(self, error: VchanError | None) -> None:
+    def _lose(self, error: BaseException | None) -> None:
         raise NotImplementedError
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
@@ -172,12 +172,12 @@ class VchanTransport(_Writing):
             count = place & _COUNT if place > 0 else 0
             if count:
                 self._is_large = count > _SMALL
-                self._data_received(self._vchan._copy(place >> 32, min(count, _READ_MAX)))
+                self._give(self._vchan._copy(place >> 32, min(count, _READ_MAX)))
         else:
             count = _try_read(ref, self._small_ref, _SMALL)
             if count > 0:
                 self._is_large = count == _SMALL
-                self._data_received(self._small[:count])
+                self._give(self._small[:count])
         if self._is_paused or self._is_closing:
             return
         # Most often nothing has come since: so ask here, instead of in another turn.
@@ -188,6 +188,15 @@ class VchanTransport(_Writing):
             self._end()
         elif more < 0:
             self._fail(self._vchan._error(more))
+
+    def _give(self, data: bytes) -> None:
+        """Give the protocol what was received. As with asyncio's own, its errors are fatal."""
+        try:
+            self._data_received(data)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fail(error)
 
     def _fill(self, data: bytes) -> None:
         """Give a buffered protocol what was received."""
@@ -203,7 +212,13 @@ class VchanTransport(_Writing):
 
     def _end(self) -> None:
         self._is_ended = True
-        keeps_open = cast(asyncio.Protocol, self._protocol).eof_received()
+        try:
+            keeps_open = cast(asyncio.Protocol, self._protocol).eof_received()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            self._fail(error)
+            return
         if not keeps_open:
             self.close()
 
@@ -254,7 +269,7 @@ class VchanTransport(_Writing):
         self._waiting.clear()
         self._loop.call_soon(self._lose, None)
 
-    def _fail(self, error: VchanError) -> None:
+    def _fail(self, error: BaseException) -> None:
         if not isinstance(error, ChannelClosed):
             context = {"message": "a vchan has failed", "exception": error, "transport": self, "protocol": self._protocol}
             self._loop.call_exception_handler(context)
@@ -262,7 +277,7 @@ class VchanTransport(_Writing):
         self._waiting.clear()
         self._loop.call_soon(self._lose, error)
 
-    def _lose(self, error: VchanError | None) -> None:
+    def _lose(self, error: BaseException | None) -> None:
         if self._is_lost:
             return
         self._is_lost = self._is_closing = True

@@ -8,7 +8,7 @@ import select
 from _thread import _count as _count_threads
 from errno import EAGAIN, EINTR, ETIMEDOUT
 
-from kvmchand.errors import Busy, TimedOut, WouldBlock
+from kvmchand.errors import Busy, OutOfResources, TimedOut, WouldBlock
 from kvmchand.wire import dataplane
 from kvmchand.wire.dataplane import wait_for
 from libxenvchan_shim.api.handle import Handle
@@ -70,16 +70,20 @@ class Waiting(Patient, Handle):
         >>> server.recv(100)
         b'data'
         """
-        self._opened()
         with self._lock:
+            self._opened()
             if self._poller is None:
                 self._make_poller()
                 assert self._poller is not None
             return self._poller.fileno()
 
     def _make_poller(self) -> None:
-        poller = select.epoll()
-        self._again = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            poller = select.epoll()
+            if self._again < 0:
+                self._again = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            raise OutOfResources(f"no descriptor for the events of the vchan at {self._path}: {error.strerror}") from error
         poller.register(self._again, select.EPOLLIN)
         poller.register(self._event_fd(), select.EPOLLIN)
         self._poller = poller
@@ -100,18 +104,26 @@ class Waiting(Patient, Handle):
         """Take the event that is shown again. Returns whether there was one."""
         if self._again < 0:
             return False
-        try:
-            return os.eventfd_read(self._again) > 0
-        except BlockingIOError:
-            return False
+        with self._lock:  # in which it is closed
+            try:
+                return self._again >= 0 and os.eventfd_read(self._again) > 0
+            except BlockingIOError:
+                return False
 
-    def _let_others_close(self, ref: Any) -> None:
-        """Let close() end this wait. That takes a descriptor: raises OutOfResources."""
-        if not self._is_wakeable:
-            result = dataplane.make_wakeable(ref)
-            if result < 0:
-                raise self._error(result)
-            self._is_wakeable = True
+    def _may_wait(self, ref: Any) -> bool:
+        """Let close() end the wait that is to begin. Returns False if this is closed already.
+
+        If there are other threads, that takes a descriptor: raises OutOfResources.
+        """
+        with self._lock:
+            if self._ref is None:
+                return False
+            if not self._is_wakeable and _count_threads():
+                result = dataplane.make_wakeable(ref)
+                if result < 0:
+                    raise self._error(result)
+                self._is_wakeable = True
+            return True
 
     def _show_again(self, ref: Any, awaited: int) -> None:
         """Show the event again that this call has taken, once, if it may have been the other's.
@@ -119,8 +131,9 @@ class Waiting(Patient, Handle):
         An event does not tell its direction.
         """
         with self._lock:
-            for each, amount in ((dataplane.DATA, dataplane.data_ready), (dataplane.ROOM, dataplane.buffer_space)):
-                if each != awaited and each in self._lacked and self._again >= 0 and amount(ref):
+            for each in (dataplane.DATA, dataplane.ROOM):
+                # Another thread may be in a call in that direction: look, and change nothing of it.
+                if each != awaited and each in self._lacked and self._again >= 0 and dataplane.glance(ref, each):
                     self._lacked -= {each}
                     os.eventfd_write(self._again, 1)
             self._lacked |= {awaited}
@@ -131,26 +144,24 @@ class Waiting(Patient, Handle):
         Returns a negative errno where that can't come any more. Raises WouldBlock, TimedOut, and
         what a signal's handler raises.
         """
-        is_counted = False
+        ref, is_counted = self._opened(), False
+        if awaited in self._awaited:
+            raise Busy(f"another thread waits for {_AWAITED[awaited]} of the vchan at {self._path}: one at a time may")
         try:
-            with self._lock:
-                ref = self._opened()
-                if awaited in self._awaited:
-                    raise Busy(f"another thread waits for {_AWAITED[awaited]} of the vchan at {self._path}: one at a time may")
-                if _count_threads():
-                    self._let_others_close(ref)
-                self._awaited.add(awaited)
-                is_counted = True
+            # A signal's handler may raise after any call: so none ends between these.
+            self._awaited, is_counted = self._awaited | {awaited}, True
             if not deadline.timeout:
                 self._take_again()
             result = -EINTR
-            while (result == -EINTR or (result == -ETIMEDOUT and deadline.left() > 1)) and self._ref is not None:
+            while (result == -EINTR or (result == -ETIMEDOUT and deadline.left() > 1)) and self._may_wait(ref):
                 result = wait_for(ref, awaited, least, deadline.microseconds())
-            if deadline.timeout and self._again >= 0:
+            if deadline.timeout and awaited != dataplane.EVENT and self._again >= 0:
                 os.eventfd_write(self._again, 1)
         finally:
             if is_counted:
-                self._end_wait(awaited)
+                self._awaited = self._awaited - {awaited}
+            if self._ref is None:
+                self._release_if_unused()
         if self._ref is None:
             raise self._already_closed()
         if result == -ETIMEDOUT:

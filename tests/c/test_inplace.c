@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "rig/small.h"
 
@@ -244,6 +245,39 @@ static void not_waiting_takes_old_events_and_asks_for_a_new_one(void)
 	channel_close(&channel);
 }
 
+struct flood {
+	int socket;
+	bool ends;
+};
+
+static void *floods(void *argument)
+{
+	struct flood *flood = argument;
+
+	while (!__atomic_load_n(&flood->ends, __ATOMIC_RELAXED))
+		(void)send(flood->socket, "", 1, MSG_NOSIGNAL);
+	return NULL;
+}
+
+/* So that the caller can look at what signals have left for it. */
+static void a_flood_of_events_ends_a_wait(void)
+{
+	struct flood flood = {0};
+	struct channel channel;
+	pthread_t thread;
+
+	setenv("KVMCHAN_SPIN_US", "0", 1);
+	open_small(&channel);
+	flood.socket = channel.client_socket;
+	thread_start(&thread, floods, &flood);
+	fails(kvmchan_wait_data(channel.server, 1, -1), EINTR);
+	__atomic_store_n(&flood.ends, true, __ATOMIC_RELAXED);
+	while (readable(channel.server)) /* it may have no room for the last one */
+		take_events(channel.server);
+	thread_end(thread);
+	channel_close(&channel);
+}
+
 static void trying_asks_for_nothing(void)
 {
 	struct channel channel;
@@ -354,6 +388,7 @@ static const struct test tests[] = {
     TEST(a_wait_in_time),
     TEST(a_wait_that_is_too_long),
     TEST(not_waiting_takes_old_events_and_asks_for_a_new_one),
+    TEST(a_flood_of_events_ends_a_wait),
     TEST(trying_asks_for_nothing),
     TEST(a_place_is_where_the_bytes_begin_and_how_many_they_are),
     TEST(an_end_that_a_child_forgets_goes_on_in_the_parent),

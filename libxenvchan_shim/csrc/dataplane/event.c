@@ -111,7 +111,10 @@ static void ring_doorbell(const struct event *event)
 
 void event_send(const struct event *event)
 {
-	int error = errno;
+	int error = errno, cancel;
+
+	/* send() and write() are cancellation points: the request is taken, and must be met. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
 
 	/* A failure needs no handling: the peer's queue or counter is full, so it has events; or
 	 * the peer is gone. */
@@ -128,6 +131,7 @@ void event_send(const struct event *event)
 			ring_doorbell(event);
 		break;
 	}
+	pthread_setcancelstate(cancel, NULL);
 	errno = error;
 }
 
@@ -294,11 +298,14 @@ static bool took(enum event_result result)
 enum event_result event_try(struct event *event)
 {
 	enum event_result result;
+	int cancel;
 
 	if (!waiters_lead(&event->waiters))
 		return EVENT_NONE;
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* it does not wait */
 	result = is_socket(event) ? socket_take(event->fd, MSG_DONTWAIT) : eventfd_take(event, 0);
 	waiters_leave(&event->waiters, took(result));
+	pthread_setcancelstate(cancel, NULL);
 	return result;
 }
 

@@ -81,7 +81,7 @@ static int fail_nothing(void) { return fail(EAGAIN, "it would have to wait"); }
 int kvmchan_wait_data(struct libxenvchan *ctrl, size_t least, int64_t timeout)
 {
 	struct vchan *v = vchan_of(ctrl);
-	enum effort effort = timeout ? WAIT : TRY;
+	enum effort effort = timeout ? WAIT_IN_TURNS : TRY;
 	int count;
 
 	if (call_begin(v, &v->in, least) < 0)
@@ -100,7 +100,7 @@ int kvmchan_wait_data(struct libxenvchan *ctrl, size_t least, int64_t timeout)
 int kvmchan_wait_room(struct libxenvchan *ctrl, size_t least, int64_t timeout)
 {
 	struct vchan *v = vchan_of(ctrl);
-	enum effort effort = timeout ? WAIT : TRY;
+	enum effort effort = timeout ? WAIT_IN_TURNS : TRY;
 	int count;
 
 	if (call_begin(v, &v->out, least) < 0)

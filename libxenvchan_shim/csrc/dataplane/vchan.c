@@ -121,7 +121,7 @@ static int write_all(struct vchan *v, const uint8_t *data, uint32_t size, enum e
 			done += (uint32_t)put(v, data + done, available);
 		if (done == size || effort != WAIT)
 			return (int)done;
-		if (way_wait(v, out, 1, NEVER) < 0)
+		if (way_wait(v, out, 1, effort, NEVER) < 0)
 			return -1;
 	}
 }
@@ -303,6 +303,14 @@ int kvmchan_try_ask(struct libxenvchan *ctrl, int what)
 	return (int)ring_known(&way->ring);
 }
 
+int kvmchan_glance(struct libxenvchan *ctrl, int what)
+{
+	struct vchan *v = vchan_of(ctrl);
+	uint32_t there = ring_glance(what == KVMCHAN_DATA ? &v->in.ring : &v->out.ring);
+
+	return there == RING_BROKEN ? 0 : (int)there;
+}
+
 int kvmchan_try_consume(struct libxenvchan *ctrl, int count)
 {
 	return ctrl ? or_errno(kvmchan_consume(ctrl, (size_t)count)) : -EBADF;
@@ -332,6 +340,9 @@ int kvmchan_await(struct libxenvchan *ctrl, int what, int least, int timeout)
 	case KVMCHAN_ROOM:
 		return or_errno(kvmchan_wait_room(ctrl, (size_t)least, length));
 	}
+	/* A caller that is closing the end may have said so just before. */
+	if (atomic_load(&vchan_of(ctrl)->state) == LOST)
+		return or_errno(fail_closed());
 	if (!timeout)
 		return try_event(vchan_of(ctrl));
 	return or_errno(wait_event(vchan_of(ctrl), deadline_of(length)));

@@ -4,6 +4,9 @@
 #include "ring/ring.h"
 #include "ring/spin.h"
 
+/* Events that bring nothing, after which a wait in turns is over. */
+#define VAIN_MAX 256
+
 int fail_closed(void) { return fail(EPIPE, "the channel is closed: its other end has gone"); }
 
 int fail_interrupted(void) { return fail(EINTR, "a signal ended the wait"); }
@@ -78,8 +81,9 @@ static enum event_result way_sleep(struct vchan *v, struct way *way, uint32_t co
  * a signal came. Returns 0 to look again, or -1. Spins first if that pays off: a spin asks for no
  * event, and so spares both ends a system call.
  */
-int way_wait(struct vchan *v, struct way *way, uint32_t want, uint64_t deadline)
+int way_wait(struct vchan *v, struct way *way, uint32_t want, enum effort effort, uint64_t deadline)
 {
+	unsigned int vain = 0;
 	struct spin_wait wait;
 	uint32_t available;
 	bool slept = false;
@@ -108,6 +112,8 @@ int way_wait(struct vchan *v, struct way *way, uint32_t want, uint64_t deadline)
 		slept = true;
 		switch (way_sleep(v, way, count, deadline)) {
 		case EVENT_TAKEN:
+			if (effort == WAIT_IN_TURNS && ++vain == VAIN_MAX)
+				return fail_interrupted();
 			break;
 		case EVENT_NONE:
 			return fail_late();
@@ -147,11 +153,11 @@ int way_readable(struct vchan *v, uint32_t least, uint32_t most, enum effort eff
 			return (int)(most < available ? most : available);
 		if (!open)
 			return fail_closed();
-		if (effort != WAIT)
+		if (effort < WAIT)
 			return 0;
 		if (least > in->ring.size)
 			return fail_size(least, &in->ring);
-		if (way_wait(v, in, least, deadline) < 0)
+		if (way_wait(v, in, least, effort, deadline) < 0)
 			return -1;
 	}
 }
@@ -166,18 +172,18 @@ int way_writable(struct vchan *v, size_t least, enum effort effort, uint64_t dea
 		if (!vchan_is_open(v))
 			return fail_closed();
 		if (available < least)
-			available = effort == TRY || (effort == WAIT && least <= out->ring.size)
+			available = effort == TRY || (effort >= WAIT && least <= out->ring.size)
 					? ring_look(&out->ring)
 					: way_available(v, out, least);
 		if (available == RING_BROKEN)
 			return fail_broken(v);
 		if (least <= available)
 			return (int)available;
-		if (effort != WAIT)
+		if (effort < WAIT)
 			return 0;
 		if (least > out->ring.size)
 			return fail_size(least, &out->ring);
-		if (way_wait(v, out, (uint32_t)least, deadline) < 0)
+		if (way_wait(v, out, (uint32_t)least, effort, deadline) < 0)
 			return -1;
 	}
 }

@@ -45,6 +45,8 @@ enum effort {
 	TRY, /* looks */
 	ASK, /* and asks for an event if it falls short */
 	WAIT,
+	WAIT_IN_TURNS, /* and fails with EINTR after many vain events, so that the caller may look
+			* at what signals have left for it */
 };
 
 static inline enum effort effort_of(const struct vchan *v) { return v->ctrl.blocking ? WAIT : ASK; }
@@ -102,6 +104,7 @@ int way_readable(struct vchan *v, uint32_t least, uint32_t most, enum effort eff
  * wait for that; or -1. */
 int way_writable(struct vchan *v, size_t least, enum effort effort, uint64_t deadline);
 /* Wait as the others, for @want bytes in either. Returns 0 to look again. */
-int way_wait(struct vchan *v, struct way *way, uint32_t want, uint64_t deadline);
+int way_wait(struct vchan *v, struct way *way, uint32_t want, enum effort effort,
+	     uint64_t deadline);
 
 #endif

@@ -5,10 +5,26 @@
 
 #include "ring/atomics.h"
 
+/* Return how many bytes are in the ring by the indexes. */
+static uint32_t filled_by(const struct ring *ring, uint32_t own, uint32_t peer)
+{
+	return ring->produces ? own - peer : peer - own;
+}
+
+uint32_t ring_glance(const struct ring *ring)
+{
+	uint32_t own = shared_observe(ring->own_index);
+	uint32_t filled = filled_by(ring, own, shared_observe(ring->peer_index));
+
+	if (filled > ring->size)
+		return RING_BROKEN;
+	return ring->produces ? ring->size - filled : filled;
+}
+
 uint32_t ring_look(struct ring *ring)
 {
 	uint32_t peer = shared_observe(ring->peer_index);
-	uint32_t filled = ring->produces ? ring->own - peer : peer - ring->own;
+	uint32_t filled = filled_by(ring, ring->own, peer);
 
 	if (filled > ring->size)
 		return RING_BROKEN;

@@ -31,10 +31,17 @@ static inline uint32_t ring_known(const struct ring *ring)
 {
 	/* A consumer's peer is ahead of it by the filled bytes; a producer's is behind it by them.
 	 */
-	return ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
+	uint32_t known =
+	    ring->produces ? ring->size - (ring->own - ring->peer) : ring->peer - ring->own;
+
+	/* Never more than the ring, also if a second thread has looked when it should not. */
+	return known <= ring->size ? known : 0;
 }
 /* Look at the peer's index, and return the same; RING_BROKEN if the index is impossible. */
 uint32_t ring_look(struct ring *ring);
+/* Return the same as ring_look(), but keep nothing of it: for threads that this direction is not.
+ */
+uint32_t ring_glance(const struct ring *ring);
 /* Copy @count bytes into the ring, at most ring_known(), and publish our index. */
 void ring_put(struct ring *ring, const void *data, uint32_t count);
 /* Copy @count bytes out of the ring, at most ring_known(), and publish our index. */

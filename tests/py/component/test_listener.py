@@ -194,11 +194,13 @@ def test_a_client_is_accepted_though_nothing_can_be_offered_afterwards(tmp_path:
     started = Daemon(tmp_path)
     with acting_as(started):
         listener, client = listen(0, "x"), connect(0, "x")
+        listener.fileno()
         started.kill()
         with listener.accept() as server:
             client.sendall(b"there")
             assert server.recv(10) == b"there"
         for _ in range(2):
+            assert select.select([listener], [], [], 0)[0]  # so that accept() is called, and says why
             with pytest.raises(Unreachable):
                 listener.accept()
     client.close()

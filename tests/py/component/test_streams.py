@@ -366,6 +366,29 @@ def test_a_protocol_hears_all_of_a_life(daemon: Daemon, run: Run) -> None:
         run(main)
 
 
+@pytest.mark.parametrize("method", ["data_received", "eof_received"])
+def test_a_protocol_that_fails_loses_its_connection(daemon: Daemon, method: str) -> None:
+    """As with asyncio's own transports."""
+    said: list[dict[str, Any]] = []
+
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
+        with offer(0, "x") as server:
+            protocol = Recorder()
+            setattr(protocol, method, fail)
+            VchanTransport(asyncio.get_running_loop(), connect(0, "x"), protocol)
+            server.sendall(b"x")
+            server.close()
+            assert isinstance(await protocol.lost, ZeroDivisionError)
+
+    with acting_as(daemon):
+        asyncio.run(main())
+    assert [type(each["exception"]) for each in said] == [ZeroDivisionError]
+
+
 def test_a_paused_transport_leaves_what_comes_in_the_ring(daemon: Daemon, run: Run) -> None:
     async def main() -> None:
         with offer(0, "x", read_min=1024, write_min=1024) as server:

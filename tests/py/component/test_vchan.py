@@ -669,6 +669,12 @@ def test_a_vchan_in_use_can_not_be_detached(pair: Pair) -> None:
     with pytest.raises(Busy):
         server.detach()
     file.close()
+    client.send(b"abc")
+    made = server.look().pieces[0][:1]
+    with pytest.raises(BufferError, match="something is still made of a span"):
+        server.detach()
+    assert server.recv(3) == b"abc"
+    made.release()
 
 
 # ---- threads ----

@@ -75,8 +75,9 @@ class Handle:
     def close(self) -> None:
         """Close this end, once. What was sent stays there for the peer to receive.
 
-        Calls of other threads end with AlreadyClosed. Returns when the daemon has released the end,
-        unless such a call is just ending, or a file made of it is open: these release it then.
+        Calls of other threads end with AlreadyClosed, if the program had more than one thread when
+        they began to wait. Returns when the daemon has released the end, unless such a call is just
+        ending, or a file made of it is open: these release it then.
         """
         with self._lock:
             if not self._is_closing:

@@ -8,7 +8,7 @@ import select
 import warnings
 from errno import EPIPE
 
-from kvmchand.errors import AlreadyClosed, Busy, TimedOut, Unreachable, VchanError, WouldBlock
+from kvmchand.errors import AlreadyClosed, Busy, OutOfResources, TimedOut, Unreachable, VchanError, WouldBlock
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.opening import offering, opened
 from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
@@ -77,8 +77,7 @@ class Listener(Patient):
         try:
             offered = self._offer()
             self._wait_for_client(offered, deadline)
-            if self._poller is not None:
-                self._poller.unregister(offered._event_fd())
+            self._unwatch(offered)
             self._offered = None
             try:
                 self._offer()
@@ -106,8 +105,12 @@ class Listener(Patient):
         """
         self._require_open()
         if self._poller is None:
-            poller = select.epoll()
-            self._failed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            try:
+                poller = select.epoll()
+                if self._failed < 0:
+                    self._failed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            except OSError as error:
+                raise OutOfResources(f"no descriptor for the clients at {self._path}: {error.strerror}") from error
             poller.register(self._failed, select.EPOLLIN)
             self._poller = poller
             self._watch()
@@ -152,6 +155,14 @@ class Listener(Patient):
                 pass
         if self._poller is not None and self._offered is not None:
             self._poller.register(self._offered._event_fd(), select.EPOLLIN)
+
+    def _unwatch(self, offered: Vchan) -> None:
+        poller = self._poller
+        if poller is not None:
+            try:
+                poller.unregister(offered._event_fd())
+            except (ValueError, OSError):
+                pass  # another thread is closing both
 
     def _wait_for_client(self, offered: Vchan, deadline: Deadline) -> None:
         while offered.state is State.WAITING:

@@ -47,7 +47,7 @@ class Receiving(Waiting):
 
         Raises AlreadyClosed.
         """
-        return int(dataplane.data_ready(self._opened()))
+        return int(dataplane.glance(self._opened(), dataplane.DATA))
 
     def recv(self, size: int, timeout: Timeout = OWN) -> bytes:
         """Receive 1 to `size` bytes: what is there.

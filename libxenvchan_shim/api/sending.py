@@ -29,7 +29,7 @@ class Sending(Waiting):
 
         Raises AlreadyClosed.
         """
-        return int(dataplane.buffer_space(self._opened()))
+        return int(dataplane.glance(self._opened(), dataplane.ROOM))
 
     def send(self, data: Buffer, timeout: Timeout = OWN) -> int:
         """Send as much of `data` as there is room for.

@@ -325,6 +325,8 @@ static void a_place_is_where_the_bytes_begin_and_how_many_they_are(void)
 	equal(kvmchan_try_ask(channel.server, KVMCHAN_DATA), 60);
 	equal(kvmchan_try_ask(channel.server, KVMCHAN_ROOM), RIGHT);
 	equal(peek(&channel.server->ring->cli_notify), VCHAN_NOTIFY_WRITE | VCHAN_NOTIFY_READ);
+	equal(kvmchan_glance(channel.server, KVMCHAN_DATA), 60);
+	equal(kvmchan_glance(channel.server, KVMCHAN_ROOM), RIGHT);
 	equal(kvmchan_try_ask(NULL, KVMCHAN_DATA), -EBADF);
 	equal(kvmchan_try_look(NULL), -EBADF);
 	equal(kvmchan_try_reserve(NULL), -EBADF);

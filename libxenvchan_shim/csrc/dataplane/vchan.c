@@ -306,8 +306,11 @@ int kvmchan_try_ask(struct libxenvchan *ctrl, int what)
 int kvmchan_glance(struct libxenvchan *ctrl, int what)
 {
 	struct vchan *v = vchan_of(ctrl);
-	uint32_t there = ring_glance(what == KVMCHAN_DATA ? &v->in.ring : &v->out.ring);
+	struct way *way = what == KVMCHAN_DATA ? &v->in : &v->out;
+	uint32_t there;
 
+	shared_request(v->ask, way->asks);
+	there = ring_glance(&way->ring);
 	return there == RING_BROKEN ? 0 : (int)there;
 }
 

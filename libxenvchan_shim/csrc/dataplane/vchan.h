@@ -59,7 +59,8 @@ int64_t kvmchan_try_look(struct libxenvchan *ctrl);
 int64_t kvmchan_try_reserve(struct libxenvchan *ctrl);
 /* Ask for the event of more data, or more room, then look: return how much there is. */
 int kvmchan_try_ask(struct libxenvchan *ctrl, int what);
-/* Return how much data or room there is, for any thread. Asks for no event. */
+/* The same for any thread, also for one that is not this direction's: it keeps nothing of what it
+ * sees. An impossible index counts as nothing. */
 int kvmchan_glance(struct libxenvchan *ctrl, int what);
 /* kvmchan_consume() and kvmchan_commit(). */
 int kvmchan_try_consume(struct libxenvchan *ctrl, int count);

@@ -41,7 +41,7 @@ Add = Callable[[str, str, str, bool, str], None]
 Figures = dict[str, list[float]]
 
 EXPLANATION = [
-    "Both ends are Python programs, but for the C API's. Runs of each alternate, and a ratio is the median of the ratios of",
+    "Both ends are Python programs, but for the C API's. Runs of each alternate, and a ratio is the median of the ratios of "
     "runs beside each other. tests/bench/requirements.txt names what is no part of Python.",
 ]
 _MESSAGES = (

@@ -107,9 +107,11 @@ class Exchange:
 
     def close_channel(self) -> None:
         """Close this connection and its end, and return when the daemon has released it."""
-        if self.begin_close():
-            while not self.is_over():
-                pass
+        try:
+            if self.begin_close():
+                while not self.is_over():
+                    pass
+        finally:
             self.close()
 
     def begin_close(self) -> bool:

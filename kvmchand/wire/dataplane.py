@@ -185,6 +185,12 @@ try_consume = _declare_quick("kvmchan_try_consume", ctypes.c_int)
 try_commit = _declare_quick("kvmchan_try_commit", ctypes.c_int)
 
 
+INT_MAX = 2**31 - 1
+"""The largest C int: ctypes cuts a larger one off."""
+PLACE_COUNT = 0xFFFFFFFF
+"""The half of what try_look() and try_reserve() return that is the number of bytes."""
+
+
 def sentence() -> str:
     """Return the sentence about this thread's last failed call."""
     return str(_lib.kvmchan_last_error().decode(errors="replace"))

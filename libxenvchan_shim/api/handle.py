@@ -106,29 +106,32 @@ class Handle:
     def _let_go(self) -> None:
         """Release what was made of the end, and closes with it."""
 
-    def _hang_up(self) -> None:
+    def _go(self) -> None:
         """Go, for the peer and for all threads here."""
         self._ref = None
         disown(self)
         self._end.hang_up()
-        if not self._awaited:
-            self._release()
 
-    def _release(self) -> None:
-        """Close the descriptors, and have the daemon release the end, once."""
-        fd = self._close_descriptors()
-        if fd >= 0:
-            Connection.adopt(fd).close_channel()
+    def _hang_up(self) -> None:
+        """Go, and release the end, once no call waits."""
+        self._go()
+        self._release_if_unused()
 
-    def _close_descriptors(self) -> int:
-        """Close what there is, once. Returns the connection to the daemon; -1: it is gone."""
+    def _close_descriptors(self, *, forgets: bool = False) -> int:
+        """Close what there is, once. Returns the connection to the daemon; -1: it is gone.
+
+        `forgets`: in a forked child, where all of it is the parent's, the memory, too.
+        """
         if self._is_released:
             return -1
         self._is_released = True
         try:
             self._let_go()
         except BufferError:
-            pass  # the memory stays for as long as what is made of it
+            pass  # what is made of the memory keeps it
+        if forgets:
+            self._end.forget()
+            return -1
         return self._end.close_descriptors()
 
     def _leave(self) -> int:
@@ -139,16 +142,16 @@ class Handle:
         self._is_closing = True
         if self._ref is None:
             return -1
-        self._ref = None
-        disown(self)
-        self._end.hang_up()
+        self._go()
         return self._close_descriptors()
 
     def _release_if_unused(self) -> None:
-        """Release a closed end, once no call waits any more."""
+        """Have the daemon release a closed end, once no call waits any more."""
         with self._lock:
             if self._ref is None and not self._awaited:
-                self._release()
+                fd = self._close_descriptors()
+                if fd >= 0:
+                    Connection.adopt(fd).close_channel()
 
     def _add_file(self) -> None:
         with self._lock:
@@ -166,13 +169,7 @@ class Handle:
         self._lock = threading.RLock()
         self._ref = None
         self._is_closing = True
-        if not self._is_released:
-            self._is_released = True
-            try:
-                self._let_go()
-            except BufferError:
-                pass  # what is made of it finds zeroes
-            self._end.forget()
+        self._close_descriptors(forgets=True)
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
         raise TypeError(f"a {type(self).__name__} can't be copied or pickled: open one in the other process")

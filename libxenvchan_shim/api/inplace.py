@@ -12,16 +12,14 @@ from libxenvchan_shim.api.spans import Span
 from libxenvchan_shim.api.timeouts import OWN, Timeout
 from libxenvchan_shim.api.waiting import Waiting
 
-_COUNT = 0xFFFFFFFF
-"""The lower half of a place in a ring, which is the number of bytes there."""
-
+_COUNT, _INT_MAX = dataplane.PLACE_COUNT, dataplane.INT_MAX
 _try_look, _try_consume = dataplane.try_look, dataplane.try_consume
 _try_reserve, _try_commit = dataplane.try_reserve, dataplane.try_commit
 
 
 def _count(size: int) -> int:
     """Return a number of bytes as a C int, which can't be more than a ring holds."""
-    return size if type(size) is int and 0 <= size < 2**31 else min(size_of(size, "size"), 2**31 - 1)
+    return size if type(size) is int and 0 <= size <= _INT_MAX else min(size_of(size, "size"), _INT_MAX)
 
 
 class InPlace(Waiting):

@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer
 
-_SMALL = 4096
+SMALL = 4096
 """Bytes up to which a second copy is quicker than a look before the only one."""
-_MOST = 2**31 - 1
-"""The largest C int: a larger one would be cut off."""
 _CHUNK = 65536
 """Bytes that an iteration receives at most."""
 
@@ -38,7 +36,7 @@ class Receiving(Waiting):
 
     def __init__(self, *arguments: Any, **more: Any) -> None:
         super().__init__(*arguments, **more)
-        self._small: Any = (ctypes.c_char * _SMALL)()
+        self._small: Any = (ctypes.c_char * SMALL)()
         self._small_ref = ctypes.byref(self._small)
 
     @property
@@ -67,7 +65,7 @@ class Receiving(Waiting):
             raise self._busy()
         self._receives = True
         try:
-            if type(size) is int and 0 < size <= _SMALL:
+            if type(size) is int and 0 < size <= SMALL:
                 while (count := _try_read(self._ref, self._small_ref, size)) == 0:
                     deadline = self._deadline(timeout)
                     self._wait_data(1, deadline)
@@ -98,7 +96,7 @@ class Receiving(Waiting):
             raise self._busy()
         self._receives = True
         try:
-            if type(size) is int and 0 < size <= _SMALL:
+            if type(size) is int and 0 < size <= SMALL:
                 count = _try_recv(self._ref, self._small_ref, size)
                 if count > 0:
                     return self._small[:count]  # type: ignore[no-any-return]
@@ -120,7 +118,7 @@ class Receiving(Waiting):
         """
         if self._receives:
             raise self._busy()
-        if nbytes == 0 and type(buffer) is bytearray and 0 < len(buffer) <= _MOST:
+        if nbytes == 0 and type(buffer) is bytearray and 0 < len(buffer) <= dataplane.INT_MAX:
             pointer: Any = _byref(_byte_in(buffer))
             size = len(buffer)
         else:
@@ -158,7 +156,7 @@ class Receiving(Waiting):
                 break
             if place < 0:
                 raise self._error(place)
-            if count := min(size, place & 0xFFFFFFFF):
+            if count := min(size, place & dataplane.PLACE_COUNT):
                 return self._copy(place >> 32, count)
             self._wait_data(1, deadline)
         return b""

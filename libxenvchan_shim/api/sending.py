@@ -14,10 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _try_send, _try_write, _try_reserve = dataplane.try_send, dataplane.try_write, dataplane.try_reserve
-
-
-_MOST = 2**31 - 1
-"""The largest C int: a larger one would be cut off."""
+_INT_MAX = dataplane.INT_MAX
 
 
 class Sending(Waiting):
@@ -44,7 +41,7 @@ class Sending(Waiting):
         >>> client.send(b"12345")
         5
         """
-        if type(data) is bytes and (size := len(data)) <= _MOST:
+        if type(data) is bytes and (size := len(data)) <= _INT_MAX:
             count: int = _try_write(self._ref, data, size)
             if count > 0:
                 return count
@@ -64,7 +61,7 @@ class Sending(Waiting):
         b'hello'
         """
         count = 0
-        if type(data) is bytes and (size := len(data)) <= _MOST:
+        if type(data) is bytes and (size := len(data)) <= _INT_MAX:
             count = _try_write(self._ref, data, size)
             if count == size > 0:
                 return
@@ -93,7 +90,7 @@ class Sending(Waiting):
         >>> server.readable
         6
         """
-        if type(data) is bytes and len(data) <= _MOST and _try_send(self._ref, data, len(data)) > 0:
+        if type(data) is bytes and len(data) <= _INT_MAX and _try_send(self._ref, data, len(data)) > 0:
             return
         source = Source(data, self._end.write_ring)
         try:

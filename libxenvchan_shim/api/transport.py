@@ -11,6 +11,7 @@ from typing import Any, cast
 from kvmchand.errors import ChannelClosed
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.buffers import view_of
+from libxenvchan_shim.api.receiving import SMALL
 from libxenvchan_shim.connection import Connection
 
 TYPE_CHECKING = False
@@ -19,17 +20,10 @@ if TYPE_CHECKING:
 
     from libxenvchan_shim.api.vchan import Vchan
 
-_WRITE_MAX = 2**31 - 1
-"""Bytes that C takes at once."""
 _READ_MAX = 1 << 16
 """Bytes that a protocol is given at once."""
-_SMALL = 4096
-"""Bytes up to which a second copy is quicker than a look before the only one."""
 _HIGH_WATER = 1 << 16
 """Bytes that may wait for room before the protocol is told to pause, as for asyncio's sockets."""
-_COUNT = 0xFFFFFFFF
-"""The lower half of a place in a ring, which is the number of bytes there."""
-
 _try_look, _try_read = dataplane.try_look, dataplane.try_read
 _try_write, _try_await, _try_ask = dataplane.try_write, dataplane.try_await, dataplane.try_ask
 
@@ -67,7 +61,7 @@ class _Writing(asyncio.Transport):
         size = len(data)
         if not size:
             return
-        sent = _try_write(self._vchan._ref, data, size) if size <= _WRITE_MAX else 0
+        sent = _try_write(self._vchan._ref, data, size) if size <= dataplane.INT_MAX else 0
         if sent < 0:
             self._fail(self._vchan._error(sent))
             return
@@ -79,7 +73,7 @@ class _Writing(asyncio.Transport):
     def _flush(self) -> None:
         """Send what waits, and ask for the event of more room."""
         while self._waiting:
-            size = min(len(self._waiting), _WRITE_MAX)
+            size = min(len(self._waiting), dataplane.INT_MAX)
             sent = _try_write(self._vchan._ref, ctypes.byref(ctypes.c_char.from_buffer(self._waiting)), size)
             if sent < 0:
                 self._fail(self._vchan._error(sent))
@@ -135,7 +129,7 @@ class VchanTransport(_Writing):
         self._vchan = vchan
         self._fd = vchan._event_fd()
         self.set_protocol(protocol)
-        self._small: Any = (ctypes.c_char * _SMALL)()
+        self._small: Any = (ctypes.c_char * SMALL)()
         self._small_ref = ctypes.byref(self._small)
         self._is_large = False
         """Whether the last that came was more than `_small` holds."""
@@ -169,14 +163,14 @@ class VchanTransport(_Writing):
         ref = self._vchan._ref
         if self._is_large:
             place = _try_look(ref)
-            count = place & _COUNT if place > 0 else 0
+            count = place & dataplane.PLACE_COUNT if place > 0 else 0
             if count:
-                self._is_large = count > _SMALL
+                self._is_large = count > SMALL
                 self._give(self._vchan._copy(place >> 32, min(count, _READ_MAX)))
         else:
-            count = _try_read(ref, self._small_ref, _SMALL)
+            count = _try_read(ref, self._small_ref, SMALL)
             if count > 0:
-                self._is_large = count == _SMALL
+                self._is_large = count == SMALL
                 self._give(self._small[:count])
         if self._is_paused or self._is_closing:
             return

@@ -10,7 +10,6 @@ from errno import EAGAIN, EINTR, ETIMEDOUT
 
 from kvmchand.errors import Busy, OutOfResources, TimedOut, WouldBlock
 from kvmchand.wire import dataplane
-from kvmchand.wire.dataplane import wait_for
 from libxenvchan_shim.api.handle import Handle
 from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
 
@@ -154,7 +153,7 @@ class Waiting(Patient, Handle):
                 self._take_again()
             result = -EINTR
             while (result == -EINTR or (result == -ETIMEDOUT and deadline.left() > 1)) and self._may_wait(ref):
-                result = wait_for(ref, awaited, least, deadline.microseconds())
+                result = dataplane.wait_for(ref, awaited, least, deadline.microseconds())
             if deadline.timeout and awaited != dataplane.EVENT and self._again >= 0:
                 os.eventfd_write(self._again, 1)
         finally:

@@ -245,6 +245,31 @@ static void not_waiting_takes_old_events_and_asks_for_a_new_one(void)
 	channel_close(&channel);
 }
 
+/* Else poll(2) would find the descriptor readable for ever, and each call nothing. */
+static void not_waiting_sees_that_nobody_is_left(void)
+{
+	struct channel channel;
+	int room;
+
+	for (room = 0; room < 2; room++) {
+		test_context("room %d", room);
+		open_small(&channel);
+		equal(libxenvchan_write(channel.server, out, BIG), RIGHT);
+		client_puts(&channel, 0, 1);
+		take_events(channel.server);
+		channel_orphan(&channel);
+		kvmchan_detach(channel.client);
+		channel.client = NULL;
+		equal(kvmchan_wait_data(channel.server, 1, 0), 1);
+		if (room)
+			fails(kvmchan_wait_room(channel.server, 1, 0), EPIPE);
+		else
+			fails(kvmchan_wait_data(channel.server, 2, 0), EPIPE);
+		equal(libxenvchan_is_open(channel.server), 0);
+		channel_close(&channel);
+	}
+}
+
 struct flood {
 	int socket;
 	bool ends;
@@ -390,6 +415,7 @@ static const struct test tests[] = {
     TEST(a_wait_in_time),
     TEST(a_wait_that_is_too_long),
     TEST(not_waiting_takes_old_events_and_asks_for_a_new_one),
+    TEST(not_waiting_sees_that_nobody_is_left),
     TEST(a_flood_of_events_ends_a_wait),
     TEST(trying_asks_for_nothing),
     TEST(a_place_is_where_the_bytes_begin_and_how_many_they_are),

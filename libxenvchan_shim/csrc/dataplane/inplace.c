@@ -5,6 +5,15 @@
 #include "dataplane/way.h"
 #include "ring/ring.h"
 
+/* Return whether @way has at least @least bytes: way_readable() or way_writable(). */
+static int way_has(struct vchan *v, struct way *way, size_t least, enum effort effort,
+		   uint64_t deadline)
+{
+	return way->ring.produces
+		   ? way_writable(v, least, effort, deadline)
+		   : way_readable(v, (uint32_t)least, (uint32_t)least, effort, deadline);
+}
+
 /* ---- in place ---- */
 
 /* Show where the @count bytes from our index on lie. Returns @count. */
@@ -19,34 +28,28 @@ static int set_pieces(const struct ring *ring, uint32_t count, struct iovec piec
 	return (int)count;
 }
 
-int kvmchan_look(struct libxenvchan *ctrl, size_t least, struct iovec pieces[2])
+static int in_place(struct vchan *v, struct way *way, size_t least, struct iovec pieces[2])
 {
-	struct vchan *v = vchan_of(ctrl);
 	int count;
 
-	if (call_begin(v, &v->in, least) < 0)
+	if (call_begin(v, way, least) < 0)
 		return -1;
-	if (ring_look(&v->in.ring) == RING_BROKEN)
-		return way_leave(&v->in, fail_broken(v));
-	count = way_readable(v, (uint32_t)least, (uint32_t)least, effort_of(v), NEVER);
+	if (ring_look(&way->ring) == RING_BROKEN)
+		return way_leave(way, fail_broken(v));
+	count = way_has(v, way, least, effort_of(v), NEVER);
 	if (count >= (int)least)
-		count = set_pieces(&v->in.ring, ring_known(&v->in.ring), pieces);
-	return way_leave(&v->in, count);
+		count = set_pieces(&way->ring, ring_known(&way->ring), pieces);
+	return way_leave(way, count);
+}
+
+int kvmchan_look(struct libxenvchan *ctrl, size_t least, struct iovec pieces[2])
+{
+	return in_place(vchan_of(ctrl), &vchan_of(ctrl)->in, least, pieces);
 }
 
 int kvmchan_reserve(struct libxenvchan *ctrl, size_t least, struct iovec pieces[2])
 {
-	struct vchan *v = vchan_of(ctrl);
-	int count;
-
-	if (call_begin(v, &v->out, least) < 0)
-		return -1;
-	if (ring_look(&v->out.ring) == RING_BROKEN)
-		return way_leave(&v->out, fail_broken(v));
-	count = way_writable(v, least, effort_of(v), NEVER);
-	if (count >= (int)least)
-		count = set_pieces(&v->out.ring, ring_known(&v->out.ring), pieces);
-	return way_leave(&v->out, count);
+	return in_place(vchan_of(ctrl), &vchan_of(ctrl)->out, least, pieces);
 }
 
 /* Move our index on by @count bytes, and tell the peer. */
@@ -76,41 +79,36 @@ int kvmchan_commit(struct libxenvchan *ctrl, size_t count)
 
 /* ---- with a timeout ---- */
 
-static int fail_nothing(void) { return fail(EAGAIN, "it would have to wait"); }
+/* Take the events that are pending, which are old, then ask for the next one. */
+static int ask_anew(struct vchan *v, struct way *way, size_t least)
+{
+	enum event_result result = event_try(&v->event);
+	int count;
+
+	if (result == EVENT_LOST || result == EVENT_LAST)
+		vchan_lose(v); /* and look: it may have written last */
+	count = way_has(v, way, least, ASK, NEVER);
+	return count ? count : fail(EAGAIN, "it would have to wait");
+}
+
+static int wait_in_time(struct vchan *v, struct way *way, size_t least, int64_t timeout)
+{
+	int count;
+
+	if (call_begin(v, way, least) < 0)
+		return -1;
+	count = way_has(v, way, least, timeout ? WAIT_IN_TURNS : TRY, deadline_of(timeout));
+	if (count == 0 && least)
+		count = ask_anew(v, way, least);
+	return way_leave(way, count < 0 ? count : (int)ring_known(&way->ring));
+}
 
 int kvmchan_wait_data(struct libxenvchan *ctrl, size_t least, int64_t timeout)
 {
-	struct vchan *v = vchan_of(ctrl);
-	enum effort effort = timeout ? WAIT_IN_TURNS : TRY;
-	int count;
-
-	if (call_begin(v, &v->in, least) < 0)
-		return -1;
-	count = way_readable(v, (uint32_t)least, (uint32_t)least, effort, deadline_of(timeout));
-	if (count == 0 && least) {
-		/* Events that are pending are old. The next one is asked for. */
-		event_try(&v->event);
-		count = way_readable(v, (uint32_t)least, (uint32_t)least, ASK, NEVER);
-	}
-	if (count == 0 && least)
-		count = fail_nothing();
-	return way_leave(&v->in, count < 0 ? count : (int)ring_known(&v->in.ring));
+	return wait_in_time(vchan_of(ctrl), &vchan_of(ctrl)->in, least, timeout);
 }
 
 int kvmchan_wait_room(struct libxenvchan *ctrl, size_t least, int64_t timeout)
 {
-	struct vchan *v = vchan_of(ctrl);
-	enum effort effort = timeout ? WAIT_IN_TURNS : TRY;
-	int count;
-
-	if (call_begin(v, &v->out, least) < 0)
-		return -1;
-	count = way_writable(v, least, effort, deadline_of(timeout));
-	if (count == 0 && least) {
-		event_try(&v->event);
-		count = way_writable(v, least, ASK, NEVER);
-	}
-	if (count == 0 && least)
-		count = fail_nothing();
-	return way_leave(&v->out, count < 0 ? count : (int)ring_known(&v->out.ring));
+	return wait_in_time(vchan_of(ctrl), &vchan_of(ctrl)->out, least, timeout);
 }

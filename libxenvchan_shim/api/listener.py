@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import os
-import select
 import warnings
 from errno import EPIPE
 
-from kvmchand.errors import AlreadyClosed, Busy, OutOfResources, TimedOut, Unreachable, VchanError, WouldBlock
+from kvmchand.errors import AlreadyClosed, Busy, TimedOut, Unreachable, VchanError, WouldBlock
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.opening import offering, opened
+from libxenvchan_shim.api.poller import Poller
 from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
 from libxenvchan_shim.api.vchan import State, Vchan
 
@@ -29,9 +29,8 @@ class Listener(Patient):
 
     def __init__(self, peer: int | str, path: str, read_min: int, write_min: int) -> None:
         self._asked = (peer, path, read_min, write_min)
-        self._poller: select.epoll | None = None
-        self._failed = -1
-        """An eventfd in the poller: nothing is offered, and accept() is to say why."""
+        self._poller: Poller | None = None
+        """It shows an event while nothing is offered, for which accept() says why."""
         self._offered: Vchan | None = None
         self._accepts = False
         self._closed = False
@@ -77,12 +76,15 @@ class Listener(Patient):
         try:
             offered = self._offer()
             self._wait_for_client(offered, deadline)
-            self._unwatch(offered)
+            if (poller := self._poller) is not None:
+                poller.unwatch(offered._event_fd())
             self._offered = None
             try:
                 self._offer()
             except VchanError:
-                self._show_failure()  # the next accept() tries again, and says why that fails
+                # The next accept() tries again, and says why that fails.
+                if (poller := self._poller) is not None:
+                    poller.show()
             return offered
         finally:
             self._accepts = False
@@ -105,17 +107,8 @@ class Listener(Patient):
         """
         self._require_open()
         if self._poller is None:
-            try:
-                poller = select.epoll()
-                if self._failed < 0:
-                    self._failed = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-            except OSError as error:
-                raise OutOfResources(f"no descriptor for the clients at {self._path}: {error.strerror}") from error
-            poller.register(self._failed, select.EPOLLIN)
-            self._poller = poller
+            self._poller = Poller(f"the clients at {self._path}", shows=self._offered is None)
             self._watch()
-            if self._offered is None:
-                self._show_failure()
         return self._poller.fileno()
 
     def close(self) -> None:
@@ -124,12 +117,9 @@ class Listener(Patient):
         offered, self._offered = self._offered, None
         if offered is not None:
             offered.close()
-        if self._poller is not None:
-            self._poller.close()
-            self._poller = None
-        failed, self._failed = self._failed, -1
-        if failed >= 0:
-            os.close(failed)
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            poller.close()
 
     def _offer(self) -> Vchan:
         """Return the vchan that waits for a client."""
@@ -143,26 +133,10 @@ class Listener(Patient):
                 self._require_open()
         return self._offered
 
-    def _show_failure(self) -> None:
-        if self._failed >= 0:
-            os.eventfd_write(self._failed, 1)
-
     def _watch(self) -> None:
-        if self._failed >= 0:
-            try:
-                os.eventfd_read(self._failed)
-            except BlockingIOError:
-                pass
         if self._poller is not None and self._offered is not None:
-            self._poller.register(self._offered._event_fd(), select.EPOLLIN)
-
-    def _unwatch(self, offered: Vchan) -> None:
-        poller = self._poller
-        if poller is not None:
-            try:
-                poller.unregister(offered._event_fd())
-            except (ValueError, OSError):
-                pass  # another thread is closing both
+            self._poller.take()
+            self._poller.watch(self._offered._event_fd())
 
     def _wait_for_client(self, offered: Vchan, deadline: Deadline) -> None:
         while offered.state is State.WAITING:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import select
 from _thread import _count as _count_threads
 from errno import EAGAIN, EINTR, ETIMEDOUT
 
-from kvmchand.errors import Busy, OutOfResources, TimedOut, WouldBlock
+from kvmchand.errors import Busy, TimedOut, WouldBlock
 from kvmchand.wire import dataplane
 from libxenvchan_shim.api.handle import Handle
+from libxenvchan_shim.api.poller import Poller
 from libxenvchan_shim.api.timeouts import OWN, Deadline, Patient, Timeout
 
 TYPE_CHECKING = False
@@ -23,12 +22,11 @@ _AWAITED = {dataplane.DATA: "data", dataplane.ROOM: "room", dataplane.EVENT: "ev
 class Waiting(Patient, Handle):
     """A vchan that one can wait for."""
 
-    _poller: select.epoll | None = None
+    _poller: Poller | None = None
+    """It shows an event that a call which waited has taken, as that may have been select()'s."""
     _lacked: frozenset[int] = frozenset()
     """What calls raised WouldBlock for."""
     _is_wakeable = False
-    _again = -1
-    """An eventfd in the poller: what a call that waited took may have been select()'s event."""
 
     def wait(self, timeout: Timeout = OWN) -> None:
         """Wait until an event is pending, and take it. Then look again at what you wait for.
@@ -72,42 +70,27 @@ class Waiting(Patient, Handle):
         with self._lock:
             self._opened()
             if self._poller is None:
-                self._make_poller()
-                assert self._poller is not None
+                # Something may have come before anyone watched.
+                poller = Poller(f"the events of the vchan at {self._path}", shows=True)
+                poller.watch(self._event_fd())
+                self._poller = poller
             return self._poller.fileno()
-
-    def _make_poller(self) -> None:
-        try:
-            poller = select.epoll()
-            if self._again < 0:
-                self._again = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        except OSError as error:
-            raise OutOfResources(f"no descriptor for the events of the vchan at {self._path}: {error.strerror}") from error
-        poller.register(self._again, select.EPOLLIN)
-        poller.register(self._event_fd(), select.EPOLLIN)
-        self._poller = poller
 
     def _event_fd(self) -> int:
         return int(dataplane.fd_for_select(self._opened()))
 
     def _let_go(self) -> None:
         super()._let_go()
-        if self._poller is not None:
-            self._poller.close()
-            self._poller = None
-        again, self._again = self._again, -1
-        if again >= 0:
-            os.close(again)
+        poller, self._poller = self._poller, None
+        if poller is not None:
+            poller.close()
 
     def _take_again(self) -> bool:
         """Take the event that is shown again. Returns whether there was one."""
-        if self._again < 0:
+        if self._poller is None:
             return False
         with self._lock:  # in which it is closed
-            try:
-                return self._again >= 0 and os.eventfd_read(self._again) > 0
-            except BlockingIOError:
-                return False
+            return self._poller is not None and self._poller.take()
 
     def _may_wait(self, ref: Any) -> bool:
         """Let close() end the wait that is to begin. Returns False if this is closed already.
@@ -132,9 +115,9 @@ class Waiting(Patient, Handle):
         with self._lock:
             for each in (dataplane.DATA, dataplane.ROOM):
                 # Another thread may be in a call in that direction: look, and change nothing of it.
-                if each != awaited and each in self._lacked and self._again >= 0 and dataplane.glance(ref, each):
+                if each != awaited and each in self._lacked and self._poller is not None and dataplane.glance(ref, each):
                     self._lacked -= {each}
-                    os.eventfd_write(self._again, 1)
+                    self._poller.show()
             self._lacked |= {awaited}
 
     def _wait(self, awaited: int, least: int, deadline: Deadline) -> int:
@@ -154,8 +137,8 @@ class Waiting(Patient, Handle):
             result = -EINTR
             while (result == -EINTR or (result == -ETIMEDOUT and deadline.left() > 1)) and self._may_wait(ref):
                 result = dataplane.wait_for(ref, awaited, least, deadline.microseconds())
-            if deadline.timeout and awaited != dataplane.EVENT and self._again >= 0:
-                os.eventfd_write(self._again, 1)
+            if deadline.timeout and awaited != dataplane.EVENT and self._poller is not None:
+                self._poller.show()
         finally:
             if is_counted:
                 self._awaited = self._awaited - {awaited}

@@ -118,7 +118,7 @@ def bind(ffi: Any) -> None:
         else:
             found = answer_of(data, _DAEMON, client.Domains)
             numbers = [each.domain for each in found.domains]
-            answer.count, answer.own = len(numbers), found.own
+            answer.count, answer.own, answer.more = len(numbers), found.own, found.more
             answer.numbers[0 : len(numbers)] = numbers
 
 

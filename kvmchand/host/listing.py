@@ -98,7 +98,7 @@ class Lister:
         """Return the domains from a number on, as many as fit."""
         listed = [each for each in self._domains(requester) if each.domain >= first]
         (fitting,), _ = _fill([placed(listed[: client.DOMAINS_MAX])], 0, _ROOM)
-        return client.Domains(requester.domain, tuple(fitting))
+        return client.Domains(requester.domain, tuple(fitting), len(fitting) < len(listed))
 
     def page(self, requester: Requester, cursor: Size) -> client.Listing:
         """Return the page from `cursor` on. Only the host's clients see guests and links."""

@@ -158,10 +158,7 @@ class GetPort(Record):
 
 
 class GetDomains(Record):
-    """Asks for the domains from number `first` on.
-
-    Reply: Domains, which has none if there are no more.
-    """
+    """Asks for the domains from number `first` on. Reply: Domains."""
 
     first: int
 
@@ -228,12 +225,13 @@ class Port(Record):
 class Domains(Record):
     """Domains by rising number, as many as fit into a packet, and at most DOMAINS_MAX.
 
-    Others may follow the last of them: ask again from its number + 1 on, until an answer has none.
-    `own`: the number of the domain that asks.
+    `own`: the number of the domain that asks. `more`: others follow the last of them, for which one
+    asks again from its number + 1 on.
     """
 
     own: DomainId
     domains: tuple[DomainInfo, ...]
+    more: bool
 
 
 class List(Record):

@@ -51,9 +51,9 @@ def listing() -> Generator[Step, Any, list[Domain]]:
     while True:
         first = found[-1].number + 1 if found else 0
         page = yield Step(client.GetDomains(first), Connection.take_domains)
-        if not page.domains:
-            return found
         found += [Domain(int(each.domain), each.kind, each.name, each.uuid) for each in page.domains]
+        if not page.more or not page.domains:
+            return found
 
 
 def resolved(domain: int | str, name: str) -> Generator[Step, Any, int]:

@@ -76,8 +76,9 @@ struct kvmchan_answer {
 	int32_t state;
 	int32_t peer;	    /* the domain that may join, or has joined */
 	uint64_t peer_port; /* the port's number there; of state 2 */
-	/* Of domains, in rising order. More may follow the last, until an answer has none. */
+	/* Of domains, in rising order. */
 	int32_t count;
+	int32_t more;	      /* whether others follow the last */
 	int32_t own;	      /* the domain that asks */
 	int32_t numbers[256]; /* DOMAINS_MAX of kvmchand/wire/client.py */
 };

@@ -509,7 +509,7 @@ static bool add_domains(struct kvmchan_domains *domains, const struct kvmchan_an
 	domains->own = answer->own;
 	for (i = 0; i < answer->count && domains->count < domains->most; i++)
 		domains->numbers[domains->count++] = answer->numbers[i];
-	if (!answer->count || domains->count >= domains->most)
+	if (!answer->more || !answer->count || domains->count >= domains->most)
 		return false;
 	return domains->numbers[domains->count - 1] < INT_MAX;
 }

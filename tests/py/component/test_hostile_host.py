@@ -101,7 +101,7 @@ def test_requests_wait_for_the_link_to_come_up(fresh: GuestDaemon) -> None:
         fresh.greet()
         asked = fresh.hear_ask()
         assert asked.request == wire.GetDomains(0)
-        fresh.say(control.Reply(asked.client, asked.serial, wire.Domains(DOMAIN, ())))
+        fresh.say(control.Reply(asked.client, asked.serial, wire.Domains(DOMAIN, (), more=False)))
         assert client.hear()["own"] == DOMAIN
     assert fresh.hear() == control.Close(asked.client)
 

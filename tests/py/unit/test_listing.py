@@ -176,7 +176,9 @@ def asked_for_all(lister: Lister, requester: Silent) -> list[client.Domains]:
     answers = [lister.domains(requester, 0)]
     while answers[-1].domains:
         answers.append(lister.domains(requester, answers[-1].domains[-1].domain + 1))
-    return answers[:-1]
+    *answers, none = answers
+    assert [each.more for each in (*answers, none)] == [*[True] * (len(answers) - 1), False, False]
+    return answers
 
 
 def listed_to(lister: Lister, requester: Silent) -> list[client.DomainInfo]:
@@ -217,7 +219,7 @@ def test_an_answer_has_as_many_domains_as_a_packet_holds(lister: Lister) -> None
     answers = asked_for_all(lister, requester(HOST))
     assert len(answers) > len(GUEST_NUMBERS) / client.DOMAINS_MAX + 1
     for answer, following in pairwise(answers):
-        more = client.Domains(answer.own, (*answer.domains, following.domains[0]))
+        more = client.Domains(answer.own, (*answer.domains, following.domains[0]), answer.more)
         assert len(client.replies.encode(answer)) <= PACKET_MAX
         assert len(client.replies.encode(more)) > ROOM
 

@@ -33,7 +33,8 @@ def move(
     serving.wait_line("offered")
     numbers = [str(each) for each in (channels, back, out, call, ring)]
     connecting = network.run_on(client, stream, "client", str(here), path, *numbers)
-    for each in (serving, connecting):
+    # The client first: if it can't connect, its server waits for ever, and does not know why.
+    for each in (connecting, serving):
         each.wait_line("done")
     for each in (connecting, serving):
         each.end_input()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmchand.wire.client import DomainInfo, Domains, Error, replies
 from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
 from rig.deadline import eventually
@@ -197,8 +198,8 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
         daemon.assert_clean()
 
 
-DOMAINS = b'{"type":"domains","own":0,"domains":[{"domain":0,"kind":"host","name":"host","uuid":""}]}'
-ERROR = b'{"type":"error","code":"not-found","sentence":"there is no domain 1"}'
+DOMAINS = replies.encode(Domains(0, (DomainInfo(0, "host", "host", ""),), False))
+ERROR = replies.encode(Error("not-found", "there is no domain 1"))
 
 
 def test_close_waits_for_the_daemon_though_its_answer_is_not_taken_yet(qubes: Path, tmp_path: Path) -> None:

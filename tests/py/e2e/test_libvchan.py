@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmchand.ids import HOST
 from kvmchand.wire.client import DomainInfo, Domains, Error, replies
 from rig.compiler import compile_c, our_flags, pkg_config
 from rig.daemon import Daemon
@@ -198,7 +199,7 @@ def test_async_client_can_be_closed_at_every_step(daemon: Daemon, start: Start) 
         daemon.assert_clean()
 
 
-DOMAINS = replies.encode(Domains(0, (DomainInfo(0, "host", "host", ""),), False))
+DOMAINS = replies.encode(Domains(HOST, (DomainInfo(HOST, "host", "host", ""),), False))
 ERROR = replies.encode(Error("not-found", "there is no domain 1"))
 
 

@@ -16,7 +16,8 @@ from kvmchand.errors import InvalidArgument, OutOfResources, VchanError
 from kvmchand.ids import START_PEER, DomainId
 from kvmchand.links.links import Links
 from kvmchand.runtime import log
-from kvmchand.services.ivshmem.devices import Devices, Listener
+from kvmchand.services.ivshmem.devices import Devices
+from kvmchand.services.ivshmem.ports import Listener
 from kvmchand.services.libvirt.coldplug_xml import SIZE_MAX, StartLink
 
 _UNBORN = DomainId(-1)
@@ -69,7 +70,7 @@ class ColdPlug:
         plan = made.plan
         made.device = self._links.make((_UNBORN, _UNBORN), {_UNBORN: START_PEER}, plan.size, plan.vectors)
         try:
-            self._devices.create(made.device, made.listener)
+            self._devices.create(made.device, made.listener, without_kvm=() if plan.has_kvm else (_UNBORN,))
         except VchanError as error:
             log.warning(f"domain {made.uuid} can't be served when it starts: {error.sentence}")
             made.device = None

@@ -52,7 +52,7 @@ class Lifecycle(HypervisorEvents):
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
         """Make the device that a domain has from its next start."""
-        self._pool.cold_plug.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors))
+        self._pool.cold_plug.prepare(prepared.uuid, StartLink(prepared.socket, prepared.size, prepared.vectors, prepared.kvm))
 
     def on_unprepared(self, uuid: str) -> None:
         """Withdraw that device."""

@@ -92,7 +92,7 @@ class Pool:
         """Make a device for two domains, in neither yet. Raises OutOfResources."""
         device = self._links.add(pair_of(one, other), {one, other} & self._guests, size, vectors, control=control)
         try:
-            self._devices.create(device)
+            self._devices.create(device, without_kvm=self._links.keepers)
         except BaseException:
             self._links.remove(device)
             raise

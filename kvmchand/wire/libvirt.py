@@ -66,13 +66,14 @@ class Found(Record):
 class Prepared(Record):
     """libvirt → main: a domain's XML has a device of ours from its start, whether it runs or not.
 
-    `socket`: the name of the ivshmem server's in our folder.
+    `socket`: the name of the ivshmem server's in our folder. `kvm`: QEMU runs it with KVM.
     """
 
     uuid: str
     socket: str
     size: Size
     vectors: int
+    kvm: bool
 
 
 class Unprepared(Record):

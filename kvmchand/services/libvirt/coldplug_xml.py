@@ -40,6 +40,8 @@ class StartLink:
     socket: str
     size: Size
     vectors: int
+    has_kvm: bool
+    """QEMU runs the domain with KVM."""
 
 
 def parse_size(text: str) -> Size:
@@ -52,6 +54,16 @@ def parse_size(text: str) -> Size:
     if size and not _is_possible(size):
         raise InvalidArgument(f"{text!r} is no size for a link: give a power of two from 1M to 16G, or 0 for none")
     return Size(size)
+
+
+def has_kvm(root: ElementTree.Element) -> bool:
+    """Return whether QEMU runs a domain with KVM.
+
+    Without KVM it must never lose a device: it goes on watching the eventfds of an unplugged device
+    by their numbers, and crashes when a later descriptor gets one of these (watch_vector_notifier,
+    QEMU 7.2).
+    """
+    return root.get("type") == "kvm"
 
 
 def is_start(shmem: ElementTree.Element) -> bool:
@@ -76,7 +88,7 @@ def find(root: ElementTree.Element, folder: Path) -> StartLink | None:
         vectors = "" if msi is None else msi.get("vectors", "")
         if not size or path.parent != folder or not _SOCKET.fullmatch(path.name) or not re.fullmatch("[0-9]{1,4}", vectors):
             continue
-        found = StartLink(path.name, Size(int(size[1])), int(vectors))
+        found = StartLink(path.name, Size(int(size[1])), int(vectors), has_kvm(root))
         if _VECTORS_MIN <= found.vectors <= VECTORS_MAX and _is_possible(found.size):
             return found
     return None

@@ -23,16 +23,6 @@ class Refused(Exception):
     """A sentence that says why a domain cannot have a device."""
 
 
-def has_kvm(tree: ElementTree.Element) -> bool:
-    """Return whether QEMU runs a domain with KVM.
-
-    Without KVM it must never lose a device: it goes on watching the eventfds of an unplugged device
-    by their numbers, and crashes when a later descriptor gets one of these (watch_vector_notifier,
-    QEMU 7.2).
-    """
-    return tree.get("type") == "kvm"
-
-
 def shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
     """Return the device whose ivshmem server is at `path`, or None."""
     return next(

@@ -346,7 +346,7 @@ def _look_at(domain: Any, folder: Path) -> _Running | None:
     kvm, stale = False, list[str]()
     try:
         tree = ElementTree.fromstring(domain.XMLDesc())
-        kvm = hotplug_xml.has_kvm(tree)
+        kvm = coldplug_xml.has_kvm(tree)
         stale = hotplug_xml.stale_devices(tree, folder)
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
@@ -374,7 +374,7 @@ def _prepared(domain: Any, folder: Path) -> wire.Prepared | wire.Unprepared | No
     except ElementTree.ParseError as error:
         log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
         found = None
-    return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors)
+    return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors, found.has_kvm)
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

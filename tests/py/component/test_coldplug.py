@@ -20,14 +20,15 @@ from kvmchand.services.libvirt.coldplug_xml import StartLink
 from rig.ivshmem import MIB, Rig, identity
 
 UUID, OTHER = "6d1a5a4e-6b3c-4a1c-9d53-0f8b7a4c1e11", "0e0e0e0e-6b3c-4a1c-9d53-0f8b7a4c1e11"
-PLAN = StartLink("start-" + "0" * 26, Size(MIB), 2)
+PLAN = StartLink("start-" + "0" * 26, Size(MIB), 2, True)
 DOMAIN = DomainId(7)
 
 
 class Start:
     """A QEMU that starts: it hears all that it is told."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, rig: Rig, path: Path) -> None:
+        self._rig = rig
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._path = path
         self.memory = ""
@@ -41,6 +42,7 @@ class Start:
         """Asserts that a whole handshake comes."""
         numbers: list[int] = []
         for _ in range(3 + 2 * 2):
+            self._rig.until_readable(self.sock.fileno())
             data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
             numbers += struct.unpack("<q", data)
             if numbers[-1] == -1:
@@ -48,7 +50,7 @@ class Start:
                 assert os.pread(fds[0], MIB, 0) == bytes(MIB)
                 os.pwrite(fds[0], b"secret", 4096)
             self._fds += fds
-        assert numbers == [0, START_PEER, -1, HOST_PEER, HOST_PEER, START_PEER, START_PEER]
+        assert numbers == [0, START_PEER, HOST_PEER, HOST_PEER, START_PEER, START_PEER, -1]
 
     def close(self) -> None:
         self.sock.close()
@@ -77,7 +79,7 @@ class Cold:
         return self.rig.folder / plan.socket
 
     def start(self) -> Start:
-        made = Start(self.path())
+        made = Start(self.rig, self.path())
         self._starts.append(made)
         return made.connect()
 
@@ -162,7 +164,7 @@ def test_a_changed_plan_is_served_in_place_of_the_one_before(cold: Cold) -> None
     cold.plug.prepare(UUID, PLAN)
     cold.start().hear()
     taken = cold.plug.take(UUID, DOMAIN)
-    plan = StartLink("start-" + "1" * 26, Size(2 * MIB), 2)
+    plan = StartLink("start-" + "1" * 26, Size(2 * MIB), 2, True)
     cold.plug.prepare(UUID, plan)
     assert not cold.path().exists()
     assert cold.path(plan).exists()
@@ -175,13 +177,13 @@ def test_a_changed_plan_is_served_in_place_of_the_one_before(cold: Cold) -> None
 def test_a_plan_said_again_changes_nothing(cold: Cold) -> None:
     cold.plug.prepare(UUID, PLAN)
     before = cold.path().stat().st_ino
-    cold.plug.prepare(UUID, StartLink(PLAN.socket, PLAN.size, PLAN.vectors))
+    cold.plug.prepare(UUID, StartLink(PLAN.socket, PLAN.size, PLAN.vectors, True))
     assert cold.path().stat().st_ino == before
 
 
 @pytest.mark.parametrize("size", [3 << 20, 1 << 35])
 def test_what_can_not_be_served_is_said(cold: Cold, size: int, capfd: pytest.CaptureFixture[str]) -> None:
-    cold.plug.prepare(UUID, StartLink(PLAN.socket, Size(size), 2))
+    cold.plug.prepare(UUID, StartLink(PLAN.socket, Size(size), 2, True))
     assert f"domain {UUID} can't be served" in capfd.readouterr().err
 
 
@@ -204,7 +206,6 @@ def test_it_outlives_the_ivshmem_process(cold: Cold) -> None:
     taken = cold.plug.take(UUID, DOMAIN)
     assert taken is not None
     second = cold.start()
-    cold.rig.settle()
     assert cold.lost == []
     first.close()
     cold.until_lost(1)

@@ -225,7 +225,8 @@ class Rig:
     def device(self, domain: DomainId) -> Device:
         self._last += 1
         made = Device(DeviceId(self._last), (DomainId(0), domain), Size(1 << 20), 2, {domain: 2})
-        self.devices.create(made)
+        found = self.found.get(domain)
+        self.devices.create(made, without_kvm=() if found is not None and found.kvm else (domain,))
         return made
 
     def path(self, device: Device) -> Path:

@@ -61,7 +61,7 @@ def stand_in(folder: Path, service: str) -> Path:
 class Plugged:
     """A device in a machine, as its QEMU has it.
 
-    `lazy`: the eventfds are not read before they are needed.
+    `lazy`: its memory and events are not read before they are needed.
     """
 
     def __init__(self, path: str, vectors: int, *, lazy: bool = False) -> None:
@@ -70,16 +70,26 @@ class Plugged:
         self._events: dict[int, list[int]] = {}
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._sock.connect(path)
+        self.memory = -1
         version, _ = self._hear()
+        assert version == 0, f"the ivshmem server refuses this: {version}"
         self.peer, _ = self._hear()
-        minus_one, self.memory = self._hear()
-        assert (version, minus_one) == (0, -1)
         if not lazy:
             self.read()
 
     def read(self) -> None:
         """To the end of what the server says."""
-        self.event(self.peer, self.vectors - 1)
+        while not self.has_read():
+            self._take()
+
+    def _take(self) -> None:
+        about, fd = self._hear()
+        assert fd >= 0, f"peer {about} went"
+        if about == -1:
+            assert self.memory == -1
+            self.memory = fd
+        else:
+            self._events.setdefault(about, []).append(fd)
 
     def _hear(self) -> tuple[int, int]:
         data, fds, _, _ = socket.recv_fds(self._sock, 8, 1, socket.MSG_WAITALL)
@@ -89,13 +99,11 @@ class Plugged:
     def event(self, peer: int, vector: int) -> int:
         """Return what wakes a peer. If QEMU has not heard of it yet, it does now."""
         while len(self._events.get(peer, ())) <= vector:
-            about, event = self._hear()
-            assert event >= 0, f"peer {about} went"
-            self._events.setdefault(about, []).append(event)
+            self._take()
         return self._events[peer][vector]
 
     def has_read(self) -> bool:
-        return len(self._events.get(self.peer, ())) == self.vectors
+        return self.memory != -1 and len(self._events.get(self.peer, ())) == self.vectors
 
     def unplug(self) -> None:
         self._sock.close()

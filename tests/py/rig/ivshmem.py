@@ -22,7 +22,7 @@ from kvmchand.errors import VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId, Size
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
-from rig.deadline import run_until
+from rig.deadline import eventually, run_until
 from rig.processes import children, open_fds
 
 MIB = 1 << 20
@@ -48,8 +48,10 @@ def identity(fd: int) -> str:
     return f"eventfd {event[1]}" if event else f"file {os.fstat(fd).st_dev} {os.fstat(fd).st_ino}"
 
 
-def is_signalled(event: int) -> bool:
-    return bool(select.select([event], [], [], 0)[0])
+def is_readable(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def our_fds() -> list[str]:
@@ -71,6 +73,7 @@ class Rig:
         self.devices = Devices(self.loop, self.folder, "nobody", self._fail)
         self.names: dict[str, str] = {}
         """What each descriptor of a device is, by its identity."""
+        self.without_kvm: set[DeviceId] = set()
         self._last = 0
         self._qemus: list[Qemu] = []
 
@@ -90,6 +93,15 @@ class Rig:
         """Run main until something has come about."""
         run_until(self.loop, holds, lambda: f"{self.told}, {self.failure}")
 
+    def until_readable(self, fd: int) -> None:
+        """Run main until something can be read there."""
+        if not is_readable(fd):
+            self.loop.add(fd, lambda _events: None)
+            try:
+                self.until(lambda: is_readable(fd))
+            finally:
+                self.loop.remove(fd)
+
     def until_told(self, *expected: tuple[str, int, int]) -> None:
         """Run until the owner is told these, in any order.
 
@@ -99,12 +111,14 @@ class Rig:
         assert sorted(self.told) == sorted(expected)
         self.told.clear()
 
-    def device(self, *domains: DomainId, vectors: int = 2, size: int = MIB) -> Device:
+    def device(self, *domains: DomainId, vectors: int = 2, size: int = MIB, without_kvm: bool = False) -> Device:
         self._last += 1
         pair = (domains[0], domains[-1]) if len(domains) == 2 else (DomainId(0), domains[0])
         peers = {ALICE: A, BOB: B}
         made = Device(DeviceId(self._last), pair, Size(size), vectors, {each: peers[each] for each in domains})
-        self.devices.create(made)
+        self.devices.create(made, without_kvm=domains if without_kvm else ())
+        if without_kvm:
+            self.without_kvm.add(made.number)
         self._name(made)
         return made
 
@@ -123,7 +137,8 @@ class Rig:
         return [each for each in children(os.getpid()) if b"\0ivshmem\0" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
     def pid(self) -> int:
-        """Return the number of the ivshmem process."""
+        """Return the number of the ivshmem process, whose command line shows late after its start."""
+        eventually(self._pids)
         (pid,) = self._pids()
         return pid
 
@@ -134,8 +149,10 @@ class Rig:
     def settle(self) -> None:
         """Run until main knows all that the ivshmem process has done so far."""
         device = self.device(BOB)
-        self.qemu(device, BOB)
+        qemu = self.qemu(device, BOB)
         self.until_told(("served", device.number, BOB))
+        qemu.close()
+        self.until_told(("unplugged", device.number, BOB))
         self.devices.remove(device)
 
     def kill(self) -> None:
@@ -167,6 +184,7 @@ class Qemu:
         """Return the next messages."""
         heard: list[Heard] = []
         for _ in range(count):
+            self._rig.until_readable(self.sock.fileno())
             data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
             assert len(data) == 8, f"after {heard} came {data!r}"
             assert len(fds) <= 1
@@ -179,11 +197,16 @@ class Qemu:
         return heard
 
     def hear_handshake(self, me: int) -> None:
-        """Assert what comes: the host, the device's other guest, there or not, and itself."""
-        expected = [(0, ""), (me, ""), (-1, "memory")]
-        for peer in (HOST_PEER, *(each for each in self._device.peers.values() if each != me), me):
-            expected += [(peer, f"event {peer}.{vector}") for vector in range(self._device.vectors)]
+        """Assert what comes: of the host, the device's other guest, there or not, and itself."""
+        others = [HOST_PEER, *(each for each in self._device.peers.values() if each != me)]
+        theirs, own = self._events(*others), self._events(me)
+        memory = [(-1, "memory")]
+        is_first = self._device.number in self._rig.without_kvm
+        expected = [(0, ""), (me, ""), *theirs, *(memory + own if is_first else own + memory)]
         assert self.hear(len(expected)) == expected
+
+    def _events(self, *peers: int) -> list[Heard]:
+        return [(peer, f"event {peer}.{vector}") for peer in peers for vector in range(self._device.vectors)]
 
     def hear_end(self) -> None:
         assert self.rest() == 0
@@ -192,6 +215,7 @@ class Qemu:
         """Return how many messages come before the connection is ended."""
         count = 0
         while True:
+            self._rig.until_readable(self.sock.fileno())
             try:
                 data, fds, _, _ = socket.recv_fds(self.sock, 8, 2)
             except ConnectionResetError:
@@ -203,7 +227,7 @@ class Qemu:
 
     def has_heard_all(self) -> bool:
         """Return whether nothing is there to be heard, the end included."""
-        return not select.select([self.sock], [], [], 0)[0]
+        return not is_readable(self.sock.fileno())
 
     def close(self) -> None:
         self.sock.close()
@@ -229,6 +253,6 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
             made.close()
     assert made.failure is None
     assert (our_fds(), children(os.getpid())) == before
-    assert "Traceback" not in log.read_text()
+    assert "Traceback" not in log.read_text(), log.read_text()
     log.unlink()
     assert list(tmp_path.iterdir()) == []

@@ -130,3 +130,8 @@ SERVER = "<server path='/run/kvmchand/ivshmem/start-0123456789abcdef0123456789'/
 )
 def test_what_is_not_ours_is_not_found(shmem: str) -> None:
     assert coldplug_xml.find(domain(shmem), FOLDER) is None
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("type='kvm'", True), ("type='qemu'", False), ("", False)])
+def test_only_a_domain_of_type_kvm_has_kvm(kind: str, expected: bool) -> None:
+    assert coldplug_xml.has_kvm(ElementTree.fromstring(f"<domain {kind}/>")) is expected

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from kvmchand.ids import DeviceId, DomainId
-from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, has_kvm, stale_devices
+from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, stale_devices
 from kvmchand.wire.libvirt import Attach
 
 ATTACH = Attach(DomainId(3), DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
@@ -158,8 +158,3 @@ def test_devices_whose_sockets_are_no_more_are_an_earlier_daemons(tmp_path: Path
     shmems += ["<shmem name='elsewhere'><server path='/elsewhere/gone'/></shmem>", "<shmem name='plain'/>"]
     tree = ElementTree.fromstring(f"<domain><devices>{''.join(shmems)}</devices></domain>")
     assert stale_devices(tree, tmp_path) == [f"{tmp_path}/gone", f"{tmp_path}/gone-too"]
-
-
-@pytest.mark.parametrize(("kind", "expected"), [("type='kvm'", True), ("type='qemu'", False), ("", False)])
-def test_only_a_domain_of_type_kvm_has_kvm(kind: str, expected: bool) -> None:
-    assert has_kvm(ElementTree.fromstring(f"<domain {kind}/>")) is expected

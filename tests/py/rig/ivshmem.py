@@ -137,7 +137,7 @@ class Rig:
         return [each for each in children(os.getpid()) if b"\0ivshmem\0" in Path(f"/proc/{each}/cmdline").read_bytes()]
 
     def pid(self) -> int:
-        """Return the number of the ivshmem process, whose command line shows late after its start."""
+        """Return the number of the ivshmem process, whose command line shows after its start."""
         eventually(self._pids)
         (pid,) = self._pids()
         return pid

@@ -7,7 +7,7 @@ vIOMMU and the ivshmem devices. What cannot be read becomes a finding, or is lef
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -250,7 +250,7 @@ def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
         except pci.SysfsError as error:
             yield Finding(Grade.NOTE, f"bridge {above}", str(error))
             continue
-        room = max((largest_fit(window, bars) for window in windows), default=0)
+        room = max((pci.largest_fit(window, bars) for window in windows), default=0)
         sizes = " and ".join(_bytes(window.size) for window in windows)
         if room >= pci.PAGE:
             yield Finding(
@@ -263,23 +263,6 @@ def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
                 f"its windows ({sizes or 'it has none'}) have no room for another device: have a large one from the start "
                 "(kvmchan prepare-domain --link-size)",
             )
-
-
-def largest_fit(window: pci.Bar, bars: Iterable[pci.Bar]) -> int:
-    """Return the size of the largest free range in a window.
-
-    Ranges are aligned to their size, as the memory of devices is.
-    """
-    start, end = window.start, window.start + window.size
-    taken = sorted((bar.start, bar.start + bar.size) for bar in bars if bar.size and start <= bar.start < end)
-    best = 0
-    for first, behind in [*taken, (end, end)]:
-        size = 1 << max(0, first - start).bit_length() >> 1
-        while size and (start + size - 1) // size * size + size > first:
-            size >>= 1
-        best = max(best, size)
-        start = max(start, behind)
-    return best
 
 
 # ---- a host ----

@@ -45,7 +45,7 @@ class Devices:
         """Return the device at an address, which is the caller's to close, if there is one."""
         return self._devices.pop(address, None)
 
-    def _newest(self, peer: int) -> Function | None:
+    def of_peer(self, peer: int) -> Function | None:
         """Return the last device of an id.
 
         One that an earlier daemon made may still be on its way out.
@@ -71,7 +71,7 @@ class Devices:
         return function
 
     def _of_channels(self, peer: int) -> Function:
-        function = self._newest(peer)
+        function = self.of_peer(peer)
         if function is None or peer == CONTROL_PEER:
             raise ProtocolError(f"there is no device {peer} here")
         return function

@@ -52,15 +52,15 @@ class Guest:
         self._undo.callback(self._sockets.close)
         self._undo.enter_context(stopped_by_signals(self._loop))
         self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)  # the number that this guest has, the host knows
-        session = Session(self._loop, self._sockets, devices, settings, self._fail)
+        functions = Functions(self._loop, self._fail, noiommu=settings.noiommu)
+        session = Session(self._loop, self._sockets, devices, functions, settings, self._fail)
         clients = Clients(
             self._loop, self._sockets, settings.service_user, settings.limits.max_channels, self._on_ready, self._fail
         )
         self._undo.callback(clients.close)
         self._undo.callback(session.close)
-        functions = Functions(self._loop, Plugging(devices, session), self._fail, noiommu=settings.noiommu)
         self._undo.callback(functions.close)
-        functions.start()
+        functions.start(Plugging(devices, session))
         session.start()
         clients.start(session.requests)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.session import Session
-from kvmchand.ids import CONTROL_PEER
+from kvmchand.ids import CONTROL_PEER, Size
 from kvmchand.runtime import log
 from kvmchand.services.vfio.functions import Function, FunctionEvents
 from kvmchand.wire import control
@@ -37,13 +37,17 @@ class Plugging(FunctionEvents):
         log.info(f"device {address} is unplugged")
         gone = self._forget(address)
         if gone is not None:
-            self._session.tell_if_linked(control.Unusable(gone.peer, "it is not in the guest any more"))
+            self._session.tell_if_linked(control.Released(gone.peer))
 
     def on_unusable(self, address: str, sentence: str) -> None:
         """Log and tell the host that a device, or all if `address` is empty, is unusable."""
         log.warning(f"device {address}: {sentence}" if address else sentence)
         self._session.requests.refusal = sentence
         self._session.tell_if_linked(control.Unusable(0, sentence[:_SENTENCE_MAX]))
+
+    def on_room(self, size: Size) -> None:
+        """Tell the host."""
+        self._session.note_room(size)
 
     def _forget(self, address: str) -> Function | None:
         """Let go of the device at an address, if there is one, and end the channels on it.

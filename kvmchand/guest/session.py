@@ -14,12 +14,13 @@ from kvmchand.errors import VchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.handshake import Handshake
 from kvmchand.guest.requests import Requests
+from kvmchand.ids import CONTROL_PEER, Size
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.services.control.sessions import ControlEnd, SessionEvents, SessionId, Sessions
 from kvmchand.services.store.forwarding import Forward
-from kvmchand.services.vfio.functions import Function
+from kvmchand.services.vfio.functions import Function, Functions
 from kvmchand.wire import control, store
 
 
@@ -31,12 +32,16 @@ class Session(SessionEvents):
         loop: Loop,
         sockets: Sockets,
         devices: Devices,
+        functions: Functions,
         settings: Settings,
         fail: Callable[[VchanError], None],
     ) -> None:
         """Make no session yet. `fail` is called when a service has ended for good."""
         user = settings.service_user
         self._devices = devices
+        self._functions = functions
+        self._room: Size | None = None
+        """What the host is told of it, once it is known."""
         self._control: Function | None = None
         self._session: SessionId | None = None
         self._is_welcome = False
@@ -117,10 +122,26 @@ class Session(SessionEvents):
                 self.requests.take_answer(message)
             case control.Closed():
                 self.requests.finish_close(message.client)
+            case control.Release():
+                self._release(message.peer)
             case control.Again():
                 self._say_again()
             case store.Output() | store.Ended():
                 self._forward.take_host_message(message)
+
+    def _release(self, peer: int) -> None:
+        """Let go of a device. The host hears so when it is done, or at once if there is none."""
+        function = self._devices.of_peer(peer)
+        if function is None or peer == CONTROL_PEER:
+            self.tell(control.Released(peer))
+        else:
+            self.requests.cut_on(function)
+            self._functions.release(function)
+
+    def note_room(self, size: Size) -> None:
+        """Let the host know for how large a device there is room."""
+        self._room = size
+        self.tell_if_linked(control.Room(size))
 
     def on_control_restarted(self) -> None:
         """Say all again that may be lost."""
@@ -145,5 +166,7 @@ class Session(SessionEvents):
         self._forward.pass_on_waiting()
 
     def _tell_devices(self) -> None:
+        if self._room is not None:
+            self.tell(control.Room(self._room))
         for function in self._devices:
             self.tell(control.Ready(function.peer, len(function.events)))

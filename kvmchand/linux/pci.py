@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,11 @@ _NOIOMMU_GROUP = "vfio-noiommu"
 _UEVENT_BYTES = 8192
 _RESOURCES = 6
 _CONFIG_BYTES, _STATUS, _HAS_CAPABILITIES, _CAPABILITIES = 256, 6, 0x10, 0x34
-_MSIX = 0x11
+_MSIX, _EXPRESS = 0x11, 0x10
+_BRIDGE = 0x0604
+"""The class and subclass of a bridge from PCI to PCI."""
+_EXPRESS_PORTS = (4, 5, 6)
+"""The types of a root port, an upstream and a downstream port (PCI Express Base 3.0, 7.8.2)."""
 _WINDOWS = 4
 """The last lines of a bridge's resources are its windows."""
 _MEMORY = 0x200
@@ -89,25 +94,32 @@ def _bar(start: int, end: int, flags: int) -> Bar:
     return Bar(start, end - start + 1)
 
 
-def _has_capability(config: Path, wanted: int) -> bool:
-    """Return whether a function's list of capabilities has this one.
+def _capability(config: Path, wanted: int) -> bytes | None:
+    """Return a capability of a function and what follows it, or None if its list has none such.
 
-    See PCI Local Bus Specification 3.0, 6.7. Returns True if the list cannot be read.
+    See PCI Local Bus Specification 3.0, 6.7. Raises SysfsError if the list cannot be read.
     """
     try:
         data = config.read_bytes()[:_CONFIG_BYTES]
-    except OSError:
-        return True
+    except OSError as error:
+        raise SysfsError(f"{config} can't be read: {error}") from error
     if len(data) < _CONFIG_BYTES:
-        return True
+        raise SysfsError(f"{config} can be read by root only")
     at = data[_CAPABILITIES] & ~3 if data[_STATUS] & _HAS_CAPABILITIES else 0
     for _ in range(_CONFIG_BYTES // 4):
         if not at:
-            return False
+            return None
         if data[at] == wanted:
-            return True
+            return data[at:]
         at = data[at + 1] & ~3
-    return False
+    return None
+
+
+def _may_have_msix(config: Path) -> bool:
+    try:
+        return _capability(config, _MSIX) is not None
+    except SysfsError:
+        return True
 
 
 def function(address: str, root: Path = SYS) -> Function:
@@ -123,7 +135,7 @@ def function(address: str, root: Path = SYS) -> Function:
         _link(folder / "driver"),
         _link(folder / "iommu_group"),
         _bars(folder / "resource"),
-        _has_capability(folder / "config", _MSIX),
+        _may_have_msix(folder / "config"),
     )
 
 
@@ -149,6 +161,45 @@ def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:
         )
     except (OSError, ValueError) as error:
         raise SysfsError(f"{path} can't be read: {error}") from error
+
+
+def largest_fit(window: Bar, bars: Iterable[Bar]) -> int:
+    """Return the size of the largest free range in a window.
+
+    Ranges are aligned to their size, as the memory of devices is.
+    """
+    start, end = window.start, window.start + window.size
+    taken = sorted((bar.start, bar.start + bar.size) for bar in bars if bar.size and start <= bar.start < end)
+    best = 0
+    for first, behind in [*taken, (end, end)]:
+        size = 1 << max(0, first - start).bit_length() >> 1
+        while size and (start + size - 1) // size * size + size > first:
+            size >>= 1
+        best = max(best, size)
+        start = max(start, behind)
+    return best
+
+
+def largest_room(root: Path = SYS) -> int | None:
+    """Return the size of the largest memory that a device behind a bridge could still get.
+
+    Only bridges to conventional PCI count. None if there is no such bridge, or it can't be told.
+    """
+    try:
+        seen = [function(each, root) for each in addresses(root)]
+        bridges = [each.address for each in seen if _leads_to_conventional(_folder(each.address, root))]
+        bars = [bar for each in seen for bar in each.bars]
+        return max((largest_fit(window, bars) for each in bridges for window in windows(each, root)), default=None)
+    except SysfsError:
+        return None  # something goes just now, as an event says
+
+
+def _leads_to_conventional(folder: Path) -> bool:
+    """Return whether a function is a bridge, and not a port of PCI Express."""
+    if _number(folder / "class") >> 8 != _BRIDGE:
+        return False
+    express = _capability(folder / "config", _EXPRESS)
+    return express is None or (express[2] >> 4) not in _EXPRESS_PORTS
 
 
 def addresses(root: Path = SYS) -> list[str]:

@@ -15,6 +15,8 @@ Changes by version:
         base64.
     4: the replies of version 5 of the clients' protocol.
     5: those of version 6.
+    6: devices are let go before they are unplugged; the guest says for how large a device it has
+        room; control devices have an age.
 """
 
 from __future__ import annotations
@@ -32,12 +34,17 @@ if TYPE_CHECKING:
     from kvmchand.wire.client import Grant, Pages, Request
     from kvmchand.wire.client import Reply as ClientReply
 
-VERSION = 5
+VERSION = 6
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""
 DEVICE_BYTES = 128 * 1024
 """Of the control device, which has the vchan at its start."""
+AGE_OFFSET = DEVICE_BYTES - 8
+"""Where a control device has its number in little-endian order, 8 bytes: a later one's is higher.
+
+An earlier daemon's control device may still be in the guest.
+"""
 LENGTH = struct.Struct("<I")
 
 
@@ -83,6 +90,21 @@ class Unusable(Record):
 
     peer: int
     sentence: str
+
+
+class Released(Record):
+    """The guest has let go of the device `peer`: it has no interrupts any more, and no channel."""
+
+    peer: int
+
+
+class Room(Record):
+    """The guest has a window for one more device whose memory is this large, and for no larger one.
+
+    Comes after Welcome, and whenever that has changed.
+    """
+
+    size: Size
 
 
 # ---- from the host ----
@@ -139,6 +161,12 @@ class Closed(Record):
     """A client's end is released."""
 
     client: ClientId
+
+
+class Release(Record):
+    """The device `peer` is to be unplugged, or is an earlier daemon's. Reply: Released."""
+
+    peer: int
 
 
 class Again(Record):
@@ -217,6 +245,8 @@ TO_HOST: dict[str, type] = {
     "close": Close,
     "ready": Ready,
     "unusable": Unusable,
+    "released": Released,
+    "room": Room,
     "store-request": store.Request,
     "store-taken": store.Taken,
     "store-ended": store.Ended,
@@ -228,6 +258,7 @@ TO_GUEST: dict[str, type] = {
     "granted": Granted,
     "shared": Shared,
     "closed": Closed,
+    "release": Release,
     "again": Again,
     "store-output": store.Output,
     "store-ended": store.Ended,

@@ -80,6 +80,24 @@ class LetGo(Record):
     address: str
 
 
+class Release(Record):
+    """main → vfio: let go of a device that is usable, whose interrupts the machine gets back first.
+
+    It is not to be driven again. Reply: Removed.
+    """
+
+    address: str
+
+
+class Room(Record):
+    """vfio → main: there is a window for one more device whose memory is this large, at the most.
+
+    Comes after the devices that are there, and whenever that has changed.
+    """
+
+    size: Size
+
+
 class Removed(Record):
     """vfio → main: the device is being unplugged, and waits for all to let go of it; or is gone."""
 
@@ -96,7 +114,14 @@ class Unusable(Record):
     sentence: str
 
 
-TO_VFIO: dict[str, type] = {"start": Start, "group": Group, "device": Device, "events": Events, "let-go": LetGo}
+TO_VFIO: dict[str, type] = {
+    "start": Start,
+    "group": Group,
+    "device": Device,
+    "events": Events,
+    "let-go": LetGo,
+    "release": Release,
+}
 TO_MAIN: dict[str, type] = {
     "started": Started,
     "group": Group,
@@ -104,6 +129,7 @@ TO_MAIN: dict[str, type] = {
     "device": Device,
     "events": Events,
     "removed": Removed,
+    "room": Room,
     "unusable": Unusable,
 }
 

@@ -10,6 +10,7 @@ import mmap
 import os
 import time
 
+from kvmchand.ids import CONTROL_PEER
 from kvmchand.linux import vfio
 from kvmchand.services.vfio.iommu_groups import Unusable
 
@@ -22,7 +23,8 @@ class Device:
     """A device.
 
     `fd` is -1 if it is not used: it is unusable, or being unplugged. `peer`: its ivshmem id.
-    `is_let_go`: main has closed it, and waits to hear that it is gone.
+    `is_let_go`: main has closed it, and waits to hear that it is gone. `memory` and `doorbell`:
+    where BAR 2 and BAR 0 are in `fd`. `age`: a later control device's is higher.
     """
 
     def __init__(self, address: str, group: str, fd: int, *, peer: int = 0, is_let_go: bool = False) -> None:
@@ -31,9 +33,32 @@ class Device:
         self.fd = fd
         self.peer = peer
         self.is_let_go = is_let_go
+        self.memory = vfio.Region(0, 0, False)
+        self.doorbell = 0
+        self.age = 0
         self.events: list[int] = []
         self.unplug = -1
         """Signalled when the device must be let go."""
+
+    def rank(self) -> tuple[bool, int]:
+        """Return what sorts devices in the order of their use: the newest control device first.
+
+        The host's daemon is at its other end.
+        """
+        return self.peer != CONTROL_PEER, -self.age
+
+    def is_newer_control(self, other: Device) -> bool:
+        """Return whether this is a control device, and of a later daemon than the other."""
+        return self.fd >= 0 and self.peer == CONTROL_PEER and self.age > other.age
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for event in self.events:
+            os.close(event)
+        self.events.clear()
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def wire_vectors(device: Device) -> None:

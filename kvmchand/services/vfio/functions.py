@@ -112,22 +112,32 @@ class FunctionEvents(Protocol):
     def on_unusable(self, address: str, sentence: str) -> None:
         """React when a device is unusable, or all are, if `address` is empty."""
 
+    def on_room(self, size: Size) -> None:
+        """React when there is a window for one more device of that size, and for no larger one."""
+
 
 class Functions(ServiceEvents):
     """A guest's ivshmem functions, and the vfio process that drives them."""
 
-    def __init__(self, loop: Loop, events: FunctionEvents, fail: Callable[[VchanError], None], *, noiommu: bool) -> None:
+    _events: FunctionEvents
+    """The object that start() was given."""
+
+    def __init__(self, loop: Loop, fail: Callable[[VchanError], None], *, noiommu: bool) -> None:
         """Know of no function yet. `fail` is called when the vfio process has ended for good."""
-        self._events = events
         self._noiommu = noiommu
         self._groups: dict[str, Fds] = {}
         self._functions: dict[str, Function] = {}
         """The functions that were reported, including closed ones until they are removed."""
         self._service = SupervisedService(loop, "vfio", fail)
 
-    def start(self) -> None:
-        """Start the vfio process."""
+    def start(self, events: FunctionEvents) -> None:
+        """Start the vfio process. From now on `events` hears of devices."""
+        self._events = events
         self._service.start(self)
+
+    def release(self, function: Function) -> None:
+        """Let go of a device, whose interrupts are turned off first. on_removed() follows."""
+        self._service.send(vfio.to_vfio.encode(vfio.Release(function.address)))
 
     # ---- the vfio process: ServiceEvents ----
 
@@ -181,6 +191,8 @@ class Functions(ServiceEvents):
             case vfio.Removed():
                 self._functions.pop(message.address, None)
                 self._events.on_removed(message.address)
+            case vfio.Room():
+                self._events.on_room(message.size)
             case vfio.Unusable():
                 self._events.on_unusable(message.address, message.sentence)
 

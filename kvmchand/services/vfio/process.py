@@ -8,12 +8,12 @@ signalled once, so that everyone who waits looks up.
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
-import struct
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kvmchand.ids import CONTROL_PEER, Size
 from kvmchand.linux import pci, vfio
@@ -24,28 +24,17 @@ from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.vfio.device import Device, time_reads, wire_vectors
 from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
+from kvmchand.services.vfio.opener import Opener
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds
 
 IVSHMEM = (0x1AF4, 0x1110)
-REVISION = 1
-"""The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
 _MODULES = (DRIVER, "vfio_iommu_type1")
 _MODPROBE_DEADLINE = 20
-_IVPOSITION = 8
-_PEER_MAX = 0xFFFF
-_COMMAND = 4
-_COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
 _TRY_AGAIN = 1.0
 """Seconds after which a group that is open elsewhere is tried again: no event says when it is
 closed.
 """
-_NO_IOMMU = (
-    "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
-    "to the guest's kernel command line"
-)
-_TRIES_MAX = 10
-"""Attempts to open a device that its driver has not taken yet."""
 
 
 class Driver(Worker):
@@ -55,14 +44,15 @@ class Driver(Worker):
         super().__init__(main, marker, wire.to_vfio, wire.to_main)
         self._uevents = pci.Events()
         self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
+        self._opener = Opener(self._groups, self._close_group_if_unused)
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
         """Functions that got another address, so that no page has two doorbells."""
         self._foreign: set[str] = set()
         """Functions that another driver has, and that were reported."""
-        self._tries: dict[str, int] = {}
         self._next_try: Timer | None = None
-        self._noiommu = False
+        self._room = -1
+        """What main was told of it last."""
 
     def run(self) -> None:
         """Serve until main ends."""
@@ -96,8 +86,10 @@ class Driver(Worker):
                 self._devices[message.address].events += fds.steal()
             case wire.LetGo():
                 self._devices[message.address] = Device(message.address, "", -1, is_let_go=True)
+            case wire.Release():
+                self._release(message.address)
             case wire.Start():
-                self._noiommu = message.noiommu
+                self._opener.noiommu = message.noiommu
                 self._start(wire.Started())
 
     # ---- functions ----
@@ -127,10 +119,14 @@ class Driver(Worker):
         found = [each for each in map(self._look_at, addresses) if each is not None]
         new = [each for each in found if each.address not in self._devices]
         crowded = self._crowded(new)
-        for each in new:
-            if each.address not in crowded:
-                self._take(each)
+        taken = [self._take(each) for each in new if each.address not in crowded]
+        # The newest control device first: the host's daemon is at its other end.
+        for device in sorted(
+            [each for each in taken if each is not None], key=lambda each: (each.peer != CONTROL_PEER, -each.age)
+        ):
+            self._use(device)
         self._move(crowded)
+        self._tell_room()
 
     def _look_at(self, address: str) -> pci.Function | None:
         try:
@@ -177,127 +173,69 @@ class Driver(Worker):
         except pci.SysfsError as error:
             self._say(wire.Unusable("", str(error)))
 
-    def _take(self, found: pci.Function) -> None:
+    def _take(self, found: pci.Function) -> Device | None:
+        """Return a device that has been opened, or None if it can't be used, at least not now."""
+        with self._judging(found.address, found.group):
+            device = self._opener.open(found)
+            self._devices[device.address] = device
+            self._moved.discard(found.address)  # the next there may have to be moved again
+            return device
+        return None
+
+    @contextmanager
+    def _judging(self, address: str, group: str) -> Iterator[None]:
+        """Note what is unusable, and try again later what is only so for now."""
         try:
-            self._drive(found)
+            yield
+            return
         except Later:
             if self._next_try is not None:
                 self._next_try.cancel()
             self._next_try = self._loop.call_at(time.monotonic() + _TRY_AGAIN, self._scan)
+            return
         except (Unusable, pci.SysfsError) as error:
-            self._say(wire.Unusable(found.address, str(error)))
-            self._devices[found.address] = Device(found.address, found.group, -1)
+            sentence = str(error)
         except OSError as error:
-            self._say(wire.Unusable(found.address, f"it can't be driven by VFIO: {error.strerror}"))
-            self._devices[found.address] = Device(found.address, found.group, -1)
+            sentence = f"it can't be driven by VFIO: {error.strerror}"
+        self._ignore(address, group)
+        self._say(wire.Unusable(address, sentence))
 
-    def _drive(self, found: pci.Function) -> None:
-        if found.revision != REVISION:
-            raise Unusable(f"it is revision {found.revision} of ivshmem, and only {REVISION} has interrupts: QEMU is too old")
-        if len(found.bars) < 3 or not found.bars[2].size:
-            raise Unusable(
-                "its memory (BAR 2) got no address: the bridge above it has too small a window. Ask for smaller rings, or have "
-                "a larger link to the host from the start (kvmchan prepare-domain --link-size)"
-            )
-        if not found.group:
-            self._allow_noiommu()
-        pci.bind(found.address, DRIVER)
-        name = self._group_name(found.address)
-        group = self._groups.open(name)
-        device = Device(found.address, name, -1)
-        try:
-            device.fd = self._open_device(group, found.address)
+    def _ignore(self, address: str, group: str) -> None:
+        """Close a device that main does not know, and look at it no more."""
+        opened = self._devices.get(address)
+        self._devices[address] = Device(address, group, -1)
+        if opened is not None:
+            opened.close()
+            self._close_group_if_unused(opened.group)
+
+    def _use(self, device: Device) -> None:
+        """Let a device that has been opened work, and give it to main."""
+        if device.peer == CONTROL_PEER and any(each.is_newer_control(device) for each in self._devices.values()):
+            log.info(f"device {device.address} is an earlier daemon's, and is not used")
+            self._ignore(device.address, device.group)
+            return
+        with self._judging(device.address, device.group):
             self._set_up(device)
-            self._moved.discard(found.address)  # the next there may have to be moved again
-        except BaseException:
-            for each in (device.fd, *device.events):
-                if each >= 0:
-                    os.close(each)
-            self._close_group_if_unused(name)
-            raise
-
-    def _open_device(self, group: Group, address: str) -> int:
-        try:
-            return vfio.open_device(group.fd, address)
-        except OSError as error:
-            if error.errno == errno.ENODEV:
-                self._wait_for_driver(address)
-            raise
-
-    def _wait_for_driver(self, address: str) -> None:
-        """Raise Later, a few times.
-
-        The kernel shows the driver before the driver has taken the device, and says "bind" when it
-        has.
-        """
-        tries = self._tries[address] = self._tries.get(address, 0) + 1
-        if tries <= _TRIES_MAX:
-            raise Later
-
-    def _allow_noiommu(self) -> None:
-        """Let a device without an IOMMU be driven.
-
-        Raises Unusable unless the settings and the kernel allow it.
-        """
-        if not self._noiommu:
-            raise Unusable(_NO_IOMMU)
-        try:
-            if vfio.allow_noiommu():
-                log.warning("VFIO's no-IOMMU mode is turned on, as the settings allow: the kernel will count as tainted")
-        except FileNotFoundError as error:
-            raise Unusable(
-                "there is no vIOMMU, and no VFIO in this kernel that does without (CONFIG_VFIO_NOIOMMU): add "
-                "<iommu model='intel'> to the domain (kvmchan prepare-domain does)"
-            ) from error
-
-    def _group_name(self, address: str) -> str:
-        """Return the name in /dev/vfio of the group of a function that the driver has."""
-        group = pci.function(address).group
-        if not group:
-            self._wait_for_driver(address)
-            raise Unusable(f"{DRIVER} has it, and made no IOMMU group for it: the kernel's log says why")
-        if not pci.is_noiommu(group):
-            return group
-        if not self._noiommu:
-            raise Unusable(_NO_IOMMU)
-        return vfio.NOIOMMU_PREFIX + group
 
     def _set_up(self, device: Device) -> None:
-        doorbell, memory = vfio.region(device.fd, vfio.BAR0), vfio.region(device.fd, vfio.BAR2)
-        if not doorbell.can_mmap or not memory.can_mmap or doorbell.size < 16:
-            raise Unusable("its BARs can't be mapped: another function's registers are in the same page")
-        if memory.size < pci.PAGE or memory.size & (memory.size - 1):
-            raise Unusable(f"its memory has {memory.size} bytes, which can't be")
-        config = vfio.region(device.fd, vfio.CONFIG)
-        (command,) = struct.unpack("<H", os.pread(device.fd, 2, config.offset + _COMMAND))
-        os.pwrite(device.fd, struct.pack("<H", command | _COMMAND_MEMORY | _COMMAND_MASTER), config.offset + _COMMAND)
-        (peer,) = struct.unpack("<i", os.pread(device.fd, 4, doorbell.offset + _IVPOSITION))
-        if not 0 < peer <= _PEER_MAX:
-            raise Unusable(f"its ivshmem id is {peer}, which can't be: is it a device of kvmchand's?")
-        device.peer = peer
-        if peer == CONTROL_PEER:
+        if device.peer == CONTROL_PEER:
             self._free_outdated_vectors()
-        speed = time_reads(device.fd, memory)
+        speed = time_reads(device.fd, device.memory)
         wire_vectors(device)
         self._watch_unplug(device)  # from here on nothing fails
-        self._devices[device.address] = device
         vectors = len(device.events)
-        self._say(
-            wire.Device(
-                device.address,
-                device.group,
-                peer,
-                Size(memory.size),
-                vectors,
-                Size(memory.offset),
-                Size(doorbell.offset),
-                Size(speed),
-            ),
-            (device.fd,),
-        )
+        places = Size(device.memory.size), vectors, Size(device.memory.offset), Size(device.doorbell), Size(speed)
+        self._say(wire.Device(device.address, device.group, device.peer, *places), (device.fd,))
         for first in range(0, vectors, wire.EVENTS_PER_PACKET):
             self._say(wire.Events(device.address), tuple(device.events[first : first + wire.EVENTS_PER_PACKET]))
-        log.info(f"device {device.address}: {memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
+        log.info(f"device {device.address}: {device.memory.size} bytes, {vectors} vectors, read at {speed} MB/s")
+
+    def _tell_room(self) -> None:
+        """Tell main for how large a device there is a window, if that has changed."""
+        room = pci.largest_room()
+        if room is not None and room != self._room:
+            self._room = room
+            self._say(wire.Room(Size(room)))
 
     def _free_outdated_vectors(self) -> None:
         """Free the interrupts of an earlier host daemon's devices.
@@ -306,7 +244,7 @@ class Driver(Worker):
         earlier devices are never unplugged, and programs may still have them open. The new ones
         would lack their vectors.
         """
-        present = [each for each in self._devices.values() if each.fd >= 0]
+        present = [each for each in self._devices.values() if each.events]
         if any(each.peer == CONTROL_PEER for each in present):
             for each in present:
                 vfio.disable_irqs(each.fd, vfio.MSIX_IRQ)
@@ -322,6 +260,20 @@ class Driver(Worker):
             return  # a kernel that does not tell: the unplug waits until the daemon ends
         device.unplug = event
         self._loop.add(event, lambda _events: self._let_go(device.address))
+
+    def _release(self, address: str) -> None:
+        """Let go of a device that main wants no more, and turn its interrupts off first.
+
+        Programs may still have it open, and with it the interrupts.
+        """
+        device = self._devices.get(address)
+        if device is None or device.fd < 0:
+            return  # it is gone, as main has been told
+        try:
+            vfio.disable_irqs(device.fd, vfio.MSIX_IRQ)
+        except OSError as error:
+            log.warning(f"the interrupts of device {address} can't be turned off: {error.strerror}")
+        self._let_go(address)
 
     def _let_go(self, address: str) -> None:
         """Close a device: its unplug waits for that.
@@ -347,7 +299,8 @@ class Driver(Worker):
                 self._say(wire.Removed(address))
             self._let_go(address)
             del self._devices[address]
-        self._tries.pop(address, None)
+        self._opener.forget(address)
+        self._tell_room()
 
     def _close_group_if_unused(self, name: str) -> None:
         if not any(each.group == name and each.fd >= 0 for each in self._devices.values()):

@@ -18,7 +18,7 @@ import pytest
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import CONTROL_PEER, HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client as wire
-from kvmchand.wire import control
+from kvmchand.wire import control, vfio
 from kvmchand.wire.codec import PACKET_MAX
 from rig.clients import RawClient
 from rig.deadline import eventually
@@ -338,11 +338,38 @@ def test_a_device_that_goes_ends_the_channels_on_it_alone(guest: GuestDaemon, de
         assert select.select([reply["fds"][1]], [], [])[0]
         client.hear_end()
         assert guest.hear() == control.Close(client.number)
-        gone = guest.hear()
-        assert isinstance(gone, control.Unusable)
-        assert gone.peer == PEER
+        assert guest.hear() == control.Released(PEER)
         assert not select.select([staying.sock], [], [], 0)[0]
     assert guest.hear() == control.Close(staying.number)
+
+
+def test_a_device_that_the_host_wants_back_is_let_go_and_the_channels_on_it_end(guest: GuestDaemon, device: Device) -> None:
+    with Client(guest) as client:
+        reply = assert_granted(client, guest, device)
+        guest.say(control.Release(PEER))
+        assert guest.hear_vfio() == vfio.Release(device.address)
+        assert select.select([reply["fds"][1]], [], [])[0]
+        client.hear_end()
+        assert guest.hear() == control.Close(client.number)
+        guest.unplug(device)
+        assert guest.hear() == control.Released(PEER)
+
+
+@pytest.mark.parametrize("peer", [CONTROL_PEER, PEER + 1, -1])
+def test_a_device_that_is_not_there_or_the_control_device_is_not_let_go(guest: GuestDaemon, device: Device, peer: int) -> None:
+    guest.say(control.Release(peer))
+    assert guest.hear() == control.Released(peer)
+    with Client(guest) as client:
+        assert_granted(client, guest, device)
+    assert guest.hear() == control.Close(client.number)
+
+
+def test_the_host_hears_for_how_large_a_device_there_is_room(fresh: GuestDaemon) -> None:
+    fresh.tell(vfio.Room(Size(2 << 20)))
+    fresh.greet()
+    assert fresh.hear() == control.Room(Size(2 << 20))
+    fresh.tell(vfio.Room(Size(0)))
+    assert fresh.hear() == control.Room(Size(0))
 
 
 def test_the_newest_device_of_an_id_counts(guest: GuestDaemon, device: Device) -> None:

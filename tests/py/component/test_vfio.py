@@ -30,6 +30,7 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.marker import Marker
 from kvmchand.services.vfio import functions as mains
 from kvmchand.services.vfio import process as service
+from kvmchand.wire import control
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 from rig.processes import next_fd
@@ -37,6 +38,7 @@ from rig.processes import next_fd
 ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"
 THIRD = "0000:04:03.0"
+FOURTH = "0000:04:04.0"
 IVPOSITION, COMMAND = 8, 4
 PEER, VECTORS = 5, 4
 BAR0 = Region(4096, 0, True)
@@ -85,6 +87,11 @@ class Kernel:
         os.pwrite(self.memory, struct.pack("<i", PEER), IVPOSITION)
         for name in ("addresses", "function", "group_members", "bind", "is_noiommu", "remove", "rescan"):
             monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
+        self.ages: dict[str, int] = {}
+        """Of control devices, by their addresses."""
+        self.windows: int | None = None
+        """For how large a device they have room."""
+        monkeypatch.setattr(pci, "largest_room", lambda: self.windows)
         for name in ("open_group", "open_container", "set_iommu", "open_device", "set_irqs"):
             monkeypatch.setattr(vfio, name, getattr(self, f"_{name}"))
         self.vfio(
@@ -158,8 +165,14 @@ class Kernel:
     def _set_iommu(self, _container: int, kind: int) -> None:
         self.kinds.append(kind)
 
-    def _open_device(self, _group: int, _address: str) -> int:
-        return os.dup(self.memory)
+    def _open_device(self, _group: int, address: str) -> int:
+        if address not in self.ages:
+            return os.dup(self.memory)
+        memory = os.memfd_create("control")
+        os.ftruncate(memory, 2 * 4096 + control.DEVICE_BYTES)
+        os.pwrite(memory, struct.pack("<i", CONTROL_PEER), IVPOSITION)
+        os.pwrite(memory, struct.pack("<Q", self.ages[address]), 4096 + control.AGE_OFFSET)
+        return memory
 
     def _set_irqs(self, _device: int, index: int, events: list[int]) -> int:
         if index == vfio.MSIX_IRQ and len(events) > abs(self.room):
@@ -172,11 +185,27 @@ class Kernel:
         os.close(self.memory)
 
 
+class Uevents:
+    """The kernel's events, which are lost."""
+
+    def __init__(self) -> None:
+        self.kernel, self.sock = socket.socketpair()
+
+    def take(self) -> None:
+        self.sock.recv(1)
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+    def close(self) -> None:
+        self.kernel.close()
+        self.sock.close()
+
+
 class Main:
     """What main hears of the vfio process."""
 
-    def __init__(self, sock: socket.socket, functions: mains.Functions | None) -> None:
+    def __init__(self, sock: socket.socket, functions: mains.Functions | None, uevents: Uevents) -> None:
         self._sock = sock
+        self._uevents = uevents
         self._functions = functions
         self.devices: list[wire.Device] = []
         self.events = 0
@@ -193,6 +222,13 @@ class Main:
         if self._functions is not None and understood is not None:
             self._functions.on_message(understood)
         return message
+
+    def say(self, message: object) -> None:
+        send_packet(self._sock, wire.to_vfio.encode(message))
+
+    def scan(self) -> None:
+        """Have the driver look at all functions again."""
+        self._uevents.kernel.send(b"x")
 
     def hear_unusable(self) -> str:
         """Asserts that the device is not used; why."""
@@ -230,13 +266,15 @@ def driving(*, noiommu: bool = False, functions: mains.Functions | None = None) 
     os.ftruncate(page, 4096)
     with ours, theirs:
         driver = service.Driver(theirs, Marker(page))
+        driver._uevents.close()
+        driver._uevents = uevents = Uevents()  # type: ignore[assignment]
         thread = threading.Thread(target=driver.run)
         start: list[tuple[bytes, Sequence[int]]] = [(wire.to_vfio.encode(wire.Start(noiommu)), ())]
         for data, fds in start if functions is None else functions.first_messages():
             send_packet(ours, data, fds)
         thread.start()
         try:
-            yield Main(ours, functions)
+            yield Main(ours, functions, uevents)
         finally:
             ours.close()
             thread.join()
@@ -529,6 +567,9 @@ class Owner:
     def on_unusable(self, address: str, sentence: str) -> None:
         raise AssertionError(f"{address}: {sentence}")
 
+    def on_room(self, size: Size) -> None:
+        self.room = size
+
     def fail(self, error: VchanError) -> None:
         raise error
 
@@ -539,7 +580,9 @@ class Guest:
     def __init__(self) -> None:
         self.owner = Owner()
         self._loop = Loop()
-        self._functions = mains.Functions(self._loop, self.owner, self.owner.fail, noiommu=False)
+        self._functions = mains.Functions(self._loop, self.owner.fail, noiommu=False)
+
+        self._functions._events = self.owner
 
     @contextmanager
     def driving(self) -> Iterator[Main]:
@@ -629,3 +672,72 @@ def test_a_new_control_device_gets_the_vectors_of_an_earlier_daemons_devices(ker
         for _ in range(2):
             assert main.hear_device().vectors == VECTORS
             main.events = 0
+
+
+# ---- what the host wants back, and what there is room for ----
+
+
+def plug_control_device(kernel: Kernel, address: str, age: int, *, place: int) -> None:
+    """Of its own memory, unlike the others. `place`: no two have the same."""
+    bars = tuple(bar._replace(start=bar.start + place * 0x100000) for bar in IVSHMEM.bars)
+    kernel.functions[address] = IVSHMEM._replace(address=address, group=str(place), bars=bars)
+    kernel.ages[address] = age
+    kernel.regions[vfio.BAR2] = Region(control.DEVICE_BYTES, 4096, True)
+    kernel.regions[vfio.CONFIG] = Region(4096, 4096 + control.DEVICE_BYTES, False)
+    os.ftruncate(kernel.memory, 2 * 4096 + control.DEVICE_BYTES)
+
+
+def assert_no_other(kernel: Kernel, main: Main) -> None:
+    """Assert that the next device that is used is one that is plugged only now."""
+    kernel.functions[FOURTH] = IVSHMEM._replace(
+        address=FOURTH, group="9", bars=tuple(bar._replace(start=bar.start + 0x900000) for bar in IVSHMEM.bars)
+    )
+    main.scan()
+    main.events = 0
+    assert main.hear_device().address == FOURTH
+
+
+@pytest.mark.parametrize("newest", [ADDRESS, STRANGER, THIRD])
+def test_of_the_control_devices_that_are_there_the_newest_is_used(kernel: Kernel, newest: str) -> None:
+    for place, address in enumerate((ADDRESS, STRANGER, THIRD)):
+        plug_control_device(kernel, address, 10 if address == newest else place, place=place)
+    with driving() as main:
+        assert main.hear_device().address == newest
+        assert_no_other(kernel, main)
+
+
+def test_a_control_device_that_is_seen_after_a_newer_one_is_not_used(kernel: Kernel, capfd: pytest.CaptureFixture[str]) -> None:
+    plug_control_device(kernel, ADDRESS, 2, place=0)
+    with driving() as main:
+        main.hear_device()
+        plug_control_device(kernel, STRANGER, 1, place=1)
+        assert_no_other(kernel, main)
+    assert f"device {STRANGER} is an earlier daemon's" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_device_that_main_releases_has_its_interrupts_turned_off_and_is_let_go(kernel: Kernel, works: bool) -> None:
+    calls: list[int] = []
+    kernel.vfio(disable_irqs=lambda _device, index: calls.append(index) if works else refuse(errno.EIO)())
+    with driving() as main:
+        main.hear_device()
+        main.say(wire.Release(ADDRESS))
+        assert main.hear() == wire.Removed(ADDRESS)
+        assert main.hear() == wire.GroupClosed("7")
+        main.say(wire.Release(ADDRESS))  # it crossed the answer
+        main.say(wire.Release(STRANGER))
+        assert_no_other(kernel, main)
+    assert calls == [vfio.MSIX_IRQ] * works
+
+
+def test_main_is_told_of_the_windows_once_whenever_they_change(kernel: Kernel) -> None:
+    kernel.windows = 1 << 20
+    with driving() as main:
+        main.hear_device()
+        assert main.hear() == wire.Room(Size(1 << 20))
+        main.scan()
+        kernel.windows = None
+        main.scan()
+        kernel.windows = 0
+        main.scan()
+        assert main.hear() == wire.Room(Size(0))

@@ -109,6 +109,13 @@ class GuestDaemon(Daemon):
         self.tell(vfio.Events(device.address), *device.events)
         return device
 
+    def hear_vfio(self) -> Any:
+        """Return what the vfio process is told next."""
+        assert self._service is not None
+        data, fds = receive_packet(self._service)
+        fds.close()
+        return vfio.to_vfio.decode(data)
+
     def unplug(self, device: Device) -> None:
         self.tell(vfio.Removed(device.address))
 

@@ -384,7 +384,7 @@ def test_a_bridge_whose_windows_are_full_is_a_note(machine: Machine) -> None:
     ],
 )
 def test_the_largest_range_that_is_free(start: int, size: int, taken: list[tuple[int, int]], largest: int) -> None:
-    assert doctor.largest_fit(pci.Bar(start, size), [pci.Bar(*each) for each in taken]) == largest
+    assert pci.largest_fit(pci.Bar(start, size), [pci.Bar(*each) for each in taken]) == largest
 
 
 # ---- a host's domains ----

@@ -320,3 +320,65 @@ def test_a_function_has_interrupts_of_its_own_if_it_says_so(sysfs: Sysfs, data: 
     assert pci.function(ADDRESS, sysfs.root).has_msix
     (folder / "config").write_bytes(data)
     assert pci.function(ADDRESS, sysfs.root).has_msix == has
+
+
+# ---- room for one more device ----
+
+
+BRIDGE, PORT, CHILD = "0000:02:00.0", "0000:00:02.0", "0000:03:01.0"
+MIB = 1 << 20
+
+
+def add_bridge(sysfs: Sysfs, address: str, windows: list[tuple[int, int]], *, express_type: int | None = None) -> None:
+    """Windows: start and size of each. `express_type`: of its PCI Express capability, if any."""
+    folder = sysfs.add(address)
+    (folder / "class").write_text("0x060400\n")
+    lines = ["0x0 0x0 0x0"] * 13
+    for at, (start, size) in enumerate(windows):
+        lines[10 + at] = f"{start:#x} {start + size - 1:#x} 0x200"
+    (folder / "resource").write_text("\n".join(lines) + "\n")
+    config = bytearray(256)
+    if express_type is not None:
+        config[6], config[0x34] = 0x10, 0x40
+        config[0x40:0x44] = bytes((0x10, 0, express_type << 4 | 2, 0))
+    (folder / "config").write_bytes(config)
+
+
+def add_function(sysfs: Sysfs, start: int, size: int) -> None:
+    folder = sysfs.add(CHILD)
+    (folder / "class").write_text("0x050000\n")
+    (folder / "resource").write_text(f"{start:#x} {start + size - 1:#x} 0x200\n")
+    (folder / "config").write_bytes(bytes(256))
+
+
+@pytest.mark.parametrize(
+    ("windows", "taken", "room"),
+    [
+        ([(0xE0000000, 2 * MIB)], None, 2 * MIB),
+        ([(0xE0000000, 2 * MIB), (0x100000000, 4 * MIB)], None, 4 * MIB),
+        ([(0xE0100000, 2 * MIB)], None, MIB),  # none larger would be aligned
+        ([(0xE0000000, 2 * MIB)], (0xE0000000, 4096), MIB),
+        ([(0xE0000000, MIB)], (0xE0000000, MIB), 0),
+        ([], None, None),
+    ],
+)
+def test_the_largest_room_is_what_the_windows_have_left(
+    sysfs: Sysfs, windows: list[tuple[int, int]], taken: tuple[int, int] | None, room: int | None
+) -> None:
+    add_bridge(sysfs, BRIDGE, windows, express_type=7)
+    add_bridge(sysfs, PORT, [(0x200000000, 64 * MIB)], express_type=4)  # ivshmem can't be right behind it
+    if taken is not None:
+        add_function(sysfs, *taken)
+    assert pci.largest_room(sysfs.root) == room
+
+
+def test_a_bridge_without_pci_express_has_room_too(sysfs: Sysfs) -> None:
+    add_bridge(sysfs, BRIDGE, [(0xE0000000, MIB)])
+    assert pci.largest_room(sysfs.root) == MIB
+
+
+def test_room_that_can_not_be_told_is_none(sysfs: Sysfs) -> None:
+    assert pci.largest_room(sysfs.root) is None
+    add_bridge(sysfs, BRIDGE, [(0xE0000000, MIB)])
+    (sysfs.folder(BRIDGE) / "config").write_bytes(bytes(64))  # as who is not root sees it
+    assert pci.largest_room(sysfs.root) is None

@@ -17,15 +17,15 @@ import threading
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.supervisor import HOPELESS
-from kvmchand.services.libvirt import coldplug_xml, hotplug_xml
+from kvmchand.services.libvirt import hotplug_xml, inspection
+from kvmchand.services.libvirt.inspection import Running
 from kvmchand.wire import libvirt as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 
@@ -62,18 +62,6 @@ def _register_events(loop: asyncio.AbstractEventLoop) -> None:
     handles = (events._add_handle, events._update_handle, events._remove_handle)
     timeouts = (events._add_timeout, events._update_timeout, events._remove_timeout)
     libvirt.virEventRegisterImpl(*map(waking, handles + timeouts))
-
-
-@dataclass(frozen=True, slots=True)
-class _Running:
-    """A running domain.
-
-    What main is told of it, and the paths of the sockets of devices that an earlier daemon left in
-    it.
-    """
-
-    found: wire.Found
-    stale: list[str]
 
 
 class Domains:
@@ -178,8 +166,8 @@ class Domains:
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
             ):
                 callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
-            running = await asyncio.to_thread(_running, connection, self._folder)
-            self._list(running, await asyncio.to_thread(_persistent, connection, self._folder))
+            running = await asyncio.to_thread(inspection.running, connection, self._folder)
+            self._list(running, await asyncio.to_thread(inspection.persistent, connection, self._folder))
             self._connected.set()
             log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
             while (happened := await events.get()) is not None:
@@ -188,7 +176,7 @@ class Domains:
             self._connected.clear()
             await asyncio.to_thread(_deregister, connection, callbacks)
 
-    def _list(self, running: list[tuple[_Running, bool]], persistent: list[object]) -> None:
+    def _list(self, running: list[tuple[Running, bool]], persistent: list[object]) -> None:
         """Report all domains at once, because main takes the list for complete.
 
         `running`: each domain, and whether it is paused. `persistent`: what main is told.
@@ -201,7 +189,7 @@ class Domains:
             self._say(message)
         self._say(wire.Listed())
 
-    def _find(self, running: _Running) -> None:
+    def _find(self, running: Running) -> None:
         found, stale = running.found, running.stale
         self._ids[found.uuid] = found.domain
         self._say(found)
@@ -214,7 +202,7 @@ class Domains:
             )
 
     async def _tell_if_prepared(self, domain: Any) -> None:
-        message = await asyncio.to_thread(_prepared, domain, self._folder)
+        message = await asyncio.to_thread(inspection.prepared, domain, self._folder)
         if message is not None:
             self._say(message)
 
@@ -228,7 +216,7 @@ class Domains:
         uuid = domain.UUIDString()
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
-                running = await asyncio.to_thread(_look_at, domain, self._folder)
+                running = await asyncio.to_thread(inspection.look_at, domain, self._folder)
                 if running is not None:
                     self._find(running)
             case libvirt.VIR_DOMAIN_EVENT_DEFINED:
@@ -319,62 +307,6 @@ def _detach_stale_now(connection: Any, number: DomainId, stale: list[str]) -> No
             if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
-
-
-def _running(connection: Any, folder: Path) -> list[tuple[_Running, bool]]:
-    """Return the domains that run, and of each whether it is paused."""
-    running = []
-    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-        try:
-            state, reason = domain.state()
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-            continue  # it has ended meanwhile
-        look = _look_at(domain, folder)
-        if look is not None:
-            paused = state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
-            running.append((look, paused))
-    return running
-
-
-def _look_at(domain: Any, folder: Path) -> _Running | None:
-    """Ask what a running domain is like. Returns None if the domain or the connection has ended."""
-    number = domain.ID()
-    if number <= 0:
-        return None
-    kvm, stale = False, list[str]()
-    try:
-        tree = ElementTree.fromstring(domain.XMLDesc())
-        kvm = coldplug_xml.has_kvm(tree)
-        stale = hotplug_xml.stale_devices(tree, folder)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
-            return None
-        log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
-    except ElementTree.ParseError as error:
-        log.warning(f"what libvirt says of domain {number} is no XML: {error}")
-    left = Size(0 if kvm else len(stale))
-    return _Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
-
-
-def _persistent(connection: Any, folder: Path) -> list[object]:
-    """Return what main is told of each domain that has a configuration."""
-    domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
-    return [message for each in domains if (message := _prepared(each, folder)) is not None]
-
-
-def _prepared(domain: Any, folder: Path) -> wire.Prepared | wire.Unprepared | None:
-    uuid = domain.UUIDString()
-    try:
-        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-        found = coldplug_xml.find(ElementTree.fromstring(xml), folder)
-    except libvirt.libvirtError:
-        return None  # it is no more, as an event says
-    except ElementTree.ParseError as error:
-        log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
-        found = None
-    return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors, found.has_kvm)
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the libvirt process asks libvirt about domains: those that run, and those that may start.
+
+Each call blocks until libvirtd answers. A domain that ends meanwhile is no error.
+"""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvmchand.ids import DomainId, Size
+from kvmchand.runtime import log
+from kvmchand.services.libvirt import coldplug_xml, hotplug_xml
+from kvmchand.wire import libvirt as wire
+
+try:
+    import libvirt
+except ImportError:
+    libvirt = None  # the process then says so, and asks nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A running domain.
+
+    What main is told of it, and the paths of the sockets of devices that an earlier daemon left in
+    it.
+    """
+
+    found: wire.Found
+    stale: list[str]
+
+
+def running(connection: Any, folder: Path) -> list[tuple[Running, bool]]:
+    """Return the domains that run, and of each whether it is paused."""
+    found = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        try:
+            state, reason = domain.state()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it has ended meanwhile
+        look = look_at(domain, folder)
+        if look is not None:
+            paused = state == libvirt.VIR_DOMAIN_PAUSED and reason != libvirt.VIR_DOMAIN_PAUSED_STARTING_UP
+            found.append((look, paused))
+    return found
+
+
+def look_at(domain: Any, folder: Path) -> Running | None:
+    """Ask what a running domain is like. Returns None if the domain or the connection has ended."""
+    number = domain.ID()
+    if number <= 0:
+        return None
+    kvm, stale = False, list[str]()
+    try:
+        tree = ElementTree.fromstring(domain.XMLDesc())
+        kvm = coldplug_xml.has_kvm(tree)
+        stale = hotplug_xml.stale_devices(tree, folder)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
+            return None
+        log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
+    except ElementTree.ParseError as error:
+        log.warning(f"what libvirt says of domain {number} is no XML: {error}")
+    left = Size(0 if kvm else len(stale))
+    return Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
+
+
+def persistent(connection: Any, folder: Path) -> list[object]:
+    """Return what main is told of each domain that has a configuration."""
+    domains = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+    return [message for each in domains if (message := prepared(each, folder)) is not None]
+
+
+def prepared(domain: Any, folder: Path) -> wire.Prepared | wire.Unprepared | None:
+    """Return what main is told of a domain's configuration, or None if the domain is no more."""
+    uuid = domain.UUIDString()
+    try:
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        found = coldplug_xml.find(ElementTree.fromstring(xml), folder)
+    except libvirt.libvirtError:
+        return None  # it is no more, as an event says
+    except ElementTree.ParseError as error:
+        log.warning(f"what libvirt says of domain {uuid} is no XML: {error}")
+        found = None
+    return wire.Unprepared(uuid) if found is None else wire.Prepared(uuid, found.socket, found.size, found.vectors, found.has_kvm)

@@ -25,10 +25,12 @@ class Start(Record):
 class Attach(Record):
     """main → libvirt: hot-plug a device.
 
-    Reply: Attached, or AttachFailed. `socket`: path of the ivshmem server's socket.
+    Reply: Attached, or AttachFailed. `uuid`: the domain's, whose number may be another's by now.
+    `socket`: path of the ivshmem server's socket.
     """
 
     domain: DomainId
+    uuid: str
     device: DeviceId
     socket: str
     vectors: int
@@ -38,9 +40,11 @@ class Detach(Record):
     """main → libvirt: unplug a device, if the domain still has it.
 
     Never from a domain without KVM. No reply: the device's QEMU then leaves the ivshmem server.
+    `uuid`: as in Attach.
     """
 
     domain: DomainId
+    uuid: str
     device: DeviceId
     socket: str
 

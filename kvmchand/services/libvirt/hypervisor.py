@@ -88,13 +88,14 @@ class Hypervisor(ServiceEvents):
         on_attached() or on_attach_failed() follows, or on_gone().
         """
         self._detaching.pop((domain, device), None)
-        message = self._attaching[domain, device] = libvirt.Attach(domain, device, str(socket), vectors)
+        uuid = self._domains.get(domain, "")
+        message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors)
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
         """Ask a guest with KVM to let a device go. The ivshmem server sees when it has."""
         self._attaching.pop((domain, device), None)
-        message = libvirt.Detach(domain, device, str(socket))
+        message = libvirt.Detach(domain, self._domains.get(domain, ""), device, str(socket))
         if domain in self._domains:
             self._detaching[domain, device] = message
         self._service.send(libvirt.to_libvirt.encode(message))

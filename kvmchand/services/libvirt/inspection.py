@@ -59,6 +59,8 @@ def look_at(domain: Any, folder: Path) -> Running | None:
     kvm, stale = False, list[str]()
     try:
         tree = ElementTree.fromstring(domain.XMLDesc())
+        if tree.get("id") != str(number):
+            return None  # it has ended, and may have started again
         kvm = coldplug_xml.has_kvm(tree)
         stale = hotplug_xml.stale_devices(tree, folder)
     except libvirt.libvirtError as error:

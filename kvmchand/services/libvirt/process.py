@@ -123,7 +123,7 @@ class Domains:
             case wire.Attach():
                 self._spawn(self._attach(message))
             case wire.Detach():
-                self._spawn(self._detach(message.domain, message.socket))
+                self._spawn(self._detach(message))
 
     def _say(self, message: object) -> None:
         data = wire.to_main.encode(message)  # a ProtocolError is no sign that main has ended
@@ -195,7 +195,7 @@ class Domains:
         self._say(found)
         if stale and found.kvm:
             log.info(f"domain {found.domain} has {len(stale)} devices of an earlier daemon: they are unplugged")
-            self._spawn(self._detach_stale(found.domain, stale))
+            self._spawn(self._detach_stale(found, stale))
         elif stale:
             log.info(
                 f"domain {found.domain}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends"
@@ -267,46 +267,59 @@ class Domains:
     def _fail(self, attach: wire.Attach, sentence: str) -> None:
         self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:2000]))
 
-    async def _detach(self, number: DomainId, path: str) -> None:
+    async def _detach(self, detach: wire.Detach) -> None:
         try:
-            await self._do(number, _detach_now, number, path)
+            await self._do(detach.domain, _detach_now, detach, detach.socket)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                log.warning(f"a device can't be unplugged from domain {number}: {error.get_error_message()}")
+                log.warning(f"a device can't be unplugged from domain {detach.domain}: {error.get_error_message()}")
+        except hotplug_xml.Refused as error:
+            log.info(f"no device is unplugged from domain {detach.domain}: {error}")
 
-    async def _detach_stale(self, number: DomainId, stale: list[str]) -> None:
+    async def _detach_stale(self, found: wire.Found, stale: list[str]) -> None:
         """Unplug the devices that an earlier daemon left.
 
         They go before any device is attached that may have their ids.
         """
         try:
-            await self._do(number, _detach_stale_now, number, stale)
-        except libvirt.libvirtError:
+            await self._do(found.domain, _detach_stale_now, found, stale)
+        except (libvirt.libvirtError, hotplug_xml.Refused):
             pass  # it has ended
 
 
-def _attach_now(connection: Any, attach: wire.Attach) -> None:
-    domain = connection.lookupByID(attach.domain)
+def _look_up(connection: Any, meant: wire.Attach | wire.Detach | wire.Found) -> tuple[Any, ElementTree.Element]:
+    """Return a running domain, and its XML. Raises Refused if its number is another domain's now.
+
+    A libvirtd that starts again gives the numbers of domains that have ended meanwhile.
+    """
+    domain = connection.lookupByID(meant.domain)
     tree = ElementTree.fromstring(domain.XMLDesc())
+    if (tree.get("id"), tree.findtext("uuid")) != (str(meant.domain), meant.uuid):
+        raise hotplug_xml.Refused(f"the domain that was meant has ended, and {meant.domain} is another one's number by now")
+    return domain, tree
+
+
+def _attach_now(connection: Any, attach: wire.Attach) -> None:
+    domain, tree = _look_up(connection, attach)
     if hotplug_xml.shmem(tree, attach.socket) is None:
         domain.attachDeviceFlags(hotplug_xml.device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def _detach_now(connection: Any, number: DomainId, path: str) -> None:
-    domain = connection.lookupByID(number)
-    found = hotplug_xml.shmem(ElementTree.fromstring(domain.XMLDesc()), path)
+def _detach_now(connection: Any, meant: wire.Detach | wire.Found, path: str) -> None:
+    domain, tree = _look_up(connection, meant)
+    found = hotplug_xml.shmem(tree, path)
     if found is not None:
         domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
-def _detach_stale_now(connection: Any, number: DomainId, stale: list[str]) -> None:
+def _detach_stale_now(connection: Any, found: wire.Found, stale: list[str]) -> None:
     for path in stale:
         try:
-            _detach_now(connection, number, path)
+            _detach_now(connection, found, path)
         except libvirt.libvirtError as error:
             if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 raise
-            log.warning(f"an earlier daemon's device can't be unplugged from domain {number}: {error.get_error_message()}")
+            log.warning(f"an earlier daemon's device can't be unplugged from domain {found.domain}: {error.get_error_message()}")
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

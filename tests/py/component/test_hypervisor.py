@@ -13,9 +13,7 @@ import subprocess
 import time
 import venv
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 
@@ -26,98 +24,13 @@ from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
-from kvmchand.wire.libvirt import Found, Prepared
+from kvmchand.wire.libvirt import Found, Prepared, to_main
 from rig import libvirtd as private
 from rig.daemon import Daemon
 from rig.deadline import eventually, run_until
-from rig.libvirtd import PrivateLibvirtd
+from rig.domains import BRIDGE, BRIDGE_BUS, BRIDGE_SLOTS, Host, is_running
 from rig.paths import KVMCHAND
 from rig.processes import services_of
-
-BRIDGE = """\
-    <controller type='pci' index='1' model='pcie-root-port'/>
-    <controller type='pci' index='2' model='pcie-to-pci-bridge'><address type='pci' bus='1' slot='0'/></controller>
-"""
-DOMAIN = """\
-<domain type='{type}'>
-  <name>{name}</name>
-  <memory unit='MiB'>64</memory>
-  <os><type arch='x86_64' machine='q35'>hvm</type></os>
-  <on_reboot>restart</on_reboot>
-  {cpu}<devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
-    <controller type='pci' index='0' model='pcie-root'/>
-{devices}    <controller type='usb' model='none'/>
-    <memballoon model='none'/>
-  </devices>
-</domain>
-"""
-_HOST_CPU = "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"
-"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
-BRIDGE_BUS, BRIDGE_SLOTS = 2, range(1, 32)
-
-
-class Host:
-    """A libvirtd, and the domains on it. Theirs are the names they are made with."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self.libvirtd = PrivateLibvirtd(folder)
-
-    def create(self, name: str, devices: str = BRIDGE, *, paused: bool = False, type: str = "qemu") -> DomainId:
-        path = self._folder / f"{name}.xml"
-        cpu = f"{_HOST_CPU}\n  " if type == "kvm" else ""
-        path.write_text(DOMAIN.format(name=name, devices=devices, type=type, cpu=cpu))
-        self.libvirtd.virsh("create", str(path), *(["--paused"] if paused else []))
-        return DomainId(int(self.libvirtd.virsh("domid", name).stdout))
-
-    def pid(self, name: str) -> int:
-        """Of its QEMU."""
-        return int((self._folder / "run" / "qemu" / f"{name}.pid").read_text())
-
-    def crash(self, name: str) -> None:
-        """Ends its QEMU."""
-        pid = self.pid(name)
-        os.kill(pid, signal.SIGKILL)
-        eventually(lambda: not is_running(pid))
-
-    @contextmanager
-    def stopped(self, name: str) -> Iterator[None]:
-        """Its QEMU does nothing meanwhile."""
-        pid = self.pid(name)
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(pid, signal.SIGCONT)
-
-    def shmems(self, name: str) -> list[ElementTree.Element]:
-        """Its ivshmem devices."""
-        return ElementTree.fromstring(self.libvirtd.virsh("dumpxml", name).stdout).findall("devices/shmem")
-
-    def paths(self, name: str) -> list[str | None]:
-        """Of the sockets of its ivshmem devices."""
-        return [server.get("path") for each in self.shmems(name) if (server := each.find("server")) is not None]
-
-    def taints(self, name: str) -> set[str]:
-        """What libvirt holds against it."""
-        log = (self._folder / "log" / "qemu" / f"{name}.log").read_text()
-        return set(re.findall(r"is tainted: (\S+)", log))
-
-    def clear(self) -> None:
-        for name in self._names():
-            self.crash(name)  # quicker than asking libvirt
-        eventually(lambda: self._names() == [])
-
-    def _names(self) -> list[str]:
-        return self.libvirtd.virsh("list", "--name").stdout.split()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -581,6 +494,47 @@ def test_connecting_again_leaves_no_descriptor_open(host: Host, rig: Rig, domain
     assert restart(1) == restart(2)
 
 
+def test_a_domain_with_the_number_of_one_that_ended_does_not_get_its_devices(host: Host, rig: Rig) -> None:
+    def start_again() -> None:
+        host.libvirtd.kill()
+        host.libvirtd.start()  # which counts from 1 if it knew of no domain
+
+    start_again()
+    one = host.create("one")
+    rig.start()
+    rig.until_told(("found", one, "one"))
+    process = rig.pid()
+    assert process is not None
+    host.libvirtd.kill()
+    rig.until_logged("is lost")
+    os.kill(process, signal.SIGSTOP)
+    try:
+        host.crash("one")
+        rig.attach(rig.device(one))
+        host.libvirtd.start()
+        eventually(lambda: host.names() == [])
+        start_again()
+        assert host.create("two") == one
+    finally:
+        os.kill(process, signal.SIGCONT)
+    rig.until_told(("gone", one), ("found", one, "two"))
+    staying = rig.attached(one)  # after what came before it
+    assert host.paths("two") == [str(rig.path(staying))]
+
+
+def test_a_domain_that_is_another_than_was_meant_gets_no_device_and_loses_none(
+    host: Host, rig: Rig, domain: DomainId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staying, other = rig.attached(domain), rig.device(domain)
+    monkeypatch.setitem(rig.hypervisor._domains, domain, "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7")
+    rig.attach(other)
+    rig.until_told(("failed", domain, other.number))
+    assert rig.sentence == f"the domain that was meant has ended, and {domain} is another one's number by now"
+    rig.detach(staying)
+    rig.until_logged(f"no device is unplugged from domain {domain}: {rig.sentence}")
+    assert host.paths("one") == [str(rig.path(staying))]
+
+
 # ---- the libvirt process ends, and another starts ----
 
 
@@ -686,7 +640,7 @@ else:
     while main.recv(65536):
         pass
 """
-FOUND = b'{"type":"found","domain":7,"name":"nobody","uuid":"2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7"}'
+FOUND = to_main.encode(Found(DomainId(7), "nobody", "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7", True, Size(0)))
 
 
 @pytest.mark.parametrize(

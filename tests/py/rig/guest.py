@@ -204,6 +204,7 @@ class Hypervisor:
                 yield libvirt.Listed()
             case libvirt.Attach():
                 taker = self.machines.get(message.domain)
+                assert taker is None or taker.uuid == message.uuid
                 if taker is None or taker.refusal:
                     sentence = taker.refusal if taker else "it is gone"
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
@@ -212,6 +213,7 @@ class Hypervisor:
                     yield libvirt.Attached(message.domain, message.device)
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
+                assert asked is None or asked.uuid == message.uuid
                 if asked is not None and message.socket in asked.devices:
                     assert asked.kvm, "QEMU without KVM is to lose a device"
                     assert asked.devices[message.socket].has_read(), "QEMU is to lose a device that it still reads of"

@@ -13,7 +13,7 @@ from kvmchand.ids import DeviceId, DomainId
 from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, stale_devices
 from kvmchand.wire.libvirt import Attach
 
-ATTACH = Attach(DomainId(3), DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
+ATTACH = Attach(DomainId(3), "uuid-3", DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
 ROOT = "<controller type='pci' index='0' model='pcie-root'/>"
 SLOTS = range(1, 32)
 
@@ -60,7 +60,7 @@ def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
 def test_a_socket_may_be_called_anything() -> None:
     tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
     path = "/run/<a>&'\"/ä"
-    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), DeviceId(1), path, 1))).find("server")
+    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), path, 1))).find("server")
     assert server is not None
     assert server.get("path") == path
 

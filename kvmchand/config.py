@@ -28,6 +28,9 @@ XEN_RING_MAX = 1 << 20
 RING_MAX = 1 << 30
 """The largest ring that the settings may allow: indexes are 32 bits, and a call answers with an
 int."""
+PREPARED, ALL = "prepared", "all"
+Serve = str | tuple[str, ...]
+"""Which of libvirt's domains are served: PREPARED, ALL that can take a device, or some by name."""
 VECTORS_MAX = 2048
 """The most vectors that MSI-X has."""
 CHANNELS_MAX = 1 << 20
@@ -62,6 +65,14 @@ def _read_pairs(value: object, name: str) -> tuple[tuple[str, str], ...]:
     if type(value) is not list or not all(type(each) is list and len(each) == 2 for each in value):
         raise InvalidArgument(f'{name} takes a list of pairs of names, as [["web", "database"]]')
     return tuple((_read_text(one, name), _read_text(other, name)) for one, other in value)
+
+
+def _read_serve(value: object, name: str) -> Serve:
+    if type(value) is list:
+        return tuple(_read_text(each, name) for each in value)
+    if value not in (PREPARED, ALL):
+        raise InvalidArgument(f'{name} takes "{PREPARED}", "{ALL}", or domains\' names, as ["web", "database"], not {value!r}')
+    return str(value)
 
 
 def _read_domains(value: object, name: str) -> tuple[DomainId, ...]:
@@ -133,6 +144,7 @@ FLAG = _kind(_read_flag)
 FOLDER = _kind(lambda value, name: Path(_read_text(value, name)))
 PAIRS = _kind(_read_pairs)
 DOMAINS = _kind(_read_domains)
+SERVE = _kind(_read_serve)
 
 
 def section(cls: type[Any]) -> dict[str, Any]:
@@ -230,6 +242,17 @@ class LinkSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """The domains of libvirt's that become guests."""
+
+    serve: Serve = field(default=PREPARED, metadata=SERVE)
+    """Which of them do, if their machines can take a device.
+
+    The names are libvirt's.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The settings of `kvmchand host` and of `kvmchand guest`."""
 
@@ -241,6 +264,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits, metadata=section(Limits))
     rings: RingSettings = field(default_factory=RingSettings, metadata=section(RingSettings))
     links: LinkSettings = field(default_factory=LinkSettings, metadata=section(LinkSettings))
+    guests: GuestSettings = field(default_factory=GuestSettings, metadata=section(GuestSettings))
     libvirt: str = field(default="qemu:///system", metadata=MAYBE_TEXT)
     """URI of the hypervisor whose guests are served; empty: none."""
     noiommu: bool = field(default=False, metadata=FLAG)

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from kvmchand.errors import AccessDenied, InvalidArgument, NotFound, Unreachable, VchanError
 from kvmchand.ids import Size
-from kvmchand.services.libvirt import coldplug_xml
+from kvmchand.services.libvirt import coldplug_xml, machine_xml
 
 try:
     import libvirt as libvirt
@@ -26,9 +26,6 @@ except ImportError:
     libvirt = None  # said when it is needed
 
 _COMMAND_LINE = "intel_iommu=on"
-_IOMMUS = {"intel", "virtio"}
-"""Models behind which VFIO's type 1 works in a guest."""
-_BRIDGES = {"pcie-to-pci-bridge", "pci-bridge"}
 _BRIDGES_WANTED = 2
 """Firmware leaves each of them a window for the control device and two devices of a link."""
 
@@ -71,10 +68,9 @@ def prepare(xml: str, start: StartLink | None = None) -> Prepared:
 
     A domain that is prepared already gets no changes.
     """
-    root = _parse(xml)
+    root = parse(xml)
     before = _show(root)
-    made = Prepared(before, before)
-    _look_for_obstacles(root, made)
+    made = Prepared(before, before, obstacles=machine_xml.why_not_preparable(root))
     if not made.obstacles:
         _add_iommu(root, made)
         _add_bridge(root, made)
@@ -85,10 +81,11 @@ def prepare(xml: str, start: StartLink | None = None) -> Prepared:
     return made
 
 
-def _parse(xml: str) -> ElementTree.Element:
-    """Parse with comments, and with such prefixes as the serializer keeps.
+def parse(xml: str) -> ElementTree.Element:
+    """Parse a domain's XML with comments, and with such prefixes as the serializer keeps.
 
     It would put a namespace without a prefix at the root, and so everything into that namespace.
+    Raises InvalidArgument if it is no XML.
     """
     keeping = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True, insert_pis=True))
     try:
@@ -105,22 +102,6 @@ def _show(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _look_for_obstacles(root: ElementTree.Element, made: Prepared) -> None:
-    kind = root.find("os/type")
-    machine = "" if kind is None else kind.get("machine", "")
-    architecture = "" if kind is None else kind.get("arch", "")
-    if architecture != "x86_64":
-        made.obstacles.append(f"it is a {architecture or 'nameless'} machine, and kvmchan's guests are x86_64")
-    elif "q35" not in machine:
-        made.obstacles.append(
-            f"its machine type is {machine or 'not known'}, which has no vIOMMU, and can't be changed under an installed guest: "
-            "install the guest anew in a domain with machine type q35"
-        )
-    for each in root.iterfind("devices/iommu"):
-        if each.get("model") not in _IOMMUS:
-            made.obstacles.append(f"it has a vIOMMU of model {each.get('model')}: make that intel, or remove it, and try again")
-
-
 def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
     iommu = root.find("devices/iommu")
     if iommu is not None and iommu.get("model") != "intel":
@@ -133,7 +114,7 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
         iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model="intel")
         made.changes.append("a vIOMMU, without which the guest can't use devices by VFIO")
     driver = _within(iommu, "driver")
-    for name in ("intremap", "caching_mode"):
+    for name in machine_xml.INTEL_NEEDS:
         if driver.get(name) != "on":
             driver.set(name, "on")
             made.changes.append(f"{name} of the vIOMMU")
@@ -141,8 +122,7 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
 
 def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
     devices = _within(root, "devices")
-    have = sum(each.get("model") in _BRIDGES for each in devices.iterfind("controller"))
-    for _ in range(_BRIDGES_WANTED - have):
+    for _ in range(_BRIDGES_WANTED - len(machine_xml.bridges(root))):
         for model in ("pcie-root-port", "pcie-to-pci-bridge"):
             ElementTree.SubElement(devices, "controller", type="pci", model=model)
         made.changes.append("a root port with a bridge to conventional PCI in it, behind which ivshmem devices are plugged")

@@ -160,6 +160,8 @@ class Registry:
     max_bytes: int = 1 << 40
     """Bytes of the channels that a domain has offered. A guest's links have limits of their own."""
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
+    unserved: dict[DomainId, str] = field(default_factory=dict)
+    """Domains that run and are not among these, with the sentence that says why."""
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
     ends: Ends = field(default_factory=Ends)
     _offers: dict[str, Channel] = field(default_factory=dict)
@@ -177,12 +179,19 @@ class Registry:
         """Forget a domain whose ends have been released."""
         del self.domains[domain]
 
-    def require_domain(self, domain: int) -> DomainId:
-        """Return the domain's number. Raises NotFound if there is no such domain."""
+    def require_domain(self, domain: int, caller: DomainId) -> DomainId:
+        """Return the domain's number.
+
+        Raises NotFound if there is no such domain, or it is not served. Only the host's clients are
+        told why: the reason names the domain, and says what its machine is like.
+        """
         known = DomainId(domain)
-        if known not in self.domains:
-            raise NotFound(f"there is no domain {domain}: kvmchan ls shows those there are")
-        return known
+        if known in self.domains:
+            return known
+        if known in self.unserved:
+            reason = self.unserved[known] if caller == HOST else "the host's log says why"
+            raise NotFound(f"domain {domain} is not served: {reason}")
+        raise NotFound(f"there is no domain {domain}: kvmchan ls shows those there are")
 
     def limit(self, domain: DomainId) -> tuple[int, str]:
         """Return how many ends of one kind a domain may hold, and the setting that says so."""
@@ -219,7 +228,7 @@ class Registry:
         self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
         paths.require_writable(absolute, caller)
-        client_domain = self.require_domain(peer)
+        client_domain = self.require_domain(peer, caller)
         standing = self._offers.get(absolute)
         if standing is not None and caller not in (standing.server_domain, HOST):
             raise AccessDenied(f"{absolute[:80]} is taken by domain {standing.server_domain}, which alone may take it over")
@@ -230,7 +239,7 @@ class Registry:
         """Permit an event channel that `peer` may join. Raises as permit_offer()."""
         self.ends.require_free(end.holder)
         self._require_room(caller, Side.SERVER)
-        return Permit("", caller, self.require_domain(peer), end)
+        return Permit("", caller, self.require_domain(peer, caller), end)
 
     def add(self, permit: Permit, chosen: Rings, *, once: bool = False) -> Channel:
         """Add a permitted channel, its server end held.
@@ -263,7 +272,7 @@ class Registry:
         """
         self.ends.require_free(end.holder)
         absolute = paths.resolve(path, caller)
-        server_domain = self.require_domain(domain)
+        server_domain = self.require_domain(domain, caller)
         channel = self._offers.get(absolute)
         if channel is None or channel.server_domain != server_domain:
             raise NotFound(f"domain {domain} offers no vchan at {absolute[:80]}: start its server first")
@@ -276,7 +285,7 @@ class Registry:
         Raises an error that says why the caller may not join it.
         """
         self.ends.require_free(end.holder)
-        server_domain = self.require_domain(domain)
+        server_domain = self.require_domain(domain, caller)
         channel = self._offers.get(f"{_EVENT_CHANNEL}{port // 2}")
         if channel is None or channel.server_domain != server_domain or port % 2:
             raise NotFound(f"domain {domain} has no event channel {port} that could be joined")

@@ -71,7 +71,7 @@ class Sharing:
 
     def share(self, requester: Requester, request: client.Share) -> None:
         """Make pages that a client shares, and answer with them. Raises VchanError, or NotYet."""
-        peer = self._registry.require_domain(request.peer)
+        peer = self._registry.require_domain(request.peer, requester.domain)
         permit = self._grants.permit_share(requester.domain, peer, request.pages, requester.number, writable=request.writable)
         memory = self._allocator.make_pages(Size(request.pages * PAGE), requester.domain, peer)
         try:

@@ -59,6 +59,14 @@ class GuestDesk(GuestEvents):
         self._waitlist.serve_all_for(domain)
         self._store.release(domain)
 
+    def on_unserved(self, domain: DomainId, sentence: str) -> None:
+        """Have those who ask for the domain be told why it is none of ours."""
+        self._registry.unserved[domain] = sentence
+
+    def on_unserved_gone(self, domain: DomainId) -> None:
+        """Forget the domain."""
+        self._registry.unserved.pop(domain, None)
+
     def on_device_lost(self, domain: DomainId, device: Device) -> None:
         """End what the guest's clients have on the device."""
         self._holdings.end_on(device, domain)

@@ -46,6 +46,12 @@ class GuestEvents(Protocol):
     def on_guest_gone(self, domain: DomainId) -> None:
         """React when a guest runs no more."""
 
+    def on_unserved(self, domain: DomainId, sentence: str) -> None:
+        """React when a domain runs that is no guest. `sentence`: why, and what to do."""
+
+    def on_unserved_gone(self, domain: DomainId) -> None:
+        """React when such a domain runs no more."""
+
     def on_device_lost(self, domain: DomainId, device: Device) -> None:
         """React when a guest cannot use a device any more: its ends there are dead."""
 

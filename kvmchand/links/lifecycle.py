@@ -2,6 +2,7 @@
 """What follows when a guest starts, reboots or ends, and when a device can't be plugged into it.
 
 A guest's control device is plugged when the guest is found, and again after a while if that failed.
+A domain that is not served is no guest: nothing of it is kept but a sentence, for who asks.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from kvmchand.config import Serve
 from kvmchand.errors import VchanError
 from kvmchand.ids import HOST, DeviceId, DomainId, Size
 from kvmchand.links.guest import Guest, GuestEvents
@@ -19,6 +21,7 @@ from kvmchand.links.plugs import Plugs
 from kvmchand.links.pool import Pool
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
+from kvmchand.services.libvirt import machine_xml
 from kvmchand.services.libvirt.coldplug_xml import StartLink
 from kvmchand.services.libvirt.hypervisor import HypervisorEvents
 from kvmchand.wire import control, libvirt
@@ -39,8 +42,12 @@ class Lifecycle(HypervisorEvents):
         plugs: Plugs,
         events: GuestEvents,
         local_domains: Collection[DomainId],
+        serve: Serve,
     ) -> None:
-        """Know of no guest yet. `local_domains` are numbers that no guest may have."""
+        """Know of no guest yet.
+
+        `local_domains` are numbers that no guest may have. `serve`: which domains are guests.
+        """
         self._loop = loop
         self._links = links
         self._guests = guests
@@ -49,6 +56,7 @@ class Lifecycle(HypervisorEvents):
         self._plugs = plugs
         self._events = events
         self._local_domains = local_domains
+        self._serve = serve
 
     def on_prepared(self, prepared: libvirt.Prepared) -> None:
         """Make the device that a domain has from its next start."""
@@ -66,6 +74,11 @@ class Lifecycle(HypervisorEvents):
         if domain in self._local_domains:
             log.warning(f"domain {domain} ({name}) is not served: its number is a local domain's, so give that another")
             return
+        refusal = machine_xml.refusal(name, machine_xml.Fitness(found.obstacle, found.lack), self._serve)
+        if refusal:
+            log.info(f"domain {domain} ({name}) is not served: {refusal}")
+            self._events.on_unserved(domain, refusal)
+            return
         self._pool.add_guest(found)
         try:
             device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
@@ -73,6 +86,7 @@ class Lifecycle(HypervisorEvents):
         except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
+            self._events.on_unserved(domain, error.sentence)
             return
         guest = Guest(domain, name, found.uuid, device)
         self._guests.add(guest)
@@ -84,6 +98,7 @@ class Lifecycle(HypervisorEvents):
         """End all that a guest had."""
         guest = self._guests.get(domain)
         if guest is None:
+            self._events.on_unserved_gone(domain)
             return
         log.info(f"domain {domain} ({guest.name}) is gone")
         self._handshakes.end(guest)
@@ -104,7 +119,8 @@ class Lifecycle(HypervisorEvents):
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
         """Log that a guest is paused, or goes on."""
-        log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
+        if domain in self._guests:
+            log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
 
     def on_attached(self, domain: DomainId, device: DeviceId) -> None:
         """Do nothing: what counts is that the guest can use it, which its daemon will say."""

@@ -56,13 +56,14 @@ class Machines:
     def start(self, requests: RequesterEvents, events: GuestEvents, next_generation: Callable[[], int]) -> None:
         """Serve guests. `requests` hears their clients, and `events` all else."""
         loop, links, guests, pool = self._loop, self._links, self.guests, self.pool
-        limits, pairs = self._settings.limits, self._settings.links.pairs
+        settings = self._settings
+        limits, pairs = settings.limits, settings.links.pairs
         handshakes = Handshakes(loop, links, self._devices, self._sessions, events, next_generation)
         plugs = Plugs(guests, pool, handshakes, events)
         messages = Messages(
             links, guests, pool, self._sessions, handshakes, plugs, requests, events, limits.guest_channels, pairs
         )
-        lifecycle = Lifecycle(loop, links, guests, pool, handshakes, plugs, events, self._settings.local_domains)
+        lifecycle = Lifecycle(loop, links, guests, pool, handshakes, plugs, events, settings.local_domains, settings.guests.serve)
         self._devices.start(plugs)
         self._sessions.start(messages)
         self._hypervisor.start(lifecycle)

@@ -57,7 +57,9 @@ class Found(Record):
     """libvirt → main: a domain runs: it did at the start, or started now.
 
     Also again after a reconnect to libvirtd; main knows which it has. `kvm`: QEMU runs it with KVM.
-    `left`: how many devices of an earlier daemon it keeps until it ends.
+    `left`: how many devices of an earlier daemon it keeps until it ends. `obstacle`: why it can
+    take no device. `lack`: why it is not prepared for vchans. Both are sentences that say what to
+    do, or empty.
     """
 
     domain: DomainId
@@ -65,6 +67,8 @@ class Found(Record):
     uuid: str
     kvm: bool
     left: Size
+    obstacle: str
+    lack: str
 
 
 class Prepared(Record):

@@ -75,4 +75,7 @@ def resolved(domain: int | str, name: str) -> Generator[Step, Any, int]:
             return each.number
     if domain.isdecimal() and domain.isascii():
         return (yield from resolved(int(domain), name))
-    raise NotFound(f"no domain that runs is called {domain!r}: kvmchan ls shows those that do, and only the host knows names")
+    raise NotFound(
+        f"no domain that is served is called {domain!r}: kvmchan ls shows those that are, kvmchan doctor on the host says why "
+        "others are not, and only the host knows names"
+    )

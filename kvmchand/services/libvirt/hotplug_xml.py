@@ -11,12 +11,9 @@ import secrets
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kvmchand.services.libvirt import coldplug_xml
+from kvmchand.services.libvirt import coldplug_xml, machine_xml
+from kvmchand.services.libvirt.machine_xml import SLOTS
 from kvmchand.wire.libvirt import Attach
-
-_SLOTS = range(1, 32)
-"""Slots of a conventional PCI bridge."""
-_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
 
 
 class Refused(Exception):
@@ -60,22 +57,15 @@ def _bus(address: ElementTree.Element) -> int:
     return int(address.get("bus", "0"), 0)
 
 
-def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
+def _place(tree: ElementTree.Element) -> tuple[int, int]:
     """Return bus and slot for one more device: on the bridge that has the fewest of ours.
 
-    Each bridge has a window of its own. Returns None if libvirt should choose. Raises Refused if
-    there is no place.
+    Each bridge has a window of its own. Raises Refused if there is no place.
     """
-    controllers = [each for each in tree.findall("devices/controller") if each.get("type") == "pci"]
-    if any(each.get("model") == "pci-root" for each in controllers):
-        return None  # a machine of conventional PCI
-    buses = [int(each.get("index", "0")) for each in controllers if each.get("model") in _BRIDGES]
-    if not buses:
-        raise Refused(
-            "its XML has no bridge for conventional PCI devices, as ivshmem is one: add "
-            "<controller type='pci' model='pcie-root-port'/> and "
-            "<controller type='pci' model='pcie-to-pci-bridge'/> (kvmchan prepare-domain does)"
-        )
+    obstacle = machine_xml.obstacle(tree)
+    if obstacle:
+        raise Refused(obstacle)
+    buses = [int(each.get("index", "0")) for each in machine_xml.bridges(tree)]
     taken: dict[int, set[int]] = {bus: set() for bus in buses}
     ours: dict[int, int] = dict.fromkeys(buses, 0)
     for device in tree.findall("devices/*"):
@@ -83,7 +73,7 @@ def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
         if address is not None and address.get("type") == "pci" and _bus(address) in taken:
             taken[_bus(address)].add(int(address.get("slot", "0"), 0))
             ours[_bus(address)] += device.tag == "shmem"
-    free = [(ours[bus], bus, min(set(_SLOTS) - taken[bus])) for bus in buses if set(_SLOTS) - taken[bus]]
+    free = [(ours[bus], bus, min(set(SLOTS) - taken[bus])) for bus in buses if set(SLOTS) - taken[bus]]
     if not free:
         raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
     _, bus, slot = min(free)
@@ -93,7 +83,7 @@ def _place(tree: ElementTree.Element) -> tuple[int, int] | None:
 def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
     """Return the <shmem> to attach to a domain. Raises Refused if it has no place for one."""
     try:
-        place = _place(tree)
+        bus, slot = _place(tree)
     except ValueError as error:
         raise Refused(f"its XML has an address that can't be: {error}") from error
     shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
@@ -103,6 +93,5 @@ def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
     ElementTree.SubElement(shmem, "server", path=attach.socket)
     ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")
-    if place is not None:
-        ElementTree.SubElement(shmem, "address", type="pci", domain="0", bus=str(place[0]), slot=str(place[1]), function="0")
+    ElementTree.SubElement(shmem, "address", type="pci", domain="0", bus=str(bus), slot=str(slot), function="0")
     return ElementTree.tostring(shmem, encoding="unicode")

@@ -13,13 +13,16 @@ from typing import Any
 
 from kvmchand.ids import DomainId, Size
 from kvmchand.runtime import log
-from kvmchand.services.libvirt import coldplug_xml, hotplug_xml
+from kvmchand.services.libvirt import coldplug_xml, hotplug_xml, machine_xml
 from kvmchand.wire import libvirt as wire
 
 try:
     import libvirt
 except ImportError:
     libvirt = None  # the process then says so, and asks nothing
+
+SENTENCE_MAX = 1000
+"""Characters of a sentence for main."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,21 @@ def look_at(domain: Any, folder: Path) -> Running | None:
             return None  # it has ended, and may have started again
         kvm = coldplug_xml.has_kvm(tree)
         stale = hotplug_xml.stale_devices(tree, folder)
+        fitness = machine_xml.fitness(tree, is_persistent=bool(domain.isPersistent()))
     except libvirt.libvirtError as error:
         if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not domain.connect().isAlive():
             return None
-        log.warning(f"libvirt does not say whether domain {number} runs with KVM: {error.get_error_message()}")
+        fitness = _unknown(f"libvirt does not say what its machine is like: {error.get_error_message()}")
     except ElementTree.ParseError as error:
-        log.warning(f"what libvirt says of domain {number} is no XML: {error}")
+        fitness = _unknown(f"what libvirt says of it is no XML: {error}")
+    sentences = (each[:SENTENCE_MAX] for each in (fitness.obstacle, fitness.lack))
     left = Size(0 if kvm else len(stale))
-    return Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left), stale)
+    return Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left, *sentences), stale)
+
+
+def _unknown(sentence: str) -> machine_xml.Fitness:
+    """Return the fitness of a machine of which nothing is known."""
+    return machine_xml.Fitness(*[f"{sentence}: start kvmchand host again, or the domain"] * 2)
 
 
 def persistent(connection: Any, folder: Path) -> list[object]:

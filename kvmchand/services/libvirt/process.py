@@ -25,7 +25,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.supervisor import HOPELESS
 from kvmchand.services.libvirt import hotplug_xml, inspection
-from kvmchand.services.libvirt.inspection import Running
+from kvmchand.services.libvirt.inspection import SENTENCE_MAX, Running
 from kvmchand.wire import libvirt as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 
@@ -265,7 +265,7 @@ class Domains:
             self._say(wire.Attached(attach.domain, attach.device))
 
     def _fail(self, attach: wire.Attach, sentence: str) -> None:
-        self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:2000]))
+        self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:SENTENCE_MAX]))
 
     async def _detach(self, detach: wire.Detach) -> None:
         try:

@@ -439,7 +439,7 @@ def test_a_name_of_no_domain_is_not_found(daemon: Daemon, name: str) -> None:
     before = next_fd()
     with acting_as(daemon):
         for call in (offer, listen, connect):
-            with pytest.raises(NotFound, match="no domain that runs is called") as caught:
+            with pytest.raises(NotFound, match="no domain that is served is called") as caught:
                 call(name, "x")
             assert isinstance(caught.value, FileNotFoundError)
     assert next_fd() == before

@@ -535,6 +535,21 @@ def test_a_domain_that_is_another_than_was_meant_gets_no_device_and_loses_none(
     assert host.paths("one") == [str(rig.path(staying))]
 
 
+def test_what_a_domains_machine_lacks_is_told(host: Host, rig: Rig) -> None:
+    rig.start()
+    pc, bare, plain, ready = host.create_pc("pc"), host.create("bare", ""), host.create("plain"), host.create_prepared("ready")
+    rig.until_told(
+        *(("found", number, name) for number, name in ((pc, "pc"), (bare, "bare"), (plain, "plain"), (ready, "ready")))
+    )
+    assert "only a root bus of conventional PCI" in rig.found[pc].obstacle
+    assert "install the guest anew in a domain with machine type q35" in rig.found[pc].lack
+    assert "no bridge for conventional PCI devices" in rig.found[bare].obstacle
+    assert "put that into the XML that it is made from" in rig.found[bare].lack, "it is transient"
+    assert rig.found[plain].obstacle == ""
+    assert "a vIOMMU" in rig.found[plain].lack
+    assert (rig.found[ready].obstacle, rig.found[ready].lack) == ("", "")
+
+
 # ---- the libvirt process ends, and another starts ----
 
 
@@ -640,7 +655,7 @@ else:
     while main.recv(65536):
         pass
 """
-FOUND = to_main.encode(Found(DomainId(7), "nobody", "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7", True, Size(0)))
+FOUND = to_main.encode(Found(DomainId(7), "nobody", "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7", True, Size(0), "", ""))
 
 
 @pytest.mark.parametrize(
@@ -690,7 +705,7 @@ def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(tmp_p
 
 def test_a_domain_without_kvm_outlives_one_daemon_after_another_until_it_is_full(host: Host, tmp_path: Path) -> None:
     rounds = 4
-    one = host.create("one")
+    one = host.create_prepared("one")
     pid = host.pid("one")
     settings = tmp_path / "settings.toml"
     settings.write_text(f"[limits]\nguest_devices = {rounds}\n")
@@ -713,7 +728,7 @@ def test_a_domain_without_kvm_outlives_one_daemon_after_another_until_it_is_full
         assert len(host.shmems("one")) == rounds
         assert is_running(pid)
         host.libvirtd.virsh("destroy", "one")
-        again = host.create("one")
+        again = host.create_prepared("one")
         eventually(lambda: f"domain {again} (one) is here" in last.log(), last.log)
     finally:
         last.process.terminate()
@@ -721,8 +736,7 @@ def test_a_domain_without_kvm_outlives_one_daemon_after_another_until_it_is_full
 
 
 def test_a_domain_whose_number_is_a_local_domains_is_not_served(host: Host, tmp_path: Path) -> None:
-    one = host.create("one", paused=True)
-    two = host.create("two", paused=True)
+    one, two = host.create_prepared("one"), host.create_prepared("two")
     daemon = GuestsDaemon(tmp_path, libvirt=host.libvirtd.uri, domains=(one,))
     try:
         said = (f"domain {one} (one) is not served", f"domain {two} (two) is here")  # in any order

@@ -118,13 +118,18 @@ class Plugged:
 class Machine:
     """A virtual machine, as the hypervisor has it.
 
-    `left`: devices of an earlier daemon. `devices`: by their sockets' paths.
+    `left`: devices of an earlier daemon. `obstacle`, `lack`: why it can take no device, or is not
+    prepared. `devices`: by their sockets' paths.
     """
 
-    def __init__(self, number: int, *, name: str = "", kvm: bool = True, left: int = 0) -> None:
+    def __init__(
+        self, number: int, *, name: str = "", kvm: bool = True, left: int = 0, obstacle: str = "", lack: str = ""
+    ) -> None:
         self.number = number
         self.kvm = kvm
         self.left = left
+        self.obstacle = obstacle
+        self.lack = lack
         self.name = name or f"guest-{number}"
         self.uuid = f"uuid-{number}"
         self.devices: dict[str, Plugged] = {}
@@ -223,7 +228,15 @@ class Hypervisor:
 
     @staticmethod
     def _found(machine: Machine) -> object:
-        return libvirt.Found(machine.number, machine.name, machine.uuid, machine.kvm, machine.left)  # type: ignore[arg-type]
+        return libvirt.Found(
+            machine.number,  # type: ignore[arg-type]
+            machine.name,
+            machine.uuid,
+            machine.kvm,
+            machine.left,  # type: ignore[arg-type]
+            machine.obstacle,
+            machine.lack,
+        )
 
     def _tell(self, message: object) -> None:
         assert self._main is not None
@@ -241,9 +254,10 @@ class Hypervisor:
 
     # ---- machines ----
 
-    def start(self, number: int, *, name: str = "", kvm: bool = True, left: int = 0) -> Machine:
+    def start(self, number: int, **machine_is: Any) -> Machine:
+        """Start a Machine."""
         with self.changed:
-            machine = self.machines[number] = Machine(number, name=name, kvm=kvm, left=left)
+            machine = self.machines[number] = Machine(number, **machine_is)
             self._tell(self._found(machine))
         return machine
 
@@ -265,6 +279,10 @@ class Hypervisor:
     def reboot(self, machine: Machine) -> None:
         with self.changed:
             self._tell(libvirt.Rebooted(machine.number))  # type: ignore[arg-type]
+
+    def pause(self, machine: Machine) -> None:
+        with self.changed:
+            self._tell(libvirt.Paused(machine.number, True))  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._is_ending = True

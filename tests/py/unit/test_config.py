@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kvmchand import config
-from kvmchand.config import RING_MAX, Limits, LinkSettings, RingSettings, Settings, SocketSettings
+from kvmchand.config import RING_MAX, GuestSettings, Limits, LinkSettings, RingSettings, Settings, SocketSettings
 from kvmchand.errors import InvalidArgument
 
 EVERYTHING = """
@@ -40,6 +40,9 @@ guest_requests = 10
 unasked = "128K"
 minimum = {"data/vchan/*" = "64K", "/local/domain/7/x" = 5}
 
+[guests]
+serve = ["web", "all"]
+
 [links]
 size = "64K"
 vectors = 2
@@ -48,7 +51,7 @@ pairs = [["web", "database"]]
 """
 
 
-SECTIONS = ("socket", "limits", "rings", "links")
+SECTIONS = ("socket", "limits", "rings", "guests", "links")
 
 
 def load(folder: Path, text: str | bytes) -> Settings:
@@ -87,12 +90,13 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
             guest_bytes=1 << 20,
             guest_requests=10,
         ),
+        guests=GuestSettings(serve=("web", "all")),
         rings=RingSettings(unasked=128 << 10, minimum=(("data/vchan/*", 65536), ("/local/domain/7/x", 5))),
         links=LinkSettings(size=65536, vectors=2, dedicated=True, pairs=(("web", "database"),)),  # type: ignore[arg-type]
     )
     default = Settings()
-    sections = (default, default.socket, default.limits, default.rings, default.links)
-    for section in (read, read.socket, read.limits, read.rings, read.links):
+    sections = (default, default.socket, default.limits, default.rings, default.guests, default.links)
+    for section in (read, read.socket, read.limits, read.rings, read.guests, read.links):
         before: Any = next(each for each in sections if type(each) is type(section))
         for field in fields(section):
             assert getattr(section, field.name) != getattr(before, field.name), f"EVERYTHING has no {field.name}"
@@ -136,6 +140,16 @@ def test_every_setting_is_read(tmp_path: Path) -> None:
         ('[links]\npairs = ["a"]', "links.pairs"),
         ('[links]\npairs = [["a", "b", "c"]]', "links.pairs"),
         ('[links]\npairs = [["a", 1]]', "links.pairs"),
+        ("guests = 1", "guests"),
+        ('[guests]\nserve = "web"', "guests.serve"),
+        ('[guests]\nserve = ""', "guests.serve"),
+        ("[guests]\nserve = true", "guests.serve"),
+        ("[guests]\nserve = 1", "guests.serve"),
+        ('[guests]\nserve = ["web", 1]', "guests.serve"),
+        ('[guests]\nserve = ["web", ""]', "guests.serve"),
+        ('[guests]\nserve = [["web"]]', "guests.serve"),
+        ('[guests]\nserve = {"web" = 1}', "guests.serve"),
+        ('[guests]\nservers = "all"', "servers"),
         ("libvirt = 1", "libvirt"),
         ('noiommu = "yes"', "noiommu"),
         ("[limits]\nmax_channels = 1.5", "limits.max_channels"),
@@ -169,6 +183,29 @@ def test_a_mistake_is_one_sentence_that_names_the_file_and_the_setting(tmp_path:
     assert str(tmp_path / "kvmchand.toml") in caught.value.sentence
     assert setting in caught.value.sentence
     assert "\n" not in caught.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("text", "serve"),
+    [
+        ("", "prepared"),
+        ('[guests]\nserve = "prepared"', "prepared"),
+        ('[guests]\nserve = "all"', "all"),
+        ('[guests]\nserve = ["web", "a b"]', ("web", "a b")),
+        ('[guests]\nserve = ["all"]', ("all",)),
+        ("[guests]\nserve = []", ()),
+    ],
+)
+def test_which_guests_are_served(tmp_path: Path, text: str, serve: config.Serve) -> None:
+    assert load(tmp_path, text).guests.serve == serve
+
+
+def test_what_serve_takes_is_said_to_who_gives_something_else(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load(tmp_path, '[guests]\nserve = "web"')
+    assert caught.value.sentence.endswith(
+        'guests.serve takes "prepared", "all", or domains\' names, as ["web", "database"], not \'web\''
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from kvmchand.wire.libvirt import Attach
 
 ATTACH = Attach(DomainId(3), "uuid-3", DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
 ROOT = "<controller type='pci' index='0' model='pcie-root'/>"
+PCI_ROOT = "<controller type='pci' index='0' model='pci-root'/>"
 SLOTS = range(1, 32)
 
 
@@ -135,8 +136,16 @@ def test_a_controller_that_is_not_pcis_is_no_bridge() -> None:
     refusal(ROOT, "<controller type='scsi' index='2' model='pci-bridge'/>")
 
 
-def test_a_machine_of_conventional_pci_has_libvirt_choose() -> None:
-    assert shmem("<controller type='pci' index='0' model='pci-root'/>").find("address") is None
+def test_a_root_bus_of_conventional_pci_is_no_place() -> None:
+    sentence = refusal(PCI_ROOT)
+    assert "root bus" in sentence
+    assert "machine type q35" in sentence
+    assert "<controller type='pci' model='pci-bridge'/>" in sentence
+    assert "prepare-domain" not in sentence, "it can do nothing for this machine"
+
+
+def test_a_bridge_below_a_root_bus_of_conventional_pci_is_a_place() -> None:
+    assert place(PCI_ROOT, bridge(1, "pci-bridge"), at("sound", 0, 4)) == (1, 1)
 
 
 @pytest.mark.parametrize(

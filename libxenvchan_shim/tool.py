@@ -130,14 +130,19 @@ def prepare_domain(arguments: argparse.Namespace) -> None:
 
 def diagnose(arguments: argparse.Namespace) -> None:
     """Run `kvmchan doctor`. Exits with 1 if something is wrong."""
+    from kvmchand import config
     from kvmchand.admin import doctor
 
+    settings = config.load(arguments.config) if arguments.config else config.Settings()
+    if arguments.config and not os.environ.get("KVMCHAN_RUNTIME_DIR"):
+        os.environ["KVMCHAN_RUNTIME_DIR"] = str(settings.runtime_dir)
     try:
         listed: Listing | VchanError = listing()
     except VchanError as error:
         listed = error
     role = doctor.Role(arguments.side) if arguments.side else None
-    findings = doctor.examine(listed, arguments.uri, role)
+    uri = arguments.uri or settings.libvirt or config.Settings().libvirt
+    findings = doctor.examine(listed, uri, role, serve=settings.guests.serve)
     print("\n".join(map(str, findings)), flush=True)
     if any(each.is_bad for each in findings):
         sys.exit(1)
@@ -172,8 +177,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="have the link to the host from the start, with this much memory, as 64M; 0: no more",
     )
-    for each in (doctors, prepares):
-        each.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
+    doctors.add_argument("--config", type=Path, metavar="FILE", help="the settings that kvmchand host has")
+    doctors.add_argument("--uri", help="libvirt's; default: the settings', or qemu:///system")
+    prepares.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
     return parser
 
 

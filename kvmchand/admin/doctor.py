@@ -8,17 +8,16 @@ vIOMMU and the ivshmem devices. What cannot be read becomes a finding, or is lef
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 from kvmchand.admin import prepare
-from kvmchand.admin.prepare import libvirt
+from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.host_findings import host
+from kvmchand.config import PREPARED, Serve
 from kvmchand.errors import VchanError
 from kvmchand.linux import pci
-from kvmchand.wire.client import DeviceInfo, GuestInfo, Listing
+from kvmchand.wire.client import DeviceInfo, Listing
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
@@ -29,22 +28,6 @@ slower.
 """
 _DRIVER = "vfio-pci"
 _MODULES = ("vfio_pci", "vfio_iommu_type1")
-_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
-_SLOTS = range(1, 32)
-"""The slots of a conventional PCI bridge."""
-_PREFIX = "kvmchan-"
-"""Begins the names of our devices in a domain's XML."""
-
-
-class Grade(Enum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    """As it should be."""
-    NOTE = "note"
-    """Worth knowing; vchans work."""
-    BAD = "bad"
-    """Something does not work."""
 
 
 class Role(Enum):
@@ -54,32 +37,17 @@ class Role(Enum):
     GUEST = "guest"
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at."""
-
-    grade: Grade
-    subject: str
-    sentence: str
-
-    @property
-    def is_bad(self) -> bool:
-        """Return whether something does not work."""
-        return self.grade is Grade.BAD
-
-    def __str__(self) -> str:
-        return f"{self.grade.value:4}  {self.subject}: {self.sentence}"
-
-
-def examine(listed: Listing | VchanError, uri: str, role: Role | None = None, root: Path = Path("/")) -> list[Finding]:
+def examine(
+    listed: Listing | VchanError, uri: str, role: Role | None = None, root: Path = Path("/"), serve: Serve = PREPARED
+) -> list[Finding]:
     """Return the findings about this machine.
 
     `listed`: what the daemon shows, or why it shows nothing. `role`: None to find out. `root`: the
-    directory with /sys and the like.
+    directory with /sys and the like. `serve`: which domains the daemon is to serve.
     """
     if role is None:
         role = role_of(root)
-    return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri))]
+    return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri, serve))]
 
 
 def daemon(listed: Listing | VchanError, role: Role) -> Finding:
@@ -263,124 +231,3 @@ def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
                 f"its windows ({sizes or 'it has none'}) have no room for another device: have a large one from the start "
                 "(kvmchan prepare-domain --link-size)",
             )
-
-
-# ---- a host ----
-
-
-def host(listed: Listing | VchanError, uri: str) -> Iterator[Finding]:
-    """Yield the findings about a host."""
-    try:
-        connection = prepare.connect(uri)
-    except VchanError as error:
-        yield Finding(Grade.BAD, "libvirt", error.sentence)
-        return
-    try:
-        yield Finding(
-            Grade.OK, "libvirt", f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}"
-        )
-        guests = None if isinstance(listed, VchanError) else {int(each.domain): each for each in listed.guests}
-        running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
-        if not running:
-            yield Finding(Grade.NOTE, "libvirt", "no domain runs there")
-        for domain in running:
-            yield from _domain(domain, guests)
-    except libvirt.libvirtError as error:
-        yield Finding(Grade.BAD, "libvirt", f"{uri} does not answer: {error}")
-    finally:
-        connection.close()
-
-
-def _version(number: int) -> str:
-    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
-
-
-def _domain(domain: Any, guests: dict[int, GuestInfo] | None) -> Iterator[Finding]:
-    """Yield the findings about a domain.
-
-    `guests`: those that the daemon knows, by number; None if it does not say.
-    """
-    number = domain.ID()
-    try:
-        live = domain.XMLDesc()
-        kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
-    except libvirt.libvirtError as error:
-        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-            raise
-        return  # it has ended meanwhile
-    subject = f"domain {number} ({domain.name()})"
-    known = guests.get(number) if guests is not None else None
-    try:
-        yield from machine(subject, domain.name(), live, kept, is_linked=known is not None and known.ready)
-    except VchanError as error:
-        yield Finding(Grade.BAD, subject, error.sentence)
-    if guests is not None:
-        yield _link(subject, known)
-
-
-def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -> Iterator[Finding]:
-    """Yield the findings about a running domain's machine.
-
-    `live`: its XML. `kept`: the XML of its next start, or "" if it has none. What a linked domain
-    lacks is only a note, since it works without.
-    """
-    made = prepare.prepare(live)
-    grade = Grade.NOTE if is_linked else Grade.BAD
-    for obstacle in made.obstacles:
-        yield Finding(grade, subject, obstacle)
-    if made.changes:
-        yield Finding(grade, subject, f"its machine lacks {'; '.join(made.changes)}: {_remedy(name, kept)}")
-    if not is_linked:
-        for hint in made.hints:
-            yield Finding(Grade.NOTE, subject, hint)
-    tree = ElementTree.fromstring(live)
-    if tree.get("type") == "qemu":
-        yield Finding(
-            Grade.NOTE,
-            subject,
-            "it runs without KVM, so that it is slow, and keeps each device that it was given until it ends: where the host has "
-            "/dev/kvm, put type='kvm' into its XML (virsh edit), shut it down and start it",
-        )
-    devices = [each for each in tree.iterfind("devices/shmem") if each.get("name", "").startswith(_PREFIX)]
-    free = free_slots(tree)
-    if free == 0:
-        yield Finding(
-            Grade.BAD, subject, "its bridges have no free slot: it gets no more devices until its XML has another bridge"
-        )
-    elif not made.obstacles and not made.changes:
-        room = "" if free is None else f" and {free} free slots for more"
-        yield Finding(Grade.OK, subject, f"its machine has all that vchans need, {len(devices)} devices of ours{room}")
-
-
-def _remedy(name: str, kept: str) -> str:
-    if not kept:
-        return "put that into the XML that it is made from"
-    if prepare.prepare(kept).changes:
-        return f"kvmchan prepare-domain {name} --apply, then shut it down and start it"
-    return "it is prepared, and has that once it is shut down and started; a reboot inside it does not do"
-
-
-def free_slots(tree: ElementTree.Element) -> int | None:
-    """Return how many more devices fit, or None if the domain has no bridges for them."""
-    free = {each.get("index", ""): set(_SLOTS) for each in tree.iterfind("devices/controller") if each.get("model") in _BRIDGES}
-    for address in tree.iterfind("devices/*/address[@type='pci']"):
-        try:
-            bus, slot = str(int(address.get("bus", ""), 0)), int(address.get("slot", ""), 0)
-        except ValueError:
-            continue
-        free.get(bus, set()).discard(slot)
-    return sum(map(len, free.values())) if free else None
-
-
-def _link(subject: str, known: GuestInfo | None) -> Finding:
-    if known is None:
-        return Finding(Grade.BAD, subject, "kvmchand host does not serve it: is it one of another libvirt (--libvirt)?")
-    if known.ready:
-        return Finding(Grade.OK, subject, "its kvmchand is linked to this host's")
-    if not known.devices:
-        return Finding(Grade.BAD, subject, "it has no device of ours, and so no link: kvmchand host's log says why")
-    return Finding(
-        Grade.BAD,
-        subject,
-        "no kvmchand in it is linked to this host's: start kvmchand guest there; kvmchan doctor there says more",
-    )

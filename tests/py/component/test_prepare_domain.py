@@ -95,9 +95,9 @@ class Domain:
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 
-    def diagnosis(self) -> dict[str, list[str]]:
+    def diagnosis(self, *arguments: str) -> dict[str, list[str]]:
         """What the doctor says, by subject; its status says whether anything is bad."""
-        done = self.kvmchan("doctor", "--as", "host", "--uri", self.libvirtd.uri)
+        done = self.kvmchan("doctor", "--as", "host", "--uri", self.libvirtd.uri, *arguments)
         assert done.stderr == ""
         found: dict[str, list[str]] = {}
         for line in done.stdout.splitlines():
@@ -106,8 +106,8 @@ class Domain:
         assert done.returncode == any(each.startswith("bad ") for each in done.stdout.splitlines())
         return found
 
-    def diagnosis_of_itself(self) -> list[str]:
-        return self.diagnosis()[f"domain {self.number()} ({self.name})"]
+    def diagnosis_of_itself(self, *arguments: str) -> list[str]:
+        return self.diagnosis(*arguments)[f"domain {self.number()} ({self.name})"]
 
     def remove(self) -> None:
         self.libvirtd.virsh("destroy", self.name, check=False)
@@ -237,8 +237,9 @@ def test_a_transient_domain(domain: Domain, tmp_path: Path) -> None:
     try:
         assert "domain passing is transient" in domain.refusal("passing", "--apply")
         found = domain.diagnosis()
-        (said,) = [each for subject in found if "(passing)" in subject for each in found[subject] if "lacks" in each]
-        assert "the XML that it is made from" in said
+        said = [each for subject in found if "(passing)" in subject for each in found[subject] if "lacks" in each]
+        assert said
+        assert all("the XML that it is made from" in each for each in said)
     finally:
         domain.libvirtd.virsh("destroy", "passing")
 
@@ -352,7 +353,91 @@ def test_the_doctor_of_a_domain_that_the_daemon_does_not_serve(prepared: Domain,
     daemon = Host(tmp_path, domains=())
     try:
         *_, link = prepared.diagnosis_of_itself()
-        assert link == "bad kvmchand host does not serve it: is it one of another libvirt (--libvirt)?"
+        assert link == (
+            "bad kvmchand host does not serve it: is it one of another libvirt (--libvirt), or has kvmchand host other settings "
+            "than kvmchan doctor was given (--config)?"
+        )
         daemon.stop()
     finally:
         daemon.kill()
+
+
+SERVED = "no kvmchand in it is linked to this host's"
+
+
+@pytest.mark.parametrize(
+    ("is_prepared", "serve", "expected"),
+    [
+        (False, None, "bad it is not served: its machine lacks a vIOMMU"),
+        (False, '"all"', "bad it is not served: its XML has no bridge"),
+        (False, '["plain"]', "bad it is not served: its XML has no bridge"),
+        (False, '["other"]', "note it is not served: the settings do not name it"),
+        (True, None, f"bad {SERVED}"),
+        (True, '["plain"]', f"bad {SERVED}"),
+        (True, '["other"]', "note it is not served: the settings do not name it"),
+    ],
+)
+def test_the_doctor_judges_as_the_daemon_does(
+    domain: Domain, tmp_path: Path, is_prepared: bool, serve: str | None, expected: str
+) -> None:
+    options: tuple[str, ...] = ()
+    if serve is not None:
+        settings = tmp_path / "settings.toml"
+        settings.write_text(f'runtime_dir = "{tmp_path}/elsewhere"\n[guests]\nserve = {serve}\n')
+        options = ("--config", str(settings))
+    if is_prepared:
+        domain.prepare("--apply")
+    domain.start()
+    if SERVED not in expected:
+        assert domain.diagnosis_of_itself(*options)[-1].startswith(expected), "without a daemon"
+    daemon = Host(tmp_path, *options, domains=(), libvirt=domain.libvirtd.uri)
+    try:
+        subject = f"domain {domain.number()} (plain)"
+        eventually(lambda: f"{subject} is " in daemon.log(), daemon.log)
+        *_, said = domain.diagnosis_of_itself(*options)
+        assert said.startswith(expected)
+        if SERVED not in expected:
+            assert f"{subject} is {said.partition(' it is ')[2]}\n" in daemon.log(), "the daemon gives another reason"
+        domain.virsh("destroy")
+        eventually(lambda: daemon.listing()["guests"] == [])
+        daemon.stop()
+    finally:
+        daemon.kill()
+
+
+def test_a_domain_that_is_not_served_starts_all_the_same_with_the_device_it_has_from_its_start(
+    domain: Domain, tmp_path: Path
+) -> None:
+    settings = tmp_path / "settings.toml"
+    settings.write_text("[guests]\nserve = []\n")
+    domain.prepare("--link-size", "1M", "--apply")
+    daemon = Host(tmp_path, "--config", str(settings), domains=(), libvirt=domain.libvirtd.uri)
+    try:
+        for _ in range(2):
+            eventually(lambda: list((domain.runtime_dir / "ivshmem").glob("start-*")) != [], daemon.log)
+            domain.start()
+            number = domain.number()
+            eventually(lambda number=number: f"domain {number} (plain) is not served" in daemon.log(), daemon.log)  # type: ignore[misc]
+            domain.virsh("destroy")
+        assert daemon.listing()["links"] == []
+        daemon.stop()
+    finally:
+        daemon.kill()
+
+
+def test_the_doctor_finds_the_daemon_and_libvirt_where_the_settings_say(domain: Domain, tmp_path: Path) -> None:
+    domain.start()
+    settings = tmp_path / "settings.toml"
+    settings.write_text(f'runtime_dir = "{tmp_path}/elsewhere"\nlibvirt = "{domain.libvirtd.uri}"\n')
+    environment = {name: value for name, value in os.environ.items() if name != "KVMCHAN_RUNTIME_DIR"}
+    command = [str(KVMCHAN), "doctor", "--as", "host", "--config", str(settings)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert f"no kvmchand answers at {tmp_path}/elsewhere" in done.stdout
+    assert f"domain {domain.number()} (plain): it is not served" in done.stdout
+
+
+def test_the_doctor_is_given_settings_that_can_not_be(domain: Domain, tmp_path: Path) -> None:
+    done = domain.kvmchan("doctor", "--config", str(tmp_path / "none.toml"))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"kvmchan: the settings file .*/none.toml can not be read: .*\n", done.stderr)

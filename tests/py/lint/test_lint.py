@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "base": set(),
 }
 SHIM_MAY_IMPORT = ("kvmchand.wire", "kvmchand.errors")
-TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.admin", "kvmchand.services.libvirt.coldplug_xml")
+TOOL_MAY_IMPORT = (*SHIM_MAY_IMPORT, "kvmchand.admin", "kvmchand.config", "kvmchand.services.libvirt.coldplug_xml")
 """The command's parts that are the daemon's to know; it imports them when it is asked for them."""
 CSRC = ROOT / "libxenvchan_shim" / "csrc"
 MAY_INCLUDE = {

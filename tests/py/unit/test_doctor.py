@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmchand.admin import doctor, prepare
-from kvmchand.admin.doctor import Finding, Grade, Role
-from kvmchand.errors import Unreachable, VchanError
+from kvmchand.admin import doctor, host_findings, prepare
+from kvmchand.admin.doctor import Role
+from kvmchand.admin.findings import Finding, Grade
+from kvmchand.errors import InvalidArgument, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
+from kvmchand.services.libvirt import machine_xml
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
 from rig.domain_xml import Q35, READY, direct
 
@@ -391,7 +393,7 @@ def test_the_largest_range_that_is_free(start: int, size: int, taken: list[tuple
 
 
 def findings_of(live: str, kept: str = "", *, is_linked: bool = False) -> Iterator[Finding]:
-    return doctor.machine("domain 3 (web)", "web", live, kept, is_linked=is_linked)
+    return host_findings.machine("domain 3 (web)", "web", live, kept, is_linked=is_linked)
 
 
 def told(live: str, kept: str = "", *, is_linked: bool = False) -> str:
@@ -494,7 +496,30 @@ def test_bridges_without_a_free_slot() -> None:
     ids=["none", "one full", "nearly full", "other buses", "no bridge", "no number", "no PCI", "no bus"],
 )
 def test_free_slots(xml: str, free: int | None) -> None:
-    assert doctor.free_slots(ElementTree.fromstring(xml)) == free
+    assert host_findings.free_slots(ElementTree.fromstring(xml)) == free
+
+
+def test_a_domain_that_is_not_served_is_bad_if_the_settings_want_it() -> None:
+    plain = direct("", Q35)
+    for serve in ("prepared", "all", ("web",)):
+        found = host_findings.refusal("domain 3 (web)", "web", plain, serve, is_persistent=True)
+        assert found is not None
+        assert (found.grade, found.subject) == (Grade.BAD, "domain 3 (web)")
+        reason = machine_xml.refusal("web", machine_xml.fitness(ElementTree.fromstring(plain), is_persistent=True), serve)
+        assert found.sentence == f"it is not served: {reason}"
+    unwanted = host_findings.refusal("domain 3 (web)", "web", plain, ("db",), is_persistent=True)
+    assert unwanted is not None
+    assert unwanted.grade is Grade.NOTE
+
+
+def test_nothing_is_said_of_a_domain_that_is_served() -> None:
+    for serve in ("prepared", "all", ("web",)):
+        assert host_findings.refusal("domain 3 (web)", "web", PREPARED, serve, is_persistent=True) is None
+
+
+def test_what_libvirt_says_of_a_domain_that_is_no_xml_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="no XML"):
+        host_findings.refusal("domain 3 (web)", "web", "<domain>", "prepared", is_persistent=True)
 
 
 def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:

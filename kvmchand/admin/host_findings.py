@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the doctor finds on a host: at libvirt, and at the machine of each running domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from xml.etree import ElementTree
+
+from kvmchand.admin import prepare
+from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.prepare import libvirt
+from kvmchand.config import Serve
+from kvmchand.errors import VchanError
+from kvmchand.services.libvirt import machine_xml
+from kvmchand.wire.client import GuestInfo, Listing
+
+_PREFIX = "kvmchan-"
+"""Begins the names of our devices in a domain's XML."""
+
+
+def host(listed: Listing | VchanError, uri: str, serve: Serve) -> Iterator[Finding]:
+    """Yield the findings about a host."""
+    try:
+        connection = prepare.connect(uri)
+    except VchanError as error:
+        yield Finding(Grade.BAD, "libvirt", error.sentence)
+        return
+    try:
+        yield Finding(
+            Grade.OK, "libvirt", f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}"
+        )
+        guests = None if isinstance(listed, VchanError) else {int(each.domain): each for each in listed.guests}
+        running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+        if not running:
+            yield Finding(Grade.NOTE, "libvirt", "no domain runs there")
+        for domain in running:
+            yield from _domain(domain, guests, serve)
+    except libvirt.libvirtError as error:
+        yield Finding(Grade.BAD, "libvirt", f"{uri} does not answer: {error}")
+    finally:
+        connection.close()
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _domain(domain: Any, guests: dict[int, GuestInfo] | None, serve: Serve) -> Iterator[Finding]:
+    """Yield the findings about a domain.
+
+    `guests`: those that the daemon knows, by number; None if it does not say.
+    """
+    number, name = domain.ID(), domain.name()
+    try:
+        live = domain.XMLDesc()
+        kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise
+        return  # it has ended meanwhile
+    subject = f"domain {number} ({name})"
+    known = guests.get(number) if guests is not None else None
+    try:
+        refused = None if known is not None else refusal(subject, name, live, serve, is_persistent=bool(kept))
+        if refused is None or refused.is_bad:
+            yield from machine(subject, name, live, kept, is_linked=known is not None and known.ready)
+    except VchanError as error:
+        yield Finding(Grade.BAD, subject, error.sentence)
+        return
+    if refused is not None:
+        yield refused
+    elif guests is not None:
+        yield _link(subject, known)
+
+
+def refusal(subject: str, name: str, live: str, serve: Serve, *, is_persistent: bool) -> Finding | None:
+    """Return the finding that a running domain is not served, or None if it is to be.
+
+    It is only a note if the settings do not want it to be. Raises InvalidArgument if `live` is no
+    XML.
+    """
+    sentence = machine_xml.refusal(name, machine_xml.fitness(prepare.parse(live), is_persistent=is_persistent), serve)
+    grade = Grade.BAD if machine_xml.is_wanted(name, serve) else Grade.NOTE
+    return Finding(grade, subject, f"it is not served: {sentence}") if sentence else None
+
+
+def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -> Iterator[Finding]:
+    """Yield the findings about a running domain's machine.
+
+    `live`: its XML. `kept`: the XML of its next start, or "" if it has none. What a linked domain
+    lacks is only a note, since it works without.
+    """
+    made = prepare.prepare(live)
+    grade = Grade.NOTE if is_linked else Grade.BAD
+    for obstacle in made.obstacles:
+        yield Finding(grade, subject, obstacle)
+    if made.changes:
+        yield Finding(grade, subject, f"its machine lacks {'; '.join(made.changes)}: {_remedy(name, kept)}")
+    if not is_linked:
+        for hint in made.hints:
+            yield Finding(Grade.NOTE, subject, hint)
+    tree = ElementTree.fromstring(live)
+    if tree.get("type") == "qemu":
+        yield Finding(
+            Grade.NOTE,
+            subject,
+            "it runs without KVM, so that it is slow, and keeps each device that it was given until it ends: where the host has "
+            "/dev/kvm, put type='kvm' into its XML (virsh edit), shut it down and start it",
+        )
+    devices = [each for each in tree.iterfind("devices/shmem") if each.get("name", "").startswith(_PREFIX)]
+    free = free_slots(tree)
+    if free == 0:
+        yield Finding(
+            Grade.BAD, subject, "its bridges have no free slot: it gets no more devices until its XML has another bridge"
+        )
+    elif not made.obstacles and not made.changes:
+        room = "" if free is None else f" and {free} free slots for more"
+        yield Finding(Grade.OK, subject, f"its machine has all that vchans need, {len(devices)} devices of ours{room}")
+
+
+def _remedy(name: str, kept: str) -> str:
+    if not kept:
+        return "put that into the XML that it is made from"
+    if prepare.prepare(kept).changes:
+        return f"kvmchan prepare-domain {name} --apply, then shut it down and start it"
+    return "it is prepared, and has that once it is shut down and started; a reboot inside it does not do"
+
+
+def free_slots(tree: ElementTree.Element) -> int | None:
+    """Return how many more devices fit, or None if the domain has no bridges for them."""
+    free = {each.get("index", ""): set(machine_xml.SLOTS) for each in machine_xml.bridges(tree)}
+    for address in tree.iterfind("devices/*/address[@type='pci']"):
+        try:
+            bus, slot = str(int(address.get("bus", ""), 0)), int(address.get("slot", ""), 0)
+        except ValueError:
+            continue
+        free.get(bus, set()).discard(slot)
+    return sum(map(len, free.values())) if free else None
+
+
+def _link(subject: str, known: GuestInfo | None) -> Finding:
+    if known is None:
+        return Finding(
+            Grade.BAD,
+            subject,
+            "kvmchand host does not serve it: is it one of another libvirt (--libvirt), or has kvmchand host other settings than "
+            "kvmchan doctor was given (--config)?",
+        )
+    if known.ready:
+        return Finding(Grade.OK, subject, "its kvmchand is linked to this host's")
+    if not known.devices:
+        return Finding(Grade.BAD, subject, "it has no device of ours, and so no link: kvmchand host's log says why")
+    return Finding(
+        Grade.BAD,
+        subject,
+        "no kvmchand in it is linked to this host's: start kvmchand guest there; kvmchan doctor there says more",
+    )

@@ -17,9 +17,10 @@ import shutil
 import socket
 import struct
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE
@@ -58,8 +59,32 @@ def stand_in(folder: Path, service: str) -> Path:
     return folder / "bin" / "kvmchand"
 
 
-class Plugged:
-    """A device in a machine, as its QEMU has it.
+class Plugged(ABC):
+    """A device in a machine, as whoever acts in its guest has it."""
+
+    path: str
+    vectors: int
+    peer: int
+    memory: int
+
+    @abstractmethod
+    def event(self, peer: int, vector: int) -> int:
+        """Return the eventfd that wakes a peer."""
+
+    @abstractmethod
+    def unplug(self) -> None:
+        """Let go of all descriptors."""
+
+    def read(self) -> None:
+        """Read to the end of what the server says, which a real QEMU does by itself."""
+        assert self.has_read()
+
+    def has_read(self) -> bool:
+        return True
+
+
+class ScriptedPlugged(Plugged):
+    """A device that the test has taken from its server, in place of a QEMU.
 
     `lazy`: its memory and events are not read before they are needed.
     """
@@ -214,7 +239,7 @@ class Hypervisor:
                     sentence = taker.refusal if taker else "it is gone"
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
-                    taker.devices[message.socket] = Plugged(message.socket, message.vectors, lazy=taker.is_lazy)
+                    taker.devices[message.socket] = ScriptedPlugged(message.socket, message.vectors, lazy=taker.is_lazy)
                     yield libvirt.Attached(message.domain, message.device)
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
@@ -262,7 +287,9 @@ class Hypervisor:
         return machine
 
     def stop(self, machine: Machine) -> None:
-        """Stop a machine as `virsh destroy` does: QEMU ends, and libvirt says so."""
+        """Stop a machine that runs as `virsh destroy` does: QEMU ends, and libvirt says so."""
+        if self.machines.get(machine.number) is not machine:
+            return
         with self.changed:
             del self.machines[machine.number]
             machine.stop()
@@ -395,10 +422,29 @@ class End:
             dataplane.detach(ctrl)
 
 
+class RunsMachines(Protocol):
+    """What a Guest needs of the hypervisor."""
+
+    changed: threading.Condition
+
+    def wait(self, holds: Callable[[], Any], what: str) -> None: ...
+
+    def stop(self, machine: Machine) -> None: ...
+
+
+class ServesGuests(Protocol):
+    """What a Guest needs of the host's daemon."""
+
+    @property
+    def hypervisor(self) -> RunsMachines: ...
+
+    def log(self) -> str: ...
+
+
 class Guest:
     """A guest's daemon, and its clients."""
 
-    def __init__(self, host: ScriptedHost, machine: Machine) -> None:
+    def __init__(self, host: ServesGuests, machine: Machine) -> None:
         self.host = host
         self.machine = machine
         self.domain = machine.number
@@ -534,8 +580,7 @@ class Guest:
     def stop(self) -> None:
         """End the machine, all of a sudden."""
         self.part()
-        if self.host.hypervisor.machines.get(self.machine.number) is self.machine:
-            self.host.hypervisor.stop(self.machine)
+        self.host.hypervisor.stop(self.machine)
 
     # ---- its clients ----
 

@@ -11,12 +11,32 @@ from xdist.scheduler import LoadScopeScheduling
 
 from rig.daemon import Daemon, serving
 from rig.deadline import in_time
-from rig.fixtures import alice, bob, folder, fresh, guest_program, host, host_program, kept_guest, kept_host, libvirtd, run
+from rig.fixtures import (
+    accelerator,
+    alice,
+    bare_kernel,
+    bare_libvirtd,
+    bob,
+    folder,
+    fresh,
+    guest_program,
+    host,
+    host_program,
+    kept_guest,
+    kept_host,
+    lacking_kvm,
+    libvirtd,
+    require_bare_kvm,
+    run,
+)
 from rig.kept import Kept
 from rig.xen_program import xen, xen_program
 
 __all__ = [
+    "accelerator",
     "alice",
+    "bare_kernel",
+    "bare_libvirtd",
     "bob",
     "daemon",
     "folder",
@@ -26,7 +46,9 @@ __all__ = [
     "host_program",
     "kept_guest",
     "kept_host",
+    "lacking_kvm",
     "libvirtd",
+    "require_bare_kvm",
     "run",
     "xen",
     "xen_program",

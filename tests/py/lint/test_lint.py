@@ -19,6 +19,7 @@ import libxenvchan_shim
 from kvmchand import config
 from kvmchand.channels import page
 from kvmchand.wire import client, dataplane
+from rig import bare
 from rig.paths import ROOT
 from rig.tools import tool
 
@@ -56,6 +57,8 @@ MAY_INCLUDE = {
 
 Of include/, which is what programs see, each may include all.
 """
+BARE = ROOT / "tests" / "bare"
+BARE_LINES_MAX = 400
 MODULE_LINES_MAX = 420
 CLASS_METHODS_MAX = 20
 ROOT_MODULES_MAX = 6
@@ -352,6 +355,16 @@ def test_python_and_c_agree_on_the_shared_page() -> None:
     text = (ROOT / "libxenvchan_shim/csrc/dataplane/attach.c").read_text()
     for name, value in (("LEFT_INDEXES", page.LEFT_INDEXES), ("RIGHT_INDEXES", page.RIGHT_INDEXES)):
         assert re.search(rf"#define {name} {value}\b", text), name
+
+
+def test_the_bare_guest_is_short() -> None:
+    lines = [line for path in BARE.iterdir() if path.suffix in (".c", ".h", ".ld") for line in path.read_text().splitlines()]
+    assert 0 < len(lines) <= BARE_LINES_MAX
+
+
+def test_python_and_c_agree_on_the_bare_guests_vectors() -> None:
+    assert re.search(rf"\bOWN = {bare.OWN_VECTORS}\b", (BARE / "guest.c").read_text())
+    assert f"| irq DEVICE VECTOR | an interrupt came; VECTOR {bare.OWN_VECTORS - 1:x} " in (BARE / "README.md").read_text()
 
 
 def test_python_and_c_agree_on_a_grant() -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Scripted guests on a real host daemon (guest.py), a real guest's daemon on a scripted host
-(host.py), and a libvirtd.
+(host.py), a libvirtd, and bare guests.
 """
 
 from __future__ import annotations
@@ -119,3 +119,45 @@ def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvir
         private.lack("there is no guest's kernel: ./run test makes one as root")
     with private.running(tmp_path_factory.mktemp("lv")) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def bare_libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
+    """For bare guests, which need no kernel of anybody's."""
+    with private.running(tmp_path_factory.mktemp("lv")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def bare_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bare guest, compiled."""
+    from rig.bare import build
+
+    private.require()
+    return build(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(scope="session")
+def lacking_kvm(bare_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Why the bare guest does not run with KVM, or ""."""
+    from rig.bare_qemu import lacking_kvm
+
+    return lacking_kvm(tmp_path_factory.mktemp("kvm"), bare_kernel)
+
+
+@pytest.fixture
+def require_bare_kvm(lacking_kvm: str) -> None:
+    """Skip the test where the bare guest does not run with KVM."""
+    from rig.bare_qemu import lack_kvm
+
+    if lacking_kvm:
+        lack_kvm(lacking_kvm)
+
+
+@pytest.fixture(params=["tcg", "kvm"])
+def accelerator(request: pytest.FixtureRequest) -> str:
+    """What runs a bare guest: QEMU alone, and KVM where there is one."""
+    name: str = request.param
+    if name == "kvm":
+        request.getfixturevalue("require_bare_kvm")
+    return name

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Bare guests in libvirt domains, under a real host's daemon.
+
+The test is the daemon in each of them: it speaks the control protocol in the memory that it takes
+from QEMU, and every event goes through the guest, by MSI-X one way and the doorbell the other.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+from kvmchand.admin.prepare import prepare
+from rig.bare import BareEnd, BareMachine
+from rig.deadline import eventually
+from rig.guest import Guest, Machine
+from rig.libvirtd import PrivateLibvirtd
+from rig.network import Host, devices_left
+
+TYPES = {"tcg": "qemu", "kvm": "kvm"}
+"""A domain's type, by QEMU's accelerator."""
+CPUS = {"qemu": "", "kvm": "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"}
+"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
+ROOTS = {"q35": "<controller type='pci' index='0' model='pcie-root'/>", "pc": ""}
+"""What libvirt adds to a domain that it keeps, and prepare-domain finds there."""
+DOMAIN = """\
+<domain type='{type}'>
+  <name>{name}</name>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='x86_64' machine='{machine}'>hvm</type><kernel>{kernel}</kernel></os>
+  <features><acpi/></features>
+  {cpu}
+  <on_reboot>restart</on_reboot>
+  <devices>
+    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    {root}
+    <controller type='usb' model='none'/>
+    <serial type='unix'><source mode='connect' path={console}/></serial>
+    <memballoon model='none'/>
+    {devices}
+  </devices>
+</domain>
+"""
+
+
+class BareDomain(BareMachine):
+    """A domain from its creation to destroy().
+
+    `machine`: q35, or pc. `prepared`: as `kvmchan prepare-domain` leaves a domain, which a pc can
+    not be. `devices`: more XML.
+    """
+
+    def __init__(
+        self,
+        libvirtd: PrivateLibvirtd,
+        folder: Path,
+        kernel: Path,
+        name: str,
+        accelerator: str,
+        *,
+        machine: str = "q35",
+        prepared: bool = True,
+        devices: str = "",
+    ) -> None:
+        self._libvirtd = libvirtd
+        console, kind = folder / f"{name}.console", TYPES[accelerator]
+        self.xml = DOMAIN.format(
+            type=kind,
+            name=name,
+            machine=machine,
+            kernel=kernel,
+            cpu=CPUS[kind],
+            console=quoteattr(str(console)),
+            root=ROOTS[machine],
+            devices=devices,
+        )
+        if prepared:
+            made = prepare(self.xml)
+            assert not made.obstacles, made.obstacles
+            self.xml = made.after
+        path = folder / f"{name}.xml"
+        path.write_text(self.xml)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(console))
+            listener.listen()
+            libvirtd.virsh("create", str(path))
+            sock, _ = listener.accept()
+        console.unlink()
+        path.unlink()
+        self.pid = libvirtd.pid(name)
+        super().__init__(int(libvirtd.virsh("domid", name).stdout), name, sock, kvm=accelerator == "kvm")
+
+    def log(self) -> str:
+        lines = (self._libvirtd.log_folder / "qemu" / f"{self.name}.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-5:])
+
+    def is_running(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
+    def reset(self) -> None:
+        """Reset it, and wait until the guest is ready again."""
+        self.is_ready = False
+        self._libvirtd.virsh("reset", self.name)
+        self.wait_ready()
+
+    def destroy(self) -> None:
+        """End it as a crash does, unless it has ended: libvirt's own way is slow."""
+        if self.is_running():
+            os.kill(self.pid, signal.SIGKILL)
+        eventually(lambda: self.name not in self._libvirtd.virsh("list", "--name").stdout.split(), self.state)
+        assert not self.is_running()
+        self.wait_end()
+
+
+class _Hypervisor:
+    """A guest's machine, as the guest's daemon looks at it."""
+
+    def __init__(self, machine: BareDomain) -> None:
+        self._machine = machine
+        self.changed = machine.changed
+        self.wait = machine.wait
+
+    def stop(self, machine: Machine) -> None:
+        assert machine is self._machine
+        self._machine.destroy()
+
+
+class _Around:
+    def __init__(self, machine: BareDomain, log: Callable[[], str]) -> None:
+        self.hypervisor = _Hypervisor(machine)
+        self.log = log
+
+
+class BareGuest(Guest):
+    """A bare guest's daemon, and its clients, whose ends are the guest's."""
+
+    machine: BareDomain
+
+    def __init__(self, machine: BareDomain, log: Callable[[], str]) -> None:
+        super().__init__(_Around(machine.wait_ready(), log), machine)
+
+    def open_end(self, number: int, request: Any, *, send: int, is_server: bool, grows: bool = False) -> BareEnd:
+        """Ask for a vchan's end, and have the guest be it."""
+        self.request(number, request)
+        if grows:
+            self.take_device()
+        granted = self.answer(number)
+        return self.machine.attach(granted, is_server=is_server, send=send)
+
+
+class BareHost(Host):
+    """A host's daemon with bare guests, on a libvirtd.
+
+    stop() asserts that nothing of them is left, once all domains are destroyed.
+    """
+
+    def __init__(self, libvirtd: PrivateLibvirtd, folder: Path, kernel: Path, *options: str) -> None:
+        self.libvirtd = libvirtd
+        self._folder = folder
+        self._kernel = kernel
+        self._guests: list[BareGuest] = []
+        super().__init__(folder, *options, domains=(), libvirt=libvirtd.uri)
+
+    def create(self, name: str, accelerator: str, **how: Any) -> BareDomain:
+        """Create a domain, which need not be one that the daemon serves."""
+        return BareDomain(self.libvirtd, self._folder, self._kernel, name, accelerator, **how)
+
+    def guest(self, name: str, accelerator: str) -> BareGuest:
+        """Start a prepared domain, and greet the host as its daemon."""
+        self._guests.append(BareGuest(self.create(name, accelerator), self.log))
+        return self._guests[-1].greet()
+
+    def stop(self) -> None:
+        for guest in self._guests:
+            guest.stop()
+        self._guests.clear()
+        eventually(lambda: devices_left(self) == [], lambda: str(devices_left(self)))
+        super().stop()
+
+    def kill(self) -> None:
+        super().kill()
+        for guest in self._guests:
+            guest.part()
+            guest.machine.destroy()
+        self._guests.clear()

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * The processor's side: the multiboot entry, ports, and interrupts. Interrupts are open only within
- * the two calls below, which they end, and which return the vector. So nothing else is ever
+ * wait_for_interrupt(), which they end, and which returns the vector. So nothing else is ever
  * interrupted, and nothing needs iret, which a KVM that emulates protected mode may lack.
  */
-	.globl	_start, wait_for_interrupt, poll_interrupt, inb, inl, outb, outl, memcpy
+	.globl	_start, wait_for_interrupt, inb, inl, outb, outl, memcpy
 	.section .multiboot, "a"
 	.long	0x1BADB002, 0, -0x1BADB002
 	.text
@@ -32,12 +32,6 @@ wait_for_interrupt:
 	sti				/* takes effect after the next instruction */
 	hlt
 	jmp	wait_for_interrupt
-poll_interrupt:
-	sti
-	nop
-	cli
-	xor	%eax, %eax
-	ret
 interrupted:
 	pop	%eax			/* an address within the vector's entry */
 	sub	$vectors, %eax
@@ -45,7 +39,7 @@ interrupted:
 	cmp	$32, %eax
 	jb	1f
 	add	$12, %esp		/* eip, cs, eflags */
-	ret				/* from the call that opened interrupts */
+	ret				/* from wait_for_interrupt() */
 1:	push	%eax
 	call	on_exception		/* with what lies below on the stack */
 2:	hlt

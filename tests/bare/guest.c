@@ -10,10 +10,10 @@ typedef uint32_t u32;
 
 /* The processor's vectors. Each device has OWN of them, and the last is for all further ones. */
 enum { TIMER = 0x20, SERIAL, FIRST_OWN = 0x30, OWN = 24, DEVICES = 8, SPURIOUS = 0xFF };
-enum { LOCAL_APIC = 0xFEE00000, IO_APIC = 0xFEC00000, COM1 = 0x3F8 };
+enum { LOCAL_APIC = 0xFEE00000, IO_APIC = 0xFEC00000, COM1 = 0x3F8, IVSHMEM = 0x11101AF4 };
 
-/* cpu.S has these. poll_interrupt() returns 0 if none is pending. */
-u32 wait_for_interrupt(void), poll_interrupt(void), inb(u32 port), inl(u32 port);
+/* cpu.S has these. Interrupts come nowhere else. */
+u32 wait_for_interrupt(void), inb(u32 port), inl(u32 port);
 void outb(u32 port, u32 value), outl(u32 port, u32 value);
 
 static u32 readl(u32 address) { return *(volatile u32 *)address; }
@@ -44,12 +44,11 @@ void on_exception(u32 vector, u32 top, u32 next) { say("trap", vector, top, next
 
 /* ---- PCI ---- */
 
-enum { IVSHMEM = 0x11101AF4, UNKNOWN = 0xFF };
 static u32 buses[32], bridges[32], bus_count = 1; /* bridges[i] leads to buses[i] */
 
 static struct device {
 	u32 function;	      /* its place in the configuration space; 0: there is none */
-	u32 selector;	      /* its bus, in the hot-plug registers, or UNKNOWN */
+	u32 selector;	      /* its bus, in the hot-plug registers, plus 1; 0: not known */
 	u32 base[3], size[3]; /* its BARs: registers, MSI-X's table, memory */
 	u32 msix;	      /* its capability */
 } devices[DEVICES];
@@ -176,7 +175,6 @@ static void add(u32 function, u32 bridge, u32 selector)
 /* ---- ends of vchans ---- */
 
 enum { NOTIFY_WRITE = 1, NOTIFY_READ = 2, ENDS = 16 };
-
 static struct end {
 	uint8_t *page; /* NULL: there is no end */
 	struct ring in, out;
@@ -266,10 +264,9 @@ static u32 move(struct end *end)
 static void turn(u32 i)
 {
 	struct end *end = &ends[i];
-	u32 moved, alive;
+	u32 moved, alive = shared_live(live(end, !end->serves));
 
 	shared_request(asked(end, !end->serves), NOTIFY_WRITE | NOTIFY_READ);
-	alive = shared_live(live(end, !end->serves));
 	while ((moved = move(end)) && moved != RING_BROKEN)
 		;
 	if (moved || !alive)
@@ -313,17 +310,21 @@ static void poll_hotplug(void)
 		up = inl(hotplug);
 		down = inl(hotplug + 4);
 		if (up)
-			appear(selector, up);
+			appear(selector + 1, up);
 		down &= policy == STUBBORN ? 0 : -down; /* one after the other */
 		for (u32 i = 0; i < DEVICES; i++)
 			if (devices[i].function && down >> (devices[i].function >> 11 & 31) & 1 &&
-			    (devices[i].selector == selector || devices[i].selector == UNKNOWN))
+			    (devices[i].selector == selector + 1 || !devices[i].selector))
 				remove(i);
 		outl(hotplug + 8, down);
 	}
 }
 
-static void set_policy(const u32 *argument) { policy = argument[0]; }
+static void set_policy(const u32 *argument)
+{
+	policy = argument[0];
+	writel(LOCAL_APIC + 0x380, policy == EAGER ? 1000000 : 20000000); /* ns until a tick */
+}
 
 /* By the first letter of their words. */
 static void (*const commands[128])(const u32 *argument) = {
@@ -356,29 +357,28 @@ void main(void)
 	outb(0x21, 0xFF); /* none through the old controllers */
 	writel(LOCAL_APIC + 0xF0, 0x100 | SPURIOUS);
 	writel(LOCAL_APIC + 0x80, 0);
-	writel(LOCAL_APIC + 0x3E0, 0xB); /* ticks of 1 ns in QEMU, */
+	writel(LOCAL_APIC + 0x3E0, 0xB); /* counts ns, with QEMU */
 	writel(LOCAL_APIC + 0x320, 1 << 17 | TIMER);
-	writel(LOCAL_APIC + 0x380, 20000000); /* a timer of 20 ms */
-	writel(IO_APIC, 0x10 + 2 * 4);	      /* line 4 */
+	set_policy((u32[]){OBEDIENT});
+	writel(IO_APIC, 0x10 + 2 * 4); /* line 4 */
 	writel(IO_APIC + 16, SERIAL);
 	outb(COM1 + 2, 7); /* with a FIFO, and an interrupt for each byte */
 	outb(COM1 + 4, 0xB);
 	outb(COM1 + 1, 1);
 	find_buses();
 	hotplug = pci_read(0, 0) == 0x12378086 ? 0xAE00 : 0xCC0; /* of pc, and of q35 */
-	appear(UNKNOWN, ~0u);
+	appear(0, ~0u);
 	say("ready");
 	for (;;) {
-		u32 vector = policy == EAGER ? poll_interrupt() : wait_for_interrupt();
-		u32 own = vector - FIRST_OWN;
+		u32 vector = wait_for_interrupt(), own = vector - FIRST_OWN;
 
 		if (own < OWN * DEVICES)
 			say("irq", own / OWN, own % OWN);
 		while (vector == SERIAL && inb(COM1 + 5) & 1)
 			hear((char)inb(COM1));
-		if (vector == TIMER || policy == EAGER)
+		if (vector == TIMER)
 			poll_hotplug();
-		if (vector && vector != SPURIOUS)
+		if (vector != SPURIOUS)
 			writel(LOCAL_APIC + 0xB0, 0);
 		for (u32 i = 0; i < ENDS; i++)
 			if (ends[i].page)

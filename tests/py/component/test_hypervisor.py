@@ -28,9 +28,9 @@ from kvmchand.wire.libvirt import Found, Prepared, to_main
 from rig import libvirtd as private
 from rig.daemon import Daemon
 from rig.deadline import eventually, run_until
-from rig.domains import BRIDGE, BRIDGE_BUS, BRIDGE_SLOTS, Host, is_running
+from rig.domains import BRIDGE, BRIDGE_BUS, BRIDGE_SLOTS, Host
 from rig.paths import KVMCHAND
-from rig.processes import services_of
+from rig.processes import is_running, services_of
 
 
 @pytest.fixture(scope="module")

@@ -280,8 +280,8 @@ class BareMachine(Machine):
     def set_policy(self, policy: str) -> None:
         """Set how it meets devices that come and go.
 
-        "obedient": it stops a device before it lets it go; "eager": and enables one in the moment
-        that it can be seen; "stubborn": it lets none go; "careless": it lets one go as it is.
+        "obedient": it stops a device before it lets it go; "eager": and looks for new ones
+        all the time; "stubborn": it lets none go; "careless": it lets one go as it is.
         """
         self.do("policy", ("obedient", "eager", "stubborn", "careless").index(policy))
 

@@ -21,6 +21,7 @@ from rig.deadline import eventually
 from rig.guest import Guest, Machine
 from rig.libvirtd import PrivateLibvirtd
 from rig.network import Host, devices_left
+from rig.processes import is_running
 
 TYPES = {"tcg": "qemu", "kvm": "kvm"}
 """A domain's type, by QEMU's accelerator."""
@@ -68,6 +69,7 @@ class BareDomain(BareMachine):
         devices: str = "",
     ) -> None:
         self._libvirtd = libvirtd
+        self._is_over = False
         console, kind = folder / f"{name}.console", TYPES[accelerator]
         self.xml = DOMAIN.format(
             type=kind,
@@ -99,21 +101,25 @@ class BareDomain(BareMachine):
         lines = (self._libvirtd.log_folder / "qemu" / f"{self.name}.log").read_text(errors="replace").splitlines()
         return "\n".join(lines[-5:])
 
-    def is_running(self) -> bool:
-        return Path(f"/proc/{self.pid}").exists()
-
     def reset(self) -> None:
         """Reset it, and wait until the guest is ready again."""
         self.is_ready = False
         self._libvirtd.virsh("reset", self.name)
         self.wait_ready()
 
-    def destroy(self) -> None:
-        """End it as a crash does, unless it has ended: libvirt's own way is slow."""
-        if self.is_running():
+    def crash(self) -> None:
+        """Kill its QEMU, unless it has ended."""
+        if is_running(self.pid):
             os.kill(self.pid, signal.SIGKILL)
+
+    def destroy(self) -> None:
+        """End it, unless it has ended, and wait until nothing is left of it."""
+        if self._is_over:
+            return
+        self._is_over = True
+        self.crash()  # libvirt's own way is slower
         eventually(lambda: self.name not in self._libvirtd.virsh("list", "--name").stdout.split(), self.state)
-        assert not self.is_running()
+        eventually(lambda: not is_running(self.pid), self.state)
         self.wait_end()
 
 
@@ -163,12 +169,14 @@ class BareHost(Host):
         self.libvirtd = libvirtd
         self._folder = folder
         self._kernel = kernel
+        self._domains: list[BareDomain] = []
         self._guests: list[BareGuest] = []
         super().__init__(folder, *options, domains=(), libvirt=libvirtd.uri)
 
     def create(self, name: str, accelerator: str, **how: Any) -> BareDomain:
-        """Create a domain, which need not be one that the daemon serves."""
-        return BareDomain(self.libvirtd, self._folder, self._kernel, name, accelerator, **how)
+        """Create a domain, whose guest's daemon does not run. `how`: as of BareDomain."""
+        self._domains.append(BareDomain(self.libvirtd, self._folder, self._kernel, name, accelerator, **how))
+        return self._domains[-1]
 
     def guest(self, name: str, accelerator: str) -> BareGuest:
         """Start a prepared domain, and greet the host as its daemon."""
@@ -176,15 +184,18 @@ class BareHost(Host):
         return self._guests[-1].greet()
 
     def stop(self) -> None:
-        for guest in self._guests:
-            guest.stop()
-        self._guests.clear()
+        self._end_guests()
         eventually(lambda: devices_left(self) == [], lambda: str(devices_left(self)))
         super().stop()
 
     def kill(self) -> None:
         super().kill()
+        self._end_guests()
+
+    def _end_guests(self) -> None:
+        for domain in self._domains:
+            domain.crash()
         for guest in self._guests:
             guest.part()
-            guest.machine.destroy()
-        self._guests.clear()
+        for domain in self._domains:
+            domain.destroy()

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 from kvmchand.ids import DomainId
 from rig.deadline import eventually
 from rig.libvirtd import PrivateLibvirtd
+from rig.processes import is_running
 
 BRIDGE = """\
     <controller type='pci' index='1' model='pcie-root-port'/>
@@ -85,7 +86,7 @@ class Host:
 
     def pid(self, name: str) -> int:
         """Of its QEMU."""
-        return int((self._folder / "run" / "qemu" / f"{name}.pid").read_text())
+        return self.libvirtd.pid(name)
 
     def crash(self, name: str) -> None:
         """Ends its QEMU."""
@@ -123,10 +124,3 @@ class Host:
 
     def names(self) -> list[str]:
         return self.libvirtd.virsh("list", "--name").stdout.split()
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

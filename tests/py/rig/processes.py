@@ -66,6 +66,14 @@ def is_asleep(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
+def is_running(pid: int) -> bool:
+    """Return whether a process has not ended. Somebody else may have to reap it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def next_fd() -> int:
     """Return the number of the next descriptor: the same before and after, if none leaks."""
     fd = os.dup(0)

@@ -159,7 +159,7 @@ def lacking_kvm(folder: Path, kernel: Path) -> str:
         with in_time(PATIENCE, "the start of the bare guest with KVM"), BareQemu(folder, kernel, "kvm") as guest:
             guest.wait_ready()
     except (AssertionError, Hangs) as failure:
-        return f"the bare guest does not answer with KVM: {failure}"
+        return f"the bare guest does not answer with KVM: {' '.join(str(failure).split())}"
     return ""
 
 

@@ -44,9 +44,7 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bare_host(bare_libvirtd: PrivateLibvirtd, bare_kernel: Path, tmp_path: Path) -> Iterator[BareHost]:
     """A host's daemon. Its guests are ended after the test, and nothing of them may be left."""
-    settings = tmp_path / "settings.toml"
-    settings.write_text("[links]\nvectors = 8\n")
-    host = BareHost(bare_libvirtd, tmp_path, bare_kernel, "--config", str(settings))
+    host = BareHost(bare_libvirtd, tmp_path, bare_kernel)
     try:
         yield host
         host.stop()
@@ -57,7 +55,8 @@ def bare_host(bare_libvirtd: PrivateLibvirtd, bare_kernel: Path, tmp_path: Path)
 @pytest.fixture
 def qemu(rig: Rig, bare_kernel: Path, tmp_path_factory: pytest.TempPathFactory, accelerator: str) -> Iterator[BareQemu]:
     """A guest that is ready, whose devices `rig` serves. It has none yet."""
-    with BareQemu(tmp_path_factory.mktemp("qemu"), bare_kernel, accelerator) as made:
+    folder = tmp_path_factory.mktemp("qemu")
+    with BareQemu(folder, bare_kernel, accelerator, until_readable=rig.until_readable) as made:
         yield made.wait_ready()
 
 
@@ -116,7 +115,7 @@ def test_a_stream_between_two_guests_brings_each_byte(bare_host: BareHost, accel
 
 def plugged(qemu: BareQemu, rig: Rig, *, vectors: int = 2, size: int = MIB) -> tuple[Device, BareDevice]:
     """Plug a device in, and return it as its server and as the guest have it."""
-    device = rig.device(ALICE, vectors=vectors, size=size)
+    device = rig.device(ALICE, vectors=vectors, size=size, without_kvm=not qemu.kvm)
     known = list(qemu.devices)
     plug(qemu, rig, device)
     return device, qemu.wait_device(lambda each: each.path not in known)
@@ -173,7 +172,7 @@ def test_an_event_of_a_masked_vector_comes_when_it_is_unmasked(qemu: BareQemu, r
 
 
 def test_a_device_that_fits_into_no_window_is_said_to_have_no_room(qemu: BareQemu, rig: Rig) -> None:
-    plug(qemu, rig, rig.device(ALICE, size=LARGE))
+    plug(qemu, rig, rig.device(ALICE, size=LARGE, without_kvm=not qemu.kvm))
     qemu.wait(lambda: qemu.no_room == [LARGE], "the guest finds room")
     plugged(qemu, rig)
 

@@ -15,11 +15,12 @@ from kvmchand.errors import NotFound
 from rig.clients import StoreClient
 from rig.daemon import Daemon, acting_as
 from rig.deadline import eventually
-from rig.domains import Host, is_running
+from rig.domains import Host
 from rig.fixtures import Run
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
 from rig.libvirtd import require, require_kvm
 from rig.network import Host as GuestsDaemon
+from rig.processes import is_running
 
 LACK, OBSTACLE = "it lacks a thing: add it", "it has no place: make one"
 LOCAL = 1

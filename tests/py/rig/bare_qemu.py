@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,9 +30,18 @@ class BareQemu(BareMachine):
     """Running from its making to quit().
 
     As a context it must have ended by itself, or end well then. `folder`: where its log is.
+    `until_readable`: runs whoever serves its devices until QEMU has answered.
     """
 
-    def __init__(self, folder: Path, kernel: Path, accelerator: str, *options: str, name: str = "bare") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kernel: Path,
+        accelerator: str,
+        *options: str,
+        name: str = "bare",
+        until_readable: Callable[[int], None] = lambda _fd: None,
+    ) -> None:
         console, its_console = socket.socketpair()
         self._monitor, its_monitor = socket.socketpair()
         self._log = folder / f"{name}.log"
@@ -49,7 +59,8 @@ class BareQemu(BareMachine):
             fds = its_console.fileno(), its_monitor.fileno()
             self.process = subprocess.Popen([*command, *options], pass_fds=fds, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.pid = self.process.pid
-        self._answers = self._monitor.makefile("rb")
+        self._until_readable = until_readable
+        self._heard_of_monitor = b""
         self._events: list[dict[str, Any]] = []
         super().__init__(0, name, console, kvm=accelerator == "kvm")
         try:
@@ -76,11 +87,15 @@ class BareQemu(BareMachine):
             self._events.append(answer)
 
     def _read(self) -> dict[str, Any]:
-        try:
-            line = self._answers.readline()
-        except ConnectionResetError:
-            line = b""
-        assert line, f"QEMU has ended: {self.state()}"
+        while b"\n" not in self._heard_of_monitor:
+            self._until_readable(self._monitor.fileno())
+            try:
+                heard = self._monitor.recv(65536)
+            except ConnectionResetError:
+                heard = b""
+            assert heard, f"QEMU has ended: {self.state()}"
+            self._heard_of_monitor += heard
+        line, _, self._heard_of_monitor = self._heard_of_monitor.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -130,14 +145,13 @@ class BareQemu(BareMachine):
     def _end(self) -> None:
         self.process.wait()
         self.wait_end()
-        self._answers.close()
         self._monitor.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, failed: type[BaseException] | None, *_exception: object) -> None:
-        if self._answers.closed:
+        if self._monitor.fileno() < 0:
             return
         if failed is None:
             self.quit()

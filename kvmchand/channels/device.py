@@ -54,6 +54,10 @@ class Device:
     attached: set[DomainId] = field(default_factory=set)
     ready: set[DomainId] = field(default_factory=set)
     """The guests that say they can use it."""
+    enabled: set[DomainId] = field(default_factory=set)
+    """The guests that may have its interrupts on: they have said they can use it, and not yet that
+    they have let go of it.
+    """
     plugged: set[DomainId] = field(default_factory=set)
     """The guests whose QEMU has it, even if they were asked to let it go."""
     free: dict[int, int] = field(default_factory=dict)

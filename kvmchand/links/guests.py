@@ -45,6 +45,14 @@ class Guests:
         if guest is not None and guest.session is not None:
             self._sessions.send(guest.session, message)
 
+    def tell_daemon(self, domain: DomainId, message: object) -> bool:
+        """Send a message to a guest's daemon, and return whether it is there to hear it."""
+        guest = self._guests.get(domain)
+        if guest is None or guest.session is None or not guest.is_greeted:
+            return False
+        self._sessions.send(guest.session, message)
+        return True
+
     def listing(self) -> tuple[tuple[client.GuestInfo, ...], tuple[client.LinkInfo, ...]]:
         """Return what `kvmchan ls` shows of guests and links."""
         guests = tuple(

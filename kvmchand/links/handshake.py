@@ -7,6 +7,7 @@ ends is followed by another when a daemon there asks for it.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -76,6 +77,8 @@ class Handshakes:
 
     def add(self, guest: Guest) -> None:
         """Open a guest's first session."""
+        age = time.clock_gettime_ns(time.CLOCK_BOOTTIME).to_bytes(8, "little")
+        os.pwrite(self._devices.memory(guest.control), age, control.AGE_OFFSET)
         self._watch(guest)
         self.renew(guest)
 

@@ -78,14 +78,17 @@ class Lifecycle(HypervisorEvents):
         if refusal:
             log.info(f"domain {domain} ({name}) is not served: {refusal}")
             self._events.on_unserved(domain, refusal)
+            self._take_stale_devices(found)
             return
         self._pool.add_guest(found)
+        self._take_stale_devices(found)
         try:
             device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
             self._pool.attach(device, domain)
         except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
+            self._take_stale_devices(found)
             self._events.on_unserved(domain, error.sentence)
             return
         guest = Guest(domain, name, found.uuid, device)
@@ -94,10 +97,21 @@ class Lifecycle(HypervisorEvents):
         self._events.on_guest(domain, name, found.uuid)
         self._handshakes.add(guest)
 
+    def _take_stale_devices(self, found: libvirt.Found) -> None:
+        """Have those of an earlier daemon unplugged, whether the domain is served or not."""
+        if found.kvm:
+            self._pool.stale.add(found.domain, found.stale)
+        elif found.stale:
+            log.info(
+                f"domain {found.domain}, which runs without KVM, keeps {len(found.stale)} devices of an earlier daemon until it "
+                "ends"
+            )
+
     def on_gone(self, domain: DomainId) -> None:
         """End all that a guest had."""
         guest = self._guests.get(domain)
         if guest is None:
+            self._pool.stale.forget(domain)
             self._events.on_unserved_gone(domain)
             return
         log.info(f"domain {domain} ({guest.name}) is gone")
@@ -116,6 +130,8 @@ class Lifecycle(HypervisorEvents):
             log.info(f"domain {domain} ({guest.name}) starts anew")
             self._handshakes.end(guest, hangs_up=False)
             self._handshakes.renew(guest)
+            for device in self._links.of(domain):
+                device.enabled.discard(domain)  # a reset turns all interrupts off
 
     def on_paused(self, domain: DomainId, paused: bool) -> None:
         """Log that a guest is paused, or goes on."""
@@ -123,7 +139,14 @@ class Lifecycle(HypervisorEvents):
             log.info(f"domain {domain} {'is paused' if paused else 'goes on'}")
 
     def on_attached(self, domain: DomainId, device: DeviceId) -> None:
-        """Do nothing: what counts is that the guest can use it, which its daemon will say."""
+        """Take the device back if it was given up. That the guest can use it, its daemon says."""
+        attached = self._links.devices.get(device)
+        if attached is not None and domain in self._guests:
+            self._pool.unplugger.take_back(attached, domain)
+
+    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
+        """Note that an earlier daemon's device has gone."""
+        self._pool.stale.note_gone(domain, socket)
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         """Plug a control device again later, and give any other up."""
@@ -135,7 +158,13 @@ class Lifecycle(HypervisorEvents):
         if failed is guest.control:
             log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
             due = time.monotonic() + guest.patience
-            guest.attachment = self._loop.call_at(due, lambda: self._pool.attach(guest.control, guest.domain))
+            guest.attachment = self._loop.call_at(due, lambda: self._attach_control(guest))
             guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
         else:
             self._plugs.fail(failed, domain, sentence)
+
+    def _attach_control(self, guest: Guest) -> None:
+        try:
+            self._pool.attach(guest.control, guest.domain)
+        except VchanError as error:
+            log.warning(f"domain {guest.domain} ({guest.name}) gets no control device: {error.sentence}")

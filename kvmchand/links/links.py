@@ -17,6 +17,11 @@ from kvmchand.channels.registry import Side
 from kvmchand.errors import LimitReached
 from kvmchand.ids import CONTROL_PEER, HOST, HOST_PEER, PAGE, START_PEER, DeviceId, DomainId, Size
 
+_ROUTES_MAX = 3072
+"""Interrupt routes of our devices, used and lost: KVM has 4096 for a machine, and QEMU ends at the
+next one.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class LinkLimits:
@@ -39,6 +44,12 @@ class Links:
     """Guests that keep every device until they end, because they run without KVM; and how many
     devices of an earlier daemon each has.
     """
+    lost_routes: Counter[DomainId] = field(default_factory=Counter)
+    """Interrupt routes that a guest's QEMU has lost, with devices that went with MSI-X on."""
+    rooms: dict[DomainId, Size] = field(default_factory=dict)
+    """For how large a device a guest says that it has a window. Not of guests that do not say."""
+    foreign_peers: dict[DomainId, set[int]] = field(default_factory=dict)
+    """The ivshmem ids of devices that an earlier daemon left in a guest."""
     _last: int = 0
 
     def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
@@ -87,8 +98,14 @@ class Links:
     def attach(self, device: Device, guest: DomainId) -> None:
         """Note that the device goes into the guest. Raises LimitReached if the guest has enough."""
         have = [each for each in self.of(guest) if guest in each.attached | each.plugged and each.peers[guest] != START_PEER]
+        self._require_routes(device, guest, have)
         if device.is_control:
             have.clear()  # without it the guest has nothing at all
+        elif device.size > self.rooms.get(guest, device.size) and not self.foreign_peers.get(guest):
+            raise LimitReached(
+                f"domain {guest} has no window for a device of {device.size} bytes, only for {self.rooms[guest]}: ask for "
+                "smaller rings, or have a larger link to the host from the start (kvmchan prepare-domain --link-size)"
+            )
         left = self.keepers.get(guest, 0)
         useless = left + sum(guest not in each.attached for each in have)
         remedy = ""
@@ -106,9 +123,31 @@ class Links:
             )
         device.attached.add(guest)
 
+    def _require_routes(self, device: Device, guest: DomainId, have: list[Device]) -> None:
+        """Raise LimitReached if a guest's QEMU has lost so many routes that it might end."""
+        lost = self.lost_routes[guest]
+        if lost and lost + sum(each.vectors for each in have) + device.vectors > _ROUTES_MAX:
+            raise LimitReached(
+                f"domain {guest} gets no more devices: its QEMU has lost {lost} interrupt routes, as devices were taken from it "
+                "while their interrupts were on, and would end when it has no more: shut the domain down and start it again"
+            )
+
+    def lose_routes(self, guest: DomainId, vectors: int) -> None:
+        """Note that a device went with its interrupts on, as far as we know."""
+        if guest not in self.keepers:
+            self.lost_routes[guest] += vectors
+
+    def forget(self, guest: DomainId) -> None:
+        """Forget what is known of a guest that is gone."""
+        self.keepers.pop(guest, None)
+        self.lost_routes.pop(guest, None)
+        self.rooms.pop(guest, None)
+        self.foreign_peers.pop(guest, None)
+
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Return an id that no device of the guest has, nor the device's other guest."""
         used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER, START_PEER}
+        used |= self.foreign_peers.get(guest, set())
         return next(number for number in range(CONTROL_PEER + 1, CONTROL_PEER + 2 + len(used)) if number not in used)
 
     def remove(self, device: Device) -> None:
@@ -148,6 +187,7 @@ class Links:
         Returns parked slices that are free now, to be zeroed.
         """
         device.ready.add(guest)
+        device.enabled.add(guest)
         if not device.attached <= device.ready:
             return []
         freed, device.parked = device.parked, []

@@ -48,7 +48,7 @@ class Machines:
         self._sessions = Sessions(loop, user, fail, is_host=True, rate=limits.guest_requests)
         self._hypervisor = Hypervisor(loop, settings.libvirt, folder, _log_failure)
         self.guests = Guests(self._links, self._sessions)
-        self.pool = Pool(loop, self._links, self._devices, self._hypervisor, settings.links)
+        self.pool = Pool(loop, self._links, self._devices, self._hypervisor, settings.links, self.guests.tell_daemon)
         self._undo.callback(self.pool.cold_plug.close)
         self._undo.callback(self._sessions.close)
         self._undo.callback(self._hypervisor.close)

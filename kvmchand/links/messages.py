@@ -111,10 +111,23 @@ class Messages(SessionEvents):
                     self._pool.set_ready(device, guest.domain, max(message.vectors, 0))
                 if changed:
                     self._events.on_devices_changed()
+                elif all(device.peers[guest.domain] != message.peer for device in self._links.of(guest.domain)):
+                    self._pool.stale.release(guest.domain, message.peer)
+            case control.Released():
+                self._on_released(guest, message.peer)
+            case control.Room():
+                self._links.rooms[guest.domain] = message.size
             case control.Unusable():
                 log.warning(f"domain {guest.domain} can't use a device: {message.sentence}")
                 for device in self._devices_by_peer(guest, message.peer):
                     self._plugs.fail(device, guest.domain, message.sentence)
+
+    def _on_released(self, guest: Guest, peer: int) -> None:
+        for device in self._links.of(guest.domain):
+            if device is guest.control or device.peers[guest.domain] != peer:
+                continue
+            if not self._pool.unplugger.note_released(device, guest.domain) and guest.domain in device.attached:
+                self._plugs.fail(device, guest.domain, "it is not in the guest any more")
 
     def _devices_by_peer(self, guest: Guest, peer: int) -> list[Device]:
         return [
@@ -140,7 +153,7 @@ class Messages(SessionEvents):
         guest.is_greeted = True
         log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
         self._sessions.send(session, control.Welcome(guest.domain))
-        self._prepare_links(guest)
+        self._pool.stale.greet(guest.domain, lambda: self._prepare_links(guest, session))
 
     def _on_ask(self, guest: Guest, session: SessionId, ask: control.Ask) -> None:
         remote = guest.remotes.get(ask.client)
@@ -161,8 +174,10 @@ class Messages(SessionEvents):
             raise ProtocolError("a client's hello is the guest's own to answer")
         self._requests.on_request(remote, ask.request)
 
-    def _prepare_links(self, guest: Guest) -> None:
-        """Make the guest's links that exist before their first channel."""
+    def _prepare_links(self, guest: Guest, session: SessionId) -> None:
+        """Make the guest's links that exist before their first channel, if the session lasts."""
+        if guest.session != session:
+            return
         self._pool.prepare(HOST, guest.domain)
         names = {each.name: each.domain for each in self._guests if each.is_greeted}
         for one, other in self._pairs:

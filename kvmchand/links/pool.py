@@ -7,6 +7,8 @@ another's slots.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kvmchand.channels.device import Device, Slice, pair_of
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
@@ -18,6 +20,7 @@ from kvmchand.ids import PAGE, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
 from kvmchand.links.slices import SliceRegion
+from kvmchand.links.stale import StaleDevices
 from kvmchand.links.unplugger import Unplugger
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -49,13 +52,23 @@ def _device_of(memory: Region | SharedMemory) -> Device | None:
 class Pool:
     """The devices of all links, and the slices of them that channels have."""
 
-    def __init__(self, loop: Loop, links: Links, devices: Devices, hypervisor: Hypervisor, settings: LinkSettings) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        links: Links,
+        devices: Devices,
+        hypervisor: Hypervisor,
+        settings: LinkSettings,
+        tell: Callable[[DomainId, object], bool],
+    ) -> None:
+        """Have no device yet. `tell` is as for Unplugger."""
         self._links = links
         self._devices = devices
         self._hypervisor = hypervisor
         self._settings = settings
         self._guests: set[DomainId] = set()
-        self._unplugger = Unplugger(loop, links, devices, hypervisor, self.reap)
+        self.unplugger = Unplugger(loop, links, devices, hypervisor, tell, self.reap)
+        self.stale = StaleDevices(loop, links, hypervisor, tell)
         self.cold_plug = ColdPlug(links, devices)
 
     # ---- guests ----
@@ -65,7 +78,8 @@ class Pool:
         guest = found.domain
         self._guests.add(guest)
         if not found.kvm:
-            self._links.keepers[guest] = found.left
+            self._links.keepers[guest] = len(found.stale)
+            self._links.foreign_peers[guest] = {each.peer for each in found.stale}
         present = self.cold_plug.take(found.uuid, guest)
         if present is not None:
             log.info(f"domain {guest} has {present.size} bytes from its start")
@@ -73,14 +87,15 @@ class Pool:
     def remove_guest(self, guest: DomainId) -> None:
         """Remove a guest that is gone, and its devices with it."""
         self._guests.discard(guest)
-        self._links.keepers.pop(guest, None)
-        self._unplugger.forget(guest)
+        self.stale.forget(guest)
+        self.unplugger.forget(guest)
         for device in self._links.of(guest):
             self.cold_plug.replace(device)
             device.attached.discard(guest)
             device.plugged.discard(guest)
             device.is_closing = True
             self.reap(device)
+        self._links.forget(guest)
 
     def is_guest(self, domain: DomainId) -> bool:
         """Return whether the domain is a guest."""
@@ -102,7 +117,8 @@ class Pool:
         """Put a device into a guest, if it is not in it. Raises LimitReached."""
         if domain in device.peers and domain not in device.attached:
             self._links.attach(device, domain)
-            self._hypervisor.attach(domain, device.number, self._devices.socket_path(device, domain), device.vectors)
+            path = self._devices.socket_path(device, domain)
+            self._hypervisor.attach(domain, device.number, path, device.vectors, device.peers[domain])
 
     def prepare(self, one: DomainId, other: DomainId) -> None:
         """Make a link between two domains ahead of its first channel."""
@@ -121,7 +137,7 @@ class Pool:
         until it ends.
         """
         device.is_closing = True
-        self._unplugger.ask_back(device, domain)
+        self.unplugger.ask_back(device, domain)
         self.reap(device)
 
     def note_refused(self, device: Device, domain: DomainId) -> None:
@@ -132,7 +148,8 @@ class Pool:
 
     def lose(self, device: Device, domain: DomainId) -> None:
         """Note that a guest's QEMU has let go of a device, or has ended."""
-        self._hypervisor.confirm_detached(domain, device.number)
+        self._hypervisor.confirm_detached(domain, self._devices.socket_path(device, domain))
+        self.unplugger.note_gone(device, domain)
         self.cold_plug.replace(device)
         device.attached.discard(domain)
         device.ready.discard(domain)
@@ -146,9 +163,9 @@ class Pool:
         if not device.is_closing or device.slices or device.number not in self._links.devices:
             return
         for domain in device.attached & self._guests:
-            self._unplugger.ask_back(device, domain)
-        if device.plugged or self._unplugger.is_waiting(device):
-            return
+            self.unplugger.ask_back(device, domain)
+        if device.plugged or self.unplugger.is_waiting(device) or device.number not in self._links.devices:
+            return  # it may have gone while we asked
         self._links.remove(device)
         self._devices.remove(device)
 

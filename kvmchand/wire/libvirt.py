@@ -22,11 +22,23 @@ class Start(Record):
     folder: str
 
 
+class StaleDevice(Record):
+    """A device that an earlier daemon left in a domain, as Found has them.
+
+    `socket`: the path of its ivshmem server's socket. `peer`: its ivshmem id, or 0 if that is not
+    known. `vectors`: that it has.
+    """
+
+    socket: str
+    peer: int
+    vectors: int
+
+
 class Attach(Record):
     """main → libvirt: hot-plug a device.
 
     Reply: Attached, or AttachFailed. `uuid`: the domain's, whose number may be another's by now.
-    `socket`: path of the ivshmem server's socket.
+    `socket`: path of the ivshmem server's socket. `peer`: the device's ivshmem id in the domain.
     """
 
     domain: DomainId
@@ -34,18 +46,18 @@ class Attach(Record):
     device: DeviceId
     socket: str
     vectors: int
+    peer: int
 
 
 class Detach(Record):
-    """main → libvirt: unplug a device, if the domain still has it.
+    """main → libvirt: ask a domain's guest to eject a device, if the domain still has it.
 
-    Never from a domain without KVM. No reply: the device's QEMU then leaves the ivshmem server.
-    `uuid`: as in Attach.
+    Never from a domain without KVM. Reply: Detached, when it is gone, however long that takes; or
+    none. `uuid`: as in Attach.
     """
 
     domain: DomainId
     uuid: str
-    device: DeviceId
     socket: str
 
 
@@ -57,7 +69,7 @@ class Found(Record):
     """libvirt → main: a domain runs: it did at the start, or started now.
 
     Also again after a reconnect to libvirtd; main knows which it has. `kvm`: QEMU runs it with KVM.
-    `left`: how many devices of an earlier daemon it keeps until it ends. `obstacle`: why it can
+    `stale`: the devices of an earlier daemon that it has. `obstacle`: why it can
     take no device. `lack`: why it is not prepared for vchans. Both are sentences that say what to
     do, or empty.
     """
@@ -66,7 +78,7 @@ class Found(Record):
     name: str
     uuid: str
     kvm: bool
-    left: Size
+    stale: tuple[StaleDevice, ...]
     obstacle: str
     lack: str
 
@@ -140,6 +152,13 @@ class AttachFailed(Record):
     sentence: str
 
 
+class Detached(Record):
+    """libvirt → main: a domain does not have a device any more that it was asked for."""
+
+    domain: DomainId
+    socket: str
+
+
 TO_LIBVIRT: dict[str, type] = {"start": Start, "attach": Attach, "detach": Detach}
 TO_MAIN: dict[str, type] = {
     "started": Started,
@@ -152,7 +171,8 @@ TO_MAIN: dict[str, type] = {
     "paused": Paused,
     "attached": Attached,
     "attach-failed": AttachFailed,
+    "detached": Detached,
 }
 
 to_libvirt = Codec(TO_LIBVIRT)
-to_main = Codec(TO_MAIN)
+to_main = Codec(TO_MAIN, {StaleDevice.__name__: StaleDevice})

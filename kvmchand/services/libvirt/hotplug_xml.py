@@ -7,13 +7,21 @@ whether a socket exists.
 
 from __future__ import annotations
 
+import re
 import secrets
+from collections.abc import Collection
 from pathlib import Path
 from xml.etree import ElementTree
 
 from kvmchand.services.libvirt import coldplug_xml, machine_xml
 from kvmchand.services.libvirt.machine_xml import SLOTS
-from kvmchand.wire.libvirt import Attach
+from kvmchand.wire.libvirt import Attach, StaleDevice
+
+Place = tuple[int, int]
+"""A bus and a slot there."""
+
+_ALIAS = re.compile("ua-kvmchan-([0-9]{1,5})-[0-9a-f]{16}")
+"""With the device's ivshmem id in the domain."""
 
 
 class Refused(Exception):
@@ -32,18 +40,36 @@ def shmem(tree: ElementTree.Element, path: str) -> ElementTree.Element | None:
     )
 
 
-def stale_devices(tree: ElementTree.Element, folder: Path) -> list[str]:
-    """Return the server paths in `folder` that the domain's devices name and that do not exist.
+def stale_devices(tree: ElementTree.Element, folder: Path) -> list[StaleDevice]:
+    """Return the domain's devices whose server paths are in `folder` and do not exist.
 
     They belong to an earlier daemon. A device that a domain has from its start cannot be unplugged,
     and is left out.
     """
-    paths = [
-        Path(server.get("path", ""))
-        for each in tree.findall("devices/shmem")
-        if not coldplug_xml.is_start(each) and (server := each.find("server")) is not None
-    ]
-    return [str(each) for each in paths if each.parent == folder and not _is_there(each)]
+    found = []
+    for each in tree.findall("devices/shmem"):
+        server, msi = each.find("server"), each.find("msi")
+        path = Path("" if server is None else server.get("path", ""))
+        if path.parent != folder or coldplug_xml.is_start(each) or _is_there(path):
+            continue
+        peer = _ALIAS.fullmatch(alias(each))
+        vectors = "" if msi is None else msi.get("vectors", "")
+        found.append(StaleDevice(str(path), int(peer[1]) if peer else 0, int(vectors) if vectors.isdecimal() else 1))
+    return found
+
+
+def alias(shmem: ElementTree.Element) -> str:
+    """Return the name by which libvirt and QEMU know a device, or "" if it has none."""
+    found = shmem.find("alias")
+    return "" if found is None else found.get("name", "")
+
+
+def place(shmem: ElementTree.Element) -> Place | None:
+    """Return where a device is plugged, or None if that is not known."""
+    address = shmem.find("address")
+    if address is None or address.get("type") != "pci":
+        return None
+    return _bus(address), int(address.get("slot", "0"), 0)
 
 
 def _is_there(path: Path) -> bool:
@@ -57,10 +83,15 @@ def _bus(address: ElementTree.Element) -> int:
     return int(address.get("bus", "0"), 0)
 
 
-def _place(tree: ElementTree.Element) -> tuple[int, int]:
-    """Return bus and slot for one more device: on the bridge that has the fewest of ours.
+class Resting(Exception):
+    """All places that are free were another device's only a moment ago."""
 
-    Each bridge has a window of its own. Raises Refused if there is no place.
+
+def _free_place(tree: ElementTree.Element, resting: Collection[Place]) -> Place:
+    """Return a place for one more device: on the bridge that has the fewest of ours.
+
+    Each bridge has a window of its own. Raises Refused if there is none, and Resting if all that
+    there are rest.
     """
     obstacle = machine_xml.obstacle(tree)
     if obstacle:
@@ -73,23 +104,29 @@ def _place(tree: ElementTree.Element) -> tuple[int, int]:
         if address is not None and address.get("type") == "pci" and _bus(address) in taken:
             taken[_bus(address)].add(int(address.get("slot", "0"), 0))
             ours[_bus(address)] += device.tag == "shmem"
-    free = [(ours[bus], bus, min(set(SLOTS) - taken[bus])) for bus in buses if set(SLOTS) - taken[bus]]
+    free = [(ours[bus], bus, slot) for bus in buses for slot in SLOTS if slot not in taken[bus]]
     if not free:
         raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
-    _, bus, slot = min(free)
+    rested = [each for each in free if each[1:] not in resting]
+    if not rested:
+        raise Resting
+    _, bus, slot = min(rested)
     return bus, slot
 
 
-def device_xml(tree: ElementTree.Element, attach: Attach) -> str:
-    """Return the <shmem> to attach to a domain. Raises Refused if it has no place for one."""
+def device_xml(tree: ElementTree.Element, attach: Attach, resting: Collection[Place] = ()) -> str:
+    """Return the <shmem> to attach to a domain, at a place that does not rest.
+
+    Raises Refused if the domain has no place for one, and Resting if it has none yet.
+    """
     try:
-        bus, slot = _place(tree)
+        bus, slot = _free_place(tree, resting)
     except ValueError as error:
         raise Refused(f"its XML has an address that can't be: {error}") from error
     shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")
     # Libvirt would give an id of its own again after an attach of which it does not know that QEMU
     # has the device, or half of it.
-    ElementTree.SubElement(shmem, "alias", name=f"ua-kvmchan-{secrets.token_hex(8)}")
+    ElementTree.SubElement(shmem, "alias", name=f"ua-kvmchan-{attach.peer}-{secrets.token_hex(8)}")
     ElementTree.SubElement(shmem, "model", type="ivshmem-doorbell")
     ElementTree.SubElement(shmem, "server", path=attach.socket)
     ElementTree.SubElement(shmem, "msi", vectors=str(attach.vectors), ioeventfd="on")

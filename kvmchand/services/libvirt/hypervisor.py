@@ -45,10 +45,16 @@ class HypervisorEvents(Protocol):
         """React when a domain is paused, or goes on."""
 
     def on_attached(self, domain: DomainId, device: DeviceId) -> None:
-        """React when QEMU has a device, which the guest may not have noticed yet."""
+        """React when QEMU has a device, which the guest may not have noticed yet.
+
+        Comes late where on_attach_failed() came before, as QEMU did not answer in time.
+        """
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         """React when a device did not get into a domain."""
+
+    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
+        """React when a domain has a device of an earlier daemon no more."""
 
 
 class Hypervisor(ServiceEvents):
@@ -73,8 +79,10 @@ class Hypervisor(ServiceEvents):
         self._found_prepared: set[str] = set()
         """Those found since the last connect."""
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
-        self._detaching: dict[tuple[DomainId, DeviceId], libvirt.Detach] = {}
-        """Until confirm_detached()."""
+        self._detaching: dict[tuple[DomainId, str], libvirt.Detach] = {}
+        """By socket, until they are gone."""
+        self._stale: set[tuple[DomainId, str]] = set()
+        """Those of these that an earlier daemon left."""
         self._service = SupervisedService(loop, "libvirt", fail, site=True)
 
     def start(self, events: HypervisorEvents) -> None:
@@ -82,27 +90,35 @@ class Hypervisor(ServiceEvents):
         self._events = events
         self._service.start(self)
 
-    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int) -> None:
+    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int, peer: int) -> None:
         """Plug a device into a domain.
 
         on_attached() or on_attach_failed() follows, or on_gone().
         """
-        self._detaching.pop((domain, device), None)
+        self._detaching.pop((domain, str(socket)), None)
         uuid = self._domains.get(domain, "")
-        message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors)
+        message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors, peer)
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
         """Ask a guest with KVM to let a device go. The ivshmem server sees when it has."""
         self._attaching.pop((domain, device), None)
-        message = libvirt.Detach(domain, self._domains.get(domain, ""), device, str(socket))
+        self._detach(domain, str(socket))
+
+    def detach_stale(self, domain: DomainId, socket: str) -> None:
+        """Ask a guest with KVM to let an earlier daemon's device go. on_stale_gone() follows."""
+        self._stale.add((domain, socket))
+        self._detach(domain, socket)
+
+    def _detach(self, domain: DomainId, socket: str) -> None:
+        message = libvirt.Detach(domain, self._domains.get(domain, ""), socket)
         if domain in self._domains:
-            self._detaching[domain, device] = message
+            self._detaching[domain, socket] = message
         self._service.send(libvirt.to_libvirt.encode(message))
 
-    def confirm_detached(self, domain: DomainId, device: DeviceId) -> None:
+    def confirm_detached(self, domain: DomainId, socket: Path) -> None:
         """Stop asking for a device, which the ivshmem server has seen go."""
-        self._detaching.pop((domain, device), None)
+        self._detaching.pop((domain, str(socket)), None)
 
     def close(self) -> None:
         """End the libvirt process."""
@@ -160,12 +176,19 @@ class Hypervisor(ServiceEvents):
                     self._paused ^= {message.domain}
                     self._events.on_paused(message.domain, message.paused)
             case libvirt.Attached():
-                if self._attaching.pop((message.domain, message.device), None) is not None:
+                self._attaching.pop((message.domain, message.device), None)
+                if message.domain in self._domains:
                     self._events.on_attached(message.domain, message.device)
             case libvirt.AttachFailed():
-                if self._attaching.pop((message.domain, message.device), None) is not None:
+                attach = self._attaching.pop((message.domain, message.device), None)
+                if attach is not None:
                     self._events.on_attach_failed(message.domain, message.device, message.sentence)
-                    self._detaching.pop((message.domain, message.device), None)  # it has none to give back
+                    self._detaching.pop((message.domain, attach.socket), None)  # it has none to give back
+            case libvirt.Detached():
+                self._detaching.pop((message.domain, message.socket), None)
+                if (message.domain, message.socket) in self._stale:
+                    self._stale.discard((message.domain, message.socket))
+                    self._events.on_stale_gone(message.domain, message.socket)
 
     def _unprepare(self, uuid: str) -> None:
         if uuid in self._prepared:
@@ -175,9 +198,9 @@ class Hypervisor(ServiceEvents):
     def _lose(self, domain: DomainId) -> None:
         if self._domains.pop(domain, None) is not None:
             self._paused.discard(domain)
-            for waiting in (self._attaching, self._detaching):
-                for key in [key for key in waiting if key[0] == domain]:
-                    del waiting[key]
+            self._attaching = {key: each for key, each in self._attaching.items() if key[0] != domain}
+            self._detaching = {key: each for key, each in self._detaching.items() if key[0] != domain}
+            self._stale = {each for each in self._stale if each[0] != domain}
             self._events.on_gone(domain)
 
     def on_death(self, culprit: int | None) -> None:

@@ -7,11 +7,10 @@ Each call blocks until libvirtd answers. A domain that ends meanwhile is no erro
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvmchand.ids import DomainId, Size
+from kvmchand.ids import DomainId
 from kvmchand.runtime import log
 from kvmchand.services.libvirt import coldplug_xml, hotplug_xml, machine_xml
 from kvmchand.wire import libvirt as wire
@@ -25,19 +24,7 @@ SENTENCE_MAX = 1000
 """Characters of a sentence for main."""
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
-    """A running domain.
-
-    What main is told of it, and the paths of the sockets of devices that an earlier daemon left in
-    it.
-    """
-
-    found: wire.Found
-    stale: list[str]
-
-
-def running(connection: Any, folder: Path) -> list[tuple[Running, bool]]:
+def running(connection: Any, folder: Path) -> list[tuple[wire.Found, bool]]:
     """Return the domains that run, and of each whether it is paused."""
     found = []
     for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
@@ -54,12 +41,12 @@ def running(connection: Any, folder: Path) -> list[tuple[Running, bool]]:
     return found
 
 
-def look_at(domain: Any, folder: Path) -> Running | None:
+def look_at(domain: Any, folder: Path) -> wire.Found | None:
     """Ask what a running domain is like. Returns None if the domain or the connection has ended."""
     number = domain.ID()
     if number <= 0:
         return None
-    kvm, stale = False, list[str]()
+    kvm, stale = False, list[wire.StaleDevice]()
     try:
         tree = ElementTree.fromstring(domain.XMLDesc())
         if tree.get("id") != str(number):
@@ -74,8 +61,7 @@ def look_at(domain: Any, folder: Path) -> Running | None:
     except ElementTree.ParseError as error:
         fitness = _unknown(f"what libvirt says of it is no XML: {error}")
     sentences = (each[:SENTENCE_MAX] for each in (fitness.obstacle, fitness.lack))
-    left = Size(0 if kvm else len(stale))
-    return Running(wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, left, *sentences), stale)
+    return wire.Found(DomainId(number), domain.name(), domain.UUIDString(), kvm, tuple(stale), *sentences)
 
 
 def _unknown(sentence: str) -> machine_xml.Fitness:

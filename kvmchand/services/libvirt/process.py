@@ -14,9 +14,9 @@ import signal
 import socket
 import sys
 import threading
-import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from kvmchand.ids import DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.supervisor import HOPELESS
-from kvmchand.services.libvirt import hotplug_xml, inspection
-from kvmchand.services.libvirt.inspection import SENTENCE_MAX, Running
+from kvmchand.services.libvirt import inspection
+from kvmchand.services.libvirt.plugger import Plugger
 from kvmchand.wire import libvirt as wire
 from kvmchand.wire.packet import receive_packet, send_packet
 
@@ -37,6 +37,8 @@ except ImportError:
 
 _BACK_OFF = (0.5, 30.0)
 """Seconds between two attempts to connect: the first ones, and the most."""
+_CALLS_MAX = 512
+"""Calls of libvirt's at once. One that hangs has its thread until it ends."""
 _KEEP_ALIVE = (5, 3)
 """Seconds between two probes of libvirtd, and how many may go unanswered."""
 
@@ -74,7 +76,9 @@ class Domains:
         self._connection: Any = None
         self._ids: dict[str, DomainId] = {}
         """Numbers of running domains, by uuid: one that has ended has no number any more."""
-        self._locks: defaultdict[DomainId, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._plugger = Plugger(self._call, self._say)
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """For what happens to a domain, by uuid: one thing after another."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._connected = asyncio.Event()
@@ -86,10 +90,12 @@ class Domains:
 
     async def run(self) -> None:
         """Serve until main ends."""
-        _register_events(asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        _register_events(loop)
+        loop.set_default_executor(ThreadPoolExecutor(_CALLS_MAX))
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._main.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._main.fileno(), self._hear_main)
+        loop.add_reader(self._main.fileno(), self._hear_main)
         await self._ended.wait()
         for task in self._tasks:
             task.cancel()
@@ -121,9 +127,9 @@ class Domains:
                 self._say(wire.Started())
                 self._spawn(self._stay_connected(message))
             case wire.Attach():
-                self._spawn(self._attach(message))
+                self._spawn(self._plugger.attach(message))
             case wire.Detach():
-                self._spawn(self._detach(message))
+                self._spawn(self._plugger.detach(message))
 
     def _say(self, message: object) -> None:
         data = wire.to_main.encode(message)  # a ProtocolError is no sign that main has ended
@@ -164,42 +170,37 @@ class Domains:
             for event, callback in (
                 (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle),
                 (libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot),
+                (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._on_removed),
             ):
                 callbacks.append(await asyncio.to_thread(connection.domainEventRegisterAny, None, event, callback, None))
             running = await asyncio.to_thread(inspection.running, connection, self._folder)
             self._list(running, await asyncio.to_thread(inspection.persistent, connection, self._folder))
             self._connected.set()
             log.info(f"connected to libvirt{' again' if again else ''}: {len(self._ids)} domains run")
+            for detach in self._plugger.asked():
+                self._spawn(self._plugger.detach(detach))
             while (happened := await events.get()) is not None:
-                await self._note(*happened)
+                self._spawn(self._note(connection, *happened))
         finally:
             self._connected.clear()
             await asyncio.to_thread(_deregister, connection, callbacks)
 
-    def _list(self, running: list[tuple[Running, bool]], persistent: list[object]) -> None:
+    def _list(self, running: list[tuple[wire.Found, bool]], persistent: list[object]) -> None:
         """Report all domains at once, because main takes the list for complete.
 
         `running`: each domain, and whether it is paused. `persistent`: what main is told.
         """
         self._ids.clear()
-        for domain, paused in running:
-            self._find(domain)
-            self._say(wire.Paused(domain.found.domain, paused))
+        for found, paused in running:
+            self._find(found)
+            self._say(wire.Paused(found.domain, paused))
         for message in persistent:
             self._say(message)
         self._say(wire.Listed())
 
-    def _find(self, running: Running) -> None:
-        found, stale = running.found, running.stale
+    def _find(self, found: wire.Found) -> None:
         self._ids[found.uuid] = found.domain
         self._say(found)
-        if stale and found.kvm:
-            log.info(f"domain {found.domain} has {len(stale)} devices of an earlier daemon: they are unplugged")
-            self._spawn(self._detach_stale(found, stale))
-        elif stale:
-            log.info(
-                f"domain {found.domain}, which runs without KVM, keeps {len(stale)} devices of an earlier daemon until it ends"
-            )
 
     async def _tell_if_prepared(self, domain: Any) -> None:
         message = await asyncio.to_thread(inspection.prepared, domain, self._folder)
@@ -209,23 +210,38 @@ class Domains:
     def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
         self._events.put_nowait((domain, event))
 
+    def _on_removed(self, _connection: Any, domain: Any, alias: str, _opaque: Any) -> None:
+        self._plugger.note_removed(domain.UUIDString(), alias)
+
     def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
         self._events.put_nowait((domain, None))
 
-    async def _note(self, domain: Any, event: int | None) -> None:
+    async def _note(self, connection: Any, domain: Any, event: int | None) -> None:
+        """Report what happened to a domain, after what happened to it before."""
         uuid = domain.UUIDString()
+        async with self._turns[uuid]:
+            found = None
+            if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+                found = await asyncio.to_thread(inspection.look_at, domain, self._folder)
+            if connection is self._connection:  # or all is reported anew
+                self._report(domain, uuid, event, found)
+        if uuid not in self._ids and not self._turns[uuid].locked():
+            del self._turns[uuid]
+
+    def _report(self, domain: Any, uuid: str, event: int | None, found: wire.Found | None) -> None:
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
-                running = await asyncio.to_thread(inspection.look_at, domain, self._folder)
-                if running is not None:
-                    self._find(running)
+                if found is not None:
+                    self._find(found)
             case libvirt.VIR_DOMAIN_EVENT_DEFINED:
                 self._spawn(self._tell_if_prepared(domain))
             case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
                 self._say(wire.Unprepared(uuid))
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 if uuid in self._ids:
-                    self._say(wire.Gone(self._ids.pop(uuid)))
+                    number = self._ids.pop(uuid)
+                    self._plugger.forget(uuid, number)
+                    self._say(wire.Gone(number))
             case libvirt.VIR_DOMAIN_EVENT_SUSPENDED | libvirt.VIR_DOMAIN_EVENT_RESUMED:
                 if uuid in self._ids:
                     self._say(wire.Paused(self._ids[uuid], event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED))
@@ -233,93 +249,24 @@ class Domains:
                 if uuid in self._ids:
                     self._say(wire.Rebooted(self._ids[uuid]))
 
-    # ---- devices ----
+    # ---- calls ----
 
-    async def _do(self, number: DomainId, work: Callable[..., None], *arguments: object) -> None:
-        """Call `work` with the connection when it is the domain's turn.
+    async def _call(self, work: Callable[..., Any], *arguments: object) -> Any:
+        """Call `work` with the connection, in a thread.
 
         Calls it again if the connection ends meanwhile.
         """
-        async with self._locks[number]:
-            while True:
-                await self._connected.wait()
-                connection = self._connection
-                try:
-                    await asyncio.to_thread(work, connection, *arguments)
-                    return
-                except libvirt.libvirtError:
-                    if connection.isAlive():
-                        raise
-                    if connection is self._connection:
-                        self._connected.clear()
-                        self._events.put_nowait(None)
-
-    async def _attach(self, attach: wire.Attach) -> None:
-        try:
-            await self._do(attach.domain, _attach_now, attach)
-        except libvirt.libvirtError as error:
-            self._fail(attach, f"libvirt refuses it: {error.get_error_message()}")
-        except hotplug_xml.Refused as error:
-            self._fail(attach, str(error))
-        else:
-            self._say(wire.Attached(attach.domain, attach.device))
-
-    def _fail(self, attach: wire.Attach, sentence: str) -> None:
-        self._say(wire.AttachFailed(attach.domain, attach.device, sentence[:SENTENCE_MAX]))
-
-    async def _detach(self, detach: wire.Detach) -> None:
-        try:
-            await self._do(detach.domain, _detach_now, detach, detach.socket)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                log.warning(f"a device can't be unplugged from domain {detach.domain}: {error.get_error_message()}")
-        except hotplug_xml.Refused as error:
-            log.info(f"no device is unplugged from domain {detach.domain}: {error}")
-
-    async def _detach_stale(self, found: wire.Found, stale: list[str]) -> None:
-        """Unplug the devices that an earlier daemon left.
-
-        They go before any device is attached that may have their ids.
-        """
-        try:
-            await self._do(found.domain, _detach_stale_now, found, stale)
-        except (libvirt.libvirtError, hotplug_xml.Refused):
-            pass  # it has ended
-
-
-def _look_up(connection: Any, meant: wire.Attach | wire.Detach | wire.Found) -> tuple[Any, ElementTree.Element]:
-    """Return a running domain, and its XML. Raises Refused if its number is another domain's now.
-
-    A libvirtd that starts again gives the numbers of domains that have ended meanwhile.
-    """
-    domain = connection.lookupByID(meant.domain)
-    tree = ElementTree.fromstring(domain.XMLDesc())
-    if (tree.get("id"), tree.findtext("uuid")) != (str(meant.domain), meant.uuid):
-        raise hotplug_xml.Refused(f"the domain that was meant has ended, and {meant.domain} is another one's number by now")
-    return domain, tree
-
-
-def _attach_now(connection: Any, attach: wire.Attach) -> None:
-    domain, tree = _look_up(connection, attach)
-    if hotplug_xml.shmem(tree, attach.socket) is None:
-        domain.attachDeviceFlags(hotplug_xml.device_xml(tree, attach), libvirt.VIR_DOMAIN_AFFECT_LIVE)
-
-
-def _detach_now(connection: Any, meant: wire.Detach | wire.Found, path: str) -> None:
-    domain, tree = _look_up(connection, meant)
-    found = hotplug_xml.shmem(tree, path)
-    if found is not None:
-        domain.detachDeviceFlags(ElementTree.tostring(found, encoding="unicode"), libvirt.VIR_DOMAIN_AFFECT_LIVE)
-
-
-def _detach_stale_now(connection: Any, found: wire.Found, stale: list[str]) -> None:
-    for path in stale:
-        try:
-            _detach_now(connection, found, path)
-        except libvirt.libvirtError as error:
-            if not connection.isAlive() or error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                raise
-            log.warning(f"an earlier daemon's device can't be unplugged from domain {found.domain}: {error.get_error_message()}")
+        while True:
+            await self._connected.wait()
+            connection = self._connection
+            try:
+                return await asyncio.to_thread(work, connection, *arguments)
+            except libvirt.libvirtError:
+                if connection.isAlive():
+                    raise
+                if connection is self._connection:
+                    self._connected.clear()
+                    self._events.put_nowait(None)
 
 
 def _deregister(connection: Any, callbacks: list[int]) -> None:

@@ -24,7 +24,7 @@ from kvmchand.runtime import supervisor
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
-from kvmchand.wire.libvirt import Found, Prepared, to_main
+from kvmchand.wire.libvirt import Found, Prepared, StaleDevice, to_main
 from rig import libvirtd as private
 from rig.daemon import Daemon
 from rig.deadline import eventually, run_until
@@ -100,11 +100,14 @@ class Rig:
         self.sentence = sentence
         self.told.append(("failed", domain, device))
 
+    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
+        self.told.append(("stale gone", domain, socket))
+
     def on_served(self, device: Device, domain: DomainId) -> None:
         self.told.append(("served", domain, device.number))
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
-        self.hypervisor.confirm_detached(domain, device.number)
+        self.hypervisor.confirm_detached(domain, self.path(device))
         self.told.append(("unplugged", domain, device.number))
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
@@ -148,7 +151,7 @@ class Rig:
 
     def attach(self, device: Device) -> None:
         (domain,) = device.peers
-        self.hypervisor.attach(domain, device.number, self.path(device), device.vectors)
+        self.hypervisor.attach(domain, device.number, self.path(device), device.vectors, 2)
 
     def attached(self, domain: DomainId) -> Device:
         """A new device, in the domain."""
@@ -372,7 +375,7 @@ def test_a_domain_whose_bridge_is_full_is_told_so(host: Host, rig: Rig) -> None:
 
 
 def test_what_libvirt_says_to_a_device_it_refuses_is_said_on(rig: Rig, domain: DomainId, tmp_path: Path) -> None:
-    rig.hypervisor.attach(domain, DeviceId(99), tmp_path / "nobody-listens", 2)
+    rig.hypervisor.attach(domain, DeviceId(99), tmp_path / "nobody-listens", 2, 2)
     rig.until_told(("failed", domain, 99))
     assert rig.sentence.startswith("libvirt refuses it: ")
     assert "No such file or directory" in rig.sentence
@@ -564,40 +567,41 @@ def test_what_happens_while_there_is_no_libvirt_process_is_found_out(host: Host,
     rig.until_told(("gone", domain), ("attached", two, device.number), ("served", two, device.number), ("found", three, "three"))
 
 
-def test_a_device_that_an_earlier_daemon_left_stays_where_there_is_no_kvm(host: Host, rig: Rig, domain: DomainId) -> None:
-    left, staying = rig.attached(domain), rig.attached(domain)
+def test_a_device_that_an_earlier_daemon_left_is_told_and_goes_when_main_says_so(
+    host: Host, rig: Rig, with_kvm: DomainId
+) -> None:
+    path = str(rig.path(left := rig.attached(with_kvm)))
+    while not rig.devices.has_read(left, with_kvm):
+        rig._turn()
     rig.devices.remove(left)  # its QEMU keeps it
-    rig.kill()
-    rig.until_logged("keeps 1 devices of an earlier daemon")
-    assert len(host.shmems("one")) == 2
-    assert str(rig.path(staying)) in host.paths("one")
-
-
-def test_a_device_that_an_earlier_daemon_left_goes_where_there_is_kvm(host: Host, rig: Rig, with_kvm: DomainId) -> None:
-    left, staying = rig.attached(with_kvm), rig.attached(with_kvm)
-    rig.detach(staying)  # so that both have been read, and this one can be told to have gone
-    rig.devices.remove(left)  # its QEMU keeps it
-    rig.kill()
-    rig.until_logged("has 1 devices of an earlier daemon: they are unplugged")
-    rig.until_unplugged(host, "one", staying)
-    eventually(lambda: (host.libvirtd.virsh("reset", "one"), host.shmems("one") == [])[1])
+    rig.hypervisor.close()
+    rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig._fail)
+    rig.hypervisor.start(rig)
+    rig.until_told(("found", with_kvm, "one"))
+    assert rig.found[with_kvm].stale == (StaleDevice(path, 2, 2),)
+    assert len(host.shmems("one")) == 1
+    rig.hypervisor.detach_stale(with_kvm, path)
+    while ("stale gone", with_kvm, path) not in rig.told:
+        host.libvirtd.virsh("reset", "one")
+        rig._turn()
+    assert host.shmems("one") == []
 
 
 def test_what_a_domain_keeps_of_an_earlier_daemon_is_told_with_whether_it_has_kvm(
     host: Host, rig: Rig, domain: DomainId, tmp_path: Path
 ) -> None:
-    assert (rig.found[domain].kvm, rig.found[domain].left) == (False, 0)
+    assert (rig.found[domain].kvm, len(rig.found[domain].stale)) == (False, 0)
     rig.devices.remove(rig.attached(domain))
     rig.attached(domain)
     rig.hypervisor.close()
     rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig._fail)
     rig.hypervisor.start(rig)
     rig.until_told(("found", domain, "one"))
-    assert (rig.found[domain].kvm, rig.found[domain].left) == (False, 1)
+    assert (rig.found[domain].kvm, len(rig.found[domain].stale)) == (False, 1)
 
 
 def test_a_domain_with_kvm_is_known_to_be_one_and_keeps_nothing(rig: Rig, with_kvm: DomainId) -> None:
-    assert (rig.found[with_kvm].kvm, rig.found[with_kvm].left) == (True, 0)
+    assert (rig.found[with_kvm].kvm, len(rig.found[with_kvm].stale)) == (True, 0)
 
 
 def test_domains_that_come_and_go_at_once_are_told_in_their_order(host: Host, rig: Rig) -> None:
@@ -655,7 +659,7 @@ else:
     while main.recv(65536):
         pass
 """
-FOUND = to_main.encode(Found(DomainId(7), "nobody", "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7", True, Size(0), "", ""))
+FOUND = to_main.encode(Found(DomainId(7), "nobody", "2e2dac4c-1bb1-4e4c-9d8c-5c6b62d4b8a7", True, (), "", ""))
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ RIGHT_CONS, RIGHT_PROD = RIGHT_INDEXES, RIGHT_INDEXES + 4
 LEFT_RING = PAGE
 """Where the bytes are that the guest writes."""
 LEFT_BYTES = 1 << control.LEFT_ORDER
+STALE_PEER, STALE_VECTORS = 3, 64
+"""Of the first device that an earlier daemon left; the next has the next id."""
 ALICE, BOB = 11, 12
 """The guests' numbers."""
 
@@ -152,7 +154,7 @@ class Machine:
     ) -> None:
         self.number = number
         self.kvm = kvm
-        self.left = left
+        self.stale = tuple(libvirt.StaleDevice(f"/earlier/{at}", STALE_PEER + at, STALE_VECTORS) for at in range(left))
         self.obstacle = obstacle
         self.lack = lack
         self.name = name or f"guest-{number}"
@@ -244,12 +246,27 @@ class Hypervisor:
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
                 assert asked is None or asked.uuid == message.uuid
-                if asked is not None and message.socket in asked.devices:
+                if asked is None:
+                    return
+                if any(each.socket == message.socket for each in asked.stale):
+                    assert asked.kvm, "QEMU without KVM is to lose a device"
+                    asked.unplugging.append(message.socket)
+                    if not asked.is_stubborn:
+                        yield from self._lose_stale(asked)
+                elif message.socket in asked.devices:
                     assert asked.kvm, "QEMU without KVM is to lose a device"
                     assert asked.devices[message.socket].has_read(), "QEMU is to lose a device that it still reads of"
                     asked.unplugging.append(message.socket)
                     if not asked.is_stubborn:
                         self.let_go(asked)
+
+    @staticmethod
+    def _lose_stale(machine: Machine) -> Iterator[object]:
+        gone = [each for each in machine.stale if each.socket in machine.unplugging]
+        machine.stale = tuple(each for each in machine.stale if each not in gone)
+        for each in gone:
+            machine.unplugging.remove(each.socket)
+            yield libvirt.Detached(machine.number, each.socket)  # type: ignore[arg-type]
 
     @staticmethod
     def _found(machine: Machine) -> object:
@@ -258,7 +275,7 @@ class Hypervisor:
             machine.name,
             machine.uuid,
             machine.kvm,
-            machine.left,  # type: ignore[arg-type]
+            machine.stale,
             machine.obstacle,
             machine.lack,
         )
@@ -298,6 +315,8 @@ class Hypervisor:
     def let_go(self, machine: Machine) -> None:
         """Let its guest do what it was asked to."""
         with self.changed:
+            for gone in list(self._lose_stale(machine)):
+                self._tell(gone)
             for path in machine.unplugging:
                 machine.devices.pop(path).unplug()
             machine.unplugging.clear()

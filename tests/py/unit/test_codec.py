@@ -41,6 +41,7 @@ RECORDS: dict[str, type] = {
     each.__name__: each
     for each in (
         client.DomainInfo,
+        libvirt.StaleDevice,
         client.GuestInfo,
         client.LinkInfo,
         client.DeviceInfo,

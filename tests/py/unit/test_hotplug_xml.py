@@ -10,10 +10,11 @@ from xml.etree import ElementTree
 import pytest
 
 from kvmchand.ids import DeviceId, DomainId
+from kvmchand.services.libvirt import hotplug_xml
 from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, stale_devices
-from kvmchand.wire.libvirt import Attach
+from kvmchand.wire.libvirt import Attach, StaleDevice
 
-ATTACH = Attach(DomainId(3), "uuid-3", DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64)
+ATTACH = Attach(DomainId(3), "uuid-3", DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64, 5)
 ROOT = "<controller type='pci' index='0' model='pcie-root'/>"
 PCI_ROOT = "<controller type='pci' index='0' model='pci-root'/>"
 SLOTS = range(1, 32)
@@ -61,7 +62,7 @@ def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
 def test_a_socket_may_be_called_anything() -> None:
     tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
     path = "/run/<a>&'\"/ä"
-    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), path, 1))).find("server")
+    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), path, 1, 2))).find("server")
     assert server is not None
     assert server.get("path") == path
 
@@ -166,4 +167,23 @@ def test_devices_whose_sockets_are_no_more_are_an_earlier_daemons(tmp_path: Path
     shmems = [f"<shmem name='{name}'><server path='{tmp_path}/{path}'/></shmem>" for name, path in names.items()]
     shmems += ["<shmem name='elsewhere'><server path='/elsewhere/gone'/></shmem>", "<shmem name='plain'/>"]
     tree = ElementTree.fromstring(f"<domain><devices>{''.join(shmems)}</devices></domain>")
-    assert stale_devices(tree, tmp_path) == [f"{tmp_path}/gone", f"{tmp_path}/gone-too"]
+    assert [each.socket for each in stale_devices(tree, tmp_path)] == [f"{tmp_path}/gone", f"{tmp_path}/gone-too"]
+
+
+def test_a_stale_device_is_told_with_its_id_and_its_vectors(tmp_path: Path) -> None:
+    tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
+    ours = device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), f"{tmp_path}/gone", 64, 5))
+    foreign = f"<shmem name='x'><server path='{tmp_path}/other'/></shmem>"
+    tree = ElementTree.fromstring(f"<domain><devices>{ours}{foreign}</devices></domain>")
+    assert stale_devices(tree, tmp_path) == [
+        StaleDevice(f"{tmp_path}/gone", 5, 64),
+        StaleDevice(f"{tmp_path}/other", 0, 1),
+    ]
+
+
+def test_a_place_that_rests_is_passed_over_and_waited_for_if_there_is_no_other() -> None:
+    tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
+    made = ElementTree.fromstring(device_xml(tree, ATTACH, {(2, 1), (2, 2)}))
+    assert hotplug_xml.place(made) == (2, 3)
+    with pytest.raises(hotplug_xml.Resting):
+        device_xml(tree, ATTACH, {(2, slot) for slot in SLOTS})

@@ -133,7 +133,7 @@ class Links:
             )
 
     def lose_routes(self, guest: DomainId, vectors: int) -> None:
-        """Note that a device went with its interrupts on, as far as we know."""
+        """Note that a device went, and the guest did not say that its interrupts were off."""
         if guest not in self.keepers:
             self.lost_routes[guest] += vectors
 

@@ -108,13 +108,18 @@ class Unplugger:
         return is_asked
 
     def note_gone(self, device: Device, domain: DomainId) -> None:
-        """Note that a guest's QEMU has let go of a device, and with it of its routes, or not."""
-        for each in [each for each in self._leaving if each.device is device and each.domain == domain]:
+        """Note that a guest's QEMU has let go of a device, or has ended."""
+        asked = [each for each in self._leaving if each.device is device and each.domain == domain]
+        for each in asked:
             each.cancel()
             self._leaving.remove(each)
         if domain in device.enabled:
             device.enabled.discard(domain)
             self._links.lose_routes(domain, device.vectors)
+            if asked:
+                log.info(
+                    f"domain {domain} did not say that it let go of device {device.number}: {device.vectors} routes may be lost"
+                )
 
     def forget(self, domain: DomainId) -> None:
         """Unplug nothing from a guest that is gone."""

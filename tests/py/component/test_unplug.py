@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
+from kvmchand.ids import DomainId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control
 from rig.deadline import eventually
 from rig.fixtures import Run
-from rig.guest import ALICE, BOB, Guest, Plugged, ScriptedHost, connect, offer
+from rig.guest import ALICE, BOB, STALE_PEER, STALE_VECTORS, Guest, Plugged, ScriptedHost, connect, offer
 
 REMEDY = "as it runs without KVM: shut it down and start it again, or run it with KVM"
 
@@ -253,3 +254,121 @@ def connect_to(server: Guest) -> wire.Connect:
     """To a vchan that the other guest offers, on a device that it has."""
     server.offer(1, ALICE, grows=True)
     return connect(server.domain, f"/local/domain/{server.domain}/x")
+
+
+# ---- what is done first, with KVM ----
+
+
+def share_and_lose(alice: Guest, bob: Guest, *, vectors: int | None = None) -> Plugged:
+    """Alice uses a device that she shares with Bob, who then goes; the device."""
+    alice.request(1, offer(BOB))
+    device = alice.take_device(vectors)
+    assert isinstance(alice.answer(1), control.Granted)
+    bob.stop()
+    alice.close(1)
+    return device
+
+
+def test_a_device_that_a_guest_uses_is_unplugged_when_its_daemon_has_let_go(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    device = share_and_lose(alice, bob)
+    alice.hear_release(device.peer)
+    bob = host.guest(BOB).greet()
+    settle(host, bob)
+    assert alice.machine.unplugging == []
+    assert device.path in alice.machine.devices
+    alice.say(control.Released(device.peer))
+    host.hypervisor.wait(lambda: device.path not in alice.machine.devices, "the device is left")
+    eventually(lambda: devices(host) == {ALICE: 2, BOB: 3})
+    assert "did not say" not in host.log()
+
+
+def test_a_device_that_is_not_let_go_is_unplugged_after_a_while_and_its_routes_are_lost(
+    host: ScriptedHost, alice: Guest, bob: Guest
+) -> None:
+    device = share_and_lose(alice, bob)
+    host.hypervisor.wait(lambda: device.path not in alice.machine.devices, "the device is left")
+    host.wait_log(f"domain {ALICE} did not say that it let go of device")
+
+
+def test_a_device_of_a_guest_that_was_reset_has_no_interrupts_to_be_turned_off(
+    host: ScriptedHost, alice: Guest, bob: Guest
+) -> None:
+    server = alice.offer(1, BOB, grows=True)
+    path = alice.wait_device(server.peer).path
+    alice.part()
+    host.hypervisor.reboot(alice.machine)
+    host.wait_log(f"domain {ALICE} (guest-{ALICE}) starts anew")
+    bob.stop()
+    host.hypervisor.wait(lambda: path not in alice.machine.devices, "the device is left")
+    assert "did not say" not in host.log()
+
+
+def test_a_device_that_a_guest_loses_by_itself_is_not_used_any_more(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.request(1, offer(BOB))
+    device = alice.take_device()
+    assert isinstance(alice.answer(1), control.Granted)
+    alice.say(control.Released(device.peer))
+    host.hypervisor.wait(lambda: device.path in alice.machine.unplugging or device.path not in alice.machine.devices, "it stays")
+    alice.close(1)
+    alice.offer(2, BOB, grows=True)
+
+
+def test_a_device_that_comes_when_it_was_given_up_is_taken_back(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.machine.is_late = True
+    assert "in time" in alice.refused(1, offer(BOB), "limit")
+    eventually(lambda: devices(host) == {ALICE: 2, BOB: 2})
+    alice.machine.is_late = False
+    alice.offer(1, BOB, grows=True)
+
+
+# ---- an earlier daemon's devices ----
+
+
+def test_a_guest_gets_its_control_device_before_earlier_ones_go_and_the_others_after(host: ScriptedHost) -> None:
+    alice = host.guest(ALICE, left=2)
+    alice.machine.is_stubborn = True
+    alice.meet().say(control.Hello(control.VERSION))
+    host.hypervisor.wait(lambda: len(alice.machine.unplugging) == 2, "the earlier daemon's devices are left")
+    assert alice.hear() == control.Welcome(DomainId(ALICE))
+    host.hypervisor.let_go(alice.machine)
+    host.hypervisor.wait(lambda: len(alice.machine.devices) == 2, "there is no device of the link")
+
+
+def test_earlier_devices_that_do_not_go_keep_the_guest_from_nothing_and_keep_their_ids(host: ScriptedHost) -> None:
+    alice = host.guest(ALICE, left=2)
+    alice.machine.is_stubborn = True
+    alice.greet().offer(1)
+    peers = {each.peer for each in alice.machine.devices.values()}
+    assert not peers & {STALE_PEER, STALE_PEER + 1}
+    alice.say(control.Ready(STALE_PEER, STALE_VECTORS))  # its daemon has just started, and takes it for ours
+    alice.hear_release(STALE_PEER)
+    alice.say(control.Released(STALE_PEER))
+    alice.offer(2)
+
+
+def test_earlier_devices_of_a_guest_without_a_daemon_go_too(host: ScriptedHost) -> None:
+    alice = host.guest(ALICE, left=2)
+    host.hypervisor.wait(lambda: alice.machine.stale == (), "the earlier daemon's devices are left")
+
+
+def test_earlier_devices_of_a_domain_that_is_not_served_go_too(host: ScriptedHost) -> None:
+    machine = host.hypervisor.start(ALICE, left=2, lack="it is not prepared")
+    host.hypervisor.wait(lambda: machine.stale == (), "the earlier daemon's devices are left")
+    host.hypervisor.stop(machine)
+
+
+# ---- windows ----
+
+
+def test_a_device_for_which_a_guest_has_no_window_is_not_plugged(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
+    alice.say(control.Room(Size(2 << 20)))
+    before = set(alice.machine.devices)
+    for number in range(50):
+        sentence = alice.refused(number, offer(BOB, f"large/{number}", 1 << 20), "limit")
+    assert "no window for a device of 4194304 bytes, only for 2097152" in sentence
+    assert "ask for smaller rings" in sentence
+    assert set(alice.machine.devices) == before
+    assert devices(host) == {ALICE: 2, BOB: 2}
+    alice.offer(1, BOB, grows=True)
+    alice.say(control.Room(Size(8 << 20)))
+    alice.offer(2, BOB, "large", 1 << 20, grows=True)

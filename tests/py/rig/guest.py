@@ -166,6 +166,8 @@ class Machine:
         """Its guest lets no device go."""
         self.is_lazy = False
         """Its QEMU does not read of more devices than it must."""
+        self.is_late = False
+        """Its QEMU has a device when it was given up already."""
         self.unplugging: list[str] = []
         """The devices that it should have let go."""
 
@@ -242,6 +244,8 @@ class Hypervisor:
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
                     taker.devices[message.socket] = ScriptedPlugged(message.socket, message.vectors, lazy=taker.is_lazy)
+                    if taker.is_late:
+                        yield libvirt.AttachFailed(message.domain, message.device, "its QEMU has not taken it in time")
                     yield libvirt.Attached(message.domain, message.device)
             case libvirt.Detach():
                 asked = self.machines.get(message.domain)
@@ -574,6 +578,11 @@ class Guest:
             self._wait(self._event, "says nothing")
             dataplane.wait(self._ctrl)
         return data.raw
+
+    def hear_release(self, peer: int) -> None:
+        """Assert that the host wants a device back, and pass over what it says before that."""
+        while (message := self._hear()) != control.Release(peer):
+            self._heard.append(message)
 
     def hear_end(self) -> list[Any]:
         """Assert that the host hangs up, and return what it said before that."""

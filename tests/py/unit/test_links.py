@@ -457,3 +457,36 @@ def test_a_device_from_the_start_takes_nothing_from_what_a_guest_may_have() -> N
     links.attach(link(links), ONE)
     with pytest.raises(LimitReached):
         links.attach(link(links), ONE)
+
+
+def test_a_guest_whose_qemu_has_lost_many_routes_gets_no_more_devices() -> None:
+    links = Links(LinkLimits(100, 1 << 30))
+    links.lose_routes(ONE, 2900)
+    fitting = links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 64)
+    links.attach(fitting, ONE)
+    links.lose_routes(ONE, 64)
+    for is_control in (False, True):
+        device = links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 64, control=is_control)
+        with pytest.raises(LimitReached, match=r"has lost 2964 interrupt routes.*start it again"):
+            links.attach(device, ONE)
+    links.attach(links.add(pair_of(HOST, TWO), {TWO}, Size(1 << 20), 64), TWO)
+    links.forget(ONE)
+    links.attach(device, ONE)
+
+
+def test_a_qemu_without_kvm_has_no_routes_to_lose() -> None:
+    links = Links(LinkLimits(100, 1 << 30), keepers={ONE: 0})
+    links.lose_routes(ONE, 5000)
+    links.attach(links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 64), ONE)
+
+
+def test_vectors_that_are_in_use_are_no_reason_to_refuse() -> None:
+    links = Links(LinkLimits(100, 1 << 30))
+    for _ in range(4):
+        links.attach(links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 1024), ONE)
+
+
+def test_a_device_gets_no_id_of_one_that_an_earlier_daemon_left() -> None:
+    links = Links(LinkLimits(100, 1 << 30), foreign_peers={ONE: {3, 4}})
+    peers = [links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 64).peers[ONE] for _ in range(2)]
+    assert not set(peers) & {3, 4}

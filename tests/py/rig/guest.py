@@ -581,8 +581,9 @@ class Guest:
 
     def hear_release(self, peer: int) -> None:
         """Assert that the host wants a device back, and pass over what it says before that."""
-        while (message := self._hear()) != control.Release(peer):
-            self._heard.append(message)
+        while control.Release(peer) not in self._heard:
+            self._heard.append(self._hear())
+        self._heard.remove(control.Release(peer))
 
     def hear_end(self) -> list[Any]:
         """Assert that the host hangs up, and return what it said before that."""

@@ -41,7 +41,7 @@ class _Leaving:
     device: Device
     domain: DomainId
     release_by: float
-    patience: float = EJECT_DEADLINE
+    patience: float
     ask_again: Timer | None = None
     """Set once the guest was asked to eject it."""
 
@@ -91,7 +91,8 @@ class Unplugger:
             )
             return
         told = domain in device.enabled and self._tell(domain, control.Release(device.peers[domain]))
-        self._leaving.append(_Leaving(device, domain, time.monotonic() + RELEASE_DEADLINE if told else 0.0))
+        release_by = time.monotonic() + RELEASE_DEADLINE if told else 0.0
+        self._leaving.append(_Leaving(device, domain, release_by, EJECT_DEADLINE))
         self._unplug()
 
     def take_back(self, device: Device, domain: DomainId) -> None:

@@ -2,5 +2,6 @@
 from __future__ import annotations
 
 from rig.ivshmem import rig
+from rig.served import qemu
 
-__all__ = ["rig"]
+__all__ = ["qemu", "rig"]

@@ -6,15 +6,13 @@ they do with their devices.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvmchand.channels.device import Device
 from kvmchand.ids import HOST_PEER
-from rig.bare import OWN_VECTORS, BareDevice, BareEnd
+from rig.bare import BareEnd
 from rig.bare_domain import BareHost
 from rig.bare_qemu import BareQemu
 from rig.compiler import compile_c, our_flags
@@ -24,6 +22,7 @@ from rig.ivshmem import ALICE, MIB, A, Rig
 from rig.libvirtd import PrivateLibvirtd
 from rig.network import HostProgram
 from rig.paths import ROOT
+from rig.served import await_event, interrupt, plug, plugged, unplug
 
 STREAM = ROOT / "tests" / "py" / "vm" / "programs" / "stream.c"
 SIZES = {"tcg": MIB, "kvm": MIB // 8}
@@ -50,14 +49,6 @@ def bare_host(bare_libvirtd: PrivateLibvirtd, bare_kernel: Path, tmp_path: Path)
         host.stop()
     finally:
         host.kill()
-
-
-@pytest.fixture
-def qemu(rig: Rig, bare_kernel: Path, tmp_path_factory: pytest.TempPathFactory, accelerator: str) -> Iterator[BareQemu]:
-    """A guest that is ready, whose devices `rig` serves. It has none yet."""
-    folder = tmp_path_factory.mktemp("qemu")
-    with BareQemu(folder, bare_kernel, accelerator, until_readable=rig.until_readable) as made:
-        yield made.wait_ready()
 
 
 # ---- streams ----
@@ -113,40 +104,11 @@ def test_a_stream_between_two_guests_brings_each_byte(bare_host: BareHost, accel
 # ---- devices ----
 
 
-def plugged(qemu: BareQemu, rig: Rig, *, vectors: int = 2, size: int = MIB) -> tuple[Device, BareDevice]:
-    """Plug a device in, and return it as its server and as the guest have it."""
-    device = rig.device(ALICE, vectors=vectors, size=size, without_kvm=not qemu.kvm)
-    known = list(qemu.devices)
-    plug(qemu, rig, device)
-    return device, qemu.wait_device(lambda each: each.path not in known)
-
-
-def plug(qemu: BareQemu, rig: Rig, device: Device) -> None:
-    qemu.plug(f"device-{device.number}", rig.devices.socket_path(device, ALICE), device.vectors)
-    rig.until_told(("served", device.number, ALICE))
-
-
-def unplug(qemu: BareQemu, rig: Rig, device: Device) -> None:
-    eventually(lambda: rig.devices.has_read(device, ALICE))  # or QEMU 7.2 may end
-    qemu.unplug(f"device-{device.number}")
-    rig.until_told(("unplugged", device.number, ALICE))
-
-
-def interrupt(rig: Rig, device: Device, vector: int) -> None:
-    os.eventfd_write(rig.devices.event(device, A, vector), 1)
-
-
-def await_event(rig: Rig, device: Device, vector: int) -> None:
-    """Wait until the guest has rung for the host."""
-    event = rig.devices.event(device, HOST_PEER, vector)
-    assert select.select([event], [], [])[0]
-
-
 def test_every_vector_of_a_device_interrupts_the_guest_and_can_be_rung_by_it(qemu: BareQemu, rig: Rig) -> None:
     device, there = plugged(qemu, rig, vectors=MANY)
     assert (there.peer, there.vectors, there.size) == (A, MANY, MIB)
     for vector in range(MANY):
-        told = min(vector, OWN_VECTORS - 1)
+        told = there.told(vector)
         interrupt(rig, device, vector)
         there.wait_interrupts(told, max(0, vector - told) + 1)
     for vector in (0, 1, MANY - 1):

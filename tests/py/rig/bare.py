@@ -95,6 +95,11 @@ class BareDevice(Plugged):
         """Ring the doorbell."""
         self._machine.do("store", self.number, REGISTERS, DOORBELL, peer << 16 | vector)
 
+    @staticmethod
+    def told(vector: int) -> int:
+        """Return the vector that the guest tells when that one interrupts."""
+        return min(vector, OWN_VECTORS - 1)
+
     def mask(self, vector: int, masked: bool = True) -> None:
         self._machine.do("store", self.number, TABLE, ENTRY * vector + CONTROL, masked)
 

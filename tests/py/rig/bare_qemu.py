@@ -77,7 +77,13 @@ class BareQemu(BareMachine):
 
     def command(self, name: str, **arguments: object) -> Any:
         """Return the answer to a command of QMP."""
+        self._say(name, **arguments)
+        return self._answer()
+
+    def _say(self, name: str, **arguments: object) -> None:
         self._monitor.sendall(json.dumps({"execute": name, "arguments": arguments}).encode() + b"\n")
+
+    def _answer(self) -> Any:
         while True:
             answer = self._read()
             if "return" in answer:
@@ -113,9 +119,27 @@ class BareQemu(BareMachine):
 
     def plug(self, name: str, server: Path, vectors: int) -> None:
         """Plug a device in. The guest may not have seen it yet."""
+        self.begin_plug(name, server, vectors)
+        self.end_plug(name)
+
+    def begin_plug(self, name: str, server: Path, vectors: int) -> None:
+        """Ask QEMU to plug a device in. It answers end_plug()."""
         address = {"type": "unix", "data": {"path": str(server)}}
-        self.command("chardev-add", id=f"to-{name}", backend={"type": "socket", "data": {"addr": address, "server": False}})
-        self.command("device_add", driver="ivshmem-doorbell", id=name, chardev=f"to-{name}", vectors=vectors, bus=BRIDGE)
+        self._say("chardev-add", id=f"to-{name}", backend={"type": "socket", "data": {"addr": address, "server": False}})
+        self._say("device_add", driver="ivshmem-doorbell", id=name, chardev=f"to-{name}", vectors=vectors, bus=BRIDGE)
+
+    def end_plug(self, name: str) -> None:
+        """Wait until the device is plugged in. Raises QmpError if QEMU has refused it."""
+        refusals = []
+        for _ in ("chardev-add", "device_add"):
+            try:
+                self._answer()
+            except QmpError as refusal:
+                refusals.append(refusal)
+        if len(refusals) == 1:
+            self.command("chardev-remove", id=f"to-{name}")
+        if refusals:
+            raise refusals[0]
 
     def ask_unplug(self, name: str) -> None:
         """Ask the guest to let a device go."""
@@ -133,8 +157,12 @@ class BareQemu(BareMachine):
 
     def quit(self) -> None:
         """End QEMU, and assert that it ended well."""
-        if self.process.poll() is None:
-            self.command("quit")
+        try:
+            if self.process.poll() is None:
+                self.command("quit")
+        except BaseException:
+            self.kill()
+            raise
         self._end()
         assert self.process.returncode == 0, self.state()
 

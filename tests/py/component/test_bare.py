@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmchand.ids import HOST_PEER
+from kvmchand.wire import client, control
 from rig.bare import BareEnd
 from rig.bare_domain import BareHost
 from rig.bare_qemu import BareQemu
@@ -22,6 +23,7 @@ from rig.ivshmem import ALICE, MIB, A, Rig
 from rig.libvirtd import PrivateLibvirtd
 from rig.network import HostProgram
 from rig.paths import ROOT
+from rig.rounds import rounds
 from rig.served import await_event, interrupt, plug, plugged, unplug
 
 STREAM = ROOT / "tests" / "py" / "vm" / "programs" / "stream.c"
@@ -196,3 +198,20 @@ def test_a_guest_that_is_reset_finds_its_devices_again(bare_host: BareHost, acce
     alice.part()
     alice.machine.reset()
     assert {each.peer for each in alice.machine.bare_devices()} >= before
+
+
+@pytest.mark.usefixtures("require_bare_kvm")
+@pytest.mark.parametrize("accelerator", ["kvm"])
+def test_channels_for_which_a_guest_has_no_window_are_refused_and_leave_nothing(bare_host: BareHost, accelerator: str) -> None:
+    alice = bare_host.guest("alice", accelerator)
+    path = f"/local/domain/{alice.domain}/data/bare"
+    for number in rounds(50, 5):
+        alice.request(number, offer(0, f"{path}/{number}", MIB))
+        alice.machine.wait(lambda number=number: len(alice.machine.no_room) > number, "no device comes")  # type: ignore[misc]
+        alice.say(control.Unusable(0, "it has no window"))
+        refused = alice.answer(number)
+        assert isinstance(refused, client.Error), refused
+        assert "it has no window" in refused.sentence
+    eventually(lambda: [each["devices"] for each in bare_host.listing()["guests"]] == [2])
+    alice.open_end(1, offer(0, path, CALL), send=0, is_server=True)
+    alice.close(1)

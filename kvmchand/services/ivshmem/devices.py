@@ -26,6 +26,7 @@ from kvmchand.linux.burst import Burst
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.handshake import handshake
 from kvmchand.services.ivshmem.ports import Listener, Port, PortEvents, Spare
+from kvmchand.services.ivshmem.unread import Unread
 from kvmchand.services.ivshmem.watcher import Watcher
 
 _SECRET_BYTES = 16
@@ -86,6 +87,7 @@ class Devices(PortEvents):
         self._directory = directory
         self._private = directory.with_name(f"{directory.name}.new")
         self._watcher = Watcher(loop, user, fail)
+        self._unread = Unread(loop)
         longest = len(os.fsencode(directory)) + 1 + 2 * _SECRET_BYTES
         if longest > _PATH_MAX:
             excess = longest - _PATH_MAX
@@ -165,7 +167,7 @@ class Devices(PortEvents):
             sock.listen(_BACKLOG)
             bound.rename(path)
             undo.pop_all()
-        return Listener(path, sock)
+        return Listener(path, sock, self._unread)
 
     def memory(self, device: Device) -> int:
         """Return the memory's descriptor, which stays ours."""
@@ -229,10 +231,11 @@ class Devices(PortEvents):
 
     def close(self) -> None:
         """Close all devices. The ivshmem process, once it is alone, sends everyone an event."""
-        self._watcher.stop()
         for made in self._made.values():
             self._close(made)
         self._made.clear()
+        self._watcher.stop()
+        self._unread.close()
         self._undo.close()
 
     # ---- QEMUs: PortEvents ----

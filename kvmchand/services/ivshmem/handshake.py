@@ -6,7 +6,7 @@ an 8-byte number with at most one descriptor: the version, the QEMU's own id, -1
 and each peer's id once for each vector, with the eventfd of that vector.
 
 While QEMU reads these, its whole machine stands still, and the end of the connection would leave it
-so for ever (ivshmem_recv_msg, QEMU 7.2). A QEMU that gets no device is told a version that it does
+so for ever (see unread). A QEMU that gets no device is told a version that it does
 not speak. It then fails the device, and nothing else.
 
 QEMU is told of every peer that its device will ever have, and of nothing after that. A message that
@@ -44,20 +44,21 @@ def handshake(peer: int, memory: int, events: Mapping[int, Sequence[int]], *, ha
 
 
 def refuse(connection: socket.socket) -> None:
-    """Let the QEMU that has just connected fail its device, and close the connection."""
+    """Let the QEMU that has just connected fail its device, once it has read that (see unread)."""
     try:
         connection.send(_NUMBER.pack(_NO_VERSION), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
     except OSError:
         pass  # it has gone
-    connection.close()
 
 
-def refuse_all(listener: socket.socket) -> None:
-    """Let nobody connect any more, and refuse those that have and wait."""
+def refuse_all(listener: socket.socket) -> list[socket.socket]:
+    """Let nobody connect any more, and refuse those that have and wait. Returns these."""
+    refused: list[socket.socket] = []
     try:
         listener.shutdown(socket.SHUT_RD)
         listener.setblocking(False)
         while True:
-            refuse(listener.accept()[0])
+            refused.append(listener.accept()[0])
+            refuse(refused[-1])
     except OSError:
-        pass  # there is no other
+        return refused  # there is no other

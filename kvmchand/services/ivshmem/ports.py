@@ -8,11 +8,8 @@ in between, and leave the QEMU standing still.
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,6 +21,7 @@ from kvmchand.linux.burst import Burst
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.ivshmem.handshake import refuse, refuse_all
+from kvmchand.services.ivshmem.unread import Unread, has_gone, has_read, wait_read
 
 _LOOK_INTERVAL = 0.02
 """Seconds between two attempts to send what there was no room for, as happens without privileges
@@ -37,10 +35,12 @@ class Listener:
 
     path: Path
     sock: socket.socket
+    unread: Unread
 
     def close(self) -> None:
         """Refuse who waits, close the socket and remove its path."""
-        refuse_all(self.sock)
+        for refused in refuse_all(self.sock):
+            self.unread.end(refused)
         self.sock.close()
         self.path.unlink(missing_ok=True)
 
@@ -55,24 +55,41 @@ class Connection:
 
 
 class Spare:
-    """A descriptor that is given up for a moment when there is no other."""
+    """A descriptor that is given up to refuse a QEMU when there is no other."""
 
     def __init__(self) -> None:
         """Take one."""
         self._fd = _open_nothing()
+        self._refused: socket.socket | None = None
 
-    @contextmanager
-    def lent(self) -> Iterator[None]:
-        """Give it up within the context."""
+    @property
+    def is_lent(self) -> bool:
+        """Whether it is given up for one that was refused."""
+        return self._refused is not None
+
+    def refuse(self, listener: socket.socket) -> bool:
+        """Refuse who waits. Returns False if one that was refused before has not read that yet."""
+        if self._refused is not None:
+            if not has_read(self._refused):
+                return False
+            self._refused.close()
+            self._refused = None
+            self._fd = _open_nothing()
         os.close(self._fd)
         try:
-            yield
-        finally:
+            self._refused = listener.accept()[0]
+            refuse(self._refused)
+        except OSError:  # it may have gone
             self._fd = _open_nothing()
+        return True
 
     def close(self) -> None:
         """Give it up."""
-        os.close(self._fd)
+        if self._refused is None:
+            os.close(self._fd)
+        else:
+            wait_read([self._refused])
+            self._refused.close()
 
 
 class PortEvents(Protocol):
@@ -117,6 +134,8 @@ class Port:
         self._once = once
         self._spare = spare
         self.is_listening = False
+        self._resume: Timer | None = None
+        """Lets the listener be watched again, which it is not for a moment."""
         self.connection: Connection | None = None
 
     def __str__(self) -> str:
@@ -142,49 +161,58 @@ class Port:
     def listen(self) -> None:
         """Let the QEMU in from now on."""
         self.is_listening = True
-        self._loop.add(self.listener.sock.fileno(), lambda _events: self.accept())
+        self._watch_listener()
 
     def _stop_listening(self) -> None:
         if self.is_listening:
             self.is_listening = False
-            self._loop.remove(self.listener.sock.fileno())
+            if self._resume is None:
+                self._loop.remove(self.listener.sock.fileno())
+            else:
+                self._resume.cancel()
 
     def accept(self) -> None:
         """Serve the QEMU that waits, if one does."""
-        if not self.is_listening:
+        if not self.is_listening or self._resume is not None:
             return
         try:
             sock, _ = self.listener.sock.accept()
         except BlockingIOError:
             return
         except OSError as error:
-            log.warning(f"{self} is refused, for lack of descriptors: {error.strerror}")
-            self._refuse_without_descriptors()
+            if self._spare.refuse(self.listener.sock):
+                log.warning(f"{self} is refused, for lack of descriptors: {error.strerror}")
+            self._pause()
             return
-        if self.connection is not None and _has_gone(self.connection.sock):
+        if self.connection is not None and has_gone(self.connection.sock):
             self.end()  # as the ivshmem process is about to say
         if self.connection is not None and not libc.are_of_one_process(self.connection.sock, sock):
             log.warning(f"{self} is connected: another that connected is refused")
             refuse(sock)
+            self.listener.unread.end(sock)
             return
         # The same QEMU: libvirtd ended while it plugged the device, and the next one begins anew.
-        self._let_go(hangs_up=True)
+        self._let_go()
         self._serve(sock)
 
     def _serve(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._burst.make_room(sock)
-        self.connection = Connection(sock)
-        self._tell(self.connection)
+        self.connection = connection = Connection(sock)
+        self._events.on_connected(self)  # the connection outlives us from now on
+        self._tell(connection)
         if self._once:
             self._stop_listening()
-        self._events.on_connected(self)
         self._go_on()
 
-    def _refuse_without_descriptors(self) -> None:
-        """Refuse who waits: it would keep waking the loop, and stand still."""
-        with self._spare.lent(), suppress(OSError):  # it may have gone
-            refuse(self.listener.sock.accept()[0])
+    def _pause(self) -> None:
+        """Look again soon. One that can't even be refused would keep waking the loop."""
+        self._loop.remove(self.listener.sock.fileno())
+        self._resume = self._loop.call_at(time.monotonic() + _LOOK_INTERVAL, self._watch_listener)
+
+    def _watch_listener(self) -> None:
+        self._resume = None
+        self._loop.add(self.listener.sock.fileno(), lambda _events: self.accept())
 
     # ---- the connection ----
 
@@ -208,37 +236,25 @@ class Port:
             self._tell(self.connection)
             self._go_on()
 
-    def end(self, *, hangs_up: bool = False) -> None:
-        """End the connection. `hangs_up`: the QEMU does not know that yet."""
+    def end(self) -> None:
+        """End the connection, if QEMU has not."""
         was_served = self.is_served
-        self._let_go(hangs_up=hangs_up)
+        self._let_go()
         self._events.on_disconnected(self, was_served=was_served)
 
-    def _let_go(self, *, hangs_up: bool) -> None:
+    def _let_go(self) -> None:
         connection, self.connection = self.connection, None
         if connection is None:
             return
         if connection.next_look is not None:
             connection.next_look.cancel()
-        if hangs_up:
-            try:
-                connection.sock.shutdown(socket.SHUT_RDWR)  # for the ivshmem process's duplicate, too
-            except OSError:
-                pass  # gone already
-        connection.sock.close()
+        self.listener.unread.end(connection.sock)
 
     def close(self) -> None:
         """Let nobody in any more. A QEMU that has the device keeps what it has."""
         self._stop_listening()
-        self._let_go(hangs_up=False)
+        self._let_go()
 
 
 def _open_nothing() -> int:
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _has_gone(sock: socket.socket) -> bool:
-    """Return whether the other end is closed."""
-    poll = select.poll()
-    poll.register(sock, 0)  # its end is told in any case
-    return bool(poll.poll(0))

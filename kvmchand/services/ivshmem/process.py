@@ -6,7 +6,7 @@ do is to end its connection: it has let go of the device. One that says anything
 connection, and nothing else does.
 
 When main has ended, this process is the last that has the devices' events and listeners: it tells
-everyone, and leaves no QEMU waiting.
+everyone, and leaves no QEMU waiting: it ends when all have read what they were told.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.ivshmem.handshake import refuse_all
+from kvmchand.services.ivshmem.unread import wait_read
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import AT_ONCE, Fds
 
@@ -37,21 +38,24 @@ class Device:
     listeners: list[socket.socket] = field(default_factory=list)
     connections: dict[int, socket.socket] = field(default_factory=dict)
 
-    def abandon(self) -> None:
-        """Send an event to everyone, and refuse the QEMUs that wait."""
+    def abandon(self) -> list[socket.socket]:
+        """Send an event to everyone, and refuse the QEMUs that wait.
+
+        Returns the connections that may not be read to the end yet.
+        """
         for event in self.events:
             signal_event(event)
-        for listener in self.listeners:
-            refuse_all(listener)
+        refused = [each for listener in self.listeners for each in refuse_all(listener)]
+        return [*self.connections.values(), *refused]
 
     def close(self) -> None:
-        """Close the descriptors, for main's duplicates of the connections, too."""
+        """Close the descriptors. Main ends the connections."""
         for event in self.events:
             os.close(event)
         for listener in self.listeners:
             listener.close()
         for connection in self.connections.values():
-            _hang_up(connection)
+            connection.close()
 
 
 class Ivshmem(Worker):
@@ -65,8 +69,7 @@ class Ivshmem(Worker):
         """Serve until main ends."""
         if self._wait_for_start():
             self._loop.run()
-        for device in self._devices.values():
-            device.abandon()
+        wait_read([each for device in self._devices.values() for each in device.abandon()])
 
     # ---- main ----
 

@@ -113,7 +113,7 @@ class Watcher(ServiceEvents):
         port = self._connected.get(culprit or 0)
         if port is not None:
             log.warning(f"{port} loses its connection: its bytes ended the ivshmem process")
-            port.end(hangs_up=True)
+            port.end()
 
 
 def _connection(number: int, port: Port) -> _Told:

@@ -118,28 +118,27 @@ class BareQemu(BareMachine):
     # ---- devices ----
 
     def plug(self, name: str, server: Path, vectors: int) -> None:
-        """Plug a device in. The guest may not have seen it yet."""
-        self.begin_plug(name, server, vectors)
-        self.end_plug(name)
+        """Plug a device in, as a hypervisor does. The guest may not have seen it yet."""
+        self.connect(name, server)
+        self.begin_add(name, vectors)
+        self.end_add(name)
 
-    def begin_plug(self, name: str, server: Path, vectors: int) -> None:
-        """Ask QEMU to plug a device in. It answers end_plug()."""
+    def connect(self, name: str, server: Path) -> None:
+        """Have QEMU connect to a device's server. It reads nothing yet."""
         address = {"type": "unix", "data": {"path": str(server)}}
-        self._say("chardev-add", id=f"to-{name}", backend={"type": "socket", "data": {"addr": address, "server": False}})
+        self.command("chardev-add", id=f"to-{name}", backend={"type": "socket", "data": {"addr": address, "server": False}})
+
+    def begin_add(self, name: str, vectors: int) -> None:
+        """Have QEMU read what its server says. It answers end_add()."""
         self._say("device_add", driver="ivshmem-doorbell", id=name, chardev=f"to-{name}", vectors=vectors, bus=BRIDGE)
 
-    def end_plug(self, name: str) -> None:
+    def end_add(self, name: str) -> None:
         """Wait until the device is plugged in. Raises QmpError if QEMU has refused it."""
-        refusals = []
-        for _ in ("chardev-add", "device_add"):
-            try:
-                self._answer()
-            except QmpError as refusal:
-                refusals.append(refusal)
-        if len(refusals) == 1:
+        try:
+            self._answer()
+        except QmpError:
             self.command("chardev-remove", id=f"to-{name}")
-        if refusals:
-            raise refusals[0]
+            raise
 
     def ask_unplug(self, name: str) -> None:
         """Ask the guest to let a device go."""

@@ -78,13 +78,17 @@ class Rig:
         self._qemus: list[Qemu] = []
 
     def on_served(self, device: Device, domain: DomainId) -> None:
-        self.told.append(("served", device.number, domain))
+        self._note("served", device, domain)
 
     def on_unplugged(self, device: Device, domain: DomainId) -> None:
-        self.told.append(("unplugged", device.number, domain))
+        self._note("unplugged", device, domain)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
-        self.told.append(("cut off", device.number, domain))
+        self._note("cut off", device, domain)
+
+    def _note(self, what: str, device: Device, domain: DomainId) -> None:
+        self.told.append((what, device.number, domain))
+        self.loop.call_soon(lambda: None)  # a timer may have said it: do not wait for what comes next
 
     def _fail(self, error: VchanError) -> None:
         self.failure = error
@@ -207,6 +211,11 @@ class Qemu:
 
     def _events(self, *peers: int) -> list[Heard]:
         return [(peer, f"event {peer}.{vector}") for peer in peers for vector in range(self._device.vectors)]
+
+    def hear_refusal(self) -> None:
+        """Assert that it is told a version that does not exist, and nothing else."""
+        assert self.hear(1) == [(-1, "")]
+        self.hear_end()
 
     def hear_end(self) -> None:
         assert self.rest() == 0

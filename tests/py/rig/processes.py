@@ -63,13 +63,22 @@ def open_fds(pid: int) -> list[str]:
 
 def is_asleep(pid: int) -> bool:
     """Return whether a process waits for something, as far as can be told from outside."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return _state(pid) == "S"
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether a process stands still after a SIGSTOP."""
+    return _state(pid) == "T"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def is_running(pid: int) -> bool:
     """Return whether a process has not ended. Somebody else may have to reap it."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return _state(pid) != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 

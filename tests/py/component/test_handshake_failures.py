@@ -103,7 +103,7 @@ def test_a_guest_gets_its_device_whenever_the_ivshmem_process_is_killed_or_stopp
             rig.settle()
             if guest.kvm:
                 unplug(guest, rig, device)
-                rig.devices.remove(device)
+            rig.devices.remove(device)
 
 
 def test_a_qemu_gets_all_of_a_handshake_that_did_not_fit_though_the_ivshmem_process_is_killed(

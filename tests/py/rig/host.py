@@ -183,6 +183,12 @@ class GuestDaemon(Daemon):
         return data.raw
 
     def hear(self) -> Any:
+        """Return the guest's next message that does not say for what it has room."""
+        while isinstance(message := self.hear_any(), control.Room):
+            pass
+        return message
+
+    def hear_any(self) -> Any:
         (size,) = control.LENGTH.unpack(self._take(control.LENGTH.size))
         return control.to_host.decode(self._take(size))
 

@@ -74,21 +74,19 @@ class Lifecycle(HypervisorEvents):
         if domain in self._local_domains:
             log.warning(f"domain {domain} ({name}) is not served: its number is a local domain's, so give that another")
             return
+        self._pool.stale.add(found)  # they go, whether the domain is served or not
         refusal = machine_xml.refusal(name, machine_xml.Fitness(found.obstacle, found.lack), self._serve)
         if refusal:
             log.info(f"domain {domain} ({name}) is not served: {refusal}")
             self._events.on_unserved(domain, refusal)
-            self._take_stale_devices(found)
             return
         self._pool.add_guest(found)
-        self._take_stale_devices(found)
         try:
             device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
             self._pool.attach(device, domain)
         except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
-            self._take_stale_devices(found)
             self._events.on_unserved(domain, error.sentence)
             return
         guest = Guest(domain, name, found.uuid, device)
@@ -97,21 +95,11 @@ class Lifecycle(HypervisorEvents):
         self._events.on_guest(domain, name, found.uuid)
         self._handshakes.add(guest)
 
-    def _take_stale_devices(self, found: libvirt.Found) -> None:
-        """Have those of an earlier daemon unplugged, whether the domain is served or not."""
-        if found.kvm:
-            self._pool.stale.add(found.domain, found.stale)
-        elif found.stale:
-            log.info(
-                f"domain {found.domain}, which runs without KVM, keeps {len(found.stale)} devices of an earlier daemon until it "
-                "ends"
-            )
-
     def on_gone(self, domain: DomainId) -> None:
         """End all that a guest had."""
+        self._pool.stale.forget(domain)
         guest = self._guests.get(domain)
         if guest is None:
-            self._pool.stale.forget(domain)
             self._events.on_unserved_gone(domain)
             return
         log.info(f"domain {domain} ({guest.name}) is gone")
@@ -144,8 +132,8 @@ class Lifecycle(HypervisorEvents):
         if attached is not None and domain in self._guests:
             self._pool.unplugger.take_back(attached, domain)
 
-    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
-        """Note that an earlier daemon's device has gone."""
+    def on_detached(self, domain: DomainId, socket: str) -> None:
+        """Note that a device has gone, if an earlier daemon left it."""
         self._pool.stale.note_gone(domain, socket)
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:

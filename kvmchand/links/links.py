@@ -142,7 +142,6 @@ class Links:
         self.keepers.pop(guest, None)
         self.lost_routes.pop(guest, None)
         self.rooms.pop(guest, None)
-        self.foreign_peers.pop(guest, None)
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Return an id that no device of the guest has, nor the device's other guest."""

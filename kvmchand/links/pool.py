@@ -79,7 +79,6 @@ class Pool:
         self._guests.add(guest)
         if not found.kvm:
             self._links.keepers[guest] = len(found.stale)
-            self._links.foreign_peers[guest] = {each.peer for each in found.stale}
         present = self.cold_plug.take(found.uuid, guest)
         if present is not None:
             log.info(f"domain {guest} has {present.size} bytes from its start")
@@ -87,7 +86,6 @@ class Pool:
     def remove_guest(self, guest: DomainId) -> None:
         """Remove a guest that is gone, and its devices with it."""
         self._guests.discard(guest)
-        self.stale.forget(guest)
         self.unplugger.forget(guest)
         for device in self._links.of(guest):
             self.cold_plug.replace(device)

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Devices that an earlier daemon left in guests with KVM, from when a guest is found until they go.
+"""Devices that an earlier daemon left in domains, from when a domain is found until they go.
 
 The guest's daemon drops them when it sees the new control device, and says so by its hello. So they
 are unplugged then. Where no daemon comes, they are unplugged after a while, and their interrupts
-may be on.
+may be on. A domain without KVM keeps them until it ends.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from kvmchand.ids import DomainId
+from kvmchand.links.ejection import Ejection
 from kvmchand.links.links import Links
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
@@ -31,14 +33,28 @@ class _Stale:
 
     devices: dict[str, libvirt.StaleDevice]
     timer: Timer
-    is_asked: bool = False
+    """Asks for them, and later goes on without waiting for them."""
+    ejections: dict[str, Ejection] = field(default_factory=dict)
     is_off: bool = False
     """The guest's daemon has dropped them."""
-    then: list[Callable[[], None]] = field(default_factory=list)
+    then: Callable[[], None] | None = None
+    """What waits for them."""
+
+    def go_on(self) -> None:
+        """Let go on what waits."""
+        then, self.then = self.then, None
+        if then is not None:
+            then()
+
+    def cancel(self) -> None:
+        """Ask no more, and let nothing go on."""
+        self.timer.cancel()
+        for ejection in self.ejections.values():
+            ejection.cancel()
 
 
 class StaleDevices:
-    """The stale devices of all guests."""
+    """The stale devices of all domains."""
 
     def __init__(self, loop: Loop, links: Links, hypervisor: Hypervisor, tell: Callable[[DomainId, object], bool]) -> None:
         """Know of none yet. `tell` is as for Unplugger."""
@@ -48,13 +64,21 @@ class StaleDevices:
         self._tell = tell
         self._stale: dict[DomainId, _Stale] = {}
 
-    def add(self, domain: DomainId, found: Sequence[libvirt.StaleDevice]) -> None:
-        """Note what a guest that was found has."""
-        if found:
-            log.info(f"domain {domain} has {len(found)} devices of an earlier daemon: they are unplugged")
-            timer = self._loop.call_at(time.monotonic() + _HELLO_DEADLINE, lambda: self._ask(domain))
-            self._stale[domain] = _Stale({each.socket: each for each in found}, timer)
-            self._links.foreign_peers[domain] = {each.peer for each in found}
+    def add(self, found: libvirt.Found) -> None:
+        """Note what a domain that was found has."""
+        domain, count = found.domain, len(found.stale)
+        if not count:
+            return
+        self._note_peers(domain, found.stale)
+        if not found.kvm:
+            log.info(f"domain {domain}, which runs without KVM, keeps {count} devices of an earlier daemon until it ends")
+            return
+        log.info(f"domain {domain} has {count} devices of an earlier daemon: they are unplugged")
+        timer = self._loop.call_at(time.monotonic() + _HELLO_DEADLINE, lambda: self._ask(domain))
+        self._stale[domain] = _Stale({each.socket: each for each in found.stale}, timer)
+
+    def _note_peers(self, domain: DomainId, devices: Iterable[libvirt.StaleDevice]) -> None:
+        self._links.foreign_peers[domain] = {each.peer for each in devices}
 
     def greet(self, domain: DomainId, then: Callable[[], None]) -> None:
         """Unplug them, as the guest's daemon has come. Calls `then` when they are gone, or late."""
@@ -63,45 +87,45 @@ class StaleDevices:
             then()
             return
         stale.is_off = True
-        stale.then.append(then)
+        stale.then = then
         self._ask(domain)
 
     def release(self, domain: DomainId, peer: int) -> None:
         """Let the guest's daemon drop a device that it has taken for one of ours."""
-        if domain in self._stale or domain in self._links.keepers:
+        if self._links.foreign_peers.get(domain):
             self._tell(domain, control.Release(peer))
 
     def _ask(self, domain: DomainId) -> None:
         stale = self._stale[domain]
         stale.timer.cancel()
-        stale.timer = self._loop.call_at(time.monotonic() + _GONE_DEADLINE, lambda: self._go_on(stale))
-        for each in stale.devices.values() if not stale.is_asked else ():
-            self._hypervisor.detach_stale(domain, each.socket)
-        stale.is_asked = True
+        stale.timer = self._loop.call_at(time.monotonic() + _GONE_DEADLINE, stale.go_on)
+        for socket in stale.devices.keys() - stale.ejections.keys():
+            stale.ejections[socket] = self._eject(domain, socket)
+
+    def _eject(self, domain: DomainId, socket: str) -> Ejection:
+        what = "a device of an earlier daemon"
+        return Ejection(self._loop, domain, what, lambda: self._hypervisor.detach(domain, Path(socket)))
 
     def note_gone(self, domain: DomainId, socket: str) -> None:
-        """Note that one has gone."""
+        """Note that a device has gone. Does nothing unless it is one of these."""
         stale = self._stale.get(domain)
         gone = stale.devices.pop(socket, None) if stale is not None else None
         if stale is None or gone is None:
             return
+        ejection = stale.ejections.pop(socket, None)
+        if ejection is not None:
+            ejection.cancel()
         if not stale.is_off:
             self._links.lose_routes(domain, gone.vectors)
-        self._links.foreign_peers[domain] = {each.peer for each in stale.devices.values()}
+        self._note_peers(domain, stale.devices.values())
         if not stale.devices:
             del self._stale[domain]
-            stale.timer.cancel()
-            self._go_on(stale)
-
-    @staticmethod
-    def _go_on(stale: _Stale) -> None:
-        then, stale.then = stale.then, []
-        for each in then:
-            each()
+            stale.cancel()
+            stale.go_on()
 
     def forget(self, domain: DomainId) -> None:
-        """Forget those of a guest that is gone."""
+        """Forget those of a domain that is gone."""
         stale = self._stale.pop(domain, None)
         self._links.foreign_peers.pop(domain, None)
         if stale is not None:
-            stale.timer.cancel()
+            stale.cancel()

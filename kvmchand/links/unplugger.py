@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 from kvmchand.channels.device import Device
 from kvmchand.ids import DomainId
+from kvmchand.links.ejection import Ejection
 from kvmchand.links.links import Links
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
@@ -30,8 +31,6 @@ _LOOK_INTERVAL = 0.02
 """Seconds between two looks at whether a QEMU has read what it was sent: nothing tells us."""
 RELEASE_DEADLINE = 2.0
 """Seconds in which a guest's daemon has to let go of a device."""
-EJECT_DEADLINE, _EJECT_DEADLINE_MAX = 10.0, 320.0
-"""Seconds in which a guest has to eject a device before it is asked again; doubles each time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,14 +40,13 @@ class _Leaving:
     device: Device
     domain: DomainId
     release_by: float
-    patience: float
-    ask_again: Timer | None = None
+    ejection: Ejection | None = None
     """Set once the guest was asked to eject it."""
 
     def cancel(self) -> None:
         """Ask no more."""
-        if self.ask_again is not None:
-            self.ask_again.cancel()
+        if self.ejection is not None:
+            self.ejection.cancel()
 
 
 class Unplugger:
@@ -92,7 +90,7 @@ class Unplugger:
             return
         told = domain in device.enabled and self._tell(domain, control.Release(device.peers[domain]))
         release_by = time.monotonic() + RELEASE_DEADLINE if told else 0.0
-        self._leaving.append(_Leaving(device, domain, release_by, EJECT_DEADLINE))
+        self._leaving.append(_Leaving(device, domain, release_by))
         self._unplug()
 
     def take_back(self, device: Device, domain: DomainId) -> None:
@@ -131,34 +129,25 @@ class Unplugger:
 
     def is_waiting(self, device: Device) -> bool:
         """Return whether any guest is still to be asked to eject a device."""
-        return any(each.device is device and each.ask_again is None for each in self._leaving)
+        return any(each.device is device and each.ejection is None for each in self._leaving)
 
     def _unplug(self) -> None:
         self._devices.drain()  # a QEMU may have connected that we have not been told of yet
         now = time.monotonic()
-        for each in [each for each in self._leaving if each.ask_again is None]:
+        for each in [each for each in self._leaving if each.ejection is None]:
             is_held = each.domain in each.device.enabled and now < each.release_by
             if each in self._leaving and not is_held and self._devices.has_read(each.device, each.domain):
                 self._ask(each)
-        if any(each.ask_again is None for each in self._leaving) and (self._look is None or not self._look.is_waiting):
+        if any(each.ejection is None for each in self._leaving) and (self._look is None or not self._look.is_waiting):
             self._look = self._loop.call_at(now + _LOOK_INTERVAL, self._look_again)
 
     def _ask(self, leaving: _Leaving) -> None:
         device, domain = leaving.device, leaving.domain
-        self._hypervisor.detach(domain, device.number, self._devices.socket_path(device, domain))
-        leaving.ask_again = self._loop.call_at(time.monotonic() + leaving.patience, lambda: self._ask_again(leaving))
-
-    def _ask_again(self, leaving: _Leaving) -> None:
-        if leaving.patience == EJECT_DEADLINE:
-            log.warning(
-                f"domain {leaving.domain} has not let go of device {leaving.device.number} in {EJECT_DEADLINE:.0f} s: it counts "
-                "for guest_devices until the guest lets it go, is reset or ends"
-            )
-        leaving.patience = min(2 * leaving.patience, _EJECT_DEADLINE_MAX)
-        self._ask(leaving)
+        path = self._devices.socket_path(device, domain)
+        leaving.ejection = Ejection(self._loop, domain, f"device {device.number}", lambda: self._hypervisor.detach(domain, path))
 
     def _look_again(self) -> None:
-        waiting = {each.device for each in self._leaving if each.ask_again is None}
+        waiting = {each.device for each in self._leaving if each.ejection is None}
         self._unplug()
         for device in waiting:
             self._on_unplugging(device)

@@ -26,8 +26,10 @@ from rig.fixtures import (
     kept_host,
     lacking_kvm,
     libvirtd,
+    machines,
     require_bare_kvm,
     run,
+    shared_machines,
 )
 from rig.kept import Kept
 from rig.xen_program import xen, xen_program
@@ -48,8 +50,10 @@ __all__ = [
     "kept_host",
     "lacking_kvm",
     "libvirtd",
+    "machines",
     "require_bare_kvm",
     "run",
+    "shared_machines",
     "xen",
     "xen_program",
 ]

@@ -53,8 +53,8 @@ class HypervisorEvents(Protocol):
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         """React when a device did not get into a domain."""
 
-    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
-        """React when a domain has a device of an earlier daemon no more."""
+    def on_detached(self, domain: DomainId, socket: str) -> None:
+        """React when a domain that was asked for a device has it no more."""
 
 
 class Hypervisor(ServiceEvents):
@@ -81,8 +81,6 @@ class Hypervisor(ServiceEvents):
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
         self._detaching: dict[tuple[DomainId, str], libvirt.Detach] = {}
         """By socket, until they are gone."""
-        self._stale: set[tuple[DomainId, str]] = set()
-        """Those of these that an earlier daemon left."""
         self._service = SupervisedService(loop, "libvirt", fail, site=True)
 
     def start(self, events: HypervisorEvents) -> None:
@@ -100,20 +98,16 @@ class Hypervisor(ServiceEvents):
         message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors, peer)
         self._service.send(libvirt.to_libvirt.encode(message))
 
-    def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
-        """Ask a guest with KVM to let a device go. The ivshmem server sees when it has."""
-        self._attaching.pop((domain, device), None)
-        self._detach(domain, str(socket))
+    def detach(self, domain: DomainId, socket: Path) -> None:
+        """Ask a guest with KVM to let a device go, of this daemon or an earlier one.
 
-    def detach_stale(self, domain: DomainId, socket: str) -> None:
-        """Ask a guest with KVM to let an earlier daemon's device go. on_stale_gone() follows."""
-        self._stale.add((domain, socket))
-        self._detach(domain, socket)
-
-    def _detach(self, domain: DomainId, socket: str) -> None:
-        message = libvirt.Detach(domain, self._domains.get(domain, ""), socket)
+        on_detached() follows when it has. The ivshmem server sees that of this daemon's, too.
+        """
+        path = str(socket)
+        self._attaching = {key: each for key, each in self._attaching.items() if (key[0], each.socket) != (domain, path)}
+        message = libvirt.Detach(domain, self._domains.get(domain, ""), path)
         if domain in self._domains:
-            self._detaching[domain, socket] = message
+            self._detaching[domain, path] = message
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def confirm_detached(self, domain: DomainId, socket: Path) -> None:
@@ -186,9 +180,7 @@ class Hypervisor(ServiceEvents):
                     self._detaching.pop((message.domain, attach.socket), None)  # it has none to give back
             case libvirt.Detached():
                 self._detaching.pop((message.domain, message.socket), None)
-                if (message.domain, message.socket) in self._stale:
-                    self._stale.discard((message.domain, message.socket))
-                    self._events.on_stale_gone(message.domain, message.socket)
+                self._events.on_detached(message.domain, message.socket)
 
     def _unprepare(self, uuid: str) -> None:
         if uuid in self._prepared:
@@ -200,7 +192,6 @@ class Hypervisor(ServiceEvents):
             self._paused.discard(domain)
             self._attaching = {key: each for key, each in self._attaching.items() if key[0] != domain}
             self._detaching = {key: each for key, each in self._detaching.items() if key[0] != domain}
-            self._stale = {each for each in self._stale if each[0] != domain}
             self._events.on_gone(domain)
 
     def on_death(self, culprit: int | None) -> None:

@@ -33,22 +33,10 @@ from rig.paths import KVMCHAND
 from rig.processes import is_running, services_of
 
 
-@pytest.fixture(scope="module")
-def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    private.require()
-    made = Host(tmp_path_factory.mktemp("lv"))
-    try:
-        made.libvirtd.start()
-        yield made
-    finally:
-        made.libvirtd.stop()
-
-
 @pytest.fixture
-def host(shared_host: Host) -> Iterator[Host]:
-    """Without domains, before and after."""
-    yield shared_host
-    shared_host.clear()
+def host(machines: Host) -> Host:
+    """A libvirtd without domains, before and after."""
+    return machines
 
 
 class Rig:
@@ -59,6 +47,8 @@ class Rig:
     def __init__(self, folder: Path, uri: str) -> None:
         self.loop = Loop()
         self.told: list[tuple[object, ...]] = []
+        self.detached: list[tuple[DomainId, str]] = []
+        """Devices that domains have no more, by their sockets' paths."""
         self.found: dict[DomainId, Found] = {}
         self.failure: VchanError | None = None
         self.sentence = ""
@@ -100,8 +90,8 @@ class Rig:
         self.sentence = sentence
         self.told.append(("failed", domain, device))
 
-    def on_stale_gone(self, domain: DomainId, socket: str) -> None:
-        self.told.append(("stale gone", domain, socket))
+    def on_detached(self, domain: DomainId, socket: str) -> None:
+        self.detached.append((domain, socket))
 
     def on_served(self, device: Device, domain: DomainId) -> None:
         self.told.append(("served", domain, device.number))
@@ -165,7 +155,7 @@ class Rig:
         (domain,) = device.peers
         while not self.devices.has_read(device, domain):
             self._turn()
-        self.hypervisor.detach(domain, device.number, self.path(device))
+        self.hypervisor.detach(domain, self.path(device))
 
     def until_unplugged(self, host: Host, name: str, device: Device) -> None:
         """A guest's OS lets go of what it is asked to; where there is none, QEMU does at a reset.
@@ -345,8 +335,8 @@ def test_a_detached_device_leaves_its_qemu(host: Host, rig: Rig, with_kvm: Domai
 
 def test_a_device_that_is_not_there_is_no_trouble_to_detach(rig: Rig, domain: DomainId) -> None:
     device = rig.device(domain)
-    rig.hypervisor.detach(domain, device.number, rig.path(device))
-    rig.hypervisor.detach(DomainId(domain + 1000), device.number, rig.path(device))
+    rig.hypervisor.detach(domain, rig.path(device))
+    rig.hypervisor.detach(DomainId(domain + 1000), rig.path(device))
     rig.attached(domain)
     assert "can't be unplugged" not in rig.log()
 
@@ -570,7 +560,7 @@ def test_what_happens_while_there_is_no_libvirt_process_is_found_out(host: Host,
 def test_a_device_that_an_earlier_daemon_left_is_told_and_goes_when_main_says_so(
     host: Host, rig: Rig, with_kvm: DomainId
 ) -> None:
-    path = str(rig.path(left := rig.attached(with_kvm)))
+    path = rig.path(left := rig.attached(with_kvm))
     while not rig.devices.has_read(left, with_kvm):
         rig._turn()
     rig.devices.remove(left)  # its QEMU keeps it
@@ -578,10 +568,10 @@ def test_a_device_that_an_earlier_daemon_left_is_told_and_goes_when_main_says_so
     rig.hypervisor = Hypervisor(rig.loop, host.libvirtd.uri, rig.folder, rig._fail)
     rig.hypervisor.start(rig)
     rig.until_told(("found", with_kvm, "one"))
-    assert rig.found[with_kvm].stale == (StaleDevice(path, 2, 2),)
+    assert rig.found[with_kvm].stale == (StaleDevice(str(path), 2, 2),)
     assert len(host.shmems("one")) == 1
-    rig.hypervisor.detach_stale(with_kvm, path)
-    while ("stale gone", with_kvm, path) not in rig.told:
+    rig.hypervisor.detach(with_kvm, path)
+    while (with_kvm, str(path)) not in rig.detached:
         host.libvirtd.virsh("reset", "one")
         rig._turn()
     assert host.shmems("one") == []

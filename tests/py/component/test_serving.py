@@ -18,7 +18,7 @@ from rig.deadline import eventually
 from rig.domains import Host
 from rig.fixtures import Run
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
-from rig.libvirtd import require, require_kvm
+from rig.libvirtd import require_kvm
 from rig.network import Host as GuestsDaemon
 from rig.processes import is_running
 
@@ -158,24 +158,6 @@ def test_a_local_domain_whose_number_a_domain_of_libvirts_has_is_there(run: Run)
 
 
 # ---- real machines ----
-
-
-@pytest.fixture(scope="module")
-def shared_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    require()
-    made = Host(tmp_path_factory.mktemp("lv"))
-    try:
-        made.libvirtd.start()
-        yield made
-    finally:
-        made.libvirtd.stop()
-
-
-@pytest.fixture
-def machines(shared_machines: Host) -> Iterator[Host]:
-    """Domains on a libvirtd, none before and none after."""
-    yield shared_machines
-    shared_machines.clear()
 
 
 @pytest.fixture

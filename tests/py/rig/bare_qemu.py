@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import pytest
-
 from rig.bare import BareMachine
 from rig.deadline import Hangs, in_time
 
@@ -202,10 +200,3 @@ def lacking_kvm(folder: Path, kernel: Path) -> str:
     except (AssertionError, Hangs) as failure:
         return f"the bare guest does not answer with KVM: {' '.join(str(failure).split())}"
     return ""
-
-
-def lack_kvm(reason: str) -> None:
-    """Skip a test that needs KVM. KVMCHAN_TEST_KVM=1 makes that a failure."""
-    if os.environ.get("KVMCHAN_TEST_KVM", "") == "1":
-        pytest.fail(f"KVMCHAN_TEST_KVM=1, but {reason}")
-    pytest.skip(f"{reason} (KVMCHAN_TEST_KVM=1 makes this a failure)")

@@ -18,6 +18,7 @@ from rig.libvirtd import PrivateLibvirtd
 from rig.machine import FILES
 
 if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
+    from rig.domains import Host as Machines
     from rig.guest import Guest, ScriptedHost
     from rig.host import GuestDaemon
     from rig.kept import Kept
@@ -148,10 +149,8 @@ def lacking_kvm(bare_kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def require_bare_kvm(lacking_kvm: str) -> None:
     """Skip the test where the bare guest does not run with KVM."""
-    from rig.bare_qemu import lack_kvm
-
     if lacking_kvm:
-        lack_kvm(lacking_kvm)
+        private.lack_kvm(lacking_kvm)
 
 
 @pytest.fixture(params=["tcg", "kvm"])
@@ -161,3 +160,23 @@ def accelerator(request: pytest.FixtureRequest) -> str:
     if name == "kvm":
         request.getfixturevalue("require_bare_kvm")
     return name
+
+
+@pytest.fixture(scope="module")
+def shared_machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    from rig.domains import Host
+
+    private.require()
+    made = Host(tmp_path_factory.mktemp("lv"))
+    try:
+        made.libvirtd.start()
+        yield made
+    finally:
+        made.libvirtd.stop()
+
+
+@pytest.fixture
+def machines(shared_machines: Machines) -> Iterator[Machines]:
+    """Domains without an OS on a libvirtd, none before and none after."""
+    yield shared_machines
+    shared_machines.clear()

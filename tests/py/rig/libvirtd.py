@@ -87,10 +87,7 @@ def lack(reason: str) -> None:
 
 
 def require_kvm() -> None:
-    """Skip the test, with a sentence, where QEMU can't use KVM.
-
-    KVMCHAN_TEST_KVM=1 makes that a failure.
-    """
+    """Skip the test, with a sentence, where QEMU can't use KVM."""
     quit = ["-machine", "none,accel=kvm", "-nodefaults", "-display", "none", "-monitor", "stdio"]
     try:
         probe = subprocess.run(["qemu-system-x86_64", *quit], input="quit\n", capture_output=True, text=True, check=False)
@@ -100,6 +97,11 @@ def require_kvm() -> None:
         if not probe.returncode:
             return
         reason = f"QEMU has no KVM here: {probe.stderr.strip()}"
+    lack_kvm(reason)
+
+
+def lack_kvm(reason: str) -> None:
+    """Skip a test that needs KVM. KVMCHAN_TEST_KVM=1 makes that a failure."""
     if os.environ.get("KVMCHAN_TEST_KVM", "") == "1":
         pytest.fail(f"KVMCHAN_TEST_KVM=1, but {reason}")
     pytest.skip(f"{reason} (KVMCHAN_TEST_KVM=1 makes this a failure)")

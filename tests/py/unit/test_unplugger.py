@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kvmchand.channels.device import Device, pair_of
-from kvmchand.ids import HOST, DeviceId, DomainId, Size
-from kvmchand.links import unplugger as tested
+from kvmchand.ids import HOST, DomainId, Size
+from kvmchand.links import ejection, unplugger
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.links.unplugger import Unplugger
 from kvmchand.runtime.loop import Loop
@@ -26,7 +26,7 @@ class Machine:
     """
 
     def __init__(self) -> None:
-        self.asked: list[tuple[DomainId, DeviceId]] = []
+        self.asked: list[tuple[DomainId, Path]] = []
 
     def drain(self) -> None:
         pass
@@ -37,9 +37,8 @@ class Machine:
     def socket_path(self, device: Device, _domain: DomainId) -> Path:
         return Path(f"/socket/{device.number}")
 
-    def detach(self, domain: DomainId, device: DeviceId, socket: Path) -> None:
-        assert socket == Path(f"/socket/{device}")
-        self.asked.append((domain, device))
+    def detach(self, domain: DomainId, socket: Path) -> None:
+        self.asked.append((domain, socket))
 
 
 class Rig:
@@ -69,8 +68,8 @@ class Rig:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    for name in ("EJECT_DEADLINE", "RELEASE_DEADLINE"):
-        monkeypatch.setattr(tested, name, 0.001)
+    monkeypatch.setattr(ejection, "EJECT_DEADLINE", 0.001)
+    monkeypatch.setattr(unplugger, "RELEASE_DEADLINE", 0.001)
     made = Rig()
     yield made
     made.loop.close()
@@ -80,7 +79,7 @@ def test_a_guest_is_asked_again_until_it_ejects_and_that_is_said_once(rig: Rig, 
     device = rig.device()
     rig.unplugger.ask_back(device, ALICE)
     rig.until_asked(4)
-    assert set(rig.machine.asked) == {(ALICE, device.number)}
+    assert set(rig.machine.asked) == {(ALICE, rig.machine.socket_path(device, ALICE))}
     assert capfd.readouterr().err.count(f"domain {ALICE} has not let go of device {device.number}") == 1
     rig.unplugger.note_gone(device, ALICE)
     assert_quiet(rig)
@@ -90,7 +89,7 @@ def test_one_guest_that_does_not_eject_keeps_no_other_device_waiting(rig: Rig) -
     first, second = rig.device(), rig.device()
     rig.unplugger.ask_back(first, ALICE)
     rig.unplugger.ask_back(second, ALICE)
-    assert rig.machine.asked == [(ALICE, first.number), (ALICE, second.number)]
+    assert rig.machine.asked == [(ALICE, rig.machine.socket_path(each, ALICE)) for each in (first, second)]
 
 
 def test_a_guest_that_is_gone_is_asked_no_more(rig: Rig) -> None:

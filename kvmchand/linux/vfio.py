@@ -155,6 +155,14 @@ def set_irqs(device: int, index: int, events: list[int]) -> int:
     return room
 
 
+def close_device(fd: int, events: list[int]) -> None:
+    """Close a device, unless `fd` is negative, and empty `events`, its vectors' eventfds."""
+    while events:
+        os.close(events.pop())
+    if fd >= 0:
+        os.close(fd)
+
+
 def disable_irqs(device: int, index: int) -> None:
     """Turn all interrupts of a kind off, so that the machine has their vectors back."""
     fcntl.ioctl(device, DEVICE_SET_IRQS, IRQ_SET.pack(IRQ_SET.size, _IRQ_DATA_NONE | _IRQ_ACTION_TRIGGER, index, 0, 0))

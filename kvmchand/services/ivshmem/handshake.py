@@ -6,8 +6,8 @@ an 8-byte number with at most one descriptor: the version, the QEMU's own id, -1
 and each peer's id once for each vector, with the eventfd of that vector.
 
 While QEMU reads these, its whole machine stands still, and the end of the connection would leave it
-so for ever (see unread). A QEMU that gets no device is told a version that it does
-not speak. It then fails the device, and nothing else.
+so for ever (see unread). A QEMU that gets no device is told a version that it does not speak. It
+then fails the device, and nothing else.
 
 QEMU is told of every peer that its device will ever have, and of nothing after that. A message that
 it reads after it has lost the device is written into freed memory (its issue 3594). The protocol

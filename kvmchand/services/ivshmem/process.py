@@ -22,7 +22,7 @@ from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.ivshmem.handshake import refuse_all
-from kvmchand.services.ivshmem.unread import wait_read
+from kvmchand.services.ivshmem.unread import hang_up, wait_read
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import AT_ONCE, Fds
 
@@ -115,16 +115,8 @@ class Ivshmem(Worker):
             log.warning("a QEMU said something, which the ivshmem protocol does not have: its connection is ended")
         del device.connections[number]
         self._loop.remove(connection.fileno())
-        _hang_up(connection)
+        hang_up(connection)
         self._say(ivshmem.Gone(number))
-
-
-def _hang_up(connection: socket.socket) -> None:
-    try:
-        connection.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # gone already
-    connection.close()
 
 
 def main(socket_fd: int, marker_fd: int) -> None:

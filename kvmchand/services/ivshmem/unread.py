@@ -37,18 +37,18 @@ class Unread:
     def end(self, sock: socket.socket) -> None:
         """End a connection, for all duplicates of it, once its QEMU has read everything."""
         if has_read(sock):
-            _hang_up(sock)
+            hang_up(sock)
             return
         self._socks.append(sock)
         if len(self._socks) > _KEPT_MAX:
-            _hang_up(self._socks.pop(0))
+            hang_up(self._socks.pop(0))
         self._interval = _FIRST_INTERVAL
         self._look()
 
     def _look(self) -> None:
         for sock in [each for each in self._socks if has_read(each)]:
             self._socks.remove(sock)
-            _hang_up(sock)
+            hang_up(sock)
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
@@ -60,7 +60,7 @@ class Unread:
         """Wait until all is read, but not for ever, and end the connections."""
         wait_read(self._socks)
         for sock in self._socks:
-            _hang_up(sock)
+            hang_up(sock)
         self._socks.clear()
         if self._next_look is not None:
             self._next_look.cancel()
@@ -85,9 +85,10 @@ def wait_read(socks: Sequence[socket.socket]) -> None:
         time.sleep(_FIRST_INTERVAL)
 
 
-def _hang_up(sock: socket.socket) -> None:
+def hang_up(sock: socket.socket) -> None:
+    """End a connection, for all duplicates of it."""
     try:
-        sock.shutdown(socket.SHUT_RDWR)  # for the ivshmem process's duplicate, too
+        sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # gone already
     sock.close()

@@ -64,12 +64,12 @@ def alias(shmem: ElementTree.Element) -> str:
     return "" if found is None else found.get("name", "")
 
 
-def place(shmem: ElementTree.Element) -> Place | None:
-    """Return where a device is plugged, or None if that is not known."""
-    address = shmem.find("address")
+def place(device: ElementTree.Element) -> Place | None:
+    """Return where a device is plugged, or None if that is no place on a PCI bus."""
+    address = device.find("address")
     if address is None or address.get("type") != "pci":
         return None
-    return _bus(address), int(address.get("slot", "0"), 0)
+    return int(address.get("bus", "0"), 0), int(address.get("slot", "0"), 0)
 
 
 def _is_there(path: Path) -> bool:
@@ -77,10 +77,6 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return False  # no path that can be
-
-
-def _bus(address: ElementTree.Element) -> int:
-    return int(address.get("bus", "0"), 0)
 
 
 class Resting(Exception):
@@ -100,10 +96,10 @@ def _free_place(tree: ElementTree.Element, resting: Collection[Place]) -> Place:
     taken: dict[int, set[int]] = {bus: set() for bus in buses}
     ours: dict[int, int] = dict.fromkeys(buses, 0)
     for device in tree.findall("devices/*"):
-        address = device.find("address")
-        if address is not None and address.get("type") == "pci" and _bus(address) in taken:
-            taken[_bus(address)].add(int(address.get("slot", "0"), 0))
-            ours[_bus(address)] += device.tag == "shmem"
+        bus, slot = place(device) or (-1, -1)
+        if bus in taken:
+            taken[bus].add(slot)
+            ours[bus] += device.tag == "shmem"
     free = [(ours[bus], bus, slot) for bus in buses for slot in SLOTS if slot not in taken[bus]]
     if not free:
         raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")

@@ -53,12 +53,8 @@ class Device:
 
     def close(self) -> None:
         """Close the descriptors."""
-        for event in self.events:
-            os.close(event)
-        self.events.clear()
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        vfio.close_device(fd, self.events)
 
 
 def wire_vectors(device: Device) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -12,6 +11,7 @@ from kvmchand.channels.rings import Rings
 from kvmchand.config import RING_MAX
 from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import Size
+from kvmchand.linux.vfio import close_device
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, control, vfio
@@ -92,12 +92,8 @@ class Function:
 
     def close(self) -> None:
         """Close the descriptors."""
-        for event in self.events:
-            os.close(event)
-        self.events.clear()
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        close_device(fd, self.events)
 
 
 class FunctionEvents(Protocol):

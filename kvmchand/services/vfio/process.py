@@ -285,10 +285,9 @@ class Driver(Worker):
         if device.unplug >= 0:
             self._loop.remove(device.unplug)
             os.close(device.unplug)
-        for event in device.events:
-            os.close(event)
-        if device.fd >= 0:
-            os.close(device.fd)
+        was_open = device.fd >= 0
+        device.close()
+        if was_open:
             self._say(wire.Removed(address))
             self._close_group_if_unused(device.group)
 

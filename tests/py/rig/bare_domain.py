@@ -18,6 +18,7 @@ from xml.sax.saxutils import quoteattr
 from kvmchand.admin.prepare import prepare
 from rig.bare import BareEnd, BareMachine
 from rig.deadline import eventually
+from rig.domain_xml import HOST_CPU
 from rig.guest import Guest, Machine
 from rig.libvirtd import PrivateLibvirtd
 from rig.network import Host, devices_left
@@ -25,8 +26,7 @@ from rig.processes import is_running
 
 TYPES = {"tcg": "qemu", "kvm": "kvm"}
 """A domain's type, by QEMU's accelerator."""
-CPUS = {"qemu": "", "kvm": "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"}
-"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
+CPUS = {"qemu": "", "kvm": HOST_CPU}
 ROOTS = {"q35": "<controller type='pci' index='0' model='pcie-root'/>", "pc": ""}
 """What libvirt adds to a domain that it keeps, and prepare-domain finds there."""
 DOMAIN = """\

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+HOST_CPU = "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"
+"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
 Q35 = """\
 <domain type='kvm'>
   <name>plain</name>

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 from kvmchand.ids import DomainId
 from rig.deadline import eventually
+from rig.domain_xml import HOST_CPU
 from rig.libvirtd import PrivateLibvirtd
 from rig.processes import is_running
 
@@ -34,8 +35,6 @@ DOMAIN = """\
   </devices>
 </domain>
 """
-_HOST_CPU = "<cpu mode='host-passthrough'><feature policy='disable' name='arch-capabilities'/></cpu>"
-"""A KVM within a virtual machine may offer that feature and refuse its register, and QEMU ends."""
 IOMMU = "    <iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>\n"
 BRIDGE_BUS, BRIDGE_SLOTS = 2, range(1, 32)
 
@@ -58,7 +57,7 @@ class Host:
         features: str = "",
     ) -> DomainId:
         path = self._folder / f"{name}.xml"
-        cpu = f"{_HOST_CPU}\n  " if type == "kvm" else ""
+        cpu = f"{HOST_CPU}\n  " if type == "kvm" else ""
         features = f"<features>{features}</features>\n  " if features else ""
         root = "pci-root" if machine == "pc" else "pcie-root"
         path.write_text(

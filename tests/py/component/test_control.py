@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,9 +20,9 @@ from kvmchand.ids import PAGE, ClientId, DomainId, Size
 from kvmchand.services.control.process import Bucket, Session
 from kvmchand.wire import client, control, dataplane
 from kvmchand.wire.codec import PACKET_MAX
+from rig.words import set_word, word
 
 CONS, PROD = LEFT_INDEXES, LEFT_INDEXES + 4
-INDEX = struct.Struct("=I")
 RATE = 10
 
 
@@ -39,11 +38,10 @@ class Ring:
         self.session = Session(settings, [os.dup(fd) for fd in self.fds], Bucket(RATE), Bucket(RATE))
 
     def set(self, where: int, value: int) -> None:
-        INDEX.pack_into(self.page, where, value)
+        set_word(self.page, where, value)
 
     def get(self, where: int) -> int:
-        number: int = INDEX.unpack_from(self.page, where)[0]
-        return number
+        return word(self.page, where)
 
     def put(self, data: bytes) -> None:
         at = self.get(PROD)

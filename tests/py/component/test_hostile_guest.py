@@ -45,6 +45,7 @@ from rig.guest import (
     offer,
 )
 from rig.processes import is_asleep, stopped
+from rig.words import set_word, word
 
 
 def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
@@ -268,18 +269,10 @@ def test_a_live_byte_of_0_ends_the_session(host: ScriptedHost, alice: Guest, bob
     assert bob.is_answered()
 
 
-UINT32 = struct.Struct("=I")
-
-
-def index(guest: Guest, where: int) -> int:
-    number: int = UINT32.unpack_from(guest.page, where)[0]
-    return number
-
-
 @pytest.mark.parametrize("beyond", [LEFT_BYTES + 1, 2**31, 2**32 - 1], ids=["by one", "by far", "back"])
 def test_a_written_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, alice: Guest, bob: Guest, beyond: int) -> None:
     assert alice.is_answered()
-    UINT32.pack_into(alice.page, LEFT_PROD, (index(alice, LEFT_CONS) + beyond) % 2**32)
+    set_word(alice.page, LEFT_PROD, word(alice.page, LEFT_CONS) + beyond)
     alice.ring()
     host.wait_log(f"the control link to domain {ALICE} is lost: the peer broke the ring's rules")
     alice.hear_end()
@@ -291,7 +284,7 @@ def test_a_written_index_that_can_not_be_true_ends_the_session(host: ScriptedHos
 def test_a_read_index_that_can_not_be_true_ends_the_session(host: ScriptedHost, alice: Guest, bob: Guest, beyond: int) -> None:
     with contextlib.suppress(OSError):
         for number in range(600):  # more than the ring has room for
-            UINT32.pack_into(alice.page, RIGHT_CONS, (index(alice, RIGHT_PROD) + beyond) % 2**32)
+            set_word(alice.page, RIGHT_CONS, word(alice.page, RIGHT_PROD) + beyond)
             alice.request(number, wire.List(Size(0)))
             alice.ring()
     host.wait_log(f"the control link to domain {ALICE} is lost: the peer broke the ring's rules")
@@ -304,9 +297,9 @@ def test_the_hosts_own_indexes_are_not_read_from_the_page(host: ScriptedHost, al
     with stopped(host.services()["control"]):
         alice.request(1, wire.List(Size(0)))
         for where in (LEFT_CONS, RIGHT_PROD):
-            UINT32.pack_into(alice.page, where, lie)
+            set_word(alice.page, where, lie)
     # It goes on where it was, and says so.
-    eventually(lambda: lie not in (index(alice, LEFT_CONS), index(alice, RIGHT_PROD)))
+    eventually(lambda: lie not in (word(alice.page, LEFT_CONS), word(alice.page, RIGHT_PROD)))
     assert isinstance(alice.answer(1), wire.Listing)
     assert alice.is_answered()
 
@@ -742,7 +735,7 @@ def test_a_ring_that_was_broken_while_the_link_process_was_away_ends_the_session
     eventually(lambda: is_asleep(pid))
     os.kill(pid, signal.SIGSTOP)
     for where in (LEFT_CONS, LEFT_PROD, RIGHT_CONS, RIGHT_PROD):
-        UINT32.pack_into(alice.page, where, where << 20)
+        set_word(alice.page, where, where << 20)
     os.kill(pid, signal.SIGKILL)
     host.wait_log(f"the control link to domain {ALICE} is lost: ")
     assert bob.is_answered()

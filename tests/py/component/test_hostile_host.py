@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import os
 import select
-import struct
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +22,7 @@ from kvmchand.wire.codec import PACKET_MAX
 from rig.clients import RawClient
 from rig.deadline import eventually
 from rig.host import CLIENT_LIVE, DOMAIN, SERVER_LIVE, Client, Device, GuestDaemon
+from rig.words import set_word, word
 
 PEER, SIZE, VECTORS = 5, 65536, 4
 HUGE_PEER, HUGE = 6, 1 << 33
@@ -274,8 +274,8 @@ def test_a_host_whose_bytes_can_not_be_loses_the_link_and_is_met_anew(guest: Gue
 
 
 def test_an_index_that_can_not_be_true_loses_the_link(guest: GuestDaemon, device: Device) -> None:
-    (cons,) = struct.unpack_from("=I", guest.page, RIGHT_INDEXES)
-    struct.pack_into("=I", guest.page, RIGHT_INDEXES + 4, (cons + (1 << control.RIGHT_ORDER) + 1) % 2**32)
+    cons = word(guest.page, RIGHT_INDEXES)
+    set_word(guest.page, RIGHT_INDEXES + 4, cons + (1 << control.RIGHT_ORDER) + 1)
     guest.wake()
     guest.wait_log("the link to the host is lost: the peer broke the ring's rules")
     guest.greet()
@@ -285,7 +285,7 @@ def test_an_index_that_can_not_be_true_loses_the_link(guest: GuestDaemon, device
 def test_a_page_that_can_not_be_is_not_attached_to(fresh: GuestDaemon) -> None:
     fresh.wait_started()
     for at in (LEFT_INDEXES, LEFT_INDEXES + 4, RIGHT_INDEXES, RIGHT_INDEXES + 4):
-        struct.pack_into("=I", fresh.page, at, at << 20)
+        set_word(fresh.page, at, at << 20)
     # No event, so it looks only by its own clock: now and then, and not all the time.
     began = time.monotonic()
     fresh.page[CLIENT_LIVE], fresh.page[SERVER_LIVE] = 2, 1

@@ -225,7 +225,7 @@ def test_why_a_domain_is_not_served_is_logged_once_whatever_starts_again(machine
     machines.libvirtd.start()
     eventually(lambda: "connected to libvirt again" in daemon.log(), daemon.log)
     daemon.kill_service("libvirt")
-    eventually(lambda: daemon.log().count("connected to libvirt: 1 domains run") == 2, daemon.log)
+    eventually(lambda: daemon.log().count("connected to libvirt: ") == 2, daemon.log)
     again = machines.create_prepared("prepared")
     eventually(lambda: f"domain {again} (prepared) is here" in daemon.log(), daemon.log)
     assert daemon.log().count(said) == 1

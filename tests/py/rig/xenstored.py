@@ -20,6 +20,7 @@ from kvmchand.xenstore.protocol import Kind
 from rig.clients import StoreClient
 from rig.deadline import eventually
 from rig.paths import C_BUILD, REFERENCE
+from rig.words import set_word, word
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +48,10 @@ class _Page:
             raise EOFError("xenstored has ended")
 
     def _index(self, which: int) -> int:
-        return int(struct.unpack_from("=I", self._page, self.INDICES + 4 * which)[0])
+        return word(self._page, self.INDICES + 4 * which)
 
     def _advance(self, which: int, value: int) -> None:
-        struct.pack_into("=I", self._page, self.INDICES + 4 * which, value % 2**32)
+        set_word(self._page, self.INDICES + 4 * which, value)
         os.write(self._kick, struct.pack("=I", self._port))
 
     def send(self, data: bytes) -> None:

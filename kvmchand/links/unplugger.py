@@ -81,6 +81,8 @@ class Unplugger:
             return
         device.attached.discard(domain)
         device.ready.discard(domain)
+        if self._is_leaving(device, domain):
+            return
         if domain in self._links.keepers:
             device.plugged.add(domain)  # or it is on its way
             log.info(
@@ -102,7 +104,7 @@ class Unplugger:
     def note_released(self, device: Device, domain: DomainId) -> bool:
         """Note that a guest's daemon has let go of a device. Returns whether that was asked for."""
         device.enabled.discard(domain)
-        is_asked = any(each.device is device and each.domain == domain for each in self._leaving)
+        is_asked = self._is_leaving(device, domain)
         self._look_again()
         return is_asked
 
@@ -126,6 +128,9 @@ class Unplugger:
             if each.domain == domain:
                 each.cancel()
         self._leaving = [each for each in self._leaving if each.domain != domain]
+
+    def _is_leaving(self, device: Device, domain: DomainId) -> bool:
+        return any(each.device is device and each.domain == domain for each in self._leaving)
 
     def is_waiting(self, device: Device) -> bool:
         """Return whether any guest is still to be asked to eject a device."""

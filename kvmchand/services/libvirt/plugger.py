@@ -33,13 +33,21 @@ _REST = 5.0
 that it has deleted it.
 """
 _REST_INTERVAL = 0.5
+_ASK_INTERVAL = 5.0
+"""Seconds between two times that a guest is asked for the same device.
+
+libvirtd has not heard yet, for a moment, that QEMU has deleted a device. If it is asked for that
+device just then, it uses what it has freed (9.0 and 11.3: qemuDomainDetachDeviceLive, where
+device_del finds no device), and may end.
+"""
 
 
 class _Ejecting(NamedTuple):
-    """A device that a domain was asked for."""
+    """A device that a domain was asked for, and when."""
 
     detach: wire.Detach
     place: Place | None
+    asked: float
 
 
 class Plugger:
@@ -101,7 +109,10 @@ class Plugger:
                     self._say(wire.Detached(detach.domain, detach.socket))
                     return
                 alias, place = found
-                self._ejecting[detach.uuid, alias] = _Ejecting(detach, place)
+                before = self._ejecting.get((detach.uuid, alias))
+                if before is not None and time.monotonic() - before.asked < _ASK_INTERVAL:
+                    return
+                self._ejecting[detach.uuid, alias] = _Ejecting(detach, place, time.monotonic())
                 await self._call(_eject_now, detach, alias)
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:

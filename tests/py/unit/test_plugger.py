@@ -133,6 +133,18 @@ def test_a_device_that_is_not_there_is_reported_gone_at_once() -> None:
     run(scenario)
 
 
+def test_a_guest_is_not_asked_twice_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(libvirt: Libvirt) -> None:
+        await libvirt.plugger.detach(detach(5))
+        await libvirt.plugger.detach(detach(5))
+        assert [name for name, _ in libvirt.calls].count("_eject_now") == 1
+        monkeypatch.setattr(tested, "_ASK_INTERVAL", 0.0)
+        await libvirt.plugger.detach(detach(5))
+        assert [name for name, _ in libvirt.calls].count("_eject_now") == 2
+
+    run(scenario)
+
+
 def test_what_libvirt_was_asked_for_when_it_ended_can_be_asked_again() -> None:
     async def scenario(libvirt: Libvirt) -> None:
         await libvirt.plugger.detach(detach(1))

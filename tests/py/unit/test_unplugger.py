@@ -85,6 +85,15 @@ def test_a_guest_is_asked_again_until_it_ejects_and_that_is_said_once(rig: Rig, 
     assert_quiet(rig)
 
 
+def test_a_device_that_is_reported_plugged_after_it_was_asked_back_is_not_asked_back_twice(rig: Rig) -> None:
+    device = rig.device()
+    rig.unplugger.ask_back(device, ALICE)
+    rig.unplugger.take_back(device, ALICE)
+    rig.unplugger.ask_back(device, ALICE)
+    assert rig.machine.asked == [(ALICE, rig.machine.socket_path(device, ALICE))]
+    assert ALICE not in device.attached
+
+
 def test_one_guest_that_does_not_eject_keeps_no_other_device_waiting(rig: Rig) -> None:
     first, second = rig.device(), rig.device()
     rig.unplugger.ask_back(first, ALICE)

@@ -201,7 +201,7 @@ class Limits:
     """Bytes of these channels' rings and pages, of a domain that is no guest."""
     max_shared: int = field(default=1 << 30, metadata=size(0, 1 << 40))
     """Bytes of pages that a domain may share."""
-    guest_channels: int = field(default=1024, metadata=number(0, CHANNELS_MAX))
+    guest_channels: int = field(default=4096, metadata=number(0, CHANNELS_MAX))
     """Channels that a guest may offer; it may be the client of as many more."""
     guest_devices: int = field(default=16, metadata=number(0, 255))
     """ivshmem devices that a guest may have."""
@@ -234,7 +234,7 @@ class LinkSettings:
     size: Size = field(default=LINK_BYTES, metadata=power_of_two(PAGE, 1 << 34))
     """Bytes of one device."""
     vectors: int = field(default=64, metadata=number(2, VECTORS_MAX))
-    """Channels that one device may have at once."""
+    """Channels on one device that have an interrupt vector of their own. Any more share some."""
     dedicated: bool = field(default=False, metadata=FLAG)
     """A device for each channel, so that no process of a domain reaches another's memory."""
     pairs: tuple[tuple[str, str], ...] = field(default=(), metadata=PAIRS)

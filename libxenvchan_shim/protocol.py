@@ -114,7 +114,7 @@ def check_grant(grant: client.Grant, fds: int, path: str) -> None:
     """Raise ProtocolError unless the grant, with so many descriptors, can be."""
     if grant.events not in client.EVENTS:
         raise ProtocolError(f"kvmchand at {path} granted a channel with {grant.events[:40]!r} for events: {_SAME_RELEASE}")
-    wanted = 3 if grant.events == "eventfd" else 2
+    wanted = 3 if grant.events.endswith("eventfd") else 2
     if fds != wanted:
         raise ProtocolError(f"kvmchand at {path} granted a channel with {fds} descriptors, not {wanted}")
     if (

@@ -2,14 +2,17 @@
 """An ivshmem device between two domains, and the slices of it that channels have.
 
 Pure state. A device exists from when the daemon makes its memory until no channel is on it and no
-QEMU has it.
+QEMU has it. A channel gets an interrupt vector of its own while there is one. One that comes later
+shares a vector: of each five, one is for sharing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from kvmchand.channels.registry import Side
+from kvmchand.config import VECTORS_MAX
 from kvmchand.ids import HOST_PEER, PAGE, DeviceId, DomainId, Size
 
 Pair = tuple[DomainId, DomainId]
@@ -21,18 +24,27 @@ def pair_of(one: DomainId, other: DomainId) -> Pair:
     return (one, other) if one <= other else (other, one)
 
 
+_OWN_PER_SHARED = 4
+
+
+def with_shared(vectors: int) -> int:
+    """Return how many vectors a device needs on which so many channels get one of their own."""
+    return min(VECTORS_MAX, vectors + max(1, vectors // _OWN_PER_SHARED))
+
+
 @dataclass(slots=True, eq=False)
 class Slice:
     """A channel's part of a device, or that of shared pages.
 
-    `vectors`: those that wake each end of a channel. `given`: to programs in a guest, which may
-    keep it mapped.
+    `vectors`: those that wake each end of a channel. `is_shared`: other channels have these, too.
+    `given`: to programs in a guest, which may keep it mapped.
     """
 
     device: Device
     offset: Size
     size: Size
     vectors: dict[Side, int]
+    is_shared: bool = False
     given: bool = False
 
 
@@ -61,9 +73,12 @@ class Device:
     plugged: set[DomainId] = field(default_factory=set)
     """The guests whose QEMU has it, even if they were asked to let it go."""
     free: dict[int, int] = field(default_factory=dict)
-    free_vectors: set[int] = field(default_factory=set)
     usable: int = 0
     """Vectors that each of its guests can use."""
+    owned: set[int] = field(default_factory=set)
+    """Vectors that one channel has alone."""
+    sharers: Counter[int] = field(default_factory=Counter)
+    """How many channels share a vector."""
     slices: int = 0
     parked: list[Slice] = field(default_factory=list)
     """Free, but perhaps still mapped in a guest whose daemon is gone.
@@ -81,16 +96,29 @@ class Device:
     def limit_vectors(self, usable: int) -> None:
         """Note that a guest has fewer interrupt vectors than the device."""
         self.usable = min(self.usable, usable)
-        self.free_vectors = {vector for vector in self.free_vectors if vector < self.usable}
 
     def peer_of(self, domain: DomainId) -> int:
         """Return a domain's ivshmem id."""
         return self.peers.get(domain, HOST_PEER)
 
-    def take(self, size: int, *, vectors: int) -> tuple[Size, list[int]] | None:
-        """Return an offset and as many vectors, or None if there is no room."""
+    def _choose(self, ends: int) -> tuple[list[int], bool] | None:
+        """Return a vector for each of these ends, and if they are shared; None if there is none."""
+        first_shared = self.usable - max(1, self.usable // (_OWN_PER_SHARED + 1))
+        own = [vector for vector in range(first_shared) if vector not in self.owned]
+        if len(own) >= ends:
+            return own[:ends], False
+        shared = [vector for vector in range(max(first_shared, 0), self.usable) if vector not in self.owned]
+        shared.sort(key=lambda vector: self.sharers[vector])
+        return ((shared * ends)[:ends], True) if shared else None
+
+    def take(self, size: int, *, ends: int) -> tuple[Size, list[int], bool] | None:
+        """Return an offset, a vector for each of so many ends, and if these are shared.
+
+        None if there is no room.
+        """
         pages = -(-size // PAGE)
-        if len(self.free_vectors) < vectors:
+        chosen = self._choose(ends)
+        if chosen is None:
             return None
         # The smallest run that will do, so that large ones stay whole.
         fitting = [(count, first) for first, count in self.free.items() if count >= pages]
@@ -100,14 +128,17 @@ class Device:
         del self.free[first]
         if count > pages:
             self.free[first + pages] = count - pages
-        taken = sorted(self.free_vectors)[:vectors]
-        self.free_vectors.difference_update(taken)
+        vectors, is_shared = chosen
+        if is_shared:
+            self.sharers.update(set(vectors))
+        else:
+            self.owned.update(vectors)
         self.slices += 1
-        return Size(first * PAGE), taken
+        return Size(first * PAGE), vectors, is_shared
 
-    def give_back(self, offset: int, size: int, vectors: set[int]) -> None:
+    def give_back(self, freed: Slice) -> None:
         """Free pages and vectors."""
-        first, count = offset // PAGE, -(-size // PAGE)
+        first, count = freed.offset // PAGE, -(-freed.size // PAGE)
         after = self.free.pop(first + count, None)
         if after is not None:
             count += after
@@ -116,4 +147,7 @@ class Device:
             self.free[first] = count
         else:
             self.free[before] += count
-        self.free_vectors |= {vector for vector in vectors if vector < self.usable}
+        if freed.is_shared:
+            self.sharers.subtract(set(freed.vectors.values()))
+        else:
+            self.owned.difference_update(freed.vectors.values())

@@ -17,7 +17,7 @@ from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.errors import OutOfResources, ProtocolError, Unreachable
 from kvmchand.guest.devices import Devices
 from kvmchand.ids import ClientId, Size
-from kvmchand.linux.eventfd import signal_event
+from kvmchand.linux.eventfd import share_event, signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.vfio.functions import Function
@@ -192,8 +192,7 @@ class Requests(RequesterEvents):
                     self._reply(requester, _believed(answer.reply))
                 case control.Granted():
                     function = self._devices.of_grant(answer)
-                    event = function.events[answer.vector]
-                    self._give(requester, function, event, function.place(answer.grant), (function.fd, event))
+                    self._grant(requester, function, function.events[answer.vector], function.place(answer.grant))
                 case control.Shared():
                     function = self._devices.of_pages(answer)
                     pages = client.Pages(answer.pages.ref, answer.pages.pages, Size(function.memory + answer.pages.offset))
@@ -201,6 +200,20 @@ class Requests(RequesterEvents):
         except ProtocolError as error:
             log.warning(f"the host's answer to client {requester.number} is invalid: {error.sentence}")
             self._reply(requester, client.Error(error.code, f"the host's answer is invalid: {error.sentence}"))
+
+    def _grant(self, requester: Requester, function: Function, event: int, grant: client.Grant) -> None:
+        """Answer with an end of a channel, which waits for an event of its own or a shared one."""
+        if grant.events == "doorbell":
+            self._give(requester, function, event, grant, (function.fd, event))
+            return
+        try:
+            shared = share_event(event)
+        except OSError as error:
+            sentence = f"this guest's kvmchand can't share an event: {error.strerror}"
+            self._reply(requester, client.Error(OutOfResources.code, sentence))
+            return
+        with shared:
+            self._give(requester, function, event, grant, (function.fd, shared.fileno()))
 
     def _give(self, requester: Requester, function: Function, event: int, reply: client.Reply, fds: Sequence[int]) -> None:
         """Answer with an end that is on `function`."""

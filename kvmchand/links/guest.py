@@ -122,7 +122,8 @@ class Remote(Requester):
         place.given = True
         rings = channel.rings
         value = Size(region.bell(side))
-        grant = client.Grant(channel.number, channel.path, rings.left, rings.right, "doorbell", place.offset, Size(0), value)
+        kind = "shared doorbell" if place.is_shared else "doorbell"
+        grant = client.Grant(channel.number, channel.path, rings.left, rings.right, kind, place.offset, Size(0), value)
         return self._send(control.Granted(self._remote, self._serial, place.device.peers[self.domain], vector, grant))
 
     def give(self, share: Share, memory: SharedMemory, *, writable: bool) -> bool:

@@ -75,7 +75,6 @@ class Links:
             peers,
             is_control=control,
             free={0: size // PAGE},
-            free_vectors=set(range(vectors)),
             usable=vectors,
         )
 
@@ -164,11 +163,11 @@ class Links:
         if self.dedicated and device.slices:
             return None
         ends = 2 if device.pair[0] == device.pair[1] else 1
-        taken = device.take(size, vectors=ends if wakes else 0)
+        taken = device.take(size, ends=ends if wakes else 0)
         if taken is None:
             return None
-        offset, vectors = taken
-        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {})
+        offset, vectors, is_shared = taken
+        return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {}, is_shared)
 
     def free(self, freed: Slice) -> None:
         """Free a slice, or park it while a guest may still have it mapped."""
@@ -177,7 +176,7 @@ class Links:
         if freed.given and not device.attached <= device.ready:
             device.parked.append(freed)
         else:
-            device.give_back(freed.offset, freed.size, set(freed.vectors.values()))
+            device.give_back(freed)
         device.is_closing |= self.dedicated  # a process may still have it mapped
 
     def set_ready(self, device: Device, guest: DomainId) -> list[Slice]:
@@ -191,7 +190,7 @@ class Links:
             return []
         freed, device.parked = device.parked, []
         for each in freed:
-            device.give_back(each.offset, each.size, set(each.vectors.values()))
+            device.give_back(each)
         return freed
 
     def summary(self) -> list[tuple[Pair, int, int, int]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvmchand.channels.device import Device, Slice, pair_of
+from kvmchand.channels.device import Device, Slice, pair_of, with_shared
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
@@ -66,6 +66,7 @@ class Pool:
         self._devices = devices
         self._hypervisor = hypervisor
         self._settings = settings
+        self._vectors = with_shared(settings.vectors)
         self._guests: set[DomainId] = set()
         self.unplugger = Unplugger(loop, links, devices, hypervisor, tell, self.reap)
         self.stale = StaleDevices(loop, links, hypervisor, tell)
@@ -122,7 +123,7 @@ class Pool:
         """Make a link between two domains ahead of its first channel."""
         try:
             devices = self._links.devices_for(pair_of(one, other))
-            device = devices[0] if devices else self.add(one, other, self._settings.size, self._settings.vectors)
+            device = devices[0] if devices else self.add(one, other, self._settings.size, self._vectors)
             for domain in device.peers:
                 self.attach(device, domain)
         except VchanError as error:
@@ -203,7 +204,7 @@ class Pool:
                 return taken
         coming = [device for device in devices if not device.is_ready(owner)]
         if not coming:
-            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())), self._settings.vectors)
+            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())), self._vectors)
             if device.is_ready(owner):
                 taken = self._links.allocate(device, size, wakes=wakes)
                 if taken is None:

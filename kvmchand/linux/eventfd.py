@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +29,16 @@ def signal_event(event: int) -> None:
             os.eventfd_write(event, 1)
         except (BlockingIOError, InterruptedError):
             pass  # full: events are pending
+
+
+def share_event(event: int) -> select.epoll:
+    """Return an epoll by which one of several holders waits for an eventfd that nobody reads.
+
+    It is ready once for what came before, if anything did, and once after each event.
+    """
+    shared = select.epoll()
+    shared.register(event, select.EPOLLIN | select.EPOLLET)
+    return shared
 
 
 def drain_event(event: int) -> None:

@@ -29,9 +29,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmchand.ids import ChannelId, DomainId, Size
 
-VERSION = 6
+VERSION = 7
 
-EVENTS = ("socket", "eventfd", "doorbell")
+EVENTS = ("socket", "eventfd", "doorbell", "shared eventfd", "shared doorbell")
 """What `Grant.events` may be, by number: enum kvmchan_events of
 libxenvchan_shim/csrc/dataplane/grant.h."""
 
@@ -174,6 +174,9 @@ class Grant(Record):
     doorbell, this end is in a guest: the VFIO device, and an eventfd to wait on. `doorbell` is
         where mmap has BAR 0 of the device, whose doorbell register takes `doorbell_value` to
         interrupt the peer.
+    shared eventfd, shared doorbell: the same where other ends wait for the same eventfd. Instead of
+        it comes an epoll with it, edge-triggered; each end then gets each event, and nobody may
+        read the eventfd.
 
     `offset` is where mmap of the first descriptor has the region. What has no use is 0.
     """

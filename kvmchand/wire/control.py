@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from kvmchand.wire.client import Grant, Pages, Request
     from kvmchand.wire.client import Reply as ClientReply
 
-VERSION = 6
+VERSION = 7
 
 LEFT_ORDER, RIGHT_ORDER = 15, 16
 """Of the control vchan's rings. Left is the guest's to write."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NAME = "libkvmchan-dataplane.so"
 
 
-SOCKET, EVENTFD, DOORBELL = range(3)
+SOCKET, EVENTFD, DOORBELL, SHARED_EVENTFD, SHARED_DOORBELL = range(5)
 """enum kvmchan_events."""
 
 

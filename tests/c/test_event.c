@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -253,6 +254,88 @@ static void the_descriptor_to_select_on_is_the_eventfd(void)
 	device_close(&device);
 }
 
+/* ---- eventfds that several ends share ---- */
+
+/* What the daemon gives an end to wait on then. */
+static int share(int event)
+{
+	struct epoll_event wanted = {.events = EPOLLIN | EPOLLET};
+	int fd = epoll_create1(EPOLL_CLOEXEC);
+
+	check(fd >= 0);
+	equal(epoll_ctl(fd, EPOLL_CTL_ADD, event, &wanted), 0);
+	return fd;
+}
+
+/* Two devices whose servers' ends wait for one eventfd. */
+static void sharing_open(struct device devices[2])
+{
+	int each;
+
+	for (each = 0; each < 2; each++) {
+		struct device *device = &devices[each];
+		struct kvmchan_grant grant;
+
+		device_make(device);
+		if (each) {
+			close(device->channel.server_socket);
+			device->channel.server_socket = duplicate(devices[0].channel.server_socket);
+		}
+		grant = device_grant(device, true);
+		close(grant.event_fd);
+		grant.event_fd = share(device->channel.server_socket);
+		grant.events = KVMCHAN_EVENTS_SHARED_EVENTFD;
+		device->channel.server = attached(&grant);
+		grant = device_grant(device, false);
+		device->channel.client = attached(&grant);
+	}
+	for (each = 0; each < 2; each++)
+		take_events(devices[each].channel.server);
+}
+
+static void ends_that_share_an_eventfd_each_get_every_event(void)
+{
+	struct device devices[2];
+	int each, turn;
+
+	sharing_open(devices);
+	for (turn = 0; turn < 4; turn++) {
+		if (turn == 3)
+			end_close(&devices[0].channel.client);
+		else
+			equal(eventfd_write(devices[0].channel.server_socket, 1), 0);
+		for (each = 0; each < 2; each++) {
+			test_context("turn %d, end %d", turn, each);
+			check(readable(devices[each].channel.server));
+			equal(libxenvchan_wait(devices[each].channel.server), 0);
+			check(!readable(devices[each].channel.server));
+		}
+	}
+	equal(libxenvchan_is_open(devices[0].channel.server), 0);
+	equal(libxenvchan_is_open(devices[1].channel.server), 1);
+	for (each = 0; each < 2; each++)
+		device_close(&devices[each]);
+}
+
+static void a_call_waits_on_through_another_ends_events(void)
+{
+	struct device devices[2];
+	struct call call;
+	int each, turn;
+
+	sharing_open(devices);
+	server_blocks(&devices[0], &call, READ);
+	for (turn = 0; turn < 3; turn++) {
+		equal(eventfd_write(devices[1].channel.server_socket, 1), 0);
+		equal(libxenvchan_wait(devices[1].channel.server), 0);
+		call_until_asleep(&call);
+	}
+	client_puts(&devices[0], 0, 2);
+	equal(call_end(&call), 2);
+	for (each = 0; each < 2; each++)
+		device_close(&devices[each]);
+}
+
 static void a_full_counter_holds_nobody_up(void)
 {
 	struct device device;
@@ -377,7 +460,10 @@ static void offsets_and_kinds_that_cannot_be_are_refused(void)
 	    /* A page more than there is. */
 	    {{.events = KVMCHAN_EVENTS_EVENTFD, .offset = SLICE + 2 * PAGE}, "need 12288"},
 	    {{.events = KVMCHAN_EVENTS_SOCKET, .offset = SLICE + 2 * PAGE}, "need 12288"},
-	    {{.events = KVMCHAN_EVENTS_DOORBELL + 1, .offset = SLICE}, "kind 3"},
+	    {{.events = KVMCHAN_EVENTS_SHARED_DOORBELL + 1, .offset = SLICE}, "kind 5"},
+	    {{.events = KVMCHAN_EVENTS_SHARED_EVENTFD, .offset = SLICE + 2 * PAGE}, "need 12288"},
+	    {{.events = KVMCHAN_EVENTS_SHARED_DOORBELL, .offset = SLICE, .doorbell = 12},
+	     "a doorbell at 12"},
 	    {{.events = UINT32_MAX, .offset = SLICE}, "kind 4294967295"},
 	};
 	struct device device;
@@ -732,6 +818,8 @@ static const struct test tests[] = {
     TEST(each_blocked_call_is_woken),
     TEST(much_passes_between_two_threads),
     TEST(the_descriptor_to_select_on_is_the_eventfd),
+    TEST(ends_that_share_an_eventfd_each_get_every_event),
+    TEST(a_call_waits_on_through_another_ends_events),
     TEST(a_full_counter_holds_nobody_up),
     TEST(a_signal_ends_a_wait),
     TEST(a_signal_with_sa_restart_ends_nothing),

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
+from kvmchand.channels.device import with_shared
 from kvmchand.config import VECTORS_MAX
 from kvmchand.errors import InvalidArgument
 from kvmchand.ids import Size
 
 SIZE_MIN, SIZE_MAX = 1 << 20, 1 << 34
-_VECTORS = 64
+_VECTORS = with_shared(64)
 _VECTORS_MIN = 2
 """A channel within the guest takes two."""
 _NAME = re.compile(r"kvmchan-start-([0-9]{4,11})")

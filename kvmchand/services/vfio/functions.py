@@ -74,6 +74,8 @@ class Function:
         self.require_within(grant.offset, Rings(*orders).size)
         if not 0 <= granted.vector < len(self.events):
             raise ProtocolError(f"the device has no vector {granted.vector}")
+        if not grant.events.endswith("doorbell"):
+            raise ProtocolError(f"a channel here has no {grant.events[:40]!r} for events")
 
     def place(self, grant: client.Grant) -> client.Grant:
         """Return a grant as a client uses it.
@@ -82,7 +84,7 @@ class Function:
         """
         places = Size(self.memory + grant.offset), Size(self.doorbell)
         return client.Grant(
-            grant.channel, grant.path, grant.left_order, grant.right_order, "doorbell", *places, grant.doorbell_value
+            grant.channel, grant.path, grant.left_order, grant.right_order, grant.events, *places, grant.doorbell_value
         )
 
     def require_within(self, offset: int, size: int) -> None:

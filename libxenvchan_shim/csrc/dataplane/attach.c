@@ -71,10 +71,10 @@ static int check_offset(const char *what, uint64_t offset, size_t size)
 static int check_grant(const struct kvmchan_grant *grant, size_t *size)
 {
 	uint32_t left = grant->left_order, right = grant->right_order;
-	bool device = grant->events == KVMCHAN_EVENTS_DOORBELL;
+	bool device = events_have_doorbell(grant->events);
 	struct stat status;
 
-	if (grant->events > KVMCHAN_EVENTS_DOORBELL)
+	if (grant->events > KVMCHAN_EVENTS_SHARED_DOORBELL)
 		return fail(
 		    EINVAL,
 		    "the daemon granted events of the unknown kind %u: use the same release",

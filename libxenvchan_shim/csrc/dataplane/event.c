@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -71,9 +72,8 @@ int event_prepare(struct event *event, const struct kvmchan_grant *grant)
 		return 0;
 	if (event_mark(event->fd) < 0)
 		return -1;
-	if (grant->events == KVMCHAN_EVENTS_EVENTFD && event_mark(event->notify_fd) < 0)
-		return -1;
-	if (grant->events == KVMCHAN_EVENTS_DOORBELL && map_doorbell(event, grant) < 0)
+	if ((events_have_doorbell(grant->events) ? map_doorbell(event, grant)
+						 : event_mark(event->notify_fd)) < 0)
 		return -1;
 	event->kind = grant->events;
 	return 0;
@@ -123,10 +123,12 @@ void event_send(const struct event *event)
 		(void)send(event->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 		break;
 	case KVMCHAN_EVENTS_EVENTFD:
+	case KVMCHAN_EVENTS_SHARED_EVENTFD:
 		if (event_is_marked(event->notify_fd))
 			(void)eventfd_write(event->notify_fd, 1);
 		break;
 	case KVMCHAN_EVENTS_DOORBELL:
+	case KVMCHAN_EVENTS_SHARED_DOORBELL:
 		if (event->doorbell)
 			ring_doorbell(event);
 		break;
@@ -247,6 +249,16 @@ static bool control_is_lost(struct event *event, short revents)
 	return false;
 }
 
+/* Take what is pending. Returns whether anything was. */
+static bool take_pending(const struct event *event)
+{
+	struct epoll_event ready;
+	eventfd_t events;
+
+	return events_are_shared(event->kind) ? epoll_wait(event->fd, &ready, 1, 0) == 1
+					      : eventfd_read(event->fd, &events) == 0;
+}
+
 /* Take events. Returns EVENT_NONE at the deadline, and sometimes before. */
 static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 {
@@ -256,7 +268,6 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 	    {.fd = event->wake_fd, .events = POLLIN},
 	};
 	enum event_result result;
-	eventfd_t events;
 	bool lost;
 
 	/* Look before the wait, which could last for ever, and after it, since it may have lasted
@@ -269,8 +280,7 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 	if (polled[2].revents)
 		return EVENT_LOST;
 	lost = control_is_lost(event, polled[1].revents);
-	if (polled[0].revents & POLLIN && event_is_marked(event->fd) &&
-	    eventfd_read(event->fd, &events) == 0)
+	if (polled[0].revents & POLLIN && event_is_marked(event->fd) && take_pending(event))
 		return lost ? EVENT_LAST : EVENT_TAKEN;
 	return lost ? EVENT_LOST : EVENT_NONE;
 }

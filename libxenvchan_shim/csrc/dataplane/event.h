@@ -27,8 +27,8 @@ struct event {
 	uint32_t port;
 	int fd; /* what we wait on, and the program selects on */
 	enum kvmchan_events kind;
-	int notify_fd;	/* KVMCHAN_EVENTS_EVENTFD */
-	void *doorbell; /* KVMCHAN_EVENTS_DOORBELL: the page it is in */
+	int notify_fd;	/* where we send to an eventfd */
+	void *doorbell; /* where we ring one: the page it is in */
 	uint32_t doorbell_value;
 	struct connection control;
 	struct waiters waiters;

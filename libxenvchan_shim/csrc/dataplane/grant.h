@@ -7,6 +7,7 @@
 #ifndef KVMCHAN_GRANT_H
 #define KVMCHAN_GRANT_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* cffi: types */
@@ -19,23 +20,38 @@ enum kvmchan_events {
 	/* We are in a guest: event_fd is a non-blocking eventfd, and a store to the ivshmem
 	 * device's doorbell interrupts the peer. */
 	KVMCHAN_EVENTS_DOORBELL,
+	/* The same two where other ends wait for the same eventfd, so that nobody may read it:
+	 * event_fd is an epoll with it, edge-triggered. Events may be meant for others. */
+	KVMCHAN_EVENTS_SHARED_EVENTFD,
+	KVMCHAN_EVENTS_SHARED_DOORBELL,
 };
 
 struct kvmchan_grant {
 	int32_t region_fd; /* the memory: Xen's page, then the rings. Sealed, or a VFIO device */
 	int32_t event_fd;
-	int32_t notify_fd;  /* -1 but for KVMCHAN_EVENTS_EVENTFD */
+	int32_t notify_fd;  /* -1 but for eventfds */
 	int32_t control_fd; /* the connection to the daemon, which whoever closes needs; or -1 */
 	int32_t is_server;  /* 0 or 1 */
 	uint32_t left_order, right_order;
 	uint32_t events;	 /* enum kvmchan_events */
-	uint32_t doorbell_value; /* what interrupts our peer; with KVMCHAN_EVENTS_DOORBELL */
+	uint32_t doorbell_value; /* what interrupts our peer; with a doorbell */
 	uint64_t channel;
 	uint64_t offset;   /* where region_fd has the memory */
-	uint64_t doorbell; /* where it has BAR 0; with KVMCHAN_EVENTS_DOORBELL */
+	uint64_t doorbell; /* where it has BAR 0; with a doorbell */
 	char path[4352];   /* absolute; "" where there is none */
 };
 /* cffi: end */
+
+/* Return whether an end rings the device's doorbell. */
+static inline bool events_have_doorbell(uint32_t events)
+{
+	return events == KVMCHAN_EVENTS_DOORBELL || events == KVMCHAN_EVENTS_SHARED_DOORBELL;
+}
+
+static inline bool events_are_shared(uint32_t events)
+{
+	return events == KVMCHAN_EVENTS_SHARED_EVENTFD || events == KVMCHAN_EVENTS_SHARED_DOORBELL;
+}
 
 /* Return the number that the event channel has in our domain: port_of() in kvmchand/wire/client.py.
  */

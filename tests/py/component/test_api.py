@@ -199,6 +199,8 @@ ERROR = b'{"type":"error","code":"denied","sentence":"you may not"}'
         ([(EVENTFD, 2)], ProtocolError, "2 descriptors, not 3"),
         ([(EVENTFD, 4)], ProtocolError, "4 descriptors, not 3"),
         ([(EVENTFD, 3)], OSError, "memory"),
+        ([(EVENTFD.replace(b"eventfd", b"shared eventfd"), 2)], ProtocolError, "2 descriptors, not 3"),
+        ([(DOORBELL.replace(b"doorbell", b"shared doorbell", 1), 3)], ProtocolError, "3 descriptors, not 2"),
         ([(DOORBELL, 1)], ProtocolError, "1 descriptors, not 2"),
         ([(DOORBELL, 3)], ProtocolError, "3 descriptors, not 2"),
         ([(GRANTED.replace(b"socket", b"pigeon"), 2)], ProtocolError, "'pigeon' for events"),
@@ -290,8 +292,9 @@ def test_a_wait_ends_with_the_daemon_where_the_peer_is_in_a_guest() -> None:
 
 
 def test_kinds_of_events_have_the_same_numbers_everywhere() -> None:
-    assert client.EVENTS == ("socket", "eventfd", "doorbell")
+    assert client.EVENTS == ("socket", "eventfd", "doorbell", "shared eventfd", "shared doorbell")
     assert (dataplane.SOCKET, dataplane.EVENTFD, dataplane.DOORBELL) == (0, 1, 2)
+    assert (dataplane.SHARED_EVENTFD, dataplane.SHARED_DOORBELL) == (3, 4)
 
 
 def test_granted_descriptors_are_kept_out_of_stdios_numbers() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import struct
 import threading
@@ -56,6 +57,10 @@ def channel(host: ScriptedHost, guest: Guest) -> tuple[Vchan, End]:
     with acting_as(host):
         near = host_connect(guest.domain, f"/local/domain/{guest.domain}/x")
     return near, far
+
+
+FDS_OF_BOTH_ENDS, SPARE_FDS = 7, 1000
+"""What a channel costs this process, which has both of its ends."""
 
 
 def assert_alive(one: Vchan | End, other: Vchan | End) -> None:
@@ -745,8 +750,8 @@ def test_a_ring_that_was_broken_while_the_link_process_was_away_ends_the_session
 # ---- the devices of a link ----
 
 
-def test_a_link_grows_by_another_device_when_vectors_run_out(run: Run) -> None:
-    host = run("[links]\nsize = 65536\nvectors = 4")
+def test_a_link_grows_by_another_device_when_its_memory_is_full(run: Run) -> None:
+    host = run("[links]\nsize = 16384\nvectors = 4")
     alice = host.guest(ALICE).greet()
     ends = [alice.offer(number, path=str(number)) for number in range(4)]
     ends.append(alice.offer(4, path="4", grows=True))
@@ -755,11 +760,66 @@ def test_a_link_grows_by_another_device_when_vectors_run_out(run: Run) -> None:
         clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(5)]
     for client, end in zip(clients, ends, strict=True):
         assert_alive(client, end)
-    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 131072, "channels": 5}]
+    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 32768, "channels": 5}]
     for number, client in enumerate(clients):
         client.close()
         alice.close(number)
-    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 131072, "channels": 0}]
+    assert host.listing()["links"] == [{"domain": 0, "other": ALICE, "devices": 2, "size": 32768, "channels": 0}]
+
+
+def test_channels_beyond_the_vectors_of_a_device_share_some_and_miss_no_event(run: Run) -> None:
+    host = run("[links]\nsize = 262144\nvectors = 4")
+    alice = host.guest(ALICE).greet()
+    numbers = range(24)
+    ends = [alice.offer(number, path=str(number)) for number in numbers]
+    assert [end.is_shared for end in ends] == [False] * 4 + [True] * 20
+    assert len({(end.peer, end.vector) for end in ends}) == 5
+    with acting_as(host):
+        clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in numbers]
+    waiting = [threading.Thread(target=echo, args=(client,)) for client in clients]
+    for each in waiting:
+        each.start()
+    for turn in range(3):
+        for number in numbers:
+            data = struct.pack("=II", turn, number)
+            ends[number].send(data)
+            assert ends[number].recv(len(data)) == data
+    for end in ends:
+        end.close()
+    for each in waiting:
+        each.join()
+    for number, client in enumerate(clients):
+        client.close()
+        alice.close(number)
+    again = [alice.offer(number, path=str(number)).is_shared for number in numbers]
+    assert again == [False] * 4 + [True] * 20
+
+
+def test_two_thousand_channels_of_one_guest_work(run: Run) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(2000, (hard - SPARE_FDS) // FDS_OF_BOTH_ENDS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        host = run("[links]\nsize = 16777216")
+        alice = host.guest(ALICE).greet()
+        ends = [alice.offer(number, path=str(number)) for number in range(count)]
+        with acting_as(host):
+            clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(count)]
+        for client, end in zip(clients, ends, strict=True):
+            assert_alive(client, end)
+        ((link,), (guest,)) = host.listing()["links"], host.listing()["guests"]
+        assert (link["devices"], link["channels"], guest["devices"]) == (1, count, 2)
+        for number, client in enumerate(clients):
+            client.close()
+            alice.close(number)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def echo(client: Vchan) -> None:
+    """Send back what comes, until the peer closes."""
+    while data := client.recv(64):
+        client.sendall(data)
 
 
 def test_a_channel_that_is_larger_than_a_device_gets_one_that_it_fits(run: Run) -> None:
@@ -774,7 +834,7 @@ def test_a_channel_that_is_larger_than_a_device_gets_one_that_it_fits(run: Run) 
 
 
 def test_a_server_on_the_host_grows_the_link_when_its_guest_connects(run: Run) -> None:
-    host = run("[links]\nsize = 65536\nvectors = 2")
+    host = run("[links]\nsize = 8192")
     alice = host.guest(ALICE).greet()
     with acting_as(host):
         servers = [host_offer(ALICE, f"/local/domain/0/{number}", read_min=1024, write_min=1024) for number in range(3)]
@@ -834,16 +894,17 @@ def test_a_device_that_does_not_get_into_a_guest_refuses_what_waits_for_it(host:
     eventually(lambda: len(alice.machine.devices) == 2)
 
 
-def test_a_guest_with_fewer_vectors_gets_fewer_channels_on_a_device(run: Run) -> None:
+def test_a_guest_with_fewer_vectors_than_its_device_shares_them_sooner(run: Run) -> None:
     host = run("[links]\nvectors = 8")
     alice = host.guest(ALICE).greet()
     alice.request(1, offer(ALICE))
     alice.take_device(vectors=2)
     server = alice.end(alice.answer(1), is_server=True)
-    assert set(range(2)) >= {server.vector}
-    other = alice.offer(2, ALICE, "y", grows=True)
-    assert other.peer != server.peer
+    other = alice.offer(2, ALICE, "y")
+    assert other.peer == server.peer
+    assert all(end.is_shared and end.vector == 1 for end in (server, other))
     assert_alive(server, alice.connect(3, ALICE))
+    assert_alive(other, alice.connect(4, ALICE, "y"))
 
 
 def test_pairs_in_the_settings_are_linked_when_both_guests_are_there(run: Run) -> None:

@@ -52,12 +52,13 @@ class Grant:
     peer: int = PEER
     offset: int = 4096
     vector: int = 2
+    events: str = "doorbell"
     doorbell_value: int = 3 << 16 | 2
 
     def to(self, client: Client, *, number: int = 0, serial: int = 0) -> control.Granted:
         parts: dict[str, Any] = dict(vars(self))
         peer, vector = parts.pop("peer"), parts.pop("vector")
-        grant = wire.Grant(events="doorbell", doorbell=Size(0), **parts)
+        grant = wire.Grant(doorbell=Size(0), **parts)
         return control.Granted(ClientId(number or client.number), serial or client.ask.serial, peer, vector, grant)
 
 
@@ -72,6 +73,26 @@ def assert_granted(client: Client, guest: GuestDaemon, device: Device) -> dict[s
     assert select.select([event], [], [], 0)[0]
     os.eventfd_read(event)
     return reply
+
+
+def test_channels_that_share_a_vector_each_get_its_events(guest: GuestDaemon, device: Device) -> None:
+    with Client(guest) as one, Client(guest) as other, Client(guest) as alone:
+        events = []
+        for client in (one, other):
+            guest.say(Grant(channel=client.number, vector=3, events="shared doorbell").to(client))
+            reply = client.hear()
+            assert reply["events"] == "shared doorbell"
+            events.append(reply["fds"][1])
+        assert_granted(alone, guest, device)
+        for _ in range(3):
+            os.eventfd_write(device.events[3], 1)
+            for event in events:
+                assert select.select([event], [], [], 0)[0]
+                with select.epoll.fromfd(os.dup(event)) as shared:
+                    assert len(shared.poll(0)) == 1
+                assert not select.select([event], [], [], 0)[0]
+        for client in (one, other, alone):
+            close(client, guest)
 
 
 def close(client: Client, guest: GuestDaemon) -> None:
@@ -141,6 +162,8 @@ def test_a_listing_that_goes_on_where_no_page_is_is_an_error(guest: GuestDaemon)
 # ---- grants that can't be ----
 
 SPOILT: dict[str, dict[str, Any]] = {
+    "events that are a host's": {"events": "eventfd"},
+    "events of no kind": {"events": ""},
     "a device that is not there": {"peer": PEER + 1},
     "no device": {"peer": 0},
     "a device below 0": {"peer": -1},

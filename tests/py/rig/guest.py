@@ -24,6 +24,7 @@ from typing import Any, Protocol, Self
 
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
 from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE
+from kvmchand.linux.eventfd import share_event
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.codec import PACKET_MAX
 from kvmchand.wire.packet import receive_packet, send_packet
@@ -411,16 +412,23 @@ class End:
     def __init__(self, device: Plugged, granted: control.Granted, *, is_server: bool) -> None:
         self.peer, self.vector = granted.peer, granted.vector
         self.grant = grant = granted.grant
+        self.is_shared = grant.events == "shared doorbell"
+        event = device.event(device.peer, granted.vector)
+        if self.is_shared:
+            with share_event(event) as shared:
+                event_fd = os.dup(shared.fileno())
+        else:
+            event_fd = os.dup(event)
         self.ctrl = dataplane.attach(
             dataplane.Grant(
                 region_fd=os.dup(device.memory),
-                event_fd=os.dup(device.event(device.peer, granted.vector)),
+                event_fd=event_fd,
                 notify_fd=os.dup(device.event(grant.doorbell_value >> 16, grant.doorbell_value & 0xFFFF)),
                 control_fd=-1,
                 is_server=int(is_server),
                 left_order=grant.left_order,
                 right_order=grant.right_order,
-                events=dataplane.EVENTFD,
+                events=dataplane.SHARED_EVENTFD if self.is_shared else dataplane.EVENTFD,
                 offset=grant.offset,
             )
         )

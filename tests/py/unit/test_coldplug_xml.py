@@ -51,7 +51,7 @@ def test_what_was_put_is_found() -> None:
     assert str(64 * MIB) in change
     found = coldplug_xml.find(root, FOLDER)
     assert found is not None
-    assert (found.size, found.vectors) == (64 * MIB, 64)
+    assert (found.size, found.vectors) == (64 * MIB, 80)
     assert ElementTree.tostring(root).count(found.socket.encode()) == 1
 
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kvmchand.channels.device import Device, Slice, pair_of
+from kvmchand.channels.device import Device, Slice, pair_of, with_shared
 from kvmchand.channels.registry import Side
 from kvmchand.errors import LimitReached
 from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE, START_PEER, DomainId, Size
@@ -16,7 +16,8 @@ from kvmchand.links.links import LinkLimits, Links
 HOST, ONE, TWO, THREE = (DomainId(each) for each in range(4))
 PAGES = 16
 SIZE = Size(PAGES * PAGE)
-VECTORS = 4
+OWN, VECTORS = 4, 5
+"""Of its vectors the last one is for sharing."""
 DEVICES_AT_ONCE = 8
 ENOUGH = LinkLimits(max_devices=100, max_bytes=1 << 40)
 
@@ -47,7 +48,8 @@ def allocate(links: Links, device: Device, size: Size) -> Slice:
 
 def assert_whole(device: Device, vectors: int = VECTORS) -> None:
     """As if nothing had ever been taken: one run of pages, every vector."""
-    assert (device.free, device.free_vectors, device.slices) == ({0: device.size // PAGE}, set(range(vectors)), 0)
+    assert (device.free, device.usable, device.slices) == ({0: device.size // PAGE}, vectors, 0)
+    assert (device.owned, device.sharers.total()) == (set(), 0)
 
 
 # ---- devices ----
@@ -201,10 +203,12 @@ def test_a_slice_is_whole_pages_and_a_vector_at_each_end(links: Links) -> None:
 
 def test_a_guest_that_talks_to_itself_needs_a_vector_for_each_side(links: Links) -> None:
     device = link(links, ONE, ONE)
-    slices = [allocate(links, device, pages(1)) for _ in range(VECTORS // 2)]
+    slices = [allocate(links, device, pages(1)) for _ in range(OWN // 2)]
     used = [vector for each in slices for vector in each.vectors.values()]
-    assert sorted(used) == list(range(VECTORS))
-    assert links.allocate(device, pages(1)) is None
+    assert sorted(used) == list(range(OWN))
+    slices.append(allocate(links, device, pages(1)))
+    assert slices[-1].is_shared
+    assert set(slices[-1].vectors.values()) == {OWN}
     for each in slices:
         links.free(each)
     assert_whole(device)
@@ -220,12 +224,26 @@ def test_a_device_takes_what_fills_it_and_nothing_more(links: Links) -> None:
     assert_whole(device)
 
 
-def test_a_device_without_a_free_vector_is_full(links: Links) -> None:
-    device = link(links, vectors=2)
-    slices = [allocate(links, device, pages(1)) for _ in range(2)]
-    assert links.allocate(device, pages(1)) is None
-    links.free(slices[1])
-    assert allocate(links, device, pages(1)).vectors == slices[1].vectors
+def test_a_channel_that_finds_no_vector_of_its_own_shares_the_one_with_the_fewest(links: Links) -> None:
+    device = link(links, vectors=with_shared(8))
+    own = [allocate(links, device, pages(1)) for _ in range(8)]
+    assert not any(each.is_shared for each in own)
+    assert {vector for each in own for vector in each.vectors.values()} == set(range(8))
+    shared = [allocate(links, device, pages(1)) for _ in range(4)]
+    assert all(each.is_shared for each in shared)
+    assert [each.vectors[Side.SERVER] for each in shared] == [8, 9, 8, 9]
+    for each in (shared[0], shared[2], own[3]):
+        links.free(each)
+    again = [allocate(links, device, pages(1)) for _ in range(2)]
+    assert [(each.is_shared, each.vectors[Side.SERVER]) for each in again] == [(False, 3), (True, 8)]
+
+
+@pytest.mark.parametrize(("wanted", "made"), [(1, 2), (2, 3), (3, 4), (4, 5), (64, 80), (255, 318), (2048, 2048)])
+def test_a_device_has_vectors_to_share_beside_those_of_one_channel_alone(links: Links, wanted: int, made: int) -> None:
+    assert with_shared(wanted) == made
+    device = link(links, size=pages(wanted), vectors=made)
+    taken = [allocate(links, device, pages(1)) for _ in range(min(wanted, 4 * made // 5))]
+    assert not any(each.is_shared for each in taken)
 
 
 def test_the_smallest_run_that_will_do_is_taken(links: Links) -> None:
@@ -254,9 +272,10 @@ def test_a_guest_with_fewer_vectors_limits_the_device_for_good(links: Links) -> 
     device = link(links)
     first, second = allocate(links, device, pages(1)), allocate(links, device, pages(1))
     device.limit_vectors(1)
-    assert (device.vectors, device.usable, device.free_vectors) == (4, 1, set())
+    assert (device.vectors, device.usable) == (VECTORS, 1)
+    assert links.allocate(device, pages(1)) is None  # the only vector is one channel's alone
     links.free(second)
-    assert links.allocate(device, pages(1)) is None  # its vector is none any more
+    assert links.allocate(device, pages(1)) is None
     links.free(first)
     device.limit_vectors(VECTORS)
     assert_whole(device, vectors=1)
@@ -314,6 +333,7 @@ class Model:
         self.device = device
         self.pages: list[Slice | None] = [None] * (device.size // PAGE)
         self.vectors = device.vectors
+        self.ends = 2 if device.pair[0] == device.pair[1] else 1
         self.slices: list[Slice] = []
 
     def span(self, taken: Slice) -> range:
@@ -327,22 +347,30 @@ class Model:
             self.pages[page] = taken
         for vector in taken.vectors.values():
             assert 0 <= vector < self.vectors
-            assert vector not in self.used_vectors(), "two slices have a vector"
+            assert vector not in self.used_vectors(by_shared=not taken.is_shared), "a slice's own vector is another's"
+        assert not taken.is_shared or self.free_own() < self.ends
         self.slices.append(taken)
 
     def refuse(self, size: int) -> None:
         """Asserts that there was reason to."""
-        needed = 2 if self.device.pair[0] == self.device.pair[1] else 1
-        has_vectors = len(set(range(self.vectors)) - self.used_vectors()) >= needed
-        assert not (has_vectors and self.longest_run() * PAGE >= size), "there was room"
+        own = self.used_vectors(by_shared=False)
+        shareable = set(range(self.vectors - self.shared(), self.vectors)) - own
+        assert not ((shareable or self.free_own() >= self.ends) and self.longest_run() * PAGE >= size), "there was room"
 
     def free(self, freed: Slice) -> None:
         self.slices.remove(freed)
         for page in self.span(freed):
             self.pages[page] = None
 
-    def used_vectors(self) -> set[int]:
-        return {vector for each in self.slices for vector in each.vectors.values()}
+    def used_vectors(self, *, by_shared: bool) -> set[int]:
+        """Those of slices that have them alone, and of others too if `by_shared`."""
+        return {vector for each in self.slices if by_shared or not each.is_shared for vector in each.vectors.values()}
+
+    def shared(self) -> int:
+        return min(self.vectors, max(1, self.vectors // 5))
+
+    def free_own(self) -> int:
+        return len(set(range(self.vectors - self.shared())) - self.used_vectors(by_shared=False))
 
     def runs(self) -> dict[int, int]:
         found: dict[int, int] = {}
@@ -359,7 +387,7 @@ class Model:
 
     def check(self) -> None:
         assert self.device.free == self.runs()
-        assert self.device.free_vectors == set(range(self.vectors)) - self.used_vectors()
+        assert self.device.owned == self.used_vectors(by_shared=False)
         assert self.device.slices == len(self.slices)
 
 

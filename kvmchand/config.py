@@ -234,7 +234,7 @@ class LinkSettings:
     size: Size = field(default=LINK_BYTES, metadata=power_of_two(PAGE, 1 << 34))
     """Bytes of one device."""
     vectors: int = field(default=64, metadata=number(2, VECTORS_MAX))
-    """Channels on one device that have an interrupt vector of their own. Any more share some."""
+    """Channels of a link that have an interrupt vector of their own. Any more share some."""
     dedicated: bool = field(default=False, metadata=FLAG)
     """A device for each channel, so that no process of a domain reaches another's memory."""
     pairs: tuple[tuple[str, str], ...] = field(default=(), metadata=PAIRS)

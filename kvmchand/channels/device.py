@@ -3,7 +3,8 @@
 
 Pure state. A device exists from when the daemon makes its memory until no channel is on it and no
 QEMU has it. A channel gets an interrupt vector of its own while there is one. One that comes later
-shares a vector: of each five, one is for sharing.
+shares a vector: of each five, one is for sharing. A link's further devices have a few vectors, all
+for sharing, so that they leave some to the guest's other devices.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def pair_of(one: DomainId, other: DomainId) -> Pair:
 
 
 _OWN_PER_SHARED = 4
+FURTHER_VECTORS = 8
+"""Of a link's second device and those that follow."""
 
 
 def with_shared(vectors: int) -> int:
@@ -75,6 +78,8 @@ class Device:
     free: dict[int, int] = field(default_factory=dict)
     usable: int = 0
     """Vectors that each of its guests can use."""
+    only_shared: bool = False
+    """No channel gets a vector of its own."""
     owned: set[int] = field(default_factory=set)
     """Vectors that one channel has alone."""
     sharers: Counter[int] = field(default_factory=Counter)
@@ -103,7 +108,7 @@ class Device:
 
     def _choose(self, ends: int) -> tuple[list[int], bool] | None:
         """Return a vector for each of these ends, and if they are shared; None if there is none."""
-        first_shared = self.usable - max(1, self.usable // (_OWN_PER_SHARED + 1))
+        first_shared = 0 if self.only_shared else self.usable - max(1, self.usable // (_OWN_PER_SHARED + 1))
         own = [vector for vector in range(first_shared) if vector not in self.owned]
         if len(own) >= ends:
             return own[:ends], False

@@ -82,7 +82,7 @@ class Lifecycle(HypervisorEvents):
             return
         self._pool.add_guest(found)
         try:
-            device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), 1, control=True)
+            device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), control=True)
             self._pool.attach(device, domain)
         except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")

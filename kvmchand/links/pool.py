@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kvmchand.channels.device import Device, Slice, pair_of, with_shared
+from kvmchand.channels.device import FURTHER_VECTORS, Device, Slice, pair_of, with_shared
 from kvmchand.channels.page import Page
 from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
@@ -30,6 +30,8 @@ from kvmchand.wire import libvirt
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
+_ENDS = 2
+"""Vectors of its own that a channel within a guest takes."""
 
 
 class NotYet(Exception):
@@ -66,7 +68,6 @@ class Pool:
         self._devices = devices
         self._hypervisor = hypervisor
         self._settings = settings
-        self._vectors = with_shared(settings.vectors)
         self._guests: set[DomainId] = set()
         self.unplugger = Unplugger(loop, links, devices, hypervisor, tell, self.reap)
         self.stale = StaleDevices(loop, links, hypervisor, tell)
@@ -102,9 +103,18 @@ class Pool:
 
     # ---- devices ----
 
-    def add(self, one: DomainId, other: DomainId, size: Size, vectors: int, *, control: bool = False) -> Device:
+    def add(self, one: DomainId, other: DomainId, size: Size, *, control: bool = False) -> Device:
         """Make a device for two domains, in neither yet. Raises OutOfResources."""
-        device = self._links.add(pair_of(one, other), {one, other} & self._guests, size, vectors, control=control)
+        pair = pair_of(one, other)
+        is_further = bool(self._links.devices_for(pair)) and not control
+        if control:
+            vectors = 1
+        elif self._settings.dedicated:
+            vectors = with_shared(_ENDS)
+        else:
+            vectors = FURTHER_VECTORS if is_further else with_shared(self._settings.vectors)
+        device = self._links.add(pair, set(pair) & self._guests, size, vectors, control=control)
+        device.only_shared = is_further and not self._settings.dedicated
         try:
             self._devices.create(device, without_kvm=self._links.keepers)
         except BaseException:
@@ -123,7 +133,7 @@ class Pool:
         """Make a link between two domains ahead of its first channel."""
         try:
             devices = self._links.devices_for(pair_of(one, other))
-            device = devices[0] if devices else self.add(one, other, self._settings.size, self._vectors)
+            device = devices[0] if devices else self.add(one, other, self._settings.size)
             for domain in device.peers:
                 self.attach(device, domain)
         except VchanError as error:
@@ -204,7 +214,7 @@ class Pool:
                 return taken
         coming = [device for device in devices if not device.is_ready(owner)]
         if not coming:
-            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())), self._vectors)
+            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())))
             if device.is_ready(owner):
                 taken = self._links.allocate(device, size, wakes=wakes)
                 if taken is None:

@@ -756,6 +756,8 @@ def test_a_link_grows_by_another_device_when_its_memory_is_full(run: Run) -> Non
     ends = [alice.offer(number, path=str(number)) for number in range(4)]
     ends.append(alice.offer(4, path="4", grows=True))
     assert len({end.peer for end in ends}) == 2
+    assert [end.is_shared for end in ends] == [False] * 4 + [True]
+    assert [alice.wait_device(end.peer).vectors for end in ends[3:]] == [5, 8]  # so others find some, too
     with acting_as(host):
         clients = [host_connect(ALICE, f"/local/domain/{ALICE}/{number}") for number in range(5)]
     for client, end in zip(clients, ends, strict=True):

@@ -12,9 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "dataplane/copy.h"
 #include "ring/ring.h"
 
-#define SIZE 16u
+#define SIZE 64u
 
 /* Indexes to start from: both ends of the numbers, and where the two's complement turns. */
 static const uint32_t starts[] = {
@@ -172,8 +173,8 @@ static void a_copy_changes_no_other_byte(void)
 	uint32_t offset;
 
 	pair_make(&pair, SIZE, UINT32_MAX - 2);
-	put(&pair, 0, 5); /* at 13, 14, 15, 0, 1 */
-	for (offset = 2; offset < 13; offset++)
+	put(&pair, 0, 5); /* at 61, 62, 63, 0, 1 */
+	for (offset = 2; offset < SIZE - 3; offset++)
 		equal(pair.producer.buffer[offset], 0xee);
 	pair_free(&pair);
 }
@@ -298,6 +299,19 @@ static void bytes_are_there_when_their_index_is(void)
 	pair_free(&stream.pair);
 }
 
+/* As in a guest without KVM. */
+static void a_ring_that_copies_by_words_does_the_same(void)
+{
+	ring_copy_by(copy_by_words);
+	a_peek_leaves_what_it_copies();
+	a_full_ring_uses_every_byte();
+	a_copy_of_any_length_goes_around_the_end();
+	bytes_keep_their_places_whatever_the_pieces();
+	a_copy_changes_no_other_byte();
+	bytes_are_there_when_their_index_is();
+	ring_copy_by(memcpy);
+}
+
 static const struct test tests[] = {
     TEST(an_empty_ring_has_all_its_room_and_no_data),
     TEST(a_peek_leaves_what_it_copies),
@@ -309,5 +323,6 @@ static const struct test tests[] = {
     TEST(the_own_index_is_never_read_back),
     TEST(an_index_that_cannot_be_true_breaks_the_ring),
     TEST(bytes_are_there_when_their_index_is),
+    TEST(a_ring_that_copies_by_words_does_the_same),
 };
 TEST_MAIN(tests)

@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "dataplane/copy.h"
 #include "dataplane/error.h"
 #include "ring/page.h"
 
@@ -63,6 +64,7 @@ static int map_doorbell(struct event *event, const struct kvmchan_grant *grant)
 		return fail(errno, "the device's doorbell could not be mapped");
 	event->doorbell = page;
 	event->doorbell_value = grant->doorbell_value;
+	copy_choose(); /* we are in a guest */
 	return 0;
 }
 

@@ -5,6 +5,15 @@
 
 #include "ring/atomics.h"
 
+static ring_copier *copier = memcpy;
+
+void ring_copy_by(ring_copier *chosen) { __atomic_store_n(&copier, chosen, __ATOMIC_RELAXED); }
+
+static void copy(void *to, const void *from, size_t count)
+{
+	__atomic_load_n(&copier, __ATOMIC_RELAXED)(to, from, count);
+}
+
 /* Return how many bytes are in the ring by the indexes. */
 static uint32_t filled_by(const struct ring *ring, uint32_t own, uint32_t peer)
 {
@@ -60,9 +69,9 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 	uint32_t first = before_end(ring, offset, count);
 
 	if (first) /* a call of no bytes may come without a buffer */
-		memcpy(ring->buffer + offset, data, first);
+		copy(ring->buffer + offset, data, first);
 	if (count > first)
-		memcpy(ring->buffer, (const uint8_t *)data + first, count - first);
+		copy(ring->buffer, (const uint8_t *)data + first, count - first);
 	ring_move(ring, count);
 }
 
@@ -72,9 +81,9 @@ static inline void copy_out(const struct ring *ring, void *data, uint32_t count)
 	uint32_t first = before_end(ring, offset, count);
 
 	if (first)
-		memcpy(data, ring->buffer + offset, first);
+		copy(data, ring->buffer + offset, first);
 	if (count > first)
-		memcpy((uint8_t *)data + first, ring->buffer, count - first);
+		copy((uint8_t *)data + first, ring->buffer, count - first);
 }
 
 void ring_peek(const struct ring *ring, void *data, uint32_t count) { copy_out(ring, data, count); }

@@ -25,6 +25,12 @@ struct ring {
 	bool produces;
 };
 
+/* Copies @count bytes that do not overlap, as memcpy(). */
+typedef void *ring_copier(void *to, const void *from, size_t count);
+
+/* Have all rings copy so from now on; they begin with memcpy(). From any thread. */
+void ring_copy_by(ring_copier *copier);
+
 /* Return the bytes to read (consumer) or the room to write (producer) as last seen. Touches no
  * shared memory. */
 static inline uint32_t ring_known(const struct ring *ring)

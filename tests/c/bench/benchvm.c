@@ -14,8 +14,8 @@
  *   N send|receive vchan|port CALL COUNT   a stream of COUNT calls; the receiver: bytes a second
  *   N ping|echo vchan|port SIZE COUNT      round trips; who pings: the nanoseconds of one
  *   N copy SIZE COUNT                      plain memcpy into a ring's memory: bytes a second
- *   N offer|join COUNT                     more channels in turn; who offers: nanoseconds of each,
- *                                          from before server_init to the first byte
+ *   N offer|join COUNT                     more channels, kept to the last; who offers: nanoseconds
+ * of each, from before server_init to the first byte
  *
  * Every call's first 8 bytes are its number, which the receiver checks. Each time is of one
  * machine's clock.
@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -39,7 +40,8 @@
 
 #define CALL_MAX (1 << 20)
 /* Of channels after the first: several have room in a link of the default size. */
-#define MORE_RING 65536
+#define MORE_RING 1
+#define MORE_FDS 20000
 
 static unsigned char buffer[CALL_MAX], ring[CALL_MAX];
 static struct libxenvchan *vchan;
@@ -272,42 +274,56 @@ static void copy(size_t size, uint64_t count)
 
 static const struct carrier vchans = {vchan_put, vchan_get}, ports = {port_put, port_get};
 
-/* The vchan that is there says when the client may come, as a program's own would. */
+static struct libxenvchan **room_for(uint64_t count)
+{
+	struct rlimit most = {.rlim_cur = MORE_FDS, .rlim_max = MORE_FDS};
+	struct libxenvchan **more = calloc(count + 1, sizeof(*more));
+
+	if (!more || setrlimit(RLIMIT_NOFILE, &most) < 0)
+		die("room for more channels");
+	return more;
+}
+
+static void close_all(struct libxenvchan **more)
+{
+	for (uint64_t i = 0; more[i]; i++)
+		libxenvchan_close(more[i]);
+	free(more);
+}
+
+/* They all stay until the last is there. The vchan that is there before says when the client may
+ * come, as a program's own would. */
 static void offer_more(uint64_t count)
 {
+	struct libxenvchan **more = room_for(count);
 	unsigned char byte = 0;
 
-	for (uint64_t i = 1; i <= count; i++) {
-		struct libxenvchan *more;
-		uint64_t start;
+	for (uint64_t i = 0; i < count; i++) {
+		uint64_t start = now_ns();
 
-		start = now_ns();
-		more = offer(i, MORE_RING);
+		more[i] = offer(i + 1, MORE_RING);
 		vchan_put(&byte, 1);
-		if (libxenvchan_recv(more, &byte, 1) != 1)
+		if (libxenvchan_recv(more[i], &byte, 1) != 1)
 			die("the first byte");
 		printf(" %" PRIu64, now_ns() - start);
-		libxenvchan_close(more);
 	}
+	vchan_put(&byte, 1);
+	close_all(more);
 }
 
 static void join_more(uint64_t count)
 {
+	struct libxenvchan **more = room_for(count);
 	unsigned char byte = 0;
 
-	for (uint64_t i = 1; i <= count; i++) {
-		struct libxenvchan *more;
-
+	for (uint64_t i = 0; i < count; i++) {
 		vchan_get(&byte, 1);
-		more = join(i);
-		if (libxenvchan_send(more, &byte, 1) != 1)
+		more[i] = join(i + 1);
+		if (libxenvchan_send(more[i], &byte, 1) != 1)
 			die("the first byte");
-		/* Its server closes first: what was written stays readable, but let it be read. */
-		while (libxenvchan_is_open(more))
-			if (libxenvchan_wait(more) < 0)
-				break;
-		libxenvchan_close(more);
 	}
+	vchan_get(&byte, 1);
+	close_all(more);
 }
 
 /* ---- the orders ---- */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the doctor finds on a host: at libvirt, and at the machine of each running domain."""
+"""What the doctor finds on a host: at libvirt, its emulators, and each running domain's machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
 
-from kvmchand.admin import prepare
+from kvmchand.admin import emulators, prepare
 from kvmchand.admin.findings import Finding, Grade
 from kvmchand.admin.prepare import libvirt
 from kvmchand.config import Serve
@@ -30,6 +30,7 @@ def host(listed: Listing | VchanError, uri: str, serve: Serve) -> Iterator[Findi
         yield Finding(
             Grade.OK, "libvirt", f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}"
         )
+        yield from _emulators(connection, serve)
         guests = None if isinstance(listed, VchanError) else {int(each.domain): each for each in listed.guests}
         running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         if not running:
@@ -46,19 +47,39 @@ def _version(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
+def _emulators(connection: Any, serve: Serve) -> Iterator[Finding]:
+    """Yield the findings about the emulators of the domains that may be served, or of libvirt's."""
+    wanted = [each for each in connection.listAllDomains() if machine_xml.is_wanted(each.name(), serve)]
+    xmls = [each[0] for each in map(_xmls, wanted) if each is not None]
+    paths = emulators.of_domains(xmls) or emulators.of_libvirt(connection.getCapabilities())
+    if not paths:
+        yield Finding(Grade.BAD, "libvirt", "it knows no emulator for x86_64: install QEMU (qemu-system-x86), and start it again")
+    for path in sorted(paths):
+        yield emulators.finding(path)
+
+
+def _xmls(domain: Any) -> tuple[str, str] | None:
+    """Return a domain's XML, and that of its next start, or "" if it has none.
+
+    Returns None if the domain has ended meanwhile.
+    """
+    try:
+        return domain.XMLDesc(), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            raise
+        return None
+
+
 def _domain(domain: Any, guests: dict[int, GuestInfo] | None, serve: Serve) -> Iterator[Finding]:
     """Yield the findings about a domain.
 
     `guests`: those that the daemon knows, by number; None if it does not say.
     """
-    number, name = domain.ID(), domain.name()
-    try:
-        live = domain.XMLDesc()
-        kept = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else ""
-    except libvirt.libvirtError as error:
-        if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-            raise
-        return  # it has ended meanwhile
+    number, name, xmls = domain.ID(), domain.name(), _xmls(domain)
+    if xmls is None:
+        return
+    live, kept = xmls
     subject = f"domain {number} ({name})"
     known = guests.get(number) if guests is not None else None
     try:

@@ -309,9 +309,18 @@ def test_the_doctor_without_a_daemon_or_a_libvirtd(domain: Domain, tmp_path: Pat
 
 
 def test_the_doctor_where_no_domain_runs(domain: Domain) -> None:
-    version, none = domain.diagnosis()["libvirt"]
+    found = domain.diagnosis()
+    version, none = found["libvirt"]
     assert re.fullmatch(r"ok version \d+\.\d+\.\d+, QEMU \d+\.\d+\.\d+", version)
     assert none == "note no domain runs there"
+    assert found["emulator /usr/bin/qemu-system-x86_64"] == ["ok it has ivshmem-doorbell"]
+
+
+def test_the_doctor_asks_libvirt_s_emulator_where_no_domain_names_one(shared_libvirtd: PrivateLibvirtd, tmp_path: Path) -> None:
+    command = [str(KVMCHAN), "doctor", "--as", "host", "--uri", shared_libvirtd.uri]
+    environment = {**os.environ, "KVMCHAN_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "ok    emulator /usr/bin/qemu-system-x86_64: it has ivshmem-doorbell" in done.stdout.splitlines()
 
 
 def test_the_doctor_to_a_pipe_that_nobody_reads_says_nothing(domain: Domain) -> None:

@@ -173,6 +173,29 @@ def test_ls_for_a_domain_that_can_not_be(daemon: Daemon) -> None:
     assert "KVMCHAN_DOMAIN" in refusal("ls", env=daemon.environment(KVMCHAN_DOMAIN="x") | {"KVMCHAN_DOMAIN": "x"})
 
 
+# ---- doctor ----
+
+
+def libvirt_of(folder: Path, emulator: str) -> str:
+    """The URI of libvirt's own test driver, with a domain that runs on this emulator."""
+    path = folder / "libvirt.xml"
+    path.write_text(f"""\
+<node><domain type='test'><name>web</name><memory>65536</memory><os><type arch='x86_64'>hvm</type></os>
+<devices><emulator>{emulator}</emulator></devices></domain></node>""")
+    return f"test://{path}"
+
+
+@pytest.mark.parametrize(("device", "grade"), [("ivshmem-doorbell", "ok"), ("ivshmem-plain", "bad")])
+def test_the_doctor_asks_the_emulator_for_the_device(daemon: Daemon, tmp_path: Path, device: str, grade: str) -> None:
+    emulator = tmp_path / "qemu"
+    emulator.write_text(f"#!/bin/sh\necho 'name \"{device}\", bus PCI'\n")
+    emulator.chmod(0o755)
+    done = kvmchan("doctor", "--as", "host", "--uri", libvirt_of(tmp_path, str(emulator)), env=daemon.environment())
+    assert done.stderr == ""
+    (said,) = [line for line in done.stdout.splitlines() if "emulator" in line]
+    assert said.startswith(f"{grade:4}  emulator {emulator}: ")
+
+
 # ---- exec ----
 
 

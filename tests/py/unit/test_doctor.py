@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmchand.admin import doctor, host_findings, prepare
+from kvmchand.admin import doctor, emulators, host_findings, prepare
 from kvmchand.admin.doctor import Role
 from kvmchand.admin.findings import Finding, Grade
 from kvmchand.errors import InvalidArgument, Unreachable, VchanError
@@ -520,6 +520,77 @@ def test_nothing_is_said_of_a_domain_that_is_served() -> None:
 def test_what_libvirt_says_of_a_domain_that_is_no_xml_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="no XML"):
         host_findings.refusal("domain 3 (web)", "web", "<domain>", "prepared", is_persistent=True)
+
+
+# ---- a host's emulators ----
+
+OF_QEMU = 'Misc devices:\nname "edu", bus PCI\nname "ivshmem-doorbell", bus PCI, desc "Inter-VM shared memory"\n'
+WITHOUT_DOORBELL = OF_QEMU.replace("ivshmem-doorbell", "ivshmem-plain")
+
+
+def emulator(folder: Path, script: str) -> str:
+    """A program that is asked in place of QEMU."""
+    path = folder / "emulator"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def saying(folder: Path, text: str) -> str:
+    return emulator(folder, f'[ "$*" = "-device help" ] || exit 1\ncat <<"END"\n{text}END')
+
+
+def test_an_emulator_that_has_the_device(tmp_path: Path) -> None:
+    path = saying(tmp_path, OF_QEMU)
+    assert str(emulators.finding(path)) == f"ok    emulator {path}: it has ivshmem-doorbell"
+
+
+def test_an_emulator_that_is_built_without_the_device(tmp_path: Path) -> None:
+    path = saying(tmp_path, WITHOUT_DOORBELL)
+    said = only([emulators.finding(path)], f"emulator {path}")
+    assert "built without ivshmem-doorbell" in said
+    assert "install a QEMU that has it" in said
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("exit 3", "names no devices when it is asked (status 3)"),
+        ("echo nonsense", "names no devices when it is asked (status 0)"),
+        ("exec yes 'name \"edu\"'", "more than 1048576 bytes"),
+        ("sleep infinity & wait", "has not said in 0 s"),
+    ],
+    ids=["failing", "no QEMU", "endless", "silent"],
+)
+def test_an_emulator_that_does_not_answer_is_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, expected: str
+) -> None:
+    if "sleep" in script:
+        monkeypatch.setattr(emulators, "DEADLINE", 0.1)
+    found = emulators.finding(emulator(tmp_path, script))
+    assert found.grade is Grade.NOTE
+    assert expected in found.sentence
+    assert ":" in found.sentence
+
+
+def test_an_emulator_that_can_not_be_run_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no program")
+    for path in (tmp_path / "none", tmp_path, tmp_path / "text"):
+        found = emulators.finding(str(path))
+        assert found.grade is Grade.NOTE
+        assert "is it installed?" in found.sentence
+
+
+def test_emulators_are_those_of_the_domains() -> None:
+    one, other = (
+        READY.replace("</devices>", "<emulator>/one</emulator></devices>"),
+        Q35.replace("<devices>", "<devices><emulator/>"),
+    )
+    assert emulators.of_domains([one, other, one, "<domain>"]) == {"/one"}
+    capabilities = "<capabilities><guest><arch name='{}'><emulator>/{}</emulator></arch></guest></capabilities>"
+    assert emulators.of_libvirt(capabilities.format("x86_64", "intel")) == {"/intel"}
+    assert emulators.of_libvirt(capabilities.format("aarch64", "arm")) == set()
+    assert emulators.of_libvirt("<capabilities/>") == set()
 
 
 def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:

@@ -7,27 +7,15 @@ vIOMMU and the ivshmem devices. What cannot be read becomes a finding, or is lef
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from kvmchand.admin import prepare
 from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.guest_findings import guest, ivshmem_functions, text
 from kvmchand.admin.host_findings import host
 from kvmchand.config import PREPARED, Serve
 from kvmchand.errors import VchanError
-from kvmchand.linux import pci
-from kvmchand.wire.client import DeviceInfo, Listing
-
-IVSHMEM = (0x1AF4, 0x1110)
-REVISION = 1
-"""The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
-WRITE_BACK = 500
-"""MB/s above which memory counts as cached: uncached reads cost a bus cycle each, and are far
-slower.
-"""
-_DRIVER = "vfio-pci"
-_MODULES = ("vfio_pci", "vfio_iommu_type1")
+from kvmchand.wire.client import Listing
 
 
 class Role(Enum):
@@ -65,169 +53,5 @@ def role_of(root: Path) -> Role:
     """
     if ivshmem_functions(root / "sys"):
         return Role.GUEST
-    is_qemu = _text(root / "sys/class/dmi/id/sys_vendor") == "QEMU"
+    is_qemu = text(root / "sys/class/dmi/id/sys_vendor") == "QEMU"
     return Role.GUEST if is_qemu and not (root / "run/libvirt").exists() else Role.HOST
-
-
-def _text(path: Path) -> str:
-    """Return the text of a file that may be missing."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _bytes(count: int) -> str:
-    for unit, name in ((1 << 20, "MiB"), (1 << 10, "KiB")):
-        if count and count % unit == 0:
-            return f"{count // unit} {name}"
-    return f"{count} bytes"
-
-
-# ---- a guest ----
-
-
-def ivshmem_functions(sys: Path) -> list[pci.Function]:
-    """Return the machine's ivshmem devices."""
-    found = []
-    for address in _addresses(sys):
-        function = _function(address, sys)
-        if function is not None and (function.vendor, function.device) == IVSHMEM:
-            found.append(function)
-    return found
-
-
-def _addresses(sys: Path) -> list[str]:
-    try:
-        return pci.addresses(sys)
-    except pci.SysfsError:
-        return []
-
-
-def _function(address: str, sys: Path) -> pci.Function | None:
-    try:
-        return pci.function(address, sys)
-    except pci.SysfsError:
-        return None  # it went meanwhile, or is none that we could judge
-
-
-def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
-    """Yield the findings about a guest."""
-    sys = root / "sys"
-    yield from _modules(sys)
-    if not (root / "dev/vfio/vfio").exists():
-        yield Finding(Grade.BAD, "VFIO", "there is no /dev/vfio/vfio: load vfio-pci, or let this container have the device")
-    yield _iommu(root)
-    known = {} if isinstance(listed, VchanError) else {each.address: each for each in listed.devices}
-    functions = ivshmem_functions(sys)
-    if not functions:
-        yield Finding(
-            Grade.BAD,
-            "devices",
-            "the host has plugged none into this guest: is kvmchand host running there? kvmchan doctor there says more",
-        )
-    for function in functions:
-        yield from _device(function, known.get(function.address), sys)
-    yield from _windows(functions, sys)
-
-
-def _modules(sys: Path) -> Iterator[Finding]:
-    for module in _MODULES:
-        if (sys / "module" / module).exists():
-            yield Finding(Grade.OK, "module", f"{module} is there")
-        else:
-            yield Finding(
-                Grade.BAD,
-                "module",
-                f"{module} is not there: modprobe {module}, or a kernel that has it (not Debian's for the cloud)",
-            )
-
-
-def _iommu(root: Path) -> Finding:
-    sys = root / "sys"
-    groups = [each.name for each in (sys / "kernel/iommu_groups").glob("*")]
-    if not all(pci.is_noiommu(each, sys) for each in groups):
-        return Finding(Grade.OK, "vIOMMU", "there is one, and the kernel uses it")
-    if groups or _text(sys / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
-        return Finding(
-            Grade.NOTE,
-            "vIOMMU",
-            "there is none, and VFIO is let do without, so that nothing confines the devices: that needs noiommu = true in "
-            "kvmchand guest's settings",
-        )
-    if not any((sys / "firmware/acpi/tables" / table).exists() for table in ("DMAR", "VIOT")):
-        return Finding(
-            Grade.BAD, "vIOMMU", "this machine has none: kvmchan prepare-domain on the host, then start the domain anew"
-        )
-    if prepare.uses_iommu(_text(root / "proc/cmdline")):
-        sentence = "the kernel does not use the machine's, though it is told to: its log (dmesg | grep -i dmar) says why"
-    else:
-        sentence = "the kernel does not use the machine's: put intel_iommu=on on its command line, and reboot"
-    return Finding(Grade.BAD, "vIOMMU", sentence)
-
-
-def _device(function: pci.Function, known: DeviceInfo | None, sys: Path) -> Iterator[Finding]:
-    name = f"device {function.address}"
-    faults = list(_faults(function, sys))
-    for each in faults:
-        yield Finding(Grade.BAD, name, each)
-    if known is None:
-        if not faults:
-            yield Finding(Grade.BAD, name, "kvmchand guest does not use it: is it running? its log says why")
-        return
-    what = f"{_bytes(known.size)}, {known.vectors} vectors; its memory is mapped"
-    if known.speed < WRITE_BACK:
-        yield Finding(
-            Grade.NOTE,
-            name,
-            f"{what} uncached: {known.speed} MB/s read, so that vchans are slow: is the device QEMU's, and no hardware?",
-        )
-    else:
-        yield Finding(Grade.OK, name, f"{what} write-back: {known.speed} MB/s read")
-
-
-def _faults(function: pci.Function, sys: Path) -> Iterator[str]:
-    if function.revision != REVISION:
-        yield f"it is revision {function.revision} of ivshmem, and only {REVISION} has interrupts: a newer QEMU is needed"
-    if len(function.bars) < 3 or not function.bars[2].size:
-        above = pci.bridge(function.address, sys)
-        yield (
-            f"its memory (BAR 2) got no address, for {f'bridge {above}' if above else 'the machine'} has no window for so much: "
-            "use smaller links (links.size in the host's settings), or have a large one from the start (kvmchan prepare-domain "
-            "--link-size)"
-        )
-    elif not function.bars[0].size:
-        yield "its doorbell (BAR 0) got no address: another bridge is needed (kvmchan prepare-domain on the host)"
-    for member in pci.group_members(function.group, sys) if function.group else []:
-        other = _function(member, sys)
-        if other is not None and member != function.address and other.driver not in ("", _DRIVER, "pcieport"):
-            yield (
-                f"its IOMMU group {function.group} has {member} in it, which the driver {other.driver} has: plug the device "
-                "elsewhere, behind a bridge of its own (kvmchan prepare-domain on the host)"
-            )
-    if function.driver != _DRIVER:
-        yield f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more"
-
-
-def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
-    """Yield what may still be plugged behind the bridges of our devices."""
-    bars = [bar for address in _addresses(sys) if (each := _function(address, sys)) is not None for bar in each.bars]
-    for above in sorted({pci.bridge(each.address, sys) for each in functions} - {""}):
-        try:
-            windows = pci.windows(above, sys)
-        except pci.SysfsError as error:
-            yield Finding(Grade.NOTE, f"bridge {above}", str(error))
-            continue
-        room = max((pci.largest_fit(window, bars) for window in windows), default=0)
-        sizes = " and ".join(_bytes(window.size) for window in windows)
-        if room >= pci.PAGE:
-            yield Finding(
-                Grade.OK, f"bridge {above}", f"it has windows of {sizes}, with room for a device of {_bytes(room)} more"
-            )
-        else:
-            yield Finding(
-                Grade.NOTE,
-                f"bridge {above}",
-                f"its windows ({sizes or 'it has none'}) have no room for another device: have a large one from the start "
-                "(kvmchan prepare-domain --link-size)",
-            )

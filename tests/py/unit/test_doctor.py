@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kvmchand.admin import doctor, emulators, host_findings, prepare
+from kvmchand.admin import doctor, emulators, guest_findings, host_findings, prepare
 from kvmchand.admin.doctor import Role
 from kvmchand.admin.findings import Finding, Grade
 from kvmchand.errors import InvalidArgument, Unreachable, VchanError
@@ -55,7 +55,7 @@ class Machine:
     def add(
         self,
         address: str,
-        numbers: tuple[int, int] = doctor.IVSHMEM,
+        numbers: tuple[int, int] = guest_findings.IVSHMEM,
         *,
         above: str = "",
         revision: int = 1,
@@ -158,7 +158,7 @@ def test_a_guest_in_order(machine: Machine) -> None:
     ]
 
 
-@pytest.mark.parametrize("speed", [0, 8, doctor.WRITE_BACK - 1])
+@pytest.mark.parametrize("speed", [0, 8, guest_findings.WRITE_BACK - 1])
 def test_slow_memory_is_uncached(machine: Machine, speed: int) -> None:
     found = machine.findings(shown(speed=speed))
     (note,) = [each for each in found if each.grade is Grade.NOTE]
@@ -167,7 +167,7 @@ def test_slow_memory_is_uncached(machine: Machine, speed: int) -> None:
 
 
 def test_memory_is_write_back_from_the_limit_on(machine: Machine) -> None:
-    assert all(each.grade is Grade.OK for each in machine.findings(shown(speed=doctor.WRITE_BACK)))
+    assert all(each.grade is Grade.OK for each in machine.findings(shown(speed=guest_findings.WRITE_BACK)))
 
 
 def test_a_device_on_the_root_complex_has_no_bridge(machine: Machine) -> None:

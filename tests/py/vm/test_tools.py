@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kvmchand.admin.doctor import WRITE_BACK
+from kvmchand.admin.guest_findings import WRITE_BACK
 from libxenvchan_shim import offer
 from rig.daemon import acting_as
 from rig.deadline import eventually

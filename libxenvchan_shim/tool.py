@@ -140,10 +140,13 @@ def diagnose(arguments: argparse.Namespace) -> None:
         listed: Listing | VchanError = listing()
     except VchanError as error:
         listed = error
-    role = doctor.Role(arguments.side) if arguments.side else None
+    role = doctor.Role(arguments.side) if arguments.side else doctor.role_of()
     uri = arguments.uri or settings.libvirt or config.Settings().libvirt
     findings = doctor.examine(listed, uri, role, serve=settings.guests.serve)
-    print("\n".join(map(str, findings)), flush=True)
+    if arguments.json:
+        print(json.dumps({"role": role.value, "findings": [each.as_dict() for each in findings]}), flush=True)
+    else:
+        print("\n".join(map(str, findings)), flush=True)
     if any(each.is_bad for each in findings):
         sys.exit(1)
 
@@ -163,7 +166,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="look for what keeps vchans from working, on a host or in a guest",
         description="Each line is a finding, with what to do. The exit status is 1 if something is wrong.",
+        epilog='--json prints {"role": "host" or "guest", "findings": [...]}. Each finding has "grade" (ok, note or bad), "kind" '
+        '(what it is about, a name for scripts), "subject" (which one) and "sentence" (as it is printed without --json).',
     )
+    doctors.add_argument("--json", action="store_true", help="as JSON, once all is found")
     doctors.add_argument("--as", dest="side", choices=("host", "guest"), help="which side this machine is; else it is found out")
     prepares = commands.add_parser(
         "prepare-domain",

@@ -10,12 +10,14 @@ from __future__ import annotations
 from enum import Enum
 from pathlib import Path
 
-from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.guest_findings import guest, ivshmem_functions, text
 from kvmchand.admin.host_findings import host
 from kvmchand.config import PREPARED, Serve
 from kvmchand.errors import VchanError
 from kvmchand.wire.client import Listing
+
+ROOT = Path("/")
 
 
 class Role(Enum):
@@ -25,16 +27,12 @@ class Role(Enum):
     GUEST = "guest"
 
 
-def examine(
-    listed: Listing | VchanError, uri: str, role: Role | None = None, root: Path = Path("/"), serve: Serve = PREPARED
-) -> list[Finding]:
+def examine(listed: Listing | VchanError, uri: str, role: Role, root: Path = ROOT, serve: Serve = PREPARED) -> list[Finding]:
     """Return the findings about this machine.
 
-    `listed`: what the daemon shows, or why it shows nothing. `role`: None to find out. `root`: the
-    directory with /sys and the like. `serve`: which domains the daemon is to serve.
+    `listed`: what the daemon shows, or why it shows nothing. `root`: the directory with /sys and
+    the like. `serve`: which domains the daemon is to serve.
     """
-    if role is None:
-        role = role_of(root)
     return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri, serve))]
 
 
@@ -42,11 +40,13 @@ def daemon(listed: Listing | VchanError, role: Role) -> Finding:
     """Return the finding about the daemon itself."""
     subject = f"kvmchand {role.value}"
     if isinstance(listed, VchanError):
-        return Finding(Grade.BAD, subject, listed.sentence)
-    return Finding(Grade.OK, subject, f"it answers, and knows {len(listed.domains)} domains and {len(listed.channels)} channels")
+        return Finding(Grade.BAD, Kind.DAEMON, subject, listed.sentence)
+    return Finding(
+        Grade.OK, Kind.DAEMON, subject, f"it answers, and knows {len(listed.domains)} domains and {len(listed.channels)} channels"
+    )
 
 
-def role_of(root: Path) -> Role:
+def role_of(root: Path = ROOT) -> Role:
     """Return the role of this machine.
 
     A machine with ivshmem devices is a guest. So is one of QEMU's, unless it runs a libvirt.

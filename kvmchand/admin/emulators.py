@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
-from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.findings import Finding, Grade, Kind
 
 _DEVICE = b'name "ivshmem-doorbell"'
 _ANY_DEVICE = b'name "'
@@ -56,11 +56,12 @@ def finding(path: str) -> Finding:
     try:
         has_device = _DEVICE in _devices(path)
     except NotTold as error:
-        return Finding(Grade.NOTE, subject, str(error))
+        return Finding(Grade.NOTE, Kind.EMULATOR, subject, str(error))
     if has_device:
-        return Finding(Grade.OK, subject, "it has ivshmem-doorbell")
+        return Finding(Grade.OK, Kind.EMULATOR, subject, "it has ivshmem-doorbell")
     return Finding(
         Grade.BAD,
+        Kind.EMULATOR,
         subject,
         "it is built without ivshmem-doorbell, the device that guests get: install a QEMU that has it, as Debian's has, let "
         "the domains' XML name that (<emulator>), then shut them down and start them",

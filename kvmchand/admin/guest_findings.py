@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kvmchand.admin import prepare
-from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.errors import VchanError
 from kvmchand.linux import pci
 from kvmchand.wire.client import DeviceInfo, Listing
@@ -55,13 +55,16 @@ def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
     sys = root / "sys"
     yield from _modules(sys)
     if not (root / "dev/vfio/vfio").exists():
-        yield Finding(Grade.BAD, "VFIO", "there is no /dev/vfio/vfio: load vfio-pci, or let this container have the device")
+        yield Finding(
+            Grade.BAD, Kind.VFIO, "VFIO", "there is no /dev/vfio/vfio: load vfio-pci, or let this container have the device"
+        )
     yield _iommu(root)
     known = {} if isinstance(listed, VchanError) else {each.address: each for each in listed.devices}
     functions = ivshmem_functions(sys)
     if not functions:
         yield Finding(
             Grade.BAD,
+            Kind.NO_DEVICE,
             "devices",
             "the host has plugged none into this guest: is kvmchand host running there? kvmchan doctor there says more",
         )
@@ -73,10 +76,11 @@ def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
 def _modules(sys: Path) -> Iterator[Finding]:
     for module in _MODULES:
         if (sys / "module" / module).exists():
-            yield Finding(Grade.OK, "module", f"{module} is there")
+            yield Finding(Grade.OK, Kind.MODULE, "module", f"{module} is there")
         else:
             yield Finding(
                 Grade.BAD,
+                Kind.MODULE,
                 "module",
                 f"{module} is not there: modprobe {module}, or a kernel that has it (not Debian's for the cloud)",
             )
@@ -86,66 +90,79 @@ def _iommu(root: Path) -> Finding:
     sys = root / "sys"
     groups = [each.name for each in (sys / "kernel/iommu_groups").glob("*")]
     if not all(pci.is_noiommu(each, sys) for each in groups):
-        return Finding(Grade.OK, "vIOMMU", "there is one, and the kernel uses it")
+        return Finding(Grade.OK, Kind.VIOMMU, "vIOMMU", "there is one, and the kernel uses it")
     if groups or text(sys / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
         return Finding(
             Grade.NOTE,
+            Kind.VIOMMU,
             "vIOMMU",
             "there is none, and VFIO is let do without, so that nothing confines the devices: that needs noiommu = true in "
             "kvmchand guest's settings",
         )
     if not any((sys / "firmware/acpi/tables" / table).exists() for table in ("DMAR", "VIOT")):
         return Finding(
-            Grade.BAD, "vIOMMU", "this machine has none: kvmchan prepare-domain on the host, then start the domain anew"
+            Grade.BAD,
+            Kind.VIOMMU,
+            "vIOMMU",
+            "this machine has none: kvmchan prepare-domain on the host, then start the domain anew",
         )
     if prepare.uses_iommu(text(root / "proc/cmdline")):
         sentence = "the kernel does not use the machine's, though it is told to: its log (dmesg | grep -i dmar) says why"
     else:
         sentence = "the kernel does not use the machine's: put intel_iommu=on on its command line, and reboot"
-    return Finding(Grade.BAD, "vIOMMU", sentence)
+    return Finding(Grade.BAD, Kind.VIOMMU, "vIOMMU", sentence)
 
 
 def _device(function: pci.Function, known: DeviceInfo | None, sys: Path) -> Iterator[Finding]:
     name = f"device {function.address}"
     faults = list(_faults(function, sys))
-    for each in faults:
-        yield Finding(Grade.BAD, name, each)
+    for kind, sentence in faults:
+        yield Finding(Grade.BAD, kind, name, sentence)
     if known is None:
         if not faults:
-            yield Finding(Grade.BAD, name, "kvmchand guest does not use it: is it running? its log says why")
+            yield Finding(Grade.BAD, Kind.UNUSED, name, "kvmchand guest does not use it: is it running? its log says why")
         return
     what = f"{_bytes(known.size)}, {known.vectors} vectors; its memory is mapped"
     if known.speed < WRITE_BACK:
         yield Finding(
             Grade.NOTE,
+            Kind.SPEED,
             name,
             f"{what} uncached: {known.speed} MB/s read, so that vchans are slow: is the device QEMU's, and no hardware?",
         )
     else:
-        yield Finding(Grade.OK, name, f"{what} write-back: {known.speed} MB/s read")
+        yield Finding(Grade.OK, Kind.DEVICE, name, f"{what} write-back: {known.speed} MB/s read")
 
 
-def _faults(function: pci.Function, sys: Path) -> Iterator[str]:
+def _faults(function: pci.Function, sys: Path) -> Iterator[tuple[Kind, str]]:
     if function.revision != REVISION:
-        yield f"it is revision {function.revision} of ivshmem, and only {REVISION} has interrupts: a newer QEMU is needed"
+        yield (
+            Kind.REVISION,
+            f"it is revision {function.revision} of ivshmem, and only {REVISION} has interrupts: a newer QEMU is needed",
+        )
     if len(function.bars) < 3 or not function.bars[2].size:
         above = pci.bridge(function.address, sys)
         yield (
+            Kind.ADDRESS,
             f"its memory (BAR 2) got no address, for {f'bridge {above}' if above else 'the machine'} has no window for so much: "
             "use smaller links (links.size in the host's settings), or have a large one from the start (kvmchan prepare-domain "
-            "--link-size)"
+            "--link-size)",
         )
     elif not function.bars[0].size:
-        yield "its doorbell (BAR 0) got no address: another bridge is needed (kvmchan prepare-domain on the host)"
+        yield Kind.ADDRESS, "its doorbell (BAR 0) got no address: another bridge is needed (kvmchan prepare-domain on the host)"
     for member in pci.group_members(function.group, sys) if function.group else []:
         other = _function(member, sys)
         if other is not None and member != function.address and other.driver not in ("", _DRIVER, "pcieport"):
             yield (
+                Kind.GROUP,
                 f"its IOMMU group {function.group} has {member} in it, which the driver {other.driver} has: plug the device "
-                "elsewhere, behind a bridge of its own (kvmchan prepare-domain on the host)"
+                "elsewhere, behind a bridge of its own (kvmchan prepare-domain on the host)",
             )
     if function.driver != _DRIVER:
-        yield f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more"
+        yield (
+            Kind.DRIVER,
+            f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more",
+        )
 
 
 def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
@@ -155,17 +172,21 @@ def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
         try:
             windows = pci.windows(above, sys)
         except pci.SysfsError as error:
-            yield Finding(Grade.NOTE, f"bridge {above}", str(error))
+            yield Finding(Grade.NOTE, Kind.WINDOW, f"bridge {above}", str(error))
             continue
         room = max((pci.largest_fit(window, bars) for window in windows), default=0)
         sizes = " and ".join(_bytes(window.size) for window in windows)
         if room >= pci.PAGE:
             yield Finding(
-                Grade.OK, f"bridge {above}", f"it has windows of {sizes}, with room for a device of {_bytes(room)} more"
+                Grade.OK,
+                Kind.WINDOW,
+                f"bridge {above}",
+                f"it has windows of {sizes}, with room for a device of {_bytes(room)} more",
             )
         else:
             yield Finding(
                 Grade.NOTE,
+                Kind.WINDOW,
                 f"bridge {above}",
                 f"its windows ({sizes or 'it has none'}) have no room for another device: have a large one from the start "
                 "(kvmchan prepare-domain --link-size)",

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from kvmchand.admin import emulators, prepare
-from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.prepare import libvirt
 from kvmchand.config import Serve
 from kvmchand.errors import VchanError
@@ -24,21 +24,24 @@ def host(listed: Listing | VchanError, uri: str, serve: Serve) -> Iterator[Findi
     try:
         connection = prepare.connect(uri)
     except VchanError as error:
-        yield Finding(Grade.BAD, "libvirt", error.sentence)
+        yield Finding(Grade.BAD, Kind.LIBVIRT, "libvirt", error.sentence)
         return
     try:
         yield Finding(
-            Grade.OK, "libvirt", f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}"
+            Grade.OK,
+            Kind.LIBVIRT,
+            "libvirt",
+            f"version {_version(connection.getLibVersion())}, QEMU {_version(connection.getVersion())}",
         )
         yield from _emulators(connection, serve)
         guests = None if isinstance(listed, VchanError) else {int(each.domain): each for each in listed.guests}
         running = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
         if not running:
-            yield Finding(Grade.NOTE, "libvirt", "no domain runs there")
+            yield Finding(Grade.NOTE, Kind.LIBVIRT, "libvirt", "no domain runs there")
         for domain in running:
             yield from _domain(domain, guests, serve)
     except libvirt.libvirtError as error:
-        yield Finding(Grade.BAD, "libvirt", f"{uri} does not answer: {error}")
+        yield Finding(Grade.BAD, Kind.LIBVIRT, "libvirt", f"{uri} does not answer: {error}")
     finally:
         connection.close()
 
@@ -53,7 +56,12 @@ def _emulators(connection: Any, serve: Serve) -> Iterator[Finding]:
     xmls = [each[0] for each in map(_xmls, wanted) if each is not None]
     paths = emulators.of_domains(xmls) or emulators.of_libvirt(connection.getCapabilities())
     if not paths:
-        yield Finding(Grade.BAD, "libvirt", "it knows no emulator for x86_64: install QEMU (qemu-system-x86), and start it again")
+        yield Finding(
+            Grade.BAD,
+            Kind.EMULATOR,
+            "libvirt",
+            "it knows no emulator for x86_64: install QEMU (qemu-system-x86), and start it again",
+        )
     for path in sorted(paths):
         yield emulators.finding(path)
 
@@ -87,7 +95,7 @@ def _domain(domain: Any, guests: dict[int, GuestInfo] | None, serve: Serve) -> I
         if refused is None or refused.is_bad:
             yield from machine(subject, name, live, kept, is_linked=known is not None and known.ready)
     except VchanError as error:
-        yield Finding(Grade.BAD, subject, error.sentence)
+        yield Finding(Grade.BAD, Kind.MACHINE, subject, error.sentence)
         return
     if refused is not None:
         yield refused
@@ -103,7 +111,7 @@ def refusal(subject: str, name: str, live: str, serve: Serve, *, is_persistent: 
     """
     sentence = machine_xml.refusal(name, machine_xml.fitness(prepare.parse(live), is_persistent=is_persistent), serve)
     grade = Grade.BAD if machine_xml.is_wanted(name, serve) else Grade.NOTE
-    return Finding(grade, subject, f"it is not served: {sentence}") if sentence else None
+    return Finding(grade, Kind.UNSERVED, subject, f"it is not served: {sentence}") if sentence else None
 
 
 def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -> Iterator[Finding]:
@@ -115,16 +123,17 @@ def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -
     made = prepare.prepare(live)
     grade = Grade.NOTE if is_linked else Grade.BAD
     for obstacle in made.obstacles:
-        yield Finding(grade, subject, obstacle)
+        yield Finding(grade, Kind.MACHINE, subject, obstacle)
     if made.changes:
-        yield Finding(grade, subject, f"its machine lacks {'; '.join(made.changes)}: {_remedy(name, kept)}")
+        yield Finding(grade, Kind.MACHINE, subject, f"its machine lacks {'; '.join(made.changes)}: {_remedy(name, kept)}")
     if not is_linked:
         for hint in made.hints:
-            yield Finding(Grade.NOTE, subject, hint)
+            yield Finding(Grade.NOTE, Kind.KERNEL, subject, hint)
     tree = ElementTree.fromstring(live)
     if tree.get("type") == "qemu":
         yield Finding(
             Grade.NOTE,
+            Kind.KVM,
             subject,
             "it runs without KVM, so that it is slow, and keeps each device that it was given until it ends: where the host has "
             "/dev/kvm, put type='kvm' into its XML (virsh edit), shut it down and start it",
@@ -133,11 +142,16 @@ def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -
     free = free_slots(tree)
     if free == 0:
         yield Finding(
-            Grade.BAD, subject, "its bridges have no free slot: it gets no more devices until its XML has another bridge"
+            Grade.BAD,
+            Kind.SLOTS,
+            subject,
+            "its bridges have no free slot: it gets no more devices until its XML has another bridge",
         )
     elif not made.obstacles and not made.changes:
         room = "" if free is None else f" and {free} free slots for more"
-        yield Finding(Grade.OK, subject, f"its machine has all that vchans need, {len(devices)} devices of ours{room}")
+        yield Finding(
+            Grade.OK, Kind.MACHINE, subject, f"its machine has all that vchans need, {len(devices)} devices of ours{room}"
+        )
 
 
 def _remedy(name: str, kept: str) -> str:
@@ -164,16 +178,18 @@ def _link(subject: str, known: GuestInfo | None) -> Finding:
     if known is None:
         return Finding(
             Grade.BAD,
+            Kind.UNSERVED,
             subject,
             "kvmchand host does not serve it: is it one of another libvirt (--libvirt), or has kvmchand host other settings than "
             "kvmchan doctor was given (--config)?",
         )
     if known.ready:
-        return Finding(Grade.OK, subject, "its kvmchand is linked to this host's")
+        return Finding(Grade.OK, Kind.LINK, subject, "its kvmchand is linked to this host's")
     if not known.devices:
-        return Finding(Grade.BAD, subject, "it has no device of ours, and so no link: kvmchand host's log says why")
+        return Finding(Grade.BAD, Kind.LINK, subject, "it has no device of ours, and so no link: kvmchand host's log says why")
     return Finding(
         Grade.BAD,
+        Kind.LINK,
         subject,
         "no kvmchand in it is linked to this host's: start kvmchand guest there; kvmchan doctor there says more",
     )

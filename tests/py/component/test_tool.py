@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -194,6 +195,37 @@ def test_the_doctor_asks_the_emulator_for_the_device(daemon: Daemon, tmp_path: P
     assert done.stderr == ""
     (said,) = [line for line in done.stdout.splitlines() if "emulator" in line]
     assert said.startswith(f"{grade:4}  emulator {emulator}: ")
+
+
+def test_the_doctor_s_json_has_the_findings_as_they_are_printed(daemon: Daemon, tmp_path: Path) -> None:
+    arguments = ("doctor", "--as", "host", "--uri", libvirt_of(tmp_path, "/none"))
+    printed, as_data = (kvmchan(*arguments, *more, env=daemon.environment()) for more in ((), ("--json",)))
+    assert (as_data.returncode, as_data.stderr) == (printed.returncode, "")
+    told = json.loads(as_data.stdout)
+    assert told.keys() == {"role", "findings"}
+    assert told["role"] == "host"
+    assert all(each.keys() == {"grade", "kind", "subject", "sentence"} for each in told["findings"])
+    lines = [f"{each['grade']:4}  {each['subject']}: {each['sentence']}" for each in told["findings"]]
+    assert lines == printed.stdout.splitlines()
+    assert [(each["kind"], each["grade"]) for each in told["findings"][:3]] == [
+        ("daemon", "ok"),
+        ("libvirt", "ok"),
+        ("emulator", "note"),
+    ]
+
+
+def test_the_doctor_s_status_is_the_same_with_json(tmp_path: Path) -> None:
+    uri = libvirt_of(tmp_path, "/none")
+    done = kvmchan("doctor", "--json", "--as", "host", "--uri", uri, env={**os.environ, "KVMCHAN_RUNTIME_DIR": str(tmp_path)})
+    assert done.returncode == 1
+    first = json.loads(done.stdout)["findings"][0]
+    assert (first["grade"], first["kind"], first["subject"]) == ("bad", "daemon", "kvmchand host")
+    assert first["sentence"].startswith("no kvmchand answers at ")
+
+
+def test_the_doctor_s_help_says_what_the_json_has() -> None:
+    said = kvmchan("doctor", "--help", env=dict(os.environ)).stdout
+    assert all(f'"{name}"' in said for name in ("role", "findings", "grade", "kind", "subject", "sentence"))
 
 
 # ---- exec ----

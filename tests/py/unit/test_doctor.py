@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -11,13 +12,14 @@ import pytest
 
 from kvmchand.admin import doctor, emulators, guest_findings, host_findings, prepare
 from kvmchand.admin.doctor import Role
-from kvmchand.admin.findings import Finding, Grade
+from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.errors import InvalidArgument, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.services.libvirt import machine_xml
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
 from rig.domain_xml import Q35, READY, direct
+from rig.paths import ROOT
 
 MEMORY, UNSET = 0x0014220C, 0x20000000
 """Flags of a 64-bit prefetchable range, and of one without an address."""
@@ -116,7 +118,7 @@ class Machine:
             gone.unlink()
 
     def findings(self, listed: Listing | VchanError | None = None) -> list[Finding]:
-        return doctor.examine(listed or shown(), "", None, self.root)
+        return doctor.examine(listed or shown(), "", doctor.role_of(self.root), self.root)
 
     def bad(self, listed: Listing | VchanError | None = None) -> list[Finding]:
         return [each for each in self.findings(listed) if each.is_bad]
@@ -312,6 +314,16 @@ def test_a_machine_without_devices(machine: Machine, vendor: str | None, has_lib
     if has_libvirt:
         (machine.root / "run/libvirt").mkdir(parents=True)
     assert doctor.role_of(machine.root) is role
+
+
+# ---- what scripts read ----
+
+
+def test_documents_name_each_kind_of_finding() -> None:
+    text = (ROOT / "docs" / "guests.md").read_text()
+    _, _, table = text.partition("| kind |")
+    rows = [row.split("|")[1] for row in table.partition("\n\n")[0].splitlines()[2:]]
+    assert sorted(name for row in rows for name in re.findall("`(.*?)`", row)) == sorted(each.value for each in Kind)
 
 
 # ---- a sysfs that says what can't be ----

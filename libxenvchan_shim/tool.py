@@ -17,7 +17,7 @@ from libxenvchan_shim.protocol import RUNTIME_DIR, store_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from kvmchand.ids import Size
     from kvmchand.wire.client import Listing
@@ -55,21 +55,31 @@ def run(program: list[str]) -> None:
         raise InvalidArgument(f"{program[0]} can't be run: {error.strerror}") from error
 
 
+def pages() -> Iterator[Listing]:
+    """Ask the daemon for all that it shows us, a page at a time."""
+    with Connection.from_environment() as connection:
+        after = _FIRST
+        while True:
+            page = connection.list(after)
+            yield page
+            if not page.following:
+                return
+            if page.following <= after:
+                raise ProtocolError("the daemon's listing goes back, and so would not end: use the same release")
+            after = page.following
+
+
 def listing() -> Listing:
     """Return everything that the daemon shows us, as one listing."""
-    connection = Connection.from_environment()
-    pages: list[Listing] = []
-    try:
-        while not pages or pages[-1].following:
-            after = pages[-1].following if pages else _FIRST
-            pages.append(connection.list(after))
-            if 0 < pages[-1].following <= after:
-                raise ProtocolError("the daemon's listing goes back, and so would not end: use the same release")
-        parts = ("domains", "guests", "links", "devices", "channels")
-        joined = {name: tuple(each for page in pages for each in getattr(page, name)) for name in parts}
-        return client.Listing(**joined, following=_FIRST)
-    finally:
-        connection.close()
+    return joined(pages())
+
+
+def joined(shown: Iterable[Listing]) -> Listing:
+    """Return pages as one listing."""
+    listed = list(shown)
+    parts = ("domains", "guests", "links", "devices", "channels")
+    of_all = {name: tuple(each for page in listed for each in getattr(page, name)) for name in parts}
+    return client.Listing(**of_all, following=_FIRST)
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -128,6 +138,14 @@ def prepare_domain(arguments: argparse.Namespace) -> None:
     print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, start, apply=arguments.apply)), flush=True)
 
 
+def _or_error(ask: Callable[[], Listing]) -> Listing | VchanError:
+    """Return what the daemon shows, or why it does not."""
+    try:
+        return ask()
+    except VchanError as error:
+        return error
+
+
 def diagnose(arguments: argparse.Namespace) -> None:
     """Run `kvmchan doctor`. Exits with 1 if something is wrong."""
     from kvmchand import config
@@ -136,11 +154,10 @@ def diagnose(arguments: argparse.Namespace) -> None:
     settings = config.load(arguments.config) if arguments.config else config.Settings()
     if arguments.config and not os.environ.get("KVMCHAN_RUNTIME_DIR"):
         os.environ["KVMCHAN_RUNTIME_DIR"] = str(settings.runtime_dir)
-    try:
-        listed: Listing | VchanError = listing()
-    except VchanError as error:
-        listed = error
-    role = doctor.Role(arguments.side) if arguments.side else doctor.role_of()
+    shown = pages()
+    first = _or_error(lambda: next(shown))
+    role = doctor.Role(arguments.side) if arguments.side else doctor.role_of(first)
+    listed = first if isinstance(first, VchanError) else _or_error(lambda: joined([first, *shown]))
     uri = arguments.uri or settings.libvirt or config.Settings().libvirt
     findings = doctor.examine(listed, uri, role, serve=settings.guests.serve)
     if arguments.json:

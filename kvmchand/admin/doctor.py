@@ -46,12 +46,23 @@ def daemon(listed: Listing | VchanError, role: Role) -> Finding:
     )
 
 
-def role_of(root: Path = ROOT) -> Role:
+def role_of(first: Listing | VchanError, root: Path = ROOT) -> Role:
     """Return the role of this machine.
 
-    A machine with ivshmem devices is a guest. So is one of QEMU's, unless it runs a libvirt.
+    A daemon that runs here knows. Otherwise, a machine with ivshmem devices is a guest, and so is
+    one of QEMU's, unless domains of libvirt's run in it. `first`: the first page that the daemon
+    shows, which names a domain on a host only, or why it shows none.
     """
+    if not isinstance(first, VchanError):
+        return Role.HOST if first.domains else Role.GUEST
     if ivshmem_functions(root / "sys"):
         return Role.GUEST
-    is_qemu = text(root / "sys/class/dmi/id/sys_vendor") == "QEMU"
-    return Role.GUEST if is_qemu and not (root / "run/libvirt").exists() else Role.HOST
+    if any((root / "run/libvirt/qemu").glob("*.pid")):
+        return Role.HOST
+    return Role.GUEST if _is_of_qemu(root) else Role.HOST
+
+
+def _is_of_qemu(root: Path) -> bool:
+    """Return whether this machine is one of QEMU's, which distributions may give another name."""
+    has_configuration = (root / "sys/bus/acpi/devices/QEMU0002:00").exists()
+    return has_configuration or text(root / "sys/class/dmi/id/sys_vendor") == "QEMU"

@@ -314,7 +314,8 @@ class Listing(Record):
     """A page.
 
     `following`: with which to ask for the next one, always more than what this was asked for with;
-    0 where there is none. Devices are on a guest's first.
+    0 where there is none. Devices are on a guest's first, which names no domain: those are the
+    host's to show. A host's first names at least one.
     """
 
     domains: tuple[DomainInfo, ...]

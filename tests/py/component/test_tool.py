@@ -228,6 +228,11 @@ def test_the_doctor_s_help_says_what_the_json_has() -> None:
     assert all(f'"{name}"' in said for name in ("role", "findings", "grade", "kind", "subject", "sentence"))
 
 
+def test_the_doctor_finds_out_by_the_daemon_that_this_is_a_host(daemon: Daemon, tmp_path: Path) -> None:
+    done = kvmchan("doctor", "--json", "--uri", libvirt_of(tmp_path, "/none"), env=daemon.environment())
+    assert json.loads(done.stdout)["role"] == "host"
+
+
 # ---- exec ----
 
 

@@ -118,7 +118,7 @@ class Machine:
             gone.unlink()
 
     def findings(self, listed: Listing | VchanError | None = None) -> list[Finding]:
-        return doctor.examine(listed or shown(), "", doctor.role_of(self.root), self.root)
+        return doctor.examine(listed or shown(), "", Role.GUEST, self.root)
 
     def bad(self, listed: Listing | VchanError | None = None) -> list[Finding]:
         return [each for each in self.findings(listed) if each.is_bad]
@@ -298,22 +298,46 @@ def test_no_device(machine: Machine) -> None:
 # ---- which side this is ----
 
 
-def test_a_machine_with_a_device_is_a_guest(machine: Machine) -> None:
-    (machine.root / "run/libvirt").mkdir(parents=True)
-    assert doctor.role_of(machine.root) is Role.GUEST
+SILENT = Unreachable("no kvmchand answers: start it")
+OF_A_HOST = Listing((DomainInfo(DomainId(0), "host", "host", ""),), (), (), (), (), following=Size(0))
+
+
+@pytest.mark.parametrize("domain", ["", "run/libvirt/qemu/web.pid"])
+def test_a_machine_with_a_device_is_a_guest(machine: Machine, domain: str) -> None:
+    (machine.root / "run/libvirt/qemu").mkdir(parents=True)
+    if domain:
+        machine.write(domain)
+    assert doctor.role_of(SILENT, machine.root) is Role.GUEST
 
 
 @pytest.mark.parametrize(
-    ("vendor", "has_libvirt", "role"),
-    [("QEMU", False, Role.GUEST), ("QEMU", True, Role.HOST), ("Dell Inc.", False, Role.HOST), (None, False, Role.HOST)],
+    ("files", "role"),
+    [
+        ((), Role.HOST),
+        (("run/libvirt/libvirt-sock",), Role.HOST),
+        (("QEMU",), Role.GUEST),
+        (("QEMU", "run/libvirt/libvirt-sock", "run/libvirt/qemu/autostarted"), Role.GUEST),
+        (("QEMU", "run/libvirt/qemu/web.pid"), Role.HOST),
+        (("Red Hat",), Role.HOST),
+        (("Red Hat", "sys/bus/acpi/devices/QEMU0002:00/hid"), Role.GUEST),
+        (("Dell Inc.",), Role.HOST),
+    ],
 )
-def test_a_machine_without_devices(machine: Machine, vendor: str | None, has_libvirt: bool, role: Role) -> None:
+def test_a_machine_without_devices_or_a_daemon(machine: Machine, files: tuple[str, ...], role: Role) -> None:
     machine.without(f"sys/bus/pci/devices/{DEVICE}")
-    if vendor is not None:
-        machine.write("sys/class/dmi/id/sys_vendor", vendor + "\n")
-    if has_libvirt:
-        (machine.root / "run/libvirt").mkdir(parents=True)
-    assert doctor.role_of(machine.root) is role
+    for each in files:
+        if "/" in each:
+            machine.write(each)
+        else:
+            machine.write("sys/class/dmi/id/sys_vendor", each + "\n")
+    assert doctor.role_of(SILENT, machine.root) is role
+
+
+def test_a_daemon_that_answers_knows_its_side(machine: Machine) -> None:
+    assert doctor.role_of(OF_A_HOST, machine.root) is Role.HOST
+    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    machine.write("run/libvirt/qemu/web.pid")
+    assert doctor.role_of(NOTHING_SHOWN, machine.root) is Role.GUEST
 
 
 # ---- what scripts read ----

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmchan doctor beside a real guest's daemon, whose host is scripted.
+
+The machine that this runs on is the test's, and not a guest's: what the doctor finds of that is
+left out here.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from kvmchand.ids import DomainId, Size
+from kvmchand.wire import client, control
+from rig.host import DOMAIN, GuestDaemon
+from rig.paths import KVMCHAN
+from rig.program import Program
+
+OF_THE_HOST = client.Listing(
+    (client.DomainInfo(DomainId(0), "host", "host", ""), client.DomainInfo(DOMAIN, "guest", "", "")),
+    (),
+    (),
+    (),
+    (),
+    Size(0),
+)
+
+
+@pytest.fixture
+def guest(fresh: GuestDaemon) -> GuestDaemon:
+    """Linked to its host."""
+    return fresh.greet()
+
+
+class Doctor(Program):
+    """That finds out itself which side this is, and finds something bad, as this is no guest."""
+
+    def __init__(self, guest: GuestDaemon, *arguments: str) -> None:
+        super().__init__(KVMCHAN, "doctor", *arguments, env=guest.environment())
+        self.status = 1
+
+    def finding(self, subject: str) -> str:
+        """The next that is about this, without what only this machine is bad at."""
+        while line := self.line():
+            grade, about, sentence = re.fullmatch("(ok|note|bad) +(.*?): (.*)", line).groups()  # type: ignore[union-attr]
+            if about == subject:
+                return f"{grade} {sentence}"
+        raise AssertionError(f"it says nothing of {subject}")
+
+    def hear_end(self) -> None:
+        while self.line():
+            pass
+
+
+def test_the_doctor_finds_out_by_the_daemon_that_this_is_a_guest(guest: GuestDaemon) -> None:
+    with Doctor(guest) as doctor:
+        ask = guest.hear_ask()
+        guest.say(control.Reply(ask.client, ask.serial, OF_THE_HOST))
+        assert doctor.finding("kvmchand guest").startswith("ok it answers")
+        doctor.hear_end()

@@ -13,17 +13,13 @@ from pathlib import Path
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, VchanError
 from kvmchand.wire import client
 from libxenvchan_shim.connection import Connection
-from libxenvchan_shim.protocol import RUNTIME_DIR, store_path
+from libxenvchan_shim.protocol import DEADLINE, RUNTIME_DIR, store_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from kvmchand.ids import Size
     from kvmchand.wire.client import Listing
-
-
-_FIRST: Size = 0  # type: ignore[assignment]  # a name for the type checker only
 
 
 def library_dir() -> Path:
@@ -55,10 +51,14 @@ def run(program: list[str]) -> None:
         raise InvalidArgument(f"{program[0]} can't be run: {error.strerror}") from error
 
 
-def pages() -> Iterator[Listing]:
-    """Ask the daemon for all that it shows us, a page at a time."""
+def pages(patience: float = DEADLINE) -> Iterator[Listing]:
+    """Ask the daemon for all that it shows us, a page at a time.
+
+    Raises TimedOut if a page takes longer than `patience`, in seconds.
+    """
     with Connection.from_environment() as connection:
-        after = _FIRST
+        connection.settimeout(patience)
+        after = client.FIRST
         while True:
             page = connection.list(after)
             yield page
@@ -71,15 +71,7 @@ def pages() -> Iterator[Listing]:
 
 def listing() -> Listing:
     """Return everything that the daemon shows us, as one listing."""
-    return joined(pages())
-
-
-def joined(shown: Iterable[Listing]) -> Listing:
-    """Return pages as one listing."""
-    listed = list(shown)
-    parts = ("domains", "guests", "links", "devices", "channels")
-    of_all = {name: tuple(each for page in listed for each in getattr(page, name)) for name in parts}
-    return client.Listing(**of_all, following=_FIRST)
+    return client.joined(pages())
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -138,32 +130,24 @@ def prepare_domain(arguments: argparse.Namespace) -> None:
     print("\n".join(prepare.prepare_domain(arguments.name, arguments.uri, start, apply=arguments.apply)), flush=True)
 
 
-def _or_error(ask: Callable[[], Listing]) -> Listing | VchanError:
-    """Return what the daemon shows, or why it does not."""
-    try:
-        return ask()
-    except VchanError as error:
-        return error
-
-
 def diagnose(arguments: argparse.Namespace) -> None:
     """Run `kvmchan doctor`. Exits with 1 if something is wrong."""
     from kvmchand import config
-    from kvmchand.admin import doctor
+    from kvmchand.admin import doctor, shown
 
     settings = config.load(arguments.config) if arguments.config else config.Settings()
     if arguments.config and not os.environ.get("KVMCHAN_RUNTIME_DIR"):
         os.environ["KVMCHAN_RUNTIME_DIR"] = str(settings.runtime_dir)
-    shown = pages()
-    first = _or_error(lambda: next(shown))
-    role = doctor.Role(arguments.side) if arguments.side else doctor.role_of(first)
-    listed = first if isinstance(first, VchanError) else _or_error(lambda: joined([first, *shown]))
+    daemon = shown.Shown(pages(shown.PATIENCE))
+    role = doctor.Role(arguments.side) if arguments.side else doctor.role_of(daemon.first)
     uri = arguments.uri or settings.libvirt or config.Settings().libvirt
-    findings = doctor.examine(listed, uri, role, serve=settings.guests.serve)
+    findings = []
+    for each in doctor.examine(daemon, uri, role, serve=settings.guests.serve):
+        findings.append(each)
+        if not arguments.json:
+            print(each, flush=True)
     if arguments.json:
         print(json.dumps({"role": role.value, "findings": [each.as_dict() for each in findings]}), flush=True)
-    else:
-        print("\n".join(map(str, findings)), flush=True)
     if any(each.is_bad for each in findings):
         sys.exit(1)
 

@@ -7,12 +7,14 @@ vIOMMU and the ivshmem devices. What cannot be read becomes a finding, or is lef
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
 from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.guest_findings import guest, ivshmem_functions, text
 from kvmchand.admin.host_findings import host
+from kvmchand.admin.shown import Shown
 from kvmchand.config import PREPARED, Serve
 from kvmchand.errors import VchanError
 from kvmchand.wire.client import Listing
@@ -27,23 +29,27 @@ class Role(Enum):
     GUEST = "guest"
 
 
-def examine(listed: Listing | VchanError, uri: str, role: Role, root: Path = ROOT, serve: Serve = PREPARED) -> list[Finding]:
-    """Return the findings about this machine.
+def examine(shown: Shown, uri: str, role: Role, root: Path = ROOT, serve: Serve = PREPARED) -> Iterator[Finding]:
+    """Yield the findings about this machine, each as soon as it is known.
 
-    `listed`: what the daemon shows, or why it shows nothing. `root`: the directory with /sys and
-    the like. `serve`: which domains the daemon is to serve.
+    `root`: the directory with /sys and the like. `serve`: which domains the daemon is to serve.
     """
-    return [daemon(listed, role), *(guest(listed, root) if role is Role.GUEST else host(listed, uri, serve))]
+    if role is Role.GUEST:
+        yield _daemon(shown.first, role)
+        yield from guest(shown, root)
+    else:
+        listed = shown.whole()
+        yield _daemon(listed, role)
+        yield from host(listed, uri, serve)
 
 
-def daemon(listed: Listing | VchanError, role: Role) -> Finding:
+def _daemon(listed: Listing | VchanError, role: Role) -> Finding:
     """Return the finding about the daemon itself."""
     subject = f"kvmchand {role.value}"
     if isinstance(listed, VchanError):
         return Finding(Grade.BAD, Kind.DAEMON, subject, listed.sentence)
-    return Finding(
-        Grade.OK, Kind.DAEMON, subject, f"it answers, and knows {len(listed.domains)} domains and {len(listed.channels)} channels"
-    )
+    known = f", and knows {len(listed.domains)} domains and {len(listed.channels)} channels" if role is Role.HOST else ""
+    return Finding(Grade.OK, Kind.DAEMON, subject, f"it answers{known}")
 
 
 def role_of(first: Listing | VchanError, root: Path = ROOT) -> Role:

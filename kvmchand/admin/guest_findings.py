@@ -11,7 +11,8 @@ from pathlib import Path
 
 from kvmchand.admin import prepare
 from kvmchand.admin.findings import Finding, Grade, Kind
-from kvmchand.errors import VchanError
+from kvmchand.admin.shown import PATIENCE, Shown
+from kvmchand.errors import TimedOut, VchanError
 from kvmchand.linux import pci
 from kvmchand.wire.client import DeviceInfo, Listing
 
@@ -50,7 +51,7 @@ def _function(address: str, sys: Path) -> pci.Function | None:
         return None  # it went meanwhile, or is none that we could judge
 
 
-def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
+def guest(shown: Shown, root: Path) -> Iterator[Finding]:
     """Yield the findings about a guest."""
     sys = root / "sys"
     yield from _modules(sys)
@@ -59,9 +60,11 @@ def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
             Grade.BAD, Kind.VFIO, "VFIO", "there is no /dev/vfio/vfio: load vfio-pci, or let this container have the device"
         )
     yield _iommu(root)
-    known = {} if isinstance(listed, VchanError) else {each.address: each for each in listed.devices}
+    known = {} if isinstance(shown.first, VchanError) else {each.address: each for each in shown.first.devices}
     functions = ivshmem_functions(sys)
-    if not functions:
+    if known:
+        yield _link(shown.whole())
+    elif not functions:
         yield Finding(
             Grade.BAD,
             Kind.NO_DEVICE,
@@ -71,6 +74,19 @@ def guest(listed: Listing | VchanError, root: Path) -> Iterator[Finding]:
     for function in functions:
         yield from _device(function, known.get(function.address), sys)
     yield from _windows(functions, sys)
+
+
+def _link(listed: Listing | VchanError) -> Finding:
+    if not isinstance(listed, VchanError):
+        return Finding(Grade.OK, Kind.LINK, "link", "the host's kvmchand answers")
+    timed_out = f"the host's kvmchand has not answered in {PATIENCE:.0f} s"
+    sentence = timed_out if isinstance(listed, TimedOut) else listed.sentence
+    return Finding(
+        Grade.BAD,
+        Kind.LINK,
+        "link",
+        f"{sentence}: is kvmchand host running there, and does it serve this guest? kvmchan doctor there says more",
+    )
 
 
 def _modules(sys: Path) -> Iterator[Finding]:

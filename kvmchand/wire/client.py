@@ -27,6 +27,8 @@ from kvmchand.wire.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from kvmchand.ids import ChannelId, DomainId, Size
 
 VERSION = 7
@@ -237,10 +239,14 @@ class Domains(Record):
     more: bool
 
 
+FIRST: Size = 0  # type: ignore[assignment]  # a name for the type checker only
+"""Asks for the first page of a listing. As `following` it says that there is none."""
+
+
 class List(Record):
     """Asks for a page of what there is.
 
-    `after`: 0 for the first, then each page's `following`. Reply: Listing.
+    `after`: FIRST for the first, then each page's `following`. Reply: Listing.
     """
 
     after: Size
@@ -324,6 +330,14 @@ class Listing(Record):
     devices: tuple[DeviceInfo, ...]
     channels: tuple[ChannelInfo, ...]
     following: Size
+
+
+def joined(pages: Iterable[Listing]) -> Listing:
+    """Return pages as one."""
+    listed = list(pages)
+    parts = ("domains", "guests", "links", "devices", "channels")
+    of_all = {name: tuple(each for page in listed for each in getattr(page, name)) for name in parts}
+    return Listing(**of_all, following=FIRST)
 
 
 class Error(Record):

@@ -8,6 +8,7 @@ left out here.
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
@@ -57,5 +58,25 @@ def test_the_doctor_finds_out_by_the_daemon_that_this_is_a_guest(guest: GuestDae
     with Doctor(guest) as doctor:
         ask = guest.hear_ask()
         guest.say(control.Reply(ask.client, ask.serial, OF_THE_HOST))
-        assert doctor.finding("kvmchand guest").startswith("ok it answers")
+        assert doctor.finding("kvmchand guest") == "ok it answers"
         doctor.hear_end()
+
+
+def test_the_doctor_says_what_it_has_found_while_the_host_does_not_answer(guest: GuestDaemon) -> None:
+    with Doctor(guest) as doctor:
+        assert doctor.finding("kvmchand guest") == "ok it answers"
+        assert doctor.finding("VFIO").startswith("bad ")
+        ask = guest.hear_ask()
+        guest.say(control.Reply(ask.client, ask.serial, OF_THE_HOST))
+        doctor.hear_end()
+
+
+def test_the_doctor_does_not_wait_for_a_daemon_that_is_stopped(guest: GuestDaemon) -> None:
+    guest.process.send_signal(signal.SIGSTOP)
+    try:
+        with Doctor(guest, "--as", "guest") as doctor:
+            said = doctor.finding("kvmchand guest")
+            assert said == "bad it has not answered in 5 s: is it stopped, or is the machine very busy?"
+            doctor.hear_end()
+    finally:
+        guest.process.send_signal(signal.SIGCONT)

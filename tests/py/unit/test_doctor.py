@@ -13,7 +13,8 @@ import pytest
 from kvmchand.admin import doctor, emulators, guest_findings, host_findings, prepare
 from kvmchand.admin.doctor import Role
 from kvmchand.admin.findings import Finding, Grade, Kind
-from kvmchand.errors import InvalidArgument, Unreachable, VchanError
+from kvmchand.admin.shown import Shown
+from kvmchand.errors import InvalidArgument, TimedOut, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.services.libvirt import machine_xml
@@ -117,11 +118,11 @@ class Machine:
         else:
             gone.unlink()
 
-    def findings(self, listed: Listing | VchanError | None = None) -> list[Finding]:
-        return doctor.examine(listed or shown(), "", Role.GUEST, self.root)
+    def findings(self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None) -> list[Finding]:
+        return list(doctor.examine(showing(own or shown(), host or OF_THE_HOST), "", Role.GUEST, self.root))
 
-    def bad(self, listed: Listing | VchanError | None = None) -> list[Finding]:
-        return [each for each in self.findings(listed) if each.is_bad]
+    def bad(self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None) -> list[Finding]:
+        return [each for each in self.findings(own, host) if each.is_bad]
 
 
 @pytest.fixture
@@ -130,12 +131,25 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def shown(*devices: tuple[str, int], speed: int = 3000) -> Listing:
-    """A guest's listing, of these devices; else of the one that the machine has."""
+    """A guest's own page, of these devices; else of the one that the machine has."""
     infos = tuple(DeviceInfo(address, Size(size), 64, Size(speed)) for address, size in devices or ((DEVICE, MIB),))
-    return Listing((DomainInfo(DomainId(7), "guest", "", ""),), (), (), infos, (), following=Size(0))
+    return Listing((), (), (), infos, (), following=Size(1 << 62))
 
 
-NOTHING_SHOWN = Listing((), (), (), (), (), following=Size(0))
+NOTHING_SHOWN = Listing((), (), (), (), (), following=Size(1 << 62))
+OF_THE_HOST = Listing((DomainInfo(DomainId(7), "guest", "", ""),), (), (), (), (), following=Size(0))
+
+
+def showing(*pages: Listing | VchanError) -> Shown:
+    """A daemon that answers so."""
+
+    def asked() -> Iterator[Listing]:
+        for each in pages:
+            if isinstance(each, VchanError):
+                raise each
+            yield each
+
+    return Shown(asked())
 
 
 def only(found: list[Finding], subject: str) -> str:
@@ -151,13 +165,22 @@ def only(found: list[Finding], subject: str) -> str:
 
 def test_a_guest_in_order(machine: Machine) -> None:
     assert [str(each) for each in machine.findings()] == [
-        "ok    kvmchand guest: it answers, and knows 1 domains and 0 channels",
+        "ok    kvmchand guest: it answers",
         "ok    module: vfio_pci is there",
         "ok    module: vfio_iommu_type1 is there",
         "ok    vIOMMU: there is one, and the kernel uses it",
+        "ok    link: the host's kvmchand answers",
         f"ok    device {DEVICE}: 1 MiB, 64 vectors; its memory is mapped write-back: 3000 MB/s read",
         f"ok    bridge {BRIDGE}: it has windows of 2 MiB and 4 MiB, with room for a device of 2 MiB more",
     ]
+
+
+def test_findings_are_there_before_the_host_has_answered(machine: Machine) -> None:
+    daemon = showing(shown(), Unreachable("no kvmchand answers on the host"))
+    found = doctor.examine(daemon, "", Role.GUEST, machine.root)
+    before = [next(found).subject for _ in range(4)]
+    assert before == ["kvmchand guest", "module", "module", "vIOMMU"]
+    assert not isinstance(daemon.whole(), Listing), "the host was asked already"
 
 
 @pytest.mark.parametrize("speed", [0, 8, guest_findings.WRITE_BACK - 1])
@@ -291,15 +314,26 @@ def test_a_device_that_the_daemon_does_not_use(machine: Machine) -> None:
 
 def test_no_device(machine: Machine) -> None:
     machine.without(f"sys/bus/pci/devices/{DEVICE}")
-    found = doctor.examine(NOTHING_SHOWN, "", Role.GUEST, machine.root)
-    assert "kvmchand host" in only([each for each in found if each.is_bad], "devices")
+    assert "kvmchand host" in only(machine.bad(NOTHING_SHOWN), "devices")
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (Unreachable("the host's kvmchand refuses this one"), "the host's kvmchand refuses this one: "),
+        (TimedOut("within 40 s"), "the host's kvmchand has not answered in 5 s: "),
+    ],
+)
+def test_a_host_that_does_not_answer(machine: Machine, failure: VchanError, reason: str) -> None:
+    said = only(machine.bad(host=failure), "link")
+    assert said.startswith(reason)
+    assert "is kvmchand host running there" in said
 
 
 # ---- which side this is ----
 
 
 SILENT = Unreachable("no kvmchand answers: start it")
-OF_A_HOST = Listing((DomainInfo(DomainId(0), "host", "host", ""),), (), (), (), (), following=Size(0))
 
 
 @pytest.mark.parametrize("domain", ["", "run/libvirt/qemu/web.pid"])
@@ -334,7 +368,7 @@ def test_a_machine_without_devices_or_a_daemon(machine: Machine, files: tuple[st
 
 
 def test_a_daemon_that_answers_knows_its_side(machine: Machine) -> None:
-    assert doctor.role_of(OF_A_HOST, machine.root) is Role.HOST
+    assert doctor.role_of(OF_THE_HOST, machine.root) is Role.HOST
     machine.without(f"sys/bus/pci/devices/{DEVICE}")
     machine.write("run/libvirt/qemu/web.pid")
     assert doctor.role_of(NOTHING_SHOWN, machine.root) is Role.GUEST
@@ -354,7 +388,7 @@ def test_documents_name_each_kind_of_finding() -> None:
 
 
 def test_nothing_at_all_is_there(tmp_path: Path) -> None:
-    found = doctor.examine(NOTHING_SHOWN, "", Role.GUEST, tmp_path)
+    found = doctor.examine(showing(NOTHING_SHOWN), "", Role.GUEST, tmp_path)
     assert [each.subject for each in found if each.is_bad] == ["module", "module", "VFIO", "vIOMMU", "devices"]
 
 
@@ -630,5 +664,5 @@ def test_emulators_are_those_of_the_domains() -> None:
 
 
 def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:
-    first, *_ = doctor.examine(Unreachable("nothing there: start it"), "test:///nowhere", Role.HOST, tmp_path)
+    first, *_ = doctor.examine(showing(Unreachable("nothing there: start it")), "test:///nowhere", Role.HOST, tmp_path)
     assert str(first) == "bad   kvmchand host: nothing there: start it"

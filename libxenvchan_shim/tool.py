@@ -142,7 +142,7 @@ def diagnose(arguments: argparse.Namespace) -> None:
     role = doctor.Role(arguments.side) if arguments.side else doctor.role_of(daemon.first)
     uri = arguments.uri or settings.libvirt or config.Settings().libvirt
     findings = []
-    for each in doctor.examine(daemon, uri, role, serve=settings.guests.serve):
+    for each in doctor.examine(daemon, settings, uri, role):
         findings.append(each)
         if not arguments.json:
             print(each, flush=True)
@@ -184,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="have the link to the host from the start, with this much memory, as 64M; 0: no more",
     )
-    doctors.add_argument("--config", type=Path, metavar="FILE", help="the settings that kvmchand host has")
+    doctors.add_argument("--config", type=Path, metavar="FILE", help="the daemon's settings")
     doctors.add_argument("--uri", help="libvirt's; default: the settings', or qemu:///system")
     prepares.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
     return parser

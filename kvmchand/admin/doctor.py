@@ -15,7 +15,7 @@ from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.guest_findings import guest, ivshmem_functions, text
 from kvmchand.admin.host_findings import host
 from kvmchand.admin.shown import Shown
-from kvmchand.config import PREPARED, Serve
+from kvmchand.config import Settings
 from kvmchand.errors import VchanError
 from kvmchand.wire.client import Listing
 
@@ -29,18 +29,18 @@ class Role(Enum):
     GUEST = "guest"
 
 
-def examine(shown: Shown, uri: str, role: Role, root: Path = ROOT, serve: Serve = PREPARED) -> Iterator[Finding]:
+def examine(shown: Shown, settings: Settings, uri: str, role: Role, root: Path = ROOT) -> Iterator[Finding]:
     """Yield the findings about this machine, each as soon as it is known.
 
-    `root`: the directory with /sys and the like. `serve`: which domains the daemon is to serve.
+    `settings`: the daemon's. `root`: the directory with /sys and the like.
     """
     if role is Role.GUEST:
         yield _daemon(shown.first, role)
-        yield from guest(shown, root)
+        yield from guest(shown, root, dedicated=settings.links.dedicated)
     else:
         listed = shown.whole()
         yield _daemon(listed, role)
-        yield from host(listed, uri, serve)
+        yield from host(listed, uri, settings.guests.serve)
 
 
 def _daemon(listed: Listing | VchanError, role: Role) -> Finding:

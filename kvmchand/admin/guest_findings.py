@@ -6,15 +6,17 @@ What sysfs does not show, or shows wrongly, becomes a finding or is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from kvmchand.admin import prepare
 from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.shown import PATIENCE, Shown
+from kvmchand.config import LINK_BYTES
 from kvmchand.errors import TimedOut, VchanError
 from kvmchand.linux import pci
-from kvmchand.wire.client import DeviceInfo, Listing
+from kvmchand.wire import control
+from kvmchand.wire.client import DeviceInfo
 
 IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
@@ -23,6 +25,8 @@ WRITE_BACK = 500
 """MB/s above which memory counts as cached: uncached reads cost a bus cycle each, and are far
 slower.
 """
+_CONTROL = (control.DEVICE_BYTES, 1)
+"""The bytes and vectors of the control device, which no other has."""
 _DRIVER = "vfio-pci"
 _MODULES = ("vfio_pci", "vfio_iommu_type1")
 
@@ -51,8 +55,11 @@ def _function(address: str, sys: Path) -> pci.Function | None:
         return None  # it went meanwhile, or is none that we could judge
 
 
-def guest(shown: Shown, root: Path) -> Iterator[Finding]:
-    """Yield the findings about a guest."""
+def guest(shown: Shown, root: Path, *, dedicated: bool) -> Iterator[Finding]:
+    """Yield the findings about a guest.
+
+    `dedicated`: each channel gets a device of its own, so that there may be none before the first.
+    """
     sys = root / "sys"
     yield from _modules(sys)
     if not (root / "dev/vfio/vfio").exists():
@@ -62,30 +69,61 @@ def guest(shown: Shown, root: Path) -> Iterator[Finding]:
     yield _iommu(root)
     known = {} if isinstance(shown.first, VchanError) else {each.address: each for each in shown.first.devices}
     functions = ivshmem_functions(sys)
-    if known:
-        yield _link(shown.whole())
-    elif not functions:
+    if not functions and not known:
         yield Finding(
             Grade.BAD,
             Kind.NO_DEVICE,
             "devices",
             "the host has plugged none into this guest: is kvmchand host running there? kvmchan doctor there says more",
         )
+    elif not isinstance(shown.first, VchanError):
+        yield _link(known.values(), shown, sys, dedicated=dedicated)
     for function in functions:
         yield from _device(function, known.get(function.address), sys)
     yield from _windows(functions, sys)
 
 
-def _link(listed: Listing | VchanError) -> Finding:
-    if not isinstance(listed, VchanError):
-        return Finding(Grade.OK, Kind.LINK, "link", "the host's kvmchand answers")
-    timed_out = f"the host's kvmchand has not answered in {PATIENCE:.0f} s"
-    sentence = timed_out if isinstance(listed, TimedOut) else listed.sentence
+def _link(known: Collection[DeviceInfo], shown: Shown, sys: Path, *, dedicated: bool) -> Finding:
+    """Return the finding about the link to the host, which is asked.
+
+    `known`: the devices that kvmchand uses.
+    """
+    for_channels = [each for each in known if (each.size, each.vectors) != _CONTROL]
+    if len(for_channels) == len(known):
+        return _unlinked(
+            "kvmchand guest has no control device, over which the host would answer: the findings about devices say why, or its "
+            "log, or that of kvmchand host"
+        )
+    listed = shown.whole()
+    if isinstance(listed, VchanError):
+        timed_out = f"the host's kvmchand has not answered in {PATIENCE:.0f} s"
+        sentence = timed_out if isinstance(listed, TimedOut) else listed.sentence
+        return _unlinked(
+            f"{sentence}: is kvmchand host running there, and does it serve this guest? kvmchan doctor there says more"
+        )
+    if not for_channels and not dedicated:
+        return _unlinked(
+            f"the host's kvmchand answers, but the control device is all that this guest has of it, and no channel fits on "
+            f"that: {_why_no_device(sys)}"
+        )
     return Finding(
-        Grade.BAD,
-        Kind.LINK,
-        "link",
-        f"{sentence}: is kvmchand host running there, and does it serve this guest? kvmchan doctor there says more",
+        Grade.OK, Kind.LINK, "link", f"the host's kvmchand answers, and {len(for_channels)} devices are here for channels"
+    )
+
+
+def _unlinked(sentence: str) -> Finding:
+    return Finding(Grade.BAD, Kind.LINK, "link", sentence)
+
+
+def _why_no_device(sys: Path) -> str:
+    """Return why there is no device for channels, as far as this machine shows, and what to do."""
+    room = pci.largest_room(sys)
+    if room is None or room >= LINK_BYTES:
+        return "one may be on its way; if it does not come, kvmchand host's log says why"
+    windows = f"no window for more than {_bytes(room)}" if room >= pci.PAGE else "no window for one"
+    return (
+        f"the bridges have {windows}: prepare the domain on the host (kvmchan prepare-domain NAME --apply; with --link-size 64M, "
+        "it has a device from its start), shut it down and start it"
     )
 
 

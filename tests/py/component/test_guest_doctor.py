@@ -71,6 +71,26 @@ def test_the_doctor_says_what_it_has_found_while_the_host_does_not_answer(guest:
         doctor.hear_end()
 
 
+@pytest.mark.parametrize("has_device", [True, False])
+def test_the_doctor_finds_a_link_in_order_only_with_a_device_for_channels(guest: GuestDaemon, has_device: bool) -> None:
+    if has_device:
+        guest.plug(5, 65536, 4)
+        assert guest.hear() == control.Ready(5, 4)
+    with Doctor(guest) as doctor:
+        ask = guest.hear_ask()
+        guest.say(control.Reply(ask.client, ask.serial, OF_THE_HOST))
+        said = doctor.finding("link")
+        assert said.startswith(f"{'ok' if has_device else 'bad'} the host's kvmchand answers, ")
+        doctor.hear_end()
+
+
+def test_the_doctor_does_not_wait_for_a_host_without_a_daemon(fresh: GuestDaemon) -> None:
+    with Doctor(fresh) as doctor:
+        said = doctor.finding("link")
+        assert said.startswith("bad the host's kvmchand has not answered in 5 s: is kvmchand host running there")
+        doctor.hear_end()
+
+
 def test_the_doctor_does_not_wait_for_a_daemon_that_is_stopped(guest: GuestDaemon) -> None:
     guest.process.send_signal(signal.SIGSTOP)
     try:

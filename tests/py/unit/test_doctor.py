@@ -14,6 +14,7 @@ from kvmchand.admin import doctor, emulators, guest_findings, host_findings, pre
 from kvmchand.admin.doctor import Role
 from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.shown import Shown
+from kvmchand.config import LinkSettings, Settings
 from kvmchand.errors import InvalidArgument, TimedOut, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
@@ -25,7 +26,8 @@ from rig.paths import ROOT
 MEMORY, UNSET = 0x0014220C, 0x20000000
 """Flags of a 64-bit prefetchable range, and of one without an address."""
 MIB = 1 << 20
-BRIDGE, DEVICE = "0000:02:00.0", "0000:03:01.0"
+BRIDGE, DEVICE, CONTROL = "0000:02:00.0", "0000:03:01.0", "0000:03:1f.0"
+SETTINGS = Settings()
 WINDOWS = (0xFD000000, 0xFE000000)
 """Where those of the bridge start: for registers, and for memory."""
 
@@ -35,7 +37,10 @@ def range_line(start: int, size: int, flags: int = MEMORY) -> str:
 
 
 class Machine:
-    """The files of a guest's machine. It is in order when made, with one device behind a bridge."""
+    """The files of a guest's machine.
+
+    It is in order when made, with the control device and another one behind a bridge.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -48,6 +53,7 @@ class Machine:
         self.write("sys/firmware/acpi/tables/DMAR")
         self.add(BRIDGE, (0x1B36, 0x000E), driver="", group="3", windows=(2 * MIB, 4 * MIB))
         self.add(DEVICE, above=BRIDGE)
+        self.add(CONTROL, above=BRIDGE, group="5", bars=(4096, 4096, 128 << 10))
 
     def write(self, path: str, text: str = "") -> Path:
         file = self.root / path
@@ -89,6 +95,9 @@ class Machine:
             lines += [range_line(0x1000, 0x1000, 0x101)]
             lines += [*(range_line(start, size) for start, size in zip(WINDOWS, windows, strict=True)), range_line(0, 0)]
         (folder / "resource").write_text("\n".join(lines) + "\n")
+        (folder / "class").write_text("0x060400\n" if windows else "0x050000\n")
+        if windows:
+            (folder / "config").write_bytes(bytes(256))  # without capabilities: it leads to conventional PCI
         if driver:
             self.drive(address, driver)
         if group:
@@ -118,11 +127,19 @@ class Machine:
         else:
             gone.unlink()
 
-    def findings(self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None) -> list[Finding]:
-        return list(doctor.examine(showing(own or shown(), host or OF_THE_HOST), "", Role.GUEST, self.root))
+    def without_devices(self) -> None:
+        for each in (DEVICE, CONTROL):
+            self.without(f"sys/bus/pci/devices/{each}")
 
-    def bad(self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None) -> list[Finding]:
-        return [each for each in self.findings(own, host) if each.is_bad]
+    def findings(
+        self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None, settings: Settings = SETTINGS
+    ) -> list[Finding]:
+        return list(doctor.examine(showing(own or shown(), host or OF_THE_HOST), settings, "", Role.GUEST, self.root))
+
+    def bad(
+        self, own: Listing | VchanError | None = None, host: Listing | VchanError | None = None, settings: Settings = SETTINGS
+    ) -> list[Finding]:
+        return [each for each in self.findings(own, host, settings) if each.is_bad]
 
 
 @pytest.fixture
@@ -131,12 +148,18 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def shown(*devices: tuple[str, int], speed: int = 3000) -> Listing:
-    """A guest's own page, of these devices; else of the one that the machine has."""
+    """A guest's own page, of the control device and these; else of the one that the machine has."""
     infos = tuple(DeviceInfo(address, Size(size), 64, Size(speed)) for address, size in devices or ((DEVICE, MIB),))
-    return Listing((), (), (), infos, (), following=Size(1 << 62))
+    return page(CONTROL_INFO, *infos)
 
 
-NOTHING_SHOWN = Listing((), (), (), (), (), following=Size(1 << 62))
+def page(*devices: DeviceInfo) -> Listing:
+    """What a guest's daemon shows by itself."""
+    return Listing((), (), (), devices, (), following=Size(1 << 62))
+
+
+CONTROL_INFO = DeviceInfo(CONTROL, Size(128 << 10), 1, Size(3000))
+NOTHING_SHOWN = page()
 OF_THE_HOST = Listing((DomainInfo(DomainId(7), "guest", "", ""),), (), (), (), (), following=Size(0))
 
 
@@ -169,15 +192,16 @@ def test_a_guest_in_order(machine: Machine) -> None:
         "ok    module: vfio_pci is there",
         "ok    module: vfio_iommu_type1 is there",
         "ok    vIOMMU: there is one, and the kernel uses it",
-        "ok    link: the host's kvmchand answers",
+        "ok    link: the host's kvmchand answers, and 1 devices are here for channels",
         f"ok    device {DEVICE}: 1 MiB, 64 vectors; its memory is mapped write-back: 3000 MB/s read",
+        f"ok    device {CONTROL}: 128 KiB, 1 vectors; its memory is mapped write-back: 3000 MB/s read",
         f"ok    bridge {BRIDGE}: it has windows of 2 MiB and 4 MiB, with room for a device of 2 MiB more",
     ]
 
 
 def test_findings_are_there_before_the_host_has_answered(machine: Machine) -> None:
     daemon = showing(shown(), Unreachable("no kvmchand answers on the host"))
-    found = doctor.examine(daemon, "", Role.GUEST, machine.root)
+    found = doctor.examine(daemon, SETTINGS, "", Role.GUEST, machine.root)
     before = [next(found).subject for _ in range(4)]
     assert before == ["kvmchand guest", "module", "module", "vIOMMU"]
     assert not isinstance(daemon.whole(), Listing), "the host was asked already"
@@ -216,7 +240,7 @@ def test_each_device_has_its_own_findings(machine: Machine) -> None:
 
 def test_no_daemon(machine: Machine) -> None:
     found = machine.bad(Unreachable("no kvmchand answers: start it"))
-    assert [each.subject for each in found] == ["kvmchand guest", f"device {DEVICE}"]
+    assert [each.subject for each in found] == ["kvmchand guest", f"device {DEVICE}", f"device {CONTROL}"]
     assert found[0].sentence == "no kvmchand answers: start it"
 
 
@@ -290,7 +314,7 @@ def test_a_device_of_an_old_qemu(machine: Machine) -> None:
 @pytest.mark.parametrize("driver", ["", "uio_pci_generic"])
 def test_a_device_of_another_driver(machine: Machine, driver: str) -> None:
     machine.drive(DEVICE, driver)
-    said = only(machine.bad(NOTHING_SHOWN), f"device {DEVICE}")
+    said = only(machine.bad(page(CONTROL_INFO, DeviceInfo("0000:03:02.0", Size(MIB), 64, Size(3000)))), f"device {DEVICE}")
     assert (driver or "no driver") in said
     assert "kvmchand guest" in said
 
@@ -309,11 +333,13 @@ def test_a_group_with_another_in_it(machine: Machine, driver: str, is_bad: bool)
 
 
 def test_a_device_that_the_daemon_does_not_use(machine: Machine) -> None:
-    assert "log" in only(machine.bad(NOTHING_SHOWN), f"device {DEVICE}")
+    link, device = machine.bad(page(CONTROL_INFO))
+    assert link.kind is Kind.LINK
+    assert "log" in only([device], f"device {DEVICE}")
 
 
 def test_no_device(machine: Machine) -> None:
-    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    machine.without_devices()
     assert "kvmchand host" in only(machine.bad(NOTHING_SHOWN), "devices")
 
 
@@ -328,6 +354,42 @@ def test_a_host_that_does_not_answer(machine: Machine, failure: VchanError, reas
     said = only(machine.bad(host=failure), "link")
     assert said.startswith(reason)
     assert "is kvmchand host running there" in said
+
+
+def test_a_link_without_a_device_for_channels(machine: Machine) -> None:
+    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    said = only(machine.bad(page(CONTROL_INFO)), "link")
+    assert "the control device is all that this guest has" in said
+    assert "kvmchand host's log says why" in said
+
+
+@pytest.mark.parametrize(
+    ("windows", "expected"),
+    [
+        ((128 << 10, 256 << 10), "no window for more than 256 KiB"),
+        ((2048, 2048), "no window for one"),
+    ],
+)
+def test_a_link_without_a_window_for_its_device(machine: Machine, windows: tuple[int, int], expected: str) -> None:
+    for each in (DEVICE, BRIDGE):
+        machine.without(f"sys/bus/pci/devices/{each}")
+    machine.add("0000:02:01.0", (0x1B36, 0x000E), driver="", group="3", windows=windows)
+    said = only(machine.bad(page(CONTROL_INFO)), "link")
+    assert expected in said
+    assert "kvmchan prepare-domain NAME --apply" in said
+
+
+def test_a_link_whose_devices_come_with_channels(machine: Machine) -> None:
+    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    assert machine.bad(page(CONTROL_INFO), settings=Settings(links=LinkSettings(dedicated=True))) == []
+
+
+def test_a_link_without_a_control_device_is_not_waited_for(machine: Machine) -> None:
+    device = DeviceInfo(DEVICE, Size(128 << 10), 64, Size(3000))
+    for own in (page(), page(device)):
+        link, *_ = machine.bad(own, AssertionError("the host was asked"))  # type: ignore[arg-type]
+        assert (link.kind, link.subject) == (Kind.LINK, "link")
+        assert "no control device" in link.sentence
 
 
 # ---- which side this is ----
@@ -358,7 +420,7 @@ def test_a_machine_with_a_device_is_a_guest(machine: Machine, domain: str) -> No
     ],
 )
 def test_a_machine_without_devices_or_a_daemon(machine: Machine, files: tuple[str, ...], role: Role) -> None:
-    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    machine.without_devices()
     for each in files:
         if "/" in each:
             machine.write(each)
@@ -369,7 +431,7 @@ def test_a_machine_without_devices_or_a_daemon(machine: Machine, files: tuple[st
 
 def test_a_daemon_that_answers_knows_its_side(machine: Machine) -> None:
     assert doctor.role_of(OF_THE_HOST, machine.root) is Role.HOST
-    machine.without(f"sys/bus/pci/devices/{DEVICE}")
+    machine.without_devices()
     machine.write("run/libvirt/qemu/web.pid")
     assert doctor.role_of(NOTHING_SHOWN, machine.root) is Role.GUEST
 
@@ -388,7 +450,7 @@ def test_documents_name_each_kind_of_finding() -> None:
 
 
 def test_nothing_at_all_is_there(tmp_path: Path) -> None:
-    found = doctor.examine(showing(NOTHING_SHOWN), "", Role.GUEST, tmp_path)
+    found = doctor.examine(showing(NOTHING_SHOWN), SETTINGS, "", Role.GUEST, tmp_path)
     assert [each.subject for each in found if each.is_bad] == ["module", "module", "VFIO", "vIOMMU", "devices"]
 
 
@@ -664,5 +726,5 @@ def test_emulators_are_those_of_the_domains() -> None:
 
 
 def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:
-    first, *_ = doctor.examine(showing(Unreachable("nothing there: start it")), "test:///nowhere", Role.HOST, tmp_path)
+    first, *_ = doctor.examine(showing(Unreachable("nothing there: start it")), SETTINGS, "test:///nowhere", Role.HOST, tmp_path)
     assert str(first) == "bad   kvmchand host: nothing there: start it"

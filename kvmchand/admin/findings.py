@@ -62,7 +62,9 @@ class Kind(Enum):
     DRIVER = "driver"
     """In a guest: a device that another driver has, or none."""
     UNUSED = "unused"
-    """In a guest: a device that kvmchand does not use."""
+    """In a guest: a device that kvmchand does not use, while the link does not work."""
+    LEFT = "left"
+    """In a guest: a device that an earlier daemon of the host left, and that nothing uses."""
     WINDOW = "window"
     """In a guest: how large a device a bridge still has room for."""
 

@@ -76,10 +76,13 @@ def guest(shown: Shown, root: Path, *, dedicated: bool) -> Iterator[Finding]:
             "devices",
             "the host has plugged none into this guest: is kvmchand host running there? kvmchan doctor there says more",
         )
-    elif not isinstance(shown.first, VchanError):
-        yield _link(known.values(), shown, sys, dedicated=dedicated)
+    is_linked = False
+    if not isinstance(shown.first, VchanError) and (functions or known):
+        link = _link(known.values(), shown, sys, dedicated=dedicated)
+        is_linked = not link.is_bad
+        yield link
     for function in functions:
-        yield from _device(function, known.get(function.address), sys)
+        yield from _device(function, known.get(function.address), sys, is_linked=is_linked)
     yield from _windows(functions, sys)
 
 
@@ -167,13 +170,21 @@ def _iommu(root: Path) -> Finding:
     return Finding(Grade.BAD, Kind.VIOMMU, "vIOMMU", sentence)
 
 
-def _device(function: pci.Function, known: DeviceInfo | None, sys: Path) -> Iterator[Finding]:
+def _device(function: pci.Function, known: DeviceInfo | None, sys: Path, *, is_linked: bool) -> Iterator[Finding]:
     name = f"device {function.address}"
     faults = list(_faults(function, sys))
     for kind, sentence in faults:
         yield Finding(Grade.BAD, kind, name, sentence)
     if known is None:
-        if not faults:
+        if not faults and is_linked:
+            yield Finding(
+                Grade.NOTE,
+                Kind.LEFT,
+                name,
+                "nothing uses it, and the link works without it: an earlier kvmchand host left it, or kvmchand guest's log says "
+                "why it is not used. Without KVM, a device that was left stays until the domain is shut down",
+            )
+        elif not faults:
             yield Finding(Grade.BAD, Kind.UNUSED, name, "kvmchand guest does not use it: is it running? its log says why")
         return
     what = f"{_bytes(known.size)}, {known.vectors} vectors; its memory is mapped"

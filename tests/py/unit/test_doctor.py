@@ -356,6 +356,24 @@ def test_a_host_that_does_not_answer(machine: Machine, failure: VchanError, reas
     assert "is kvmchand host running there" in said
 
 
+def test_what_an_earlier_daemon_left_is_a_note_once_the_link_works(machine: Machine) -> None:
+    for number, size in ((2, MIB), (3, 128 << 10)):
+        machine.add(f"0000:03:0{number}.0", above=BRIDGE, group=str(10 + number), bars=(4096, 4096, size))
+    notes = [each for each in machine.findings() if each.grade is not Grade.OK]
+    assert [(each.grade, each.kind, each.subject) for each in notes] == [
+        (Grade.NOTE, Kind.LEFT, f"device 0000:03:0{number}.0") for number in (2, 3)
+    ]
+    assert all("an earlier kvmchand host left it" in each.sentence for each in notes)
+    assert all("shut down" in each.sentence for each in notes)
+    unlinked = machine.bad(host=Unreachable("no kvmchand answers on the host"))
+    assert [each.kind for each in unlinked] == [Kind.LINK, Kind.UNUSED, Kind.UNUSED]
+
+
+def test_a_device_without_an_address_is_bad_though_the_link_works(machine: Machine) -> None:
+    machine.add("0000:03:02.0", above=BRIDGE, bars=(4096, 4096, 0))
+    assert [each.kind for each in machine.bad()] == [Kind.ADDRESS]
+
+
 def test_a_link_without_a_device_for_channels(machine: Machine) -> None:
     machine.without(f"sys/bus/pci/devices/{DEVICE}")
     said = only(machine.bad(page(CONTROL_INFO)), "link")

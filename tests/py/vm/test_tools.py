@@ -152,3 +152,24 @@ def test_the_doctor_says_what_to_do_where_the_guest_s_daemon_is_not_there(
             "bad no kvmchand in it is linked to this host's: start kvmchand guest there; kvmchan doctor there says more",
         ],
     }
+
+
+@pytest.mark.last
+def test_the_doctor_notes_in_a_guest_what_an_earlier_daemon_of_the_host_left(
+    network: Network, guest: Machine, devices: list[dict[str, Any]]
+) -> None:
+    network.daemon.kill()
+    network.start_host()
+    network.restore()
+    found: dict[str, list[str]] = {}
+
+    def is_well() -> bool:
+        status, said = doctor(network, guest)
+        found.clear()
+        found.update(said)
+        return status == 0
+
+    eventually(is_well, lambda: str(bad(found)))
+    assert {f"device {each['address']}" for each in devices} <= bad(found).keys()
+    for (note,) in bad(found).values():
+        assert note.startswith("note nothing uses it, and the link works without it: an earlier kvmchand host left it")

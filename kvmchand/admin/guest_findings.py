@@ -15,6 +15,7 @@ from kvmchand.admin.shown import PATIENCE, Shown
 from kvmchand.config import LINK_BYTES
 from kvmchand.errors import TimedOut, VchanError
 from kvmchand.linux import pci
+from kvmchand.services.vfio.opener import UNCOVERED
 from kvmchand.wire import control
 from kvmchand.wire.client import DeviceInfo
 
@@ -145,10 +146,10 @@ def _modules(sys: Path) -> Iterator[Finding]:
 
 def _iommu(root: Path) -> Finding:
     sys = root / "sys"
-    groups = [each.name for each in (sys / "kernel/iommu_groups").glob("*")]
-    if not all(pci.is_noiommu(each, sys) for each in groups):
+    if pci.has_iommu(sys):
         return Finding(Grade.OK, Kind.VIOMMU, "vIOMMU", "there is one, and the kernel uses it")
-    if groups or text(sys / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
+    has_groups = any((sys / "kernel/iommu_groups").glob("*"))
+    if has_groups or text(sys / "module/vfio/parameters/enable_unsafe_noiommu_mode") == "Y":
         return Finding(
             Grade.NOTE,
             Kind.VIOMMU,
@@ -172,7 +173,14 @@ def _iommu(root: Path) -> Finding:
 
 def _device(function: pci.Function, known: DeviceInfo | None, sys: Path, *, is_linked: bool) -> Iterator[Finding]:
     name = f"device {function.address}"
-    faults = list(_faults(function, sys))
+    faults = list(_faults(function, sys, is_used=known is not None))
+    if not faults and function.driver != _DRIVER:
+        faults = [
+            (
+                Kind.DRIVER,
+                f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more",
+            )
+        ]
     for kind, sentence in faults:
         yield Finding(Grade.BAD, kind, name, sentence)
     if known is None:
@@ -199,7 +207,8 @@ def _device(function: pci.Function, known: DeviceInfo | None, sys: Path, *, is_l
         yield Finding(Grade.OK, Kind.DEVICE, name, f"{what} write-back: {known.speed} MB/s read")
 
 
-def _faults(function: pci.Function, sys: Path) -> Iterator[tuple[Kind, str]]:
+def _faults(function: pci.Function, sys: Path, *, is_used: bool) -> Iterator[tuple[Kind, str]]:
+    """Yield why a device can't be used."""
     if function.revision != REVISION:
         yield (
             Kind.REVISION,
@@ -215,6 +224,9 @@ def _faults(function: pci.Function, sys: Path) -> Iterator[tuple[Kind, str]]:
         )
     elif not function.bars[0].size:
         yield Kind.ADDRESS, "its doorbell (BAR 0) got no address: another bridge is needed (kvmchan prepare-domain on the host)"
+    is_covered = function.group and not pci.is_noiommu(function.group, sys)
+    if not is_covered and not is_used and pci.has_iommu(sys):
+        yield Kind.GROUP, UNCOVERED
     for member in pci.group_members(function.group, sys) if function.group else []:
         other = _function(member, sys)
         if other is not None and member != function.address and other.driver not in ("", _DRIVER, "pcieport"):
@@ -223,11 +235,6 @@ def _faults(function: pci.Function, sys: Path) -> Iterator[tuple[Kind, str]]:
                 f"its IOMMU group {function.group} has {member} in it, which the driver {other.driver} has: plug the device "
                 "elsewhere, behind a bridge of its own (kvmchan prepare-domain on the host)",
             )
-    if function.driver != _DRIVER:
-        yield (
-            Kind.DRIVER,
-            f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more",
-        )
 
 
 def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:

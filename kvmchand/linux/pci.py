@@ -226,6 +226,15 @@ def is_noiommu(group: str, root: Path = SYS) -> bool:
         return False  # the kernel names no others
 
 
+def has_iommu(root: Path = SYS) -> bool:
+    """Return whether the kernel uses an IOMMU, which need not confine every function."""
+    try:
+        groups = [each.name for each in (root / "kernel/iommu_groups").iterdir()]
+    except OSError:
+        return False
+    return not all(is_noiommu(each, root) for each in groups)
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)

@@ -25,6 +25,11 @@ _NO_IOMMU = (
     "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
     "to the guest's kernel command line"
 )
+UNCOVERED = (
+    "it has no IOMMU group, for the machine's vIOMMU does not cover it: a vIOMMU of model virtio covers no device behind a "
+    "pcie-to-pci-bridge, so make it one of model intel in the domain's XML, and prepare the domain anew (kvmchan prepare-domain "
+    "on the host)"
+)
 _TRIES_MAX = 10
 """Attempts to open a device that its driver has not taken yet."""
 
@@ -93,8 +98,7 @@ class Opener:
 
         Raises Unusable unless the settings and the kernel allow it.
         """
-        if not self.noiommu:
-            raise Unusable(_NO_IOMMU)
+        self._require_noiommu()
         try:
             if vfio.allow_noiommu():
                 log.warning("VFIO's no-IOMMU mode is turned on, as the settings allow: the kernel will count as tainted")
@@ -112,9 +116,12 @@ class Opener:
             raise Unusable(f"{DRIVER} has it, and made no IOMMU group for it: the kernel's log says why")
         if not pci.is_noiommu(group):
             return group
-        if not self.noiommu:
-            raise Unusable(_NO_IOMMU)
+        self._require_noiommu()
         return vfio.NOIOMMU_PREFIX + group
+
+    def _require_noiommu(self) -> None:
+        if not self.noiommu:
+            raise Unusable(UNCOVERED if pci.has_iommu() else _NO_IOMMU)
 
 
 def _identify(device: Device) -> None:

@@ -30,6 +30,7 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.marker import Marker
 from kvmchand.services.vfio import functions as mains
 from kvmchand.services.vfio import process as service
+from kvmchand.services.vfio.opener import UNCOVERED
 from kvmchand.wire import control
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
@@ -69,6 +70,8 @@ class Kernel:
         self._patch = monkeypatch
         self.functions = {ADDRESS: IVSHMEM}
         self.noiommu_groups: set[str] = set()
+        self.has_iommu = False
+        """There is a vIOMMU, though it may not cover our function."""
         self.busy = 0
         """How many more times the group is open elsewhere."""
         self.kinds: list[int] = []
@@ -85,7 +88,7 @@ class Kernel:
         self.memory = os.memfd_create("device")
         os.ftruncate(self.memory, 3 * 4096)
         os.pwrite(self.memory, struct.pack("<i", PEER), IVPOSITION)
-        for name in ("addresses", "function", "group_members", "bind", "is_noiommu", "remove", "rescan"):
+        for name in ("addresses", "function", "group_members", "bind", "is_noiommu", "has_iommu", "remove", "rescan"):
             monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
         self.ages: dict[str, int] = {}
         """Of control devices, by their addresses."""
@@ -148,6 +151,9 @@ class Kernel:
 
     def _rescan(self) -> None:
         self.rescanned.set()
+
+    def _has_iommu(self) -> bool:
+        return self.has_iommu
 
     def _is_noiommu(self, group: str) -> bool:
         return group in self.noiommu_groups
@@ -492,6 +498,17 @@ def test_without_a_viommu_the_settings_decide(kernel: Kernel, made_by_others: bo
     with driving(noiommu=False) as main:
         sentence = main.hear_unusable()
     assert sentence.startswith("there is no vIOMMU: add <iommu model='intel'>")
+    assert kernel.opened == []
+
+
+@pytest.mark.parametrize("made_by_others", [False, True], ids=["no group", "a group that VFIO made for someone"])
+def test_a_viommu_that_does_not_cover_the_device(kernel: Kernel, made_by_others: bool) -> None:
+    kernel.make_noiommu_groups()
+    kernel.has_iommu = True
+    if made_by_others:
+        kernel.change(group="0", driver="vfio-pci")
+    with driving(noiommu=False) as main:
+        assert main.hear_unusable() == UNCOVERED
     assert kernel.opened == []
 
 

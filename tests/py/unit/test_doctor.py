@@ -19,6 +19,7 @@ from kvmchand.errors import InvalidArgument, TimedOut, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.services.libvirt import machine_xml
+from kvmchand.services.vfio.opener import UNCOVERED
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
 from rig.domain_xml import Q35, READY, direct
 from rig.paths import ROOT
@@ -330,6 +331,19 @@ def test_a_group_with_another_in_it(machine: Machine, driver: str, is_bad: bool)
         said = only(found, f"device {DEVICE}")
         assert "0000:03:02.0" in said
         assert driver in said
+
+
+@pytest.mark.parametrize("group", ["", "noiommu"])
+def test_a_device_that_the_viommu_does_not_cover(machine: Machine, group: str) -> None:
+    address = "0000:03:02.0"
+    machine.add(address, above=BRIDGE, group=group, driver="vfio-pci" if group else "")
+    if group:
+        machine.write(f"sys/kernel/iommu_groups/{group}/name", "vfio-noiommu\n")
+    assert only(machine.bad(), f"device {address}") == UNCOVERED
+    (viommu,) = [each for each in machine.findings() if each.kind is Kind.VIOMMU]
+    assert str(viommu) == "ok    vIOMMU: there is one, and the kernel uses it"
+    used = machine.bad(shown((DEVICE, MIB), (address, MIB)))
+    assert not any(each.kind is Kind.GROUP for each in used), "with noiommu, kvmchand uses it"
 
 
 def test_a_device_that_the_daemon_does_not_use(machine: Machine) -> None:

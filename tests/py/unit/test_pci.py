@@ -152,6 +152,15 @@ def test_a_group_that_vfio_made_is_told_from_an_iommus(sysfs: Sysfs) -> None:
     assert pci.is_noiommu("8", sysfs.root)
 
 
+def test_an_iommu_is_there_if_a_group_is_its(sysfs: Sysfs) -> None:
+    assert not pci.has_iommu(sysfs.root)
+    sysfs.add(OTHER, group="8")
+    (sysfs.root / "kernel/iommu_groups/8/name").write_text("vfio-noiommu\n")
+    assert not pci.has_iommu(sysfs.root)
+    sysfs.add(ADDRESS, group="7")
+    assert pci.has_iommu(sysfs.root)
+
+
 # ---- drivers ----
 
 

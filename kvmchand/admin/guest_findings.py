@@ -33,11 +33,11 @@ _MODULES = ("vfio_pci", "vfio_iommu_type1")
 
 
 def ivshmem_functions(sys: Path) -> list[pci.Function]:
-    """Return the machine's ivshmem devices."""
+    """Return the machine's ivshmem devices that have interrupts; others are somebody else's."""
     found = []
     for address in _addresses(sys):
         function = _function(address, sys)
-        if function is not None and (function.vendor, function.device) == IVSHMEM:
+        if function is not None and (function.vendor, function.device) == IVSHMEM and function.has_msix:
             found.append(function)
     return found
 

@@ -430,6 +430,14 @@ def test_a_link_without_a_control_device_is_not_waited_for(machine: Machine) -> 
 SILENT = Unreachable("no kvmchand answers: start it")
 
 
+def test_a_device_without_interrupts_is_somebody_else_s(machine: Machine) -> None:
+    address = "0000:03:02.0"
+    (machine.add(address, above=BRIDGE, driver="uio_ivshmem", group="9") / "config").write_bytes(bytes(256))
+    assert machine.bad() == []
+    machine.without_devices()
+    assert doctor.role_of(SILENT, machine.root) is Role.HOST
+
+
 @pytest.mark.parametrize("domain", ["", "run/libvirt/qemu/web.pid"])
 def test_a_machine_with_a_device_is_a_guest(machine: Machine, domain: str) -> None:
     (machine.root / "run/libvirt/qemu").mkdir(parents=True)

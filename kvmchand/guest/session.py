@@ -45,6 +45,8 @@ class Session(SessionEvents):
         self._control: Function | None = None
         self._session: SessionId | None = None
         self._is_welcome = False
+        self._refusal = ""
+        """What the host said last in place of a welcome."""
         self.requests = Requests(loop, devices, self.tell)
         self._forward = Forward(loop, sockets, user, count(1).__next__, self.tell_if_linked, fail)
         self._sessions = Sessions(loop, user, fail, is_host=False, rate=settings.limits.guest_requests)
@@ -103,7 +105,8 @@ class Session(SessionEvents):
         """End what stood on the session, for the host is gone or broke the rules."""
         if session != self._session:
             return
-        log.warning(f"the link to the host is lost: {sentence}")
+        if self._is_welcome or not self._refusal:
+            log.warning(f"the link to the host is lost: {sentence}")
         self._part()
         if self._control is not None:
             self._handshake.start_anew(self._control)
@@ -116,8 +119,7 @@ class Session(SessionEvents):
             case control.Welcome():
                 self._on_welcome(message)
             case control.Refused():
-                self.requests.refusal = message.sentence
-                log.warning(f"the host's kvmchand refuses this one: {message.sentence}")
+                self._on_refused(message.sentence)
             case control.Reply() | control.Granted() | control.Shared():
                 self.requests.take_answer(message)
             case control.Closed():
@@ -156,11 +158,19 @@ class Session(SessionEvents):
         else:
             self.tell(control.Hello(control.VERSION))
 
+    def _on_refused(self, sentence: str) -> None:
+        """Tell clients, and the log once: a host that refuses does so again and again."""
+        self.requests.refusal = sentence
+        if sentence != self._refusal:
+            self._refusal = sentence
+            log.warning(f"the host's kvmchand refuses this one: {sentence}")
+
     def _on_welcome(self, welcome: control.Welcome) -> None:
         if self._is_welcome:
             return
         log.info(f"linked to the host: this is domain {welcome.domain}")
         self._is_welcome = True
+        self._refusal = ""
         self._tell_devices()
         self.requests.ask_waiting()
         self._forward.pass_on_waiting()

@@ -178,6 +178,21 @@ class Guest:
     """Plugs the control device again, which did not get into the guest."""
     patience: float = 1.0
     """Delay before the next attempt to plug the control device; doubles each time."""
+    _reason: str = ""
+    """Why it has no link."""
+
+    def note_unlinked(self, reason: str) -> bool:
+        """Note why it has no link. Returns whether that is to be said.
+
+        It is not if the reason was the same before: most can't change while the domain runs, and
+        are found again with each attempt.
+        """
+        is_new, self._reason = reason != self._reason, reason
+        return is_new
+
+    def note_linked(self) -> None:
+        """Note that it has a link."""
+        self._reason = ""
 
 
 def reply_to(remote: ClientId, serial: int, content: client.Reply) -> control.Reply:

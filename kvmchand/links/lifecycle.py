@@ -138,18 +138,21 @@ class Lifecycle(HypervisorEvents):
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         """Plug a control device again later, and give any other up."""
-        log.warning(f"device {device} did not get into domain {domain}: {sentence}")
+        said = f"device {device} did not get into domain {domain}: {sentence}"
         failed, guest = self._links.devices.get(device), self._guests.get(domain)
-        if failed is None or guest is None:
+        if guest is None or failed is not guest.control:
+            log.warning(said)
+            if guest is not None and failed is not None:
+                self._pool.note_refused(failed, domain)
+                self._plugs.fail(failed, domain, sentence)
             return
+        if guest.note_unlinked(sentence):
+            log.warning(said)
+            log.warning(f"domain {domain} has no vchans without it: it is tried again, and said again only for another reason")
         self._pool.note_refused(failed, domain)
-        if failed is guest.control:
-            log.warning(f"domain {domain} has no vchans without it, and it is tried again in {guest.patience:.0f} s")
-            due = time.monotonic() + guest.patience
-            guest.attachment = self._loop.call_at(due, lambda: self._attach_control(guest))
-            guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
-        else:
-            self._plugs.fail(failed, domain, sentence)
+        due = time.monotonic() + guest.patience
+        guest.attachment = self._loop.call_at(due, lambda: self._attach_control(guest))
+        guest.patience = min(2 * guest.patience, _PATIENCE_MAX)
 
     def _attach_control(self, guest: Guest) -> None:
         try:

@@ -85,7 +85,8 @@ class Messages(SessionEvents):
             self._lose(guest, error.sentence)  # the control process hangs up, after what it was told to say before
 
     def _lose(self, guest: Guest, sentence: str) -> None:
-        log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
+        if guest.note_unlinked(sentence):
+            log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
         self._handshakes.end(guest, hangs_up=self._handshakes.is_there(guest))
         self._handshakes.renew_if_asked(guest)
 
@@ -151,6 +152,7 @@ class Messages(SessionEvents):
             self._handshakes.delay(guest)
             raise ProtocolError(sentence)
         guest.is_greeted = True
+        guest.note_linked()
         log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
         self._sessions.send(session, control.Welcome(guest.domain))
         self._pool.stale.greet(guest.domain, lambda: self._prepare_links(guest, session))

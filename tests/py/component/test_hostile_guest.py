@@ -240,6 +240,16 @@ def test_a_daemon_that_was_refused_is_heard_later(host: ScriptedHost) -> None:
     alice.greet()
 
 
+def test_why_a_daemon_is_refused_is_said_once(host: ScriptedHost) -> None:
+    before = len(host.log())
+    alice = host.guest(ALICE)
+    for _ in range(2):
+        alice.meet().say(control.Hello(control.VERSION + 1))
+        alice.hear_end()
+    alice.greet()
+    assert host.log()[before:].count(f"the control link to domain {ALICE} is lost") == 1
+
+
 def test_half_a_packet_is_waited_for_and_forgotten_with_the_session(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
     alice.put(control.LENGTH.pack(100) + b'{"type":"ask",')
     assert bob.is_answered()

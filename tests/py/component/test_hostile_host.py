@@ -339,6 +339,22 @@ def test_a_host_that_refuses_is_quoted_in_one_line(fresh: GuestDaemon) -> None:
     fresh.wait_log("the host's kvmchand refuses this one: use the?kvmchand: same release?[2J")
 
 
+def test_why_a_host_refuses_is_said_once(fresh: GuestDaemon) -> None:
+    before = len(fresh.log())
+    for sentence in ("use the same release", "use the same release", "use another release"):
+        fresh.meet()
+        assert fresh.hear() == control.Hello(control.VERSION)
+        fresh.say(control.Refused(sentence))
+        fresh.page[SERVER_LIVE] = 0
+        fresh.wake()
+        fresh.wait_started()
+    fresh.greet()
+    said = [line for line in fresh.log()[before:].splitlines() if "refuses" in line or "is lost" in line]
+    assert said == [
+        f"kvmchand: warning: the host's kvmchand refuses this one: use {each} release" for each in ("the same", "another")
+    ]
+
+
 def test_a_flood_of_the_hosts_is_read_to_its_end(guest: GuestDaemon, device: Device) -> None:
     for _ in range(5000):
         guest.say(control.Closed(ClientId(1)))

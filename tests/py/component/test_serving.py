@@ -146,6 +146,19 @@ def test_a_domain_that_could_not_be_given_its_control_device_is_told_of_as_one_t
     host.hypervisor.stop(machine)
 
 
+def test_why_a_domain_does_not_get_its_control_device_is_said_once(host: ScriptedHost) -> None:
+    hypervisor = host.hypervisor
+    with hypervisor.changed:
+        machine = hypervisor.start(ALICE)
+        machine.refusal = "its QEMU has no such device"
+    hypervisor.wait(lambda: machine.refusals == 2, "it is not tried again")
+    with hypervisor.changed:
+        machine.refusal = "its bridges have no free slot"
+    host.wait_log("its bridges have no free slot")
+    assert host.log().count("its QEMU has no such device") == 1
+    hypervisor.stop(machine)
+
+
 def test_a_local_domain_whose_number_a_domain_of_libvirts_has_is_there(run: Run) -> None:
     host = run("", domains=(ALICE,))
     machine = host.hypervisor.start(ALICE, lack=LACK)

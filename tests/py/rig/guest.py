@@ -163,6 +163,8 @@ class Machine:
         self.devices: dict[str, Plugged] = {}
         self.refusal = ""
         """Why it takes no device any more."""
+        self.refusals = 0
+        """How often it has taken none for that."""
         self.is_stubborn = False
         """Its guest lets no device go."""
         self.is_lazy = False
@@ -242,6 +244,8 @@ class Hypervisor:
                 assert taker is None or taker.uuid == message.uuid
                 if taker is None or taker.refusal:
                     sentence = taker.refusal if taker else "it is gone"
+                    if taker is not None:
+                        taker.refusals += 1
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
                     taker.devices[message.socket] = ScriptedPlugged(message.socket, message.vectors, lazy=taker.is_lazy)

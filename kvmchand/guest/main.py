@@ -51,7 +51,8 @@ class Guest:
         self._sockets = Sockets(settings.runtime_dir, settings.socket)
         self._undo.callback(self._sockets.close)
         self._undo.enter_context(stopped_by_signals(self._loop))
-        self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME)  # the number that this guest has, the host knows
+        # What number this guest has, the host says later.
+        self._sockets.listen(HOST, client.SOCKET_NAME, client.STORE_SOCKET_NAME, "this guest")
         functions = Functions(self._loop, self._fail, noiommu=settings.noiommu)
         session = Session(self._loop, self._sockets, devices, functions, settings, self._fail)
         clients = Clients(

@@ -79,7 +79,7 @@ class Listener:
         """
         self._check_user(sock)
         if self.clients >= self.settings.max_clients:
-            raise LimitReached(f"domain {self.settings.domain} has {self.clients} connections: close some")
+            raise LimitReached(f"{self.settings.whose} has {self.clients} connections: close some")
 
     def _check_user(self, sock: socket.socket) -> None:
         _, uid, gid = libc.peer_credentials(sock)

@@ -41,6 +41,8 @@ class Sockets:
         self._group = group_number(settings.group) if settings.group else os.getegid()
         self._sockets: dict[str, tuple[DomainId, socket.socket, bool]] = {}
         """By path; and whether each is the store's."""
+        self._whose: dict[DomainId, str] = {}
+        """What sentences call the domains."""
         self._undo = ExitStack()
         try:
             # Others can enter it, and those above it: the sockets' modes say who may connect.
@@ -63,8 +65,9 @@ class Sockets:
             if _SOCKET.fullmatch(path.name) and path.is_socket():
                 path.unlink(missing_ok=True)
 
-    def listen(self, domain: DomainId, name: str, store_name: str) -> None:
-        """Make a domain's sockets."""
+    def listen(self, domain: DomainId, name: str, store_name: str, whose: str = "") -> None:
+        """Make a domain's sockets. `whose`: what sentences call it; "" for its number."""
+        self._whose[domain] = whose or f"domain {domain}"
         self._listen(domain, name, socket.SOCK_SEQPACKET, is_store=False)
         self._listen(domain, store_name, socket.SOCK_STREAM, is_store=True)
 
@@ -94,7 +97,7 @@ class Sockets:
         public = bool(self._settings.mode & _OTHERS_MAY)
         group = self._group if self._settings.mode & _GROUP_MAY else -1
         return [
-            (local.Listen(domain, public, Size(os.geteuid()), group, max_clients), sock)
+            (local.Listen(domain, self._whose[domain], public, Size(os.geteuid()), group, max_clients), sock)
             for domain, sock, is_stores in self._sockets.values()
             if is_stores is is_store
         ]
@@ -110,7 +113,9 @@ class Sockets:
         return domain
 
     def __str__(self) -> str:
-        return ", ".join(f"{path} (domain {domain})" for path, (domain, _, is_store) in self._sockets.items() if not is_store)
+        return ", ".join(
+            f"{path} ({self._whose[domain]})" for path, (domain, _, is_store) in self._sockets.items() if not is_store
+        )
 
     def close(self) -> None:
         """Close and remove the sockets, and unlock the directory."""

@@ -16,11 +16,12 @@ if TYPE_CHECKING:
 class Listen(Record):
     """main → local: accept on the listening socket beside this.
 
-    `public`: any user may connect, else root, the daemon's own user, and members of `group` (-1:
-    none).
+    `whose`: what sentences call the domain, "domain 0" or "this guest". `public`: any user may
+    connect, else root, the daemon's own user, and members of `group` (-1: none).
     """
 
     domain: DomainId
+    whose: str
     public: bool
     owner: Size
     group: int

@@ -92,7 +92,7 @@ class Local(Acceptor):
 
     def _drop(self, dropped: Client, error: VchanError) -> None:
         """End a connection for what it did. Main's duplicate then hangs up."""
-        log.warning(f"domain {dropped.listener.settings.domain}, client {dropped.number}: {error.sentence}")
+        log.warning(f"{dropped.listener.settings.whose}, client {dropped.number}: {error.sentence}")
         _say(dropped.sock, error)
         try:
             dropped.sock.shutdown(socket.SHUT_RDWR)

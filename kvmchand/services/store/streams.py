@@ -21,7 +21,7 @@ from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
 from kvmchand.runtime.loop import EDGE, HALF_CLOSED, HUNG_UP, READABLE, WRITABLE
 from kvmchand.runtime.marker import Marker
-from kvmchand.wire import store
+from kvmchand.wire import local, store
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds
 from kvmchand.xenstore import protocol
@@ -48,6 +48,8 @@ class Stream(ABC):
         """Make an empty stream. `waiting`: bytes of all streams together, by domain."""
         self.number = number
         self.domain = domain
+        self.whose = f"domain {domain}"
+        """What sentences call the domain."""
         self._waiting = waiting
         self._queue: deque[tuple[bytes, bool]] = deque()
         """Packets, and whether each is an event."""
@@ -137,8 +139,9 @@ class Stream(ABC):
 class SocketStream(Stream):
     """A connection of a program of this machine."""
 
-    def __init__(self, number: ClientId, domain: DomainId, waiting: Counter[DomainId], sock: socket.socket) -> None:
-        super().__init__(number, domain, waiting)
+    def __init__(self, number: ClientId, listen: local.Listen, waiting: Counter[DomainId], sock: socket.socket) -> None:
+        super().__init__(number, listen.domain, waiting)
+        self.whose = listen.whose
         self.sock = sock
         self._rest = b""
         """What remains of the packets being sent."""
@@ -239,7 +242,7 @@ class Streams(Acceptor):
     # ---- connections ----
 
     def _on_refused(self, listener: Listener, _sock: socket.socket, error: VchanError) -> None:
-        log.warning(f"a connection to domain {listener.settings.domain}'s store is refused: {error.sentence}")
+        log.warning(f"a connection to the store of {listener.settings.whose} is refused: {error.sentence}")
 
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         self._say(store.Connected(number), (sock.fileno(),))
@@ -247,7 +250,7 @@ class Streams(Acceptor):
 
     def _on_restored(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         sock.setblocking(False)
-        stream = SocketStream(number, listener.settings.domain, self._waiting, sock)
+        stream = SocketStream(number, listener.settings, self._waiting, sock)
         listener.clients += 1
         self._add(stream)
         self._loop.add(sock.fileno(), lambda events: self._on_socket(stream, events), _IDLE)
@@ -309,7 +312,7 @@ class Streams(Acceptor):
     def _fail(self, stream: Stream, error: OSError) -> None:
         if stream.number in self._streams:
             if isinstance(error, VchanError):
-                log.warning(f"domain {stream.domain}, store client {stream.number}, is dropped: {error.sentence}")
+                log.warning(f"{stream.whose}, store client {stream.number}, is dropped: {error.sentence}")
             self._end(stream)
 
     def _take_turn(self, stream: Stream) -> None:

@@ -529,7 +529,7 @@ def test_the_local_process_listens_to_nobody_before_it_has_shed_its_privileges(t
         service = Service("local")
         stack.callback(service.stop)
         (pid,) = set(children(os.getpid())) - set(others)
-        listen_ = local.Listen(HOST, True, Size(0), -1, 10)
+        listen_ = local.Listen(HOST, "domain 0", True, Size(0), -1, 10)
         send_packet(service.sock, local.to_local.encode(listen_), [listener.fileno()])
         # It has the message when a descriptor more is open in it, and the descriptor is its
         # listener.

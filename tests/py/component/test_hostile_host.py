@@ -19,7 +19,7 @@ from kvmchand.ids import CONTROL_PEER, HOST, ChannelId, ClientId, Size
 from kvmchand.wire import client as wire
 from kvmchand.wire import control, vfio
 from kvmchand.wire.codec import PACKET_MAX
-from rig.clients import RawClient
+from rig.clients import RawClient, StoreClient
 from rig.deadline import eventually
 from rig.host import CLIENT_LIVE, DOMAIN, SERVER_LIVE, Client, Device, GuestDaemon
 from rig.words import set_word, word
@@ -101,6 +101,22 @@ def close(client: Client, guest: GuestDaemon) -> None:
     guest.say(control.Closed(client.number))
     client.hear_end()
     client.close()
+
+
+# ---- a host that is not there yet ----
+
+
+def test_a_guest_does_not_say_that_it_is_a_domain_before_the_host_says_which(fresh: GuestDaemon) -> None:
+    ready, *_ = fresh.log_path.read_text().splitlines()
+    assert ready == f"kvmchand: ready: {fresh.runtime_dir}/kvmchand.sock (this guest)"
+    with RawClient(fresh) as client:
+        client.say(b"nonsense")
+        fresh.wait_log("this guest, client ")
+    with StoreClient(fresh.runtime_dir / "store.sock") as store:
+        store.sock.sendall(b"\xff" * 64)
+        fresh.wait_log("this guest, store client ")
+    fresh.greet()
+    assert "domain 0" not in fresh.log_path.read_text()
 
 
 # ---- an honest host ----

@@ -591,7 +591,7 @@ def test_vchans_whose_nodes_go_while_others_are_withdrawn_are_withdrawn_too(tmp_
         outer, inner, removed = ChannelId(1), ChannelId(2), ChannelId(3)
         for number, where in ((outer, "/tool/a"), (inner, "/tool/a/b"), (removed, "/tool/c")):
             say(wire.Offered(number, where, HOST, HOST, number, number))
-        say(local.Listen(HOST, True, Size(0), -1, 10), listener.fileno())
+        say(local.Listen(HOST, "domain 0", True, Size(0), -1, 10), listener.fileno())
         say(local.Start(ClientId(1), "nobody"))
         assert isinstance(hear(), local.Started)
         with StoreClient(path) as program:

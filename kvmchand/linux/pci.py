@@ -242,6 +242,11 @@ def _write(path: Path, text: str) -> None:
         raise SysfsError(f"{path} can't be written: {error.strerror}") from error
 
 
+def has_driver(driver: str, root: Path = SYS) -> bool:
+    """Return whether the kernel has a driver, built in or as a module that is loaded."""
+    return (root / "bus/pci/drivers" / driver).exists()
+
+
 def bind(address: str, driver: str, root: Path = SYS) -> None:
     """Give a function to a driver, and take it from its present one."""
     folder = _folder(address, root)

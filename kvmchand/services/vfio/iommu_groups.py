@@ -17,6 +17,7 @@ from kvmchand.linux import pci, vfio
 from kvmchand.runtime import log
 
 DRIVER = "vfio-pci"
+IOMMU_MODULE = "vfio_iommu_type1"
 
 
 class Unusable(Exception):
@@ -25,6 +26,14 @@ class Unusable(Exception):
 
 class Later(Exception):
     """The device cannot be used yet."""
+
+
+def no_module(name: str) -> str:
+    """Return why nothing can be used without a module of the kernel, and what to do."""
+    return (
+        f"this guest's kernel has no {name}: modprobe {name} says why. Install a kernel that has it (Debian's for the cloud has "
+        "not), then start kvmchand guest again"
+    )
 
 
 class Group(NamedTuple):
@@ -100,8 +109,11 @@ class Groups:
         container = vfio.open_container()
         try:
             vfio.join(group, container)
-            kinds = (vfio.NOIOMMU_IOMMU,) if is_noiommu else (vfio.TYPE1V2_IOMMU, vfio.TYPE1_IOMMU)
-            vfio.set_iommu(container, next((each for each in kinds if vfio.has_iommu(container, each)), kinds[-1]))
+            confining = (each for each in (vfio.TYPE1V2_IOMMU, vfio.TYPE1_IOMMU) if vfio.has_iommu(container, each))
+            kind = vfio.NOIOMMU_IOMMU if is_noiommu else next(confining, None)
+            if kind is None:
+                raise Unusable(no_module(IOMMU_MODULE))
+            vfio.set_iommu(container, kind)
         except BaseException:
             os.close(container)
             raise

@@ -12,7 +12,7 @@ from kvmchand.ids import CONTROL_PEER
 from kvmchand.linux import pci, vfio
 from kvmchand.runtime import log
 from kvmchand.services.vfio.device import Device
-from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
+from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable, no_module
 from kvmchand.wire import control
 
 REVISION = 1
@@ -62,6 +62,8 @@ class Opener:
             )
         if not found.group:
             self._allow_noiommu()
+        if not pci.has_driver(DRIVER):
+            raise Unusable(no_module(DRIVER))
         pci.bind(found.address, DRIVER)
         name = self._group_name(found.address)
         group = self._groups.open(name)

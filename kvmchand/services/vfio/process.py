@@ -23,13 +23,13 @@ from kvmchand.runtime.loop import Timer
 from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.vfio.device import Device, time_reads, wire_vectors
-from kvmchand.services.vfio.iommu_groups import DRIVER, Group, Groups, Later, Unusable
+from kvmchand.services.vfio.iommu_groups import DRIVER, IOMMU_MODULE, Group, Groups, Later, Unusable
 from kvmchand.services.vfio.opener import Opener
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds
 
 IVSHMEM = (0x1AF4, 0x1110)
-_MODULES = (DRIVER, "vfio_iommu_type1")
+_MODULES = (DRIVER, IOMMU_MODULE)
 _MODPROBE_DEADLINE = 20
 _TRY_AGAIN = 1.0
 """Seconds after which a group that is open elsewhere is tried again: no event says when it is

@@ -70,6 +70,7 @@ class Kernel:
         self._patch = monkeypatch
         self.functions = {ADDRESS: IVSHMEM}
         self.noiommu_groups: set[str] = set()
+        self.drivers = {"vfio-pci"}
         self.has_iommu = False
         """There is a vIOMMU, though it may not cover our function."""
         self.busy = 0
@@ -88,7 +89,17 @@ class Kernel:
         self.memory = os.memfd_create("device")
         os.ftruncate(self.memory, 3 * 4096)
         os.pwrite(self.memory, struct.pack("<i", PEER), IVPOSITION)
-        for name in ("addresses", "function", "group_members", "bind", "is_noiommu", "has_iommu", "remove", "rescan"):
+        for name in (
+            "addresses",
+            "function",
+            "group_members",
+            "bind",
+            "is_noiommu",
+            "has_iommu",
+            "has_driver",
+            "remove",
+            "rescan",
+        ):
             monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
         self.ages: dict[str, int] = {}
         """Of control devices, by their addresses."""
@@ -151,6 +162,9 @@ class Kernel:
 
     def _rescan(self) -> None:
         self.rescanned.set()
+
+    def _has_driver(self, driver: str) -> bool:
+        return driver in self.drivers
 
     def _has_iommu(self) -> bool:
         return self.has_iommu
@@ -310,6 +324,26 @@ def test_an_old_kernel_has_the_first_kind_of_iommu_only(kernel: Kernel) -> None:
     with driving() as main:
         main.hear_device()
     assert kernel.kinds == [vfio.TYPE1_IOMMU]
+
+
+# ---- a kernel without modules ----
+
+
+def test_a_kernel_without_the_driver_is_named(kernel: Kernel) -> None:
+    kernel.drivers.clear()
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert sentence.startswith("this guest's kernel has no vfio-pci: modprobe vfio-pci says why")
+    assert "start kvmchand guest again" in sentence
+    assert kernel.opened == []
+
+
+def test_a_kernel_without_a_kind_of_iommu_is_named(kernel: Kernel) -> None:
+    kernel.vfio(has_iommu=lambda _container, _kind: False)
+    with driving() as main:
+        sentence = main.hear_unusable()
+    assert sentence.startswith("this guest's kernel has no vfio_iommu_type1: modprobe vfio_iommu_type1 says why")
+    assert kernel.kinds == []
 
 
 # ---- doorbells in one page ----

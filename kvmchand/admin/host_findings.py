@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,12 +17,44 @@ from kvmchand.errors import VchanError
 from kvmchand.services.libvirt import machine_xml
 from kvmchand.wire.client import GuestInfo, Listing
 
+PATIENCE = emulators.DEADLINE + 5
+"""Seconds from one finding to the next. An emulator is one, and may have its own deadline."""
 _PREFIX = "kvmchan-"
 """Begins the names of our devices in a domain's XML."""
 
 
 def host(listed: Listing | VchanError, uri: str, serve: Serve) -> Iterator[Finding]:
-    """Yield the findings about a host."""
+    """Yield the findings about a host, until libvirt does not answer.
+
+    Its calls have no deadline, so a thread makes them, which is left alone then.
+    """
+    found: SimpleQueue[Finding | BaseException | None] = SimpleQueue()
+
+    def find() -> None:
+        try:
+            for each in _at_libvirt(listed, uri, serve):
+                found.put(each)
+            found.put(None)
+        except BaseException as error:
+            found.put(error)
+
+    Thread(target=find, daemon=True).start()
+    while True:
+        try:
+            each = found.get(timeout=PATIENCE)
+        except Empty:
+            sentence = f"{uri} has not answered in {PATIENCE:.0f} s: is libvirtd stopped? its log may say more"
+            yield Finding(Grade.BAD, Kind.LIBVIRT, "libvirt", sentence)
+            return
+        if isinstance(each, BaseException):
+            raise each
+        if each is None:
+            return
+        yield each
+
+
+def _at_libvirt(listed: Listing | VchanError, uri: str, serve: Serve) -> Iterator[Finding]:
+    """Yield what libvirt shows, which blocks while it does not answer."""
     try:
         connection = prepare.connect(uri)
     except VchanError as error:

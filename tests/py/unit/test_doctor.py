@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -763,6 +764,16 @@ def test_emulators_are_those_of_the_domains() -> None:
     assert emulators.of_libvirt(capabilities.format("x86_64", "intel")) == {"/intel"}
     assert emulators.of_libvirt(capabilities.format("aarch64", "arm")) == set()
     assert emulators.of_libvirt("<capabilities/>") == set()
+
+
+def test_a_libvirt_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_findings, "PATIENCE", 0.1)
+    uri = f"qemu+unix:///system?socket={tmp_path}/libvirt"
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{tmp_path}/libvirt")
+        silent.listen()
+        said = only(list(host_findings.host(NOTHING_SHOWN, uri, SETTINGS.guests.serve)), "libvirt")
+    assert said == f"{uri} has not answered in 0 s: is libvirtd stopped? its log may say more"
 
 
 def test_a_failure_of_the_daemon_is_the_first_finding(tmp_path: Path) -> None:

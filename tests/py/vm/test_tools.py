@@ -118,6 +118,9 @@ def test_the_doctor_finds_a_guest_in_order(network: Network, guest: Machine, dev
     assert (status, bad(found)) == (0, {})
     assert found["kvmchand guest"][0].startswith("ok it answers")
     assert found["vIOMMU"] == ["ok there is one, and the kernel uses it"]
+    (link,) = found["link"]
+    assert re.fullmatch("ok the host's kvmchand answers, and [1-9]\\d* devices are here for channels", link)
+    guest.run("test", "-e", "/sys/bus/acpi/devices/QEMU0002:00")  # by which a machine of QEMU's is known without a device
     for each in devices:
         (said,) = found[f"device {each['address']}"]
         speed = re.fullmatch(r"ok \d+ [KM]iB, \d+ vectors; its memory is mapped write-back: (\d+) MB/s read", said)

@@ -14,12 +14,12 @@ from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.shown import PATIENCE, Shown
 from kvmchand.config import LINK_BYTES
 from kvmchand.errors import TimedOut, VchanError
-from kvmchand.linux import pci
+from kvmchand.linux import bridges, pci
 from kvmchand.services.vfio.opener import UNCOVERED
+from kvmchand.services.vfio.windows import is_ivshmem
 from kvmchand.wire import control
 from kvmchand.wire.client import DeviceInfo
 
-IVSHMEM = (0x1AF4, 0x1110)
 REVISION = 1
 """The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
 WRITE_BACK = 500
@@ -37,7 +37,7 @@ def ivshmem_functions(sys: Path) -> list[pci.Function]:
     found = []
     for address in _addresses(sys):
         function = _function(address, sys)
-        if function is not None and (function.vendor, function.device) == IVSHMEM and function.has_msix:
+        if function is not None and is_ivshmem(function):
             found.append(function)
     return found
 
@@ -121,7 +121,7 @@ def _unlinked(sentence: str) -> Finding:
 
 def _why_no_device(sys: Path) -> str:
     """Return why there is no device for channels, as far as this machine shows, and what to do."""
-    room = pci.largest_room(sys)
+    room = _largest_room(sys)
     if room is None or room >= LINK_BYTES:
         return "one may be on its way; if it does not come, kvmchand host's log says why"
     windows = f"no window for more than {_bytes(room)}" if room >= pci.PAGE else "no window for one"
@@ -129,6 +129,14 @@ def _why_no_device(sys: Path) -> str:
         f"the bridges have {windows}: prepare the domain on the host (kvmchan prepare-domain NAME --apply; with --link-size 64M, "
         "it has a device from its start), shut it down and start it"
     )
+
+
+def _largest_room(sys: Path) -> int | None:
+    """Return the bytes that a device may have at the most, or None if that can't be told."""
+    try:
+        return max((each.room for each in bridges.bridges(is_ivshmem, sys)), default=None)
+    except pci.SysfsError:
+        return None
 
 
 def _modules(sys: Path) -> Iterator[Finding]:

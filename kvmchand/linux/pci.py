@@ -148,6 +148,18 @@ def bridge(address: str, root: Path = SYS) -> str:
     return above if _ADDRESS.fullmatch(above) else ""
 
 
+def on_root(address: str, root: Path = SYS) -> str:
+    """Return the function on a root complex that a function is behind, or is itself.
+
+    Raises SysfsError if the function is gone.
+    """
+    try:
+        path = _folder(address, root).resolve(strict=True)
+    except OSError as error:
+        raise SysfsError(f"{address} is gone: {error}") from error
+    return next(part for part in path.parts if _ADDRESS.fullmatch(part))
+
+
 def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:
     """Return the ranges of memory that a bridge forwards to the functions behind it."""
     path = _folder(address, root) / "resource"
@@ -180,26 +192,15 @@ def largest_fit(window: Bar, bars: Iterable[Bar]) -> int:
     return best
 
 
-def largest_room(root: Path = SYS) -> int | None:
-    """Return the size of the largest memory that a device behind a bridge could still get.
-
-    Only bridges to conventional PCI count. None if there is no such bridge, or it can't be told.
-    """
-    try:
-        seen = [function(each, root) for each in addresses(root)]
-        bridges = [each.address for each in seen if _leads_to_conventional(_folder(each.address, root))]
-        bars = [bar for each in seen for bar in each.bars]
-        return max((largest_fit(window, bars) for each in bridges for window in windows(each, root)), default=None)
-    except SysfsError:
-        return None  # something goes just now, as an event says
+def is_bridge(address: str, root: Path = SYS) -> bool:
+    """Return whether a function is a bridge from PCI to PCI. Raises SysfsError."""
+    return _number(_folder(address, root) / "class") >> 8 == _BRIDGE
 
 
-def _leads_to_conventional(folder: Path) -> bool:
-    """Return whether a function is a bridge, and not a port of PCI Express."""
-    if _number(folder / "class") >> 8 != _BRIDGE:
-        return False
-    express = _capability(folder / "config", _EXPRESS)
-    return express is None or (express[2] >> 4) not in _EXPRESS_PORTS
+def is_express_port(address: str, root: Path = SYS) -> bool:
+    """Return whether a bridge is a port of PCI Express. Raises SysfsError."""
+    express = _capability(_folder(address, root) / "config", _EXPRESS)
+    return express is not None and (express[2] >> 4) in _EXPRESS_PORTS
 
 
 def addresses(root: Path = SYS) -> list[str]:
@@ -245,6 +246,20 @@ def _write(path: Path, text: str) -> None:
 def has_driver(driver: str, root: Path = SYS) -> bool:
     """Return whether the kernel has a driver, built in or as a module that is loaded."""
     return (root / "bus/pci/drivers" / driver).exists()
+
+
+def write_config(address: str, offset: int, data: bytes, root: Path = SYS) -> None:
+    """Write registers of a function's configuration space.
+
+    Raises SysfsError. A kernel in lockdown, as UEFI's Secure Boot has it, lets nobody do that.
+    """
+    path = _folder(address, root) / "config"
+    try:
+        with path.open("r+b", buffering=0) as config:
+            config.seek(offset)
+            config.write(data)
+    except OSError as error:
+        raise SysfsError(f"{path} can't be written: {error.strerror}") from error
 
 
 def bind(address: str, driver: str, root: Path = SYS) -> None:

@@ -25,10 +25,10 @@ from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.vfio.device import Device, time_reads, wire_vectors
 from kvmchand.services.vfio.iommu_groups import DRIVER, IOMMU_MODULE, Group, Groups, Later, Unusable
 from kvmchand.services.vfio.opener import Opener
+from kvmchand.services.vfio.windows import Windows, is_ivshmem
 from kvmchand.wire import vfio as wire
 from kvmchand.wire.packet import Fds
 
-IVSHMEM = (0x1AF4, 0x1110)
 _MODULES = (DRIVER, IOMMU_MODULE)
 _MODPROBE_DEADLINE = 20
 _TRY_AGAIN = 1.0
@@ -45,13 +45,14 @@ class Driver(Worker):
         self._uevents = pci.Events()
         self._groups = Groups(lambda group: self._say(wire.Group(group.name), (group.fd, group.container)))
         self._opener = Opener(self._groups, self._close_group_if_unused)
+        self._windows = Windows()
         self._devices: dict[str, Device] = {}
         self._moved: set[str] = set()
         """Functions that got another address, so that no page has two doorbells."""
         self._foreign: set[str] = set()
         """Functions that another driver has, and that were reported."""
         self._next_try: Timer | None = None
-        self._room = -1
+        self._room = Size(-1)
         """What main was told of it last."""
 
     def run(self) -> None:
@@ -61,7 +62,8 @@ class Driver(Worker):
                 return
             self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
             _load_modules()
-            self._scan()
+            if not self._windows.widen():
+                self._scan()
             for name in self._groups.names():
                 self._close_group_if_unused(name)  # main may have let go of all that was in it
             self._loop.run()
@@ -118,6 +120,8 @@ class Driver(Worker):
             self._forget(address)
         found = [each for each in map(self._look_at, addresses) if each is not None]
         new = [each for each in found if each.address not in self._devices]
+        coming = self._windows.make_room(new)
+        new = [each for each in new if each.address not in coming]
         crowded = self._crowded(new)
         taken = [self._take(each) for each in new if each.address not in crowded]
         # The newest control device first: the host's daemon is at its other end.
@@ -133,8 +137,8 @@ class Driver(Worker):
             seen = pci.function(address)
         except pci.SysfsError:
             return None  # it went again, or is none that we could judge
-        if (seen.vendor, seen.device) != IVSHMEM or not seen.has_msix:
-            return None  # an ivshmem device without a doorbell has the same numbers, and is somebody else's
+        if not is_ivshmem(seen):
+            return None
         if seen.driver not in ("", DRIVER):
             if address not in self._foreign:
                 self._foreign.add(address)
@@ -232,10 +236,10 @@ class Driver(Worker):
 
     def _tell_room(self) -> None:
         """Tell main for how large a device there is a window, if that has changed."""
-        room = pci.largest_room()
+        room = self._windows.room()
         if room is not None and room != self._room:
             self._room = room
-            self._say(wire.Room(Size(room)))
+            self._say(wire.Room(room))
 
     def _free_outdated_vectors(self) -> None:
         """Free the interrupts of an earlier host daemon's devices.

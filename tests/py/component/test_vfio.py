@@ -23,7 +23,8 @@ import pytest
 
 from kvmchand.errors import VchanError
 from kvmchand.ids import Size
-from kvmchand.linux import pci, vfio
+from kvmchand.linux import bridges, pci, vfio
+from kvmchand.linux.bridges import Bridge
 from kvmchand.linux.pci import Bar, Function, SysfsError
 from kvmchand.linux.vfio import Region
 from kvmchand.runtime.loop import Loop
@@ -40,6 +41,7 @@ ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"
 THIRD = "0000:04:03.0"
 FOURTH = "0000:04:04.0"
+PORT = "0000:00:02.0"
 IVPOSITION, COMMAND = 8, 4
 PEER, VECTORS = 5, 4
 BAR0 = Region(4096, 0, True)
@@ -103,9 +105,10 @@ class Kernel:
             monkeypatch.setattr(pci, name, getattr(self, f"_{name}"))
         self.ages: dict[str, int] = {}
         """Of control devices, by their addresses."""
-        self.windows: int | None = None
-        """For how large a device they have room."""
-        monkeypatch.setattr(pci, "largest_room", lambda: self.windows)
+        self.bridges: list[Bridge] | None = []
+        """The bridge that all functions are behind, or what can't be told."""
+        monkeypatch.setattr(bridges, "bridges", self._bridges)
+        monkeypatch.setattr(pci, "on_root", lambda _address: PORT)
         for name in ("open_group", "open_container", "set_iommu", "open_device", "set_irqs"):
             monkeypatch.setattr(vfio, name, getattr(self, f"_{name}"))
         self.vfio(
@@ -154,13 +157,16 @@ class Kernel:
         seen = self.functions[address]
         self.functions[address] = seen._replace(driver=driver, group=seen.group or next(iter(self.noiommu_groups), ""))
 
-    def _remove(self, address: str) -> None:
+    def _remove(self, address: str, *_root: Path) -> None:
+        if address == PORT:
+            self.removed.add(PORT)
+            return
         if address not in self.functions:
             raise SysfsError(f"{address} is not there")
         del self.functions[address]
         self.removed.add(address)
 
-    def _rescan(self) -> None:
+    def _rescan(self, *_root: Path) -> None:
         self.rescanned.set()
 
     def _has_driver(self, driver: str) -> bool:
@@ -168,6 +174,11 @@ class Kernel:
 
     def _has_iommu(self) -> bool:
         return self.has_iommu
+
+    def _bridges(self, _is_idle: Callable[[Function], bool]) -> list[Bridge]:
+        if self.bridges is None:
+            raise SysfsError("something goes")
+        return self.bridges
 
     def _is_noiommu(self, group: str) -> bool:
         return group in self.noiommu_groups
@@ -781,14 +792,58 @@ def test_a_device_that_main_releases_has_its_interrupts_turned_off_and_is_let_go
     assert calls == [vfio.MSIX_IRQ] * works
 
 
+# ---- windows ----
+
+
+def plug_without_address(kernel: Kernel) -> None:
+    kernel.change(bars=(*IVSHMEM.bars[:2], Bar(0, 0)))
+
+
+def bridge(room: int, *, is_idle: bool) -> list[Bridge]:
+    return [Bridge("0000:03:00.0", PORT, room, is_idle)]
+
+
 def test_main_is_told_of_the_windows_once_whenever_they_change(kernel: Kernel) -> None:
-    kernel.windows = 1 << 20
+    kernel.bridges = bridge(1 << 20, is_idle=False)
     with driving() as main:
         main.hear_device()
         assert main.hear() == wire.Room(Size(1 << 20))
         main.scan()
-        kernel.windows = None
+        kernel.bridges = None
         main.scan()
-        kernel.windows = 0
+        kernel.bridges = bridge(0, is_idle=False)
         main.scan()
         assert main.hear() == wire.Room(Size(0))
+
+
+def test_a_device_without_addresses_comes_again_if_its_bridge_is_idle(kernel: Kernel) -> None:
+    kernel.bridges = bridge(64 << 20, is_idle=True)
+    plug_without_address(kernel)
+    with driving() as main:
+        assert kernel.rescanned.wait()
+        assert kernel.removed == {PORT}
+        kernel.functions[ADDRESS] = IVSHMEM
+        main.scan()
+        main.hear_device()
+
+
+def test_a_device_that_got_no_addresses_again_is_unusable(kernel: Kernel) -> None:
+    kernel.bridges = bridge(64 << 20, is_idle=True)
+    plug_without_address(kernel)
+    with driving() as main:
+        assert kernel.rescanned.wait()
+        main.scan()
+        assert "got no address" in main.hear_unusable()
+
+
+def test_bridges_are_widened_before_any_device_is_used(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel.bridges = bridge(0, is_idle=True)
+
+    def widen(_found: object, size: int) -> None:
+        assert kernel.opened == []
+        kernel.bridges = bridge(size, is_idle=True)
+
+    monkeypatch.setattr(bridges, "widen", widen)
+    with driving() as main:
+        main.scan()
+        main.hear_device()

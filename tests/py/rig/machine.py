@@ -30,12 +30,12 @@ DOMAIN = """\
   <vcpu>2</vcpu>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
-    <kernel>{files}/vmlinux</kernel>
+{firmware}    <kernel>{files}/{kernel}</kernel>
     <initrd>{files}/initrd</initrd>
     <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
-  <cpu match='exact' check='none'><model>qemu64</model><feature policy='require' name='rdrand'/></cpu>
+  <cpu match='exact' check='none'><model>{cpu}</model><feature policy='require' name='rdrand'/></cpu>
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>
@@ -52,6 +52,12 @@ DOMAIN = """\
     <iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>
   </devices>
 </domain>
+"""
+OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+"""UEFI's firmware."""
+_UEFI = f"""\
+    <loader readonly='yes' type='pflash'>{OVMF}</loader>
+    <nvram template='{OVMF.with_name("OVMF_VARS_4M.fd")}'/>
 """
 BRIDGES = 6
 """For conventional PCI devices.
@@ -141,7 +147,23 @@ class Program:
 
 
 class Machine:
-    def __init__(self, uri: str, name: str, folder: Path, *, memory: int = 384, bridges: int = BRIDGES) -> None:
+    """A guest, from create() to destroy().
+
+    `cpu`: a model of QEMU's. Of an Intel processor UEFI does not trust the width of addresses, and
+    so leaves smaller windows.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        name: str,
+        folder: Path,
+        *,
+        memory: int = 384,
+        bridges: int = BRIDGES,
+        uefi: bool = False,
+        cpu: str = "qemu64",
+    ) -> None:
         self.uri = uri
         self.name = name
         self._folder = folder
@@ -155,6 +177,9 @@ class Machine:
             name=name,
             memory=memory,
             files=_in_xml(FILES),
+            firmware=_UEFI if uefi else "",
+            kernel="vmlinuz" if uefi else "vmlinux",
+            cpu=cpu,
             tree=quote(str(ROOT)),
             agent=quote(str(AGENT)),
             folder=_in_xml(folder),

@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 from pathlib import Path
+from typing import Any
 
 from rig.daemon import Daemon
 from rig.deadline import eventually
@@ -97,14 +98,17 @@ class HostProgram:
 
 
 class Network:
-    """From start() to stop(). `machines`: two guests. restore() repairs what a test broke."""
+    """From start() to stop(). `machines`: two guests. restore() repairs what a test broke.
 
-    def __init__(self, libvirtd: PrivateLibvirtd, folder: Path) -> None:
+    `machine_is`: what the guests are, as of Machine.
+    """
+
+    def __init__(self, libvirtd: PrivateLibvirtd, folder: Path, **machine_is: Any) -> None:
         self._libvirtd = libvirtd
         self._folder = folder
         self.host: Host | None = None
         self._programs: list[HostProgram | Program] = []
-        self.machines = [Machine(libvirtd.uri, name, folder) for name in ("one", "two")]
+        self.machines = [Machine(libvirtd.uri, name, folder, **machine_is) for name in ("one", "two")]
         self.daemons: dict[str, Program] = {}
 
     @property

@@ -20,6 +20,7 @@ from kvmchand.errors import InvalidArgument, TimedOut, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
 from kvmchand.linux import pci
 from kvmchand.services.libvirt import machine_xml
+from kvmchand.services.vfio import windows
 from kvmchand.services.vfio.opener import UNCOVERED
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
 from rig.domain_xml import Q35, READY, direct
@@ -66,7 +67,7 @@ class Machine:
     def add(
         self,
         address: str,
-        numbers: tuple[int, int] = guest_findings.IVSHMEM,
+        numbers: tuple[int, int] = windows.IVSHMEM,
         *,
         above: str = "",
         revision: int = 1,

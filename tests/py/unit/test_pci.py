@@ -13,45 +13,10 @@ import pytest
 
 from kvmchand.linux import pci
 from kvmchand.linux.pci import Bar, Event, Function, SysfsError
+from rig.sysfs import ADDRESS, RESOURCES, Sysfs
 
-ADDRESS = "0000:04:01.0"
 OTHER = "0000:00:03.0"
-RESOURCES = (
-    "0x00000000fe800000 0x00000000fe8000ff 0x0000000000040200\n"
-    "0x00000000fe801000 0x00000000fe801fff 0x0000000000040200\n"
-    "0x000000fc00000000 0x000000fc000fffff 0x000000000014220c\n"
-    + 10
-    * "0x0000000000000000 0x0000000000000000 0x0000000000000000\n"
-)
 NONE = Bar(0, 0)
-
-
-class Sysfs:
-    """One on disk, with functions in it. What is written to it stays there."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        (root / "bus/pci/devices").mkdir(parents=True)
-
-    def folder(self, address: str = ADDRESS) -> Path:
-        return self.root / "bus/pci/devices" / address
-
-    def add(self, address: str = ADDRESS, *, group: str = "", driver: str = "") -> Path:
-        folder = self.folder(address)
-        folder.mkdir()
-        for name, text in (("vendor", "0x1af4\n"), ("device", "0x1110\n"), ("revision", "0x01\n"), ("resource", RESOURCES)):
-            (folder / name).write_text(text)
-        if group:
-            (self.root / "kernel/iommu_groups" / group / "devices" / address).mkdir(parents=True)
-            (folder / "iommu_group").symlink_to(self.root / "kernel/iommu_groups" / group)
-        if driver:
-            self.give(address, driver)
-        return folder
-
-    def give(self, address: str, driver: str) -> None:
-        target = self.root / "bus/pci/drivers" / driver
-        target.mkdir(parents=True, exist_ok=True)
-        (self.folder(address) / "driver").symlink_to(target)
 
 
 @pytest.fixture
@@ -329,65 +294,3 @@ def test_a_function_has_interrupts_of_its_own_if_it_says_so(sysfs: Sysfs, data: 
     assert pci.function(ADDRESS, sysfs.root).has_msix
     (folder / "config").write_bytes(data)
     assert pci.function(ADDRESS, sysfs.root).has_msix == has
-
-
-# ---- room for one more device ----
-
-
-BRIDGE, PORT, CHILD = "0000:02:00.0", "0000:00:02.0", "0000:03:01.0"
-MIB = 1 << 20
-
-
-def add_bridge(sysfs: Sysfs, address: str, windows: list[tuple[int, int]], *, express_type: int | None = None) -> None:
-    """Windows: start and size of each. `express_type`: of its PCI Express capability, if any."""
-    folder = sysfs.add(address)
-    (folder / "class").write_text("0x060400\n")
-    lines = ["0x0 0x0 0x0"] * 13
-    for at, (start, size) in enumerate(windows):
-        lines[10 + at] = f"{start:#x} {start + size - 1:#x} 0x200"
-    (folder / "resource").write_text("\n".join(lines) + "\n")
-    config = bytearray(256)
-    if express_type is not None:
-        config[6], config[0x34] = 0x10, 0x40
-        config[0x40:0x44] = bytes((0x10, 0, express_type << 4 | 2, 0))
-    (folder / "config").write_bytes(config)
-
-
-def add_function(sysfs: Sysfs, start: int, size: int) -> None:
-    folder = sysfs.add(CHILD)
-    (folder / "class").write_text("0x050000\n")
-    (folder / "resource").write_text(f"{start:#x} {start + size - 1:#x} 0x200\n")
-    (folder / "config").write_bytes(bytes(256))
-
-
-@pytest.mark.parametrize(
-    ("windows", "taken", "room"),
-    [
-        ([(0xE0000000, 2 * MIB)], None, 2 * MIB),
-        ([(0xE0000000, 2 * MIB), (0x100000000, 4 * MIB)], None, 4 * MIB),
-        ([(0xE0100000, 2 * MIB)], None, MIB),  # none larger would be aligned
-        ([(0xE0000000, 2 * MIB)], (0xE0000000, 4096), MIB),
-        ([(0xE0000000, MIB)], (0xE0000000, MIB), 0),
-        ([], None, None),
-    ],
-)
-def test_the_largest_room_is_what_the_windows_have_left(
-    sysfs: Sysfs, windows: list[tuple[int, int]], taken: tuple[int, int] | None, room: int | None
-) -> None:
-    add_bridge(sysfs, BRIDGE, windows, express_type=7)
-    add_bridge(sysfs, PORT, [(0x200000000, 64 * MIB)], express_type=4)  # ivshmem can't be right behind it
-    if taken is not None:
-        add_function(sysfs, *taken)
-    assert pci.largest_room(sysfs.root) == room
-
-
-def test_a_bridge_without_pci_express_has_room_too(sysfs: Sysfs) -> None:
-    add_bridge(sysfs, BRIDGE, [(0xE0000000, MIB)])
-    assert pci.largest_room(sysfs.root) == MIB
-
-
-def test_room_that_can_not_be_told_is_none(sysfs: Sysfs) -> None:
-    assert pci.largest_room(sysfs.root) is None
-    add_bridge(sysfs, BRIDGE, [(0xE0000000, MIB)])
-    (sysfs.folder(BRIDGE) / "config").write_bytes(bytes(64))  # as who is not root sees it
-    assert pci.largest_room(sysfs.root) is None

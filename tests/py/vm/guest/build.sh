@@ -25,4 +25,5 @@ done | sed -n 's/^insmod \(.*\.ko[.a-z]*\) .*/\1/p' | awk '!seen[$0]++' | while 
 done
 mkdir -p "$output"
 python3 "$here/vmlinux.py" "$tree/boot/vmlinuz-$release" "$output/vmlinux"
+cp "$tree/boot/vmlinuz-$release" "$output/vmlinuz" # UEFI starts no other
 (cd "$work" && find . | cpio -o -H newc --quiet | gzip -1) >"$output/initrd"

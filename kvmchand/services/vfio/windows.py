@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether devices find room behind this guest's bridges, and how bridges get more of it.
+
+Bridges are widened when the daemon starts, before it uses what is behind them. A device that finds
+no room comes again, and the kernel then makes room for it. Both need an idle bridge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvmchand.ids import Size
+from kvmchand.linux import bridges, pci
+from kvmchand.linux.bridges import Bridge
+from kvmchand.runtime import log
+
+IVSHMEM = (0x1AF4, 0x1110)
+_ROOMS = (64 << 20, 4 << 20)
+"""What a bridge should have room for, and what it should have if there is not so much: a channel
+with the largest rings of Xen takes a device of 4 MiB."""
+_UNALIGNED = 4
+"""A window that is so many times larger has room for a device, wherever the kernel puts it."""
+_ROOM_MAX = 1 << 34
+"""What an idle bridge may get: the largest device."""
+_BARS = 3
+"""Of a device."""
+
+
+def is_ivshmem(function: pci.Function) -> bool:
+    """Return whether a function is an ivshmem device with a doorbell.
+
+    One without has the same numbers, and is somebody else's.
+    """
+    return (function.vendor, function.device) == IVSHMEM and function.has_msix
+
+
+def _is_idle(function: pci.Function) -> bool:
+    return is_ivshmem(function) and not function.driver
+
+
+class Windows:
+    """The bridges of a guest, and what was tried with them."""
+
+    def __init__(self) -> None:
+        """Have tried nothing yet."""
+        self._tried: set[str] = set()
+        """The functions that came again to find room."""
+        self._stuck: set[str] = set()
+        """The bridges' functions of the root complex that got no more room."""
+
+    def widen(self) -> bool:
+        """Widen the idle bridges that are narrow, with all that is behind them.
+
+        Returns whether any was: what was behind them comes anew, as events say.
+        """
+        was_any = False
+        try:
+            for room in _ROOMS:
+                narrow = [each for each in bridges.bridges(_is_idle) if each.is_idle and each.room < room]
+                if narrow:
+                    bridges.widen(narrow, _UNALIGNED * room)
+                    was_any = True
+        except pci.SysfsError as error:
+            log.info(f"no bridge is widened before a device needs that: {error}")
+        return was_any
+
+    def make_room(self, new: Iterable[pci.Function]) -> set[str]:
+        """Have devices come again, with their bridges, that have no addresses.
+
+        Returns the functions that do, and so can't be used now.
+        """
+        lacking = {each.address for each in new if not all(bar.size for bar in each.bars[:_BARS])}
+        if not lacking:
+            return set()
+        try:
+            tops = {each.address: pci.on_root(each.address) for each in new}
+            idle = {each.top for each in bridges.bridges(_is_idle) if each.is_idle}
+            again = {tops[each] for each in lacking - self._tried if tops[each] in idle}
+            self._stuck |= {tops[each] for each in lacking & self._tried}
+            self._tried = (self._tried - lacking) | {each for each in lacking if tops[each] in again}
+            if again:
+                bridges.find_anew(sorted(again))
+        except pci.SysfsError as error:
+            log.info(f"a device without addresses does not come again: {error}")
+            return set()
+        return {each for each in tops if tops[each] in again}
+
+    def room(self) -> Size | None:
+        """Return for how large a device there is room, or None if that can't be told."""
+        try:
+            found = bridges.bridges(_is_idle)
+        except pci.SysfsError:
+            return None  # something goes just now, as an event says
+        return max((self._room_of(each) for each in found), default=None)
+
+    def _room_of(self, bridge: Bridge) -> Size:
+        return Size(_ROOM_MAX if bridge.is_idle and bridge.top not in self._stuck else bridge.room)

@@ -104,8 +104,6 @@ def _show(root: ElementTree.Element) -> str:
 
 def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
     iommu = root.find("devices/iommu")
-    if iommu is not None and iommu.get("model") != "intel":
-        return
     ioapic = _within(_within(root, "features"), "ioapic")
     if ioapic.get("driver") != "qemu":
         ioapic.set("driver", "qemu")
@@ -114,7 +112,7 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
         iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model="intel")
         made.changes.append("a vIOMMU, without which the guest can't use devices by VFIO")
     driver = _within(iommu, "driver")
-    for name in machine_xml.INTEL_NEEDS:
+    for name in machine_xml.IOMMU_NEEDS:
         if driver.get(name) != "on":
             driver.set(name, "on")
             made.changes.append(f"{name} of the vIOMMU")
@@ -129,8 +127,6 @@ def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
 
 
 def _see_to_command_line(root: ElementTree.Element, made: Prepared) -> None:
-    if root.find("devices/iommu[@model='intel']") is None:
-        return
     command_line = root.find("os/cmdline")
     if root.find("os/kernel") is None:
         made.hints.append(

@@ -86,11 +86,6 @@ def test_a_viommu_is_made_complete_and_keeps_what_else_it_has(driver: str, chang
     assert iommu.find("address") is not None
 
 
-def test_a_viommu_of_virtio_is_left_as_it_is() -> None:
-    made = prepare.prepare(READY.replace("<ioapic driver='qemu'/>", "").replace("model='intel'", "model='virtio'"))
-    assert (made.changes, made.hints, made.obstacles) == ([], [], [])
-
-
 @pytest.mark.parametrize(("have", "added"), [(0, 2), (1, 1), (2, 0), (3, 0)])
 def test_bridges_are_added_up_to_two(have: int, added: int) -> None:
     bridge = "<controller type='pci' model='pcie-to-pci-bridge'/>"
@@ -133,11 +128,6 @@ def test_a_command_line_given_by_the_host_is_changed(before: str | None, wanted:
 def test_a_command_line_that_says_it_is_kept(kept: str) -> None:
     made = prepare.prepare(direct(kept))
     assert (command_line(made), made.changes, made.hints) == (kept, [], [])
-
-
-def test_a_command_line_of_a_viommu_of_virtio_is_kept() -> None:
-    made = prepare.prepare(direct("quiet", READY.replace("model='intel'", "model='virtio'")))
-    assert (command_line(made), made.changes) == ("quiet", [])
 
 
 # ---- what is kept ----

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from kvmchand.channels import rings
+from kvmchand.channels.device import Device
 from kvmchand.channels.memory import Allocator
 from kvmchand.channels.page import other
 from kvmchand.channels.region import Region
@@ -170,11 +171,16 @@ class Channels:
 
     # ---- ends ----
 
-    def give_up_on(self, domain: DomainId) -> None:
-        """Withdraw what is offered to a domain that is gone, and tell the servers."""
+    def give_up_on(self, domain: DomainId, device: Device | None = None) -> None:
+        """Withdraw what is offered to a domain, and tell the servers.
+
+        The domain is gone, or it can't use `device`, and what is elsewhere stays.
+        """
         for channel in self._registry.offered_to(domain):
-            self.withdraw(channel)
-            self._regions[channel.number].mark_dead(Side.CLIENT)
+            region = self._regions[channel.number]
+            if device is None or self._allocator.is_on(device, region):
+                self.withdraw(channel)
+                region.mark_dead(Side.CLIENT)
 
     def region(self, holder: ClientId) -> Region | None:
         """Return the region of the channel that a client holds an end of."""

@@ -75,6 +75,7 @@ class GuestDesk(GuestEvents):
         """Retry requests that raised NotYet."""
         self._desk.retry()
 
-    def on_device_failed(self, device: Device, error: VchanError) -> None:
-        """Fail the requests that wait for the device."""
+    def on_device_failed(self, domain: DomainId, device: Device, error: VchanError) -> None:
+        """Fail the requests that wait for the device, and tell who offers something there."""
         self._desk.refuse_waiting_for(device, error)
+        self._channels.give_up_on(domain, device)

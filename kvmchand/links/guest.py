@@ -58,8 +58,8 @@ class GuestEvents(Protocol):
     def on_devices_changed(self) -> None:
         """React when a device became usable: retry requests that raised NotYet."""
 
-    def on_device_failed(self, device: Device, error: VchanError) -> None:
-        """React when a device failed: fail the requests that wait for it."""
+    def on_device_failed(self, domain: DomainId, device: Device, error: VchanError) -> None:
+        """React when a guest can't have a device: nothing may wait for it, or for the guest."""
 
 
 class Remote(Requester):

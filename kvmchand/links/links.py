@@ -55,8 +55,11 @@ class Links:
     def add(self, pair: Pair, guests: set[DomainId], size: Size, vectors: int, *, control: bool = False) -> Device:
         """Add a device of the pair, for those of its domains that are guests.
 
-        It is in none of them yet.
+        It is in none of them yet. Raises LimitReached if one of them has no window for it.
         """
+        if not control:
+            for guest in sorted(guests):
+                self.require_window(pair, guest, size)
         peers: dict[DomainId, int] = {}
         for guest in sorted(guests):
             peers[guest] = CONTROL_PEER if control else self._free_peer(guest, set(peers.values()))
@@ -100,11 +103,8 @@ class Links:
         self._require_routes(device, guest, have)
         if device.is_control:
             have.clear()  # without it the guest has nothing at all
-        elif device.size > self.rooms.get(guest, device.size) and not self.foreign_peers.get(guest):
-            raise LimitReached(
-                f"domain {guest} has no window for a device of {device.size} bytes, only for {self.rooms[guest]}: ask for "
-                "smaller rings, or have a larger link to the host from the start (kvmchan prepare-domain --link-size)"
-            )
+        else:
+            self.require_window(device.pair, guest, device.size)
         left = self.keepers.get(guest, 0)
         useless = left + sum(guest not in each.attached for each in have)
         remedy = ""
@@ -121,6 +121,18 @@ class Links:
                 f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings{remedy}"
             )
         device.attached.add(guest)
+
+    def require_window(self, pair: Pair, guest: DomainId, size: Size) -> None:
+        """Raise LimitReached if a guest says that it has no window for a device of a pair's link.
+
+        The devices of an earlier daemon leave it windows when they go.
+        """
+        if size > self.rooms.get(guest, size) and not self.foreign_peers.get(guest):
+            start = ", or a larger link to the host from its start (kvmchan prepare-domain --link-size)"
+            raise LimitReached(
+                f"domain {guest} has no window for a device of {size} bytes, only for {self.rooms[guest]}: ask for smaller "
+                f"rings, or give the domain another pcie-root-port with a pcie-to-pci-bridge in it{start if HOST in pair else ''}"
+            )
 
     def _require_routes(self, device: Device, guest: DomainId, have: list[Device]) -> None:
         """Raise LimitReached if a guest's QEMU has lost so many routes that it might end."""

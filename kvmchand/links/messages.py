@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kvmchand.channels.device import Device
 from kvmchand.channels.requester import RequesterEvents
 from kvmchand.errors import LimitReached, ProtocolError
-from kvmchand.ids import HOST, ClientId
+from kvmchand.ids import HOST, ClientId, Size
 from kvmchand.links.guest import Guest, GuestEvents, Remote, reply_to
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
@@ -117,11 +117,21 @@ class Messages(SessionEvents):
             case control.Released():
                 self._on_released(guest, message.peer)
             case control.Room():
-                self._links.rooms[guest.domain] = message.size
+                self._on_room(guest, message.size)
             case control.Unusable():
                 log.warning(f"domain {guest.domain} can't use a device: {message.sentence}")
                 for device in self._devices_by_peer(guest, message.peer):
                     self._plugs.fail(device, guest.domain, message.sentence)
+
+    def _on_room(self, guest: Guest, size: Size) -> None:
+        """Note for how large a device there is room, and give up what is not plugged and larger."""
+        self._links.rooms[guest.domain] = size
+        for device in self._links.of(guest.domain):
+            if guest.domain not in device.attached and not (device.is_control or device.is_closing):
+                try:
+                    self._links.require_window(device.pair, guest.domain, device.size)
+                except LimitReached as error:
+                    self._plugs.fail(device, guest.domain, error.sentence)
 
     def _on_released(self, guest: Guest, peer: int) -> None:
         for device in self._links.of(guest.domain):

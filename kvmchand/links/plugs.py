@@ -37,7 +37,8 @@ class Plugs(DeviceEvents):
         elif guest is not None:
             device.is_closing = True
             self._events.on_device_lost(domain, device)
-            self._events.on_device_failed(device, NotFound("the device that this channel needs was taken away: try again"))
+            taken_away = NotFound("the device that this channel needs was taken away: try again")
+            self._events.on_device_failed(domain, device, taken_away)
             self._pool.reap(device)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:
@@ -52,4 +53,4 @@ class Plugs(DeviceEvents):
         if guest is not None and device is not guest.control:
             self._pool.detach(device, domain)
             error = LimitReached(f"domain {domain} can't have the device that this channel needs: {log.printable(sentence)}")
-            self._events.on_device_failed(device, error)
+            self._events.on_device_failed(domain, device, error)

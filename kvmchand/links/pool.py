@@ -104,7 +104,7 @@ class Pool:
     # ---- devices ----
 
     def add(self, one: DomainId, other: DomainId, size: Size, *, control: bool = False) -> Device:
-        """Make a device for two domains, in neither yet. Raises OutOfResources."""
+        """Make a device for two domains, in neither yet. Raises OutOfResources or LimitReached."""
         pair = pair_of(one, other)
         is_further = bool(self._links.devices_for(pair)) and not control
         if control:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.session import Session
-from kvmchand.ids import CONTROL_PEER, Size
+from kvmchand.ids import CONTROL_PEER
 from kvmchand.runtime import log
 from kvmchand.services.vfio.functions import Function, FunctionEvents
-from kvmchand.wire import control
+from kvmchand.wire import control, vfio
 
 _SENTENCE_MAX = 1000
 """Characters of a sentence that the host is told."""
@@ -45,9 +45,9 @@ class Plugging(FunctionEvents):
         self._session.requests.refusal = sentence
         self._session.tell_if_linked(control.Unusable(0, sentence[:_SENTENCE_MAX]))
 
-    def on_room(self, size: Size) -> None:
+    def on_room(self, room: vfio.Room) -> None:
         """Tell the host."""
-        self._session.note_room(size)
+        self._session.note_room(control.Room(room.size, room.bridge))
 
     def _forget(self, address: str) -> Function | None:
         """Let go of the device at an address, if there is one, and end the channels on it.

@@ -14,7 +14,7 @@ from kvmchand.errors import VchanError
 from kvmchand.guest.devices import Devices
 from kvmchand.guest.handshake import Handshake
 from kvmchand.guest.requests import Requests
-from kvmchand.ids import CONTROL_PEER, Size
+from kvmchand.ids import CONTROL_PEER
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.sockets import Sockets
@@ -40,7 +40,7 @@ class Session(SessionEvents):
         user = settings.service_user
         self._devices = devices
         self._functions = functions
-        self._room: Size | None = None
+        self._room: control.Room | None = None
         """What the host is told of it, once it is known."""
         self._control: Function | None = None
         self._session: SessionId | None = None
@@ -140,10 +140,10 @@ class Session(SessionEvents):
             self.requests.cut_on(function)
             self._functions.release(function)
 
-    def note_room(self, size: Size) -> None:
-        """Let the host know for how large a device there is room."""
-        self._room = size
-        self.tell_if_linked(control.Room(size))
+    def note_room(self, room: control.Room) -> None:
+        """Let the host know for how large a device there is room, and where."""
+        self._room = room
+        self.tell_if_linked(room)
 
     def on_control_restarted(self) -> None:
         """Say all again that may be lost."""
@@ -177,6 +177,6 @@ class Session(SessionEvents):
 
     def _tell_devices(self) -> None:
         if self._room is not None:
-            self.tell(control.Room(self._room))
+            self.tell(self._room)
         for function in self._devices:
             self.tell(control.Ready(function.peer, len(function.events)))

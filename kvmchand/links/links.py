@@ -48,6 +48,8 @@ class Links:
     """Interrupt routes that a guest's QEMU has lost, with devices that went with MSI-X on."""
     rooms: dict[DomainId, Size] = field(default_factory=dict)
     """For how large a device a guest says that it has a window. Not of guests that do not say."""
+    widest: dict[DomainId, str] = field(default_factory=dict)
+    """Which bridge of a guest has that window, until a device was put there."""
     foreign_peers: dict[DomainId, set[int]] = field(default_factory=dict)
     """The ivshmem ids of devices that an earlier daemon left in a guest."""
     _last: int = 0
@@ -153,6 +155,7 @@ class Links:
         self.keepers.pop(guest, None)
         self.lost_routes.pop(guest, None)
         self.rooms.pop(guest, None)
+        self.widest.pop(guest, None)
 
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Return an id that no device of the guest has, nor the device's other guest."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from kvmchand.channels.device import Device
 from kvmchand.channels.requester import RequesterEvents
 from kvmchand.errors import LimitReached, ProtocolError
-from kvmchand.ids import HOST, ClientId, Size
+from kvmchand.ids import HOST, ClientId
 from kvmchand.links.guest import Guest, GuestEvents, Remote, reply_to
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
@@ -23,6 +23,8 @@ from kvmchand.runtime import log
 from kvmchand.services.control.sessions import SessionEvents, SessionId, Sessions
 from kvmchand.wire import client, control, store
 
+_BRIDGE_MAX = 100
+"""Characters of a bridge's place."""
 _IDLE_CLIENTS = 1024
 """Clients that a guest may have beside those with a channel."""
 
@@ -117,15 +119,16 @@ class Messages(SessionEvents):
             case control.Released():
                 self._on_released(guest, message.peer)
             case control.Room():
-                self._on_room(guest, message.size)
+                self._on_room(guest, message)
             case control.Unusable():
                 log.warning(f"domain {guest.domain} can't use a device: {message.sentence}")
                 for device in self._devices_by_peer(guest, message.peer):
                     self._plugs.fail(device, guest.domain, message.sentence)
 
-    def _on_room(self, guest: Guest, size: Size) -> None:
+    def _on_room(self, guest: Guest, room: control.Room) -> None:
         """Note for how large a device there is room, and give up what is not plugged and larger."""
-        self._links.rooms[guest.domain] = size
+        self._links.rooms[guest.domain] = room.size
+        self._links.widest[guest.domain] = room.bridge[:_BRIDGE_MAX]
         for device in self._links.of(guest.domain):
             if guest.domain not in device.attached and not (device.is_control or device.is_closing):
                 try:

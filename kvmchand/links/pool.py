@@ -127,7 +127,8 @@ class Pool:
         if domain in device.peers and domain not in device.attached:
             self._links.attach(device, domain)
             path = self._devices.socket_path(device, domain)
-            self._hypervisor.attach(domain, device.number, path, device.vectors, device.peers[domain])
+            bridge = "" if device.is_control else self._links.widest.pop(domain, "")
+            self._hypervisor.attach(domain, device.number, path, device.vectors, device.peers[domain], bridge)
 
     def prepare(self, one: DomainId, other: DomainId) -> None:
         """Make a link between two domains ahead of its first channel."""

@@ -29,12 +29,14 @@ _START = 1 << 38
 class Bridge(NamedTuple):
     """A bridge behind which a device may be plugged.
 
-    `top`: the function on the root complex that it is behind, or is itself. `room`: the size of the
+    `top`: the function on the root complex that it is behind, or is itself. `place`: the slots and
+    functions on the way to it from there, by which the host knows it, too. `room`: the size of the
     largest memory that a device could still get there. `is_idle`: nothing there is in use.
     """
 
     address: str
     top: str
+    place: str
     room: int
     is_idle: bool
 
@@ -48,13 +50,14 @@ def bridges(is_idle: Callable[[pci.Function], bool], root: Path = pci.SYS) -> li
     seen = [pci.function(each, root) for each in pci.addresses(root)]
     bars = [bar for each in seen for bar in each.bars]
     ports = {each.address for each in seen if pci.is_bridge(each.address, root)}
-    busy = {pci.on_root(each.address, root) for each in seen if each.address not in ports and not is_idle(each)}
+    busy = {pci.way(each.address, root)[0] for each in seen if each.address not in ports and not is_idle(each)}
     found = []
     for address in sorted(ports):
         if not pci.is_express_port(address, root):
-            top = pci.on_root(address, root)
+            way = pci.way(address, root)
+            place = "/".join(each.rpartition(":")[2] for each in way)
             room = max((pci.largest_fit(window, bars) for window in pci.windows(address, root)), default=0)
-            found.append(Bridge(address, top, room, top not in busy))
+            found.append(Bridge(address, way[0], place, room, way[0] not in busy))
     return found
 
 

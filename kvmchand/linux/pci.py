@@ -148,8 +148,8 @@ def bridge(address: str, root: Path = SYS) -> str:
     return above if _ADDRESS.fullmatch(above) else ""
 
 
-def on_root(address: str, root: Path = SYS) -> str:
-    """Return the function on a root complex that a function is behind, or is itself.
+def way(address: str, root: Path = SYS) -> list[str]:
+    """Return the bridges that a function is behind, from the root complex on, and the function.
 
     Raises SysfsError if the function is gone.
     """
@@ -157,7 +157,7 @@ def on_root(address: str, root: Path = SYS) -> str:
         path = _folder(address, root).resolve(strict=True)
     except OSError as error:
         raise SysfsError(f"{address} is gone: {error}") from error
-    return next(part for part in path.parts if _ADDRESS.fullmatch(part))
+    return [part for part in path.parts if _ADDRESS.fullmatch(part)]
 
 
 def windows(address: str, root: Path = SYS) -> tuple[Bar, ...]:

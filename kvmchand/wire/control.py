@@ -17,6 +17,7 @@ Changes by version:
     5: those of version 6.
     6: devices are let go before they are unplugged; the guest says for how large a device it has
         room; control devices have an age.
+    7: the guest says behind which bridge it has room.
 """
 
 from __future__ import annotations
@@ -101,10 +102,12 @@ class Released(Record):
 class Room(Record):
     """The guest has a window for one more device whose memory is this large, and for no larger one.
 
-    Comes after Welcome, and whenever that has changed.
+    Comes after Welcome, and whenever that has changed. `bridge`: the bridge with that window, by
+    the slots and functions on the way to it from the root complex, such as "02.1/00.0".
     """
 
     size: Size
+    bridge: str
 
 
 # ---- from the host ----

@@ -39,6 +39,7 @@ class Attach(Record):
 
     Reply: Attached, or AttachFailed. `uuid`: the domain's, whose number may be another's by now.
     `socket`: path of the ivshmem server's socket. `peer`: the device's ivshmem id in the domain.
+    `bridge`: behind which it should be, as a guest says it in the control link's Room; or empty.
     """
 
     domain: DomainId
@@ -47,6 +48,7 @@ class Attach(Record):
     socket: str
     vectors: int
     peer: int
+    bridge: str
 
 
 class Detach(Record):

@@ -92,10 +92,12 @@ class Release(Record):
 class Room(Record):
     """vfio → main: there is a window for one more device whose memory is this large, at the most.
 
-    Comes after the devices that are there, and whenever that has changed.
+    Comes after the devices that are there, and whenever that has changed. `bridge`: where, as in
+    the control link's Room.
     """
 
     size: Size
+    bridge: str
 
 
 class Removed(Record):

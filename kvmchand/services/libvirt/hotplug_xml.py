@@ -83,8 +83,21 @@ class Resting(Exception):
     """All places that are free were another device's only a moment ago."""
 
 
-def _free_place(tree: ElementTree.Element, resting: Collection[Place]) -> Place:
-    """Return a place for one more device: on the bridge that has the fewest of ours.
+def _way(tree: ElementTree.Element, bridge: ElementTree.Element) -> str:
+    """Return the slots and functions on the way to a bridge from the root bus, as guests do."""
+    controllers = {each.get("index"): each for each in tree.iterfind("devices/controller[@type='pci']")}
+    way = list[str]()
+    address = bridge.find("address")
+    while address is not None and len(way) < len(controllers):
+        bus, slot, function = (int(address.get(name, "0"), 0) for name in ("bus", "slot", "function"))
+        way.insert(0, f"{slot:02x}.{function}")
+        above = controllers.get(str(bus))
+        address = None if above is None else above.find("address")
+    return "/".join(way)
+
+
+def _free_place(tree: ElementTree.Element, wanted: str, resting: Collection[Place]) -> Place:
+    """Return a place for one more device: on the wanted bridge, or that with the fewest of ours.
 
     Each bridge has a window of its own. Raises Refused if there is none, and Resting if all that
     there are rest.
@@ -92,7 +105,8 @@ def _free_place(tree: ElementTree.Element, resting: Collection[Place]) -> Place:
     obstacle = machine_xml.obstacle(tree)
     if obstacle:
         raise Refused(obstacle)
-    buses = [int(each.get("index", "0")) for each in machine_xml.bridges(tree)]
+    ways = {int(each.get("index", "0")): _way(tree, each) for each in machine_xml.bridges(tree)}
+    buses = list(ways)
     taken: dict[int, set[int]] = {bus: set() for bus in buses}
     ours: dict[int, int] = dict.fromkeys(buses, 0)
     for device in tree.findall("devices/*"):
@@ -100,13 +114,13 @@ def _free_place(tree: ElementTree.Element, resting: Collection[Place]) -> Place:
         if bus in taken:
             taken[bus].add(slot)
             ours[bus] += device.tag == "shmem"
-    free = [(ours[bus], bus, slot) for bus in buses for slot in SLOTS if slot not in taken[bus]]
+    free = [(ways[bus] != wanted, ours[bus], bus, slot) for bus in buses for slot in SLOTS if slot not in taken[bus]]
     if not free:
         raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
-    rested = [each for each in free if each[1:] not in resting]
+    rested = [each for each in free if each[2:] not in resting]
     if not rested:
         raise Resting
-    _, bus, slot = min(rested)
+    _, _, bus, slot = min(rested)
     return bus, slot
 
 
@@ -116,7 +130,7 @@ def device_xml(tree: ElementTree.Element, attach: Attach, resting: Collection[Pl
     Raises Refused if the domain has no place for one, and Resting if it has none yet.
     """
     try:
-        bus, slot = _free_place(tree, resting)
+        bus, slot = _free_place(tree, attach.bridge, resting)
     except ValueError as error:
         raise Refused(f"its XML has an address that can't be: {error}") from error
     shmem = ElementTree.Element("shmem", name=f"kvmchan-{attach.device}")

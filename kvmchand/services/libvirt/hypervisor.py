@@ -88,14 +88,14 @@ class Hypervisor(ServiceEvents):
         self._events = events
         self._service.start(self)
 
-    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int, peer: int) -> None:
-        """Plug a device into a domain.
+    def attach(self, domain: DomainId, device: DeviceId, socket: Path, vectors: int, peer: int, bridge: str) -> None:
+        """Plug a device into a domain, behind a bridge if the domain has one at that place.
 
         on_attached() or on_attach_failed() follows, or on_gone().
         """
         self._detaching.pop((domain, str(socket)), None)
         uuid = self._domains.get(domain, "")
-        message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors, peer)
+        message = self._attaching[domain, device] = libvirt.Attach(domain, uuid, device, str(socket), vectors, peer, bridge)
         self._service.send(libvirt.to_libvirt.encode(message))
 
     def detach(self, domain: DomainId, socket: Path) -> None:

@@ -110,8 +110,8 @@ class FunctionEvents(Protocol):
     def on_unusable(self, address: str, sentence: str) -> None:
         """React when a device is unusable, or all are, if `address` is empty."""
 
-    def on_room(self, size: Size) -> None:
-        """React when there is a window for one more device of that size, and for no larger one."""
+    def on_room(self, room: vfio.Room) -> None:
+        """React when there is a window for one more device of a size, and for no larger one."""
 
 
 class Functions(ServiceEvents):
@@ -190,7 +190,7 @@ class Functions(ServiceEvents):
                 self._functions.pop(message.address, None)
                 self._events.on_removed(message.address)
             case vfio.Room():
-                self._events.on_room(message.size)
+                self._events.on_room(message)
             case vfio.Unusable():
                 self._events.on_unusable(message.address, message.sentence)
 

@@ -52,7 +52,7 @@ class Driver(Worker):
         self._foreign: set[str] = set()
         """Functions that another driver has, and that were reported."""
         self._next_try: Timer | None = None
-        self._room = Size(-1)
+        self._room: wire.Room | None = None
         """What main was told of it last."""
 
     def run(self) -> None:
@@ -239,7 +239,7 @@ class Driver(Worker):
         room = self._windows.room()
         if room is not None and room != self._room:
             self._room = room
-            self._say(wire.Room(room))
+            self._say(room)
 
     def _free_outdated_vectors(self) -> None:
         """Free the interrupts of an earlier host daemon's devices.

@@ -13,6 +13,7 @@ from kvmchand.ids import Size
 from kvmchand.linux import bridges, pci
 from kvmchand.linux.bridges import Bridge
 from kvmchand.runtime import log
+from kvmchand.wire.vfio import Room
 
 IVSHMEM = (0x1AF4, 0x1110)
 _ROOMS = (64 << 20, 4 << 20)
@@ -73,7 +74,7 @@ class Windows:
         if not lacking:
             return set()
         try:
-            tops = {each.address: pci.on_root(each.address) for each in new}
+            tops = {each.address: pci.way(each.address)[0] for each in new}
             idle = {each.top for each in bridges.bridges(_is_idle) if each.is_idle}
             again = {tops[each] for each in lacking - self._tried if tops[each] in idle}
             self._stuck |= {tops[each] for each in lacking & self._tried}
@@ -85,13 +86,15 @@ class Windows:
             return set()
         return {each for each in tops if tops[each] in again}
 
-    def room(self) -> Size | None:
-        """Return for how large a device there is room, or None if that can't be told."""
+    def room(self) -> Room | None:
+        """Return for how large a device there is room, and where, or None if that can't be told."""
         try:
             found = bridges.bridges(_is_idle)
         except pci.SysfsError:
             return None  # something goes just now, as an event says
-        return max((self._room_of(each) for each in found), default=None)
+        rooms = {each.place: self._room_of(each) for each in found}
+        best = max(rooms, key=rooms.__getitem__, default=None)
+        return None if best is None else Room(rooms[best], best)
 
     def _room_of(self, bridge: Bridge) -> Size:
         return Size(_ROOM_MAX if bridge.is_idle and bridge.top not in self._stuck else bridge.room)

@@ -420,11 +420,11 @@ def test_a_device_that_is_not_there_or_the_control_device_is_not_let_go(guest: G
 
 
 def test_the_host_hears_for_how_large_a_device_there_is_room(fresh: GuestDaemon) -> None:
-    fresh.tell(vfio.Room(Size(2 << 20)))
+    fresh.tell(vfio.Room(Size(2 << 20), "02.1/00.0"))
     fresh.greet()
-    assert fresh.hear_any() == control.Room(Size(2 << 20))
-    fresh.tell(vfio.Room(Size(0)))
-    assert fresh.hear_any() == control.Room(Size(0))
+    assert fresh.hear_any() == control.Room(Size(2 << 20), "02.1/00.0")
+    fresh.tell(vfio.Room(Size(0), "02.0/00.0"))
+    assert fresh.hear_any() == control.Room(Size(0), "02.0/00.0")
 
 
 def test_the_newest_device_of_an_id_counts(guest: GuestDaemon, device: Device) -> None:

@@ -141,7 +141,7 @@ class Rig:
 
     def attach(self, device: Device) -> None:
         (domain,) = device.peers
-        self.hypervisor.attach(domain, device.number, self.path(device), device.vectors, 2)
+        self.hypervisor.attach(domain, device.number, self.path(device), device.vectors, 2, "")
 
     def attached(self, domain: DomainId) -> Device:
         """A new device, in the domain."""
@@ -365,7 +365,7 @@ def test_a_domain_whose_bridge_is_full_is_told_so(host: Host, rig: Rig) -> None:
 
 
 def test_what_libvirt_says_to_a_device_it_refuses_is_said_on(rig: Rig, domain: DomainId, tmp_path: Path) -> None:
-    rig.hypervisor.attach(domain, DeviceId(99), tmp_path / "nobody-listens", 2, 2)
+    rig.hypervisor.attach(domain, DeviceId(99), tmp_path / "nobody-listens", 2, 2, "")
     rig.until_told(("failed", domain, 99))
     assert rig.sentence.startswith("libvirt refuses it: ")
     assert "No such file or directory" in rig.sentence

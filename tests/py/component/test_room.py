@@ -21,9 +21,9 @@ LARGE_PATH = f"/local/domain/0/{LARGE}"
 NO_WINDOW = "no window for a device of 4194304 bytes, only for 2097152"
 
 
-def say_room(guest: Guest, size: int) -> None:
+def say_room(guest: Guest, size: int, bridge: str = "") -> None:
     """Say for how large a device the guest has room, and wait until the host has heard it."""
-    guest.say(control.Room(Size(size)))
+    guest.say(control.Room(Size(size), bridge))
     assert guest.is_answered()
 
 
@@ -91,6 +91,18 @@ def test_a_server_is_told_that_its_peer_could_not_use_the_device(host: ScriptedH
         eventually(lambda: near.state is State.GONE)
         assert_small_channels_work(host, alice, 2)
     eventually(lambda: links(host) == before)
+
+
+def test_a_device_goes_behind_the_bridge_that_the_guest_names_and_the_next_waits_for_another_word(
+    host: ScriptedHost, alice: Guest
+) -> None:
+    say_room(alice, 8 * MIB, "02.1/00.0")
+    alice.offer(1, path="first", least=MIB, grows=True)
+    alice.offer(2, path="second", least=MIB, grows=True)
+    say_room(alice, 8 * MIB, "02.0/00.0" + "x" * 4000)
+    alice.offer(3, path="third", least=MIB, grows=True)
+    assert [each[:9] for each in alice.machine.bridges] == ["", "", "02.1/00.0", "", "02.0/00.0"]
+    assert all(len(each) <= 100 for each in alice.machine.bridges)
 
 
 def test_a_vchan_of_the_same_domains_on_another_device_is_not_given_up(host: ScriptedHost, alice: Guest) -> None:

@@ -361,7 +361,7 @@ def test_earlier_devices_of_a_domain_that_is_not_served_go_too(host: ScriptedHos
 
 
 def test_a_device_for_which_a_guest_has_no_window_is_not_plugged(host: ScriptedHost, alice: Guest, bob: Guest) -> None:
-    alice.say(control.Room(Size(2 << 20)))
+    alice.say(control.Room(Size(2 << 20), ""))
     before = set(alice.machine.devices)
     for number in range(50):
         sentence = alice.refused(number, offer(BOB, f"large/{number}", 1 << 20), "limit")
@@ -370,5 +370,5 @@ def test_a_device_for_which_a_guest_has_no_window_is_not_plugged(host: ScriptedH
     assert set(alice.machine.devices) == before
     assert devices(host) == {ALICE: 2, BOB: 2}
     alice.offer(1, BOB, grows=True)
-    alice.say(control.Room(Size(8 << 20)))
+    alice.say(control.Room(Size(8 << 20), ""))
     alice.offer(2, BOB, "large", 1 << 20, grows=True)

@@ -41,7 +41,7 @@ ADDRESS = "0000:04:01.0"
 STRANGER = "0000:04:02.0"
 THIRD = "0000:04:03.0"
 FOURTH = "0000:04:04.0"
-PORT = "0000:00:02.0"
+PORT, PLACE = "0000:00:02.0", "02.0/00.0"
 IVPOSITION, COMMAND = 8, 4
 PEER, VECTORS = 5, 4
 BAR0 = Region(4096, 0, True)
@@ -108,7 +108,7 @@ class Kernel:
         self.bridges: list[Bridge] | None = []
         """The bridge that all functions are behind, or what can't be told."""
         monkeypatch.setattr(bridges, "bridges", self._bridges)
-        monkeypatch.setattr(pci, "on_root", lambda _address: PORT)
+        monkeypatch.setattr(pci, "way", lambda address: [PORT, address])
         for name in ("open_group", "open_container", "set_iommu", "open_device", "set_irqs"):
             monkeypatch.setattr(vfio, name, getattr(self, f"_{name}"))
         self.vfio(
@@ -629,8 +629,8 @@ class Owner:
     def on_unusable(self, address: str, sentence: str) -> None:
         raise AssertionError(f"{address}: {sentence}")
 
-    def on_room(self, size: Size) -> None:
-        self.room = size
+    def on_room(self, room: wire.Room) -> None:
+        self.room = room
 
     def fail(self, error: VchanError) -> None:
         raise error
@@ -800,20 +800,20 @@ def plug_without_address(kernel: Kernel) -> None:
 
 
 def bridge(room: int, *, is_idle: bool) -> list[Bridge]:
-    return [Bridge("0000:03:00.0", PORT, room, is_idle)]
+    return [Bridge("0000:03:00.0", PORT, PLACE, room, is_idle)]
 
 
 def test_main_is_told_of_the_windows_once_whenever_they_change(kernel: Kernel) -> None:
     kernel.bridges = bridge(1 << 20, is_idle=False)
     with driving() as main:
         main.hear_device()
-        assert main.hear() == wire.Room(Size(1 << 20))
+        assert main.hear() == wire.Room(Size(1 << 20), PLACE)
         main.scan()
         kernel.bridges = None
         main.scan()
         kernel.bridges = bridge(0, is_idle=False)
         main.scan()
-        assert main.hear() == wire.Room(Size(0))
+        assert main.hear() == wire.Room(Size(0), PLACE)
 
 
 def test_a_device_without_addresses_comes_again_if_its_bridge_is_idle(kernel: Kernel) -> None:

@@ -161,6 +161,8 @@ class Machine:
         self.name = name or f"guest-{number}"
         self.uuid = f"uuid-{number}"
         self.devices: dict[str, Plugged] = {}
+        self.bridges: list[str] = []
+        """Behind which each device should have gone, in the order that they came."""
         self.refusal = ""
         """Why it takes no device any more."""
         self.refusals = 0
@@ -248,6 +250,7 @@ class Hypervisor:
                         taker.refusals += 1
                     yield libvirt.AttachFailed(message.domain, message.device, sentence)
                 else:
+                    taker.bridges.append(message.bridge)
                     taker.devices[message.socket] = ScriptedPlugged(message.socket, message.vectors, lazy=taker.is_lazy)
                     if taker.is_late:
                         yield libvirt.AttachFailed(message.domain, message.device, "its QEMU has not taken it in time")

@@ -56,12 +56,12 @@ def test_the_room_of_a_bridge_is_what_its_windows_have_left(
     add_pair(sysfs, windows)
     if taken is not None:
         sysfs.add_device(CHILD, *taken, behind=BRIDGE)
-    assert bridges.bridges(has_no_driver, sysfs.root) == [Bridge(BRIDGE, PORT, room, is_idle=True)]
+    assert bridges.bridges(has_no_driver, sysfs.root) == [Bridge(BRIDGE, PORT, "02.0/00.0", room, is_idle=True)]
 
 
 def test_a_bridge_on_the_root_complex_has_no_port(sysfs: Sysfs) -> None:
     sysfs.add_bridge(PORT, [(0xE0000000, MIB)])
-    assert bridges.bridges(has_no_driver, sysfs.root) == [Bridge(PORT, PORT, MIB, is_idle=True)]
+    assert bridges.bridges(has_no_driver, sysfs.root) == [Bridge(PORT, PORT, "02.0", MIB, is_idle=True)]
 
 
 def test_a_machine_may_have_no_bridge(sysfs: Sysfs) -> None:
@@ -98,7 +98,7 @@ def test_what_can_not_be_told_is_an_error(sysfs: Sysfs, break_it: Callable[[Sysf
 
 def test_a_function_that_is_gone_is_behind_nothing(sysfs: Sysfs) -> None:
     with pytest.raises(pci.SysfsError, match="is gone"):
-        pci.on_root(CHILD, sysfs.root)
+        pci.way(CHILD, sysfs.root)
 
 
 # ---- what the kernel is told ----

@@ -14,10 +14,15 @@ from kvmchand.services.libvirt import hotplug_xml
 from kvmchand.services.libvirt.hotplug_xml import Refused, device_xml, stale_devices
 from kvmchand.wire.libvirt import Attach, StaleDevice
 
-ATTACH = Attach(DomainId(3), "uuid-3", DeviceId(14), "/run/kvmchand/ivshmem/5f3a", 64, 5)
+SOCKET = "/run/kvmchand/ivshmem/5f3a"
+
 ROOT = "<controller type='pci' index='0' model='pcie-root'/>"
 PCI_ROOT = "<controller type='pci' index='0' model='pci-root'/>"
 SLOTS = range(1, 32)
+
+
+def attach(bridge: str = "") -> Attach:
+    return Attach(DomainId(3), "uuid-3", DeviceId(14), SOCKET, 64, 5, bridge)
 
 
 def bridge(index: int, model: str = "pcie-to-pci-bridge") -> str:
@@ -28,15 +33,15 @@ def at(tag: str, bus: int, slot: int, function: int = 0) -> str:
     return f"<{tag}><address type='pci' domain='0x0' bus='{bus:#x}' slot='{slot:#x}' function='{function:#x}'/></{tag}>"
 
 
-def shmem(*devices: str) -> ElementTree.Element:
+def shmem(*devices: str, wanted: str = "") -> ElementTree.Element:
     """What is attached to a domain that has these."""
     tree = ElementTree.fromstring(f"<domain><devices>{''.join(devices)}</devices></domain>")
-    return ElementTree.fromstring(device_xml(tree, ATTACH))
+    return ElementTree.fromstring(device_xml(tree, attach(wanted)))
 
 
-def place(*devices: str) -> tuple[int, int]:
-    """Bus and slot of that."""
-    address = shmem(*devices).find("address")
+def place(*devices: str, wanted: str = "") -> tuple[int, int]:
+    """Bus and slot of that. `wanted`: the place of the bridge that it should be behind."""
+    address = shmem(*devices, wanted=wanted).find("address")
     assert address is not None
     assert (address.get("type"), address.get("domain"), address.get("function")) == ("pci", "0", "0")
     return int(address.get("bus", "")), int(address.get("slot", ""))
@@ -54,7 +59,7 @@ def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
     parts = {each.tag: each.attrib for each in made if each.tag not in ("address", "alias")}
     assert parts == {
         "model": {"type": "ivshmem-doorbell"},
-        "server": {"path": ATTACH.socket},
+        "server": {"path": SOCKET},
         "msi": {"vectors": "64", "ioeventfd": "on"},
     }
 
@@ -62,7 +67,7 @@ def test_the_device_has_our_socket_and_as_many_vectors_as_asked_for() -> None:
 def test_a_socket_may_be_called_anything() -> None:
     tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
     path = "/run/<a>&'\"/ä"
-    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), path, 1, 2))).find("server")
+    server = ElementTree.fromstring(device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), path, 1, 2, ""))).find("server")
     assert server is not None
     assert server.get("path") == path
 
@@ -110,6 +115,40 @@ def test_others_devices_do_not_keep_it_from_a_bridge() -> None:
 
 def test_of_bridges_alike_the_first_is_taken() -> None:
     assert place(ROOT, bridge(7), bridge(3)) == (3, 1)
+
+
+def in_port(port: int, bridge: int, function: int) -> str:
+    """A bridge in a root port, as libvirt places them."""
+    of_port = f"<address type='pci' bus='0x00' slot='0x1a' function='{function:#x}'/>"
+    of_bridge = f"<address type='pci' bus='{port:#04x}' slot='0x00' function='0x0'/>"
+    return (
+        f"<controller type='pci' index='{port}' model='pcie-root-port'>{of_port}</controller>"
+        f"<controller type='pci' index='{bridge}' model='pcie-to-pci-bridge'>{of_bridge}</controller>"
+    )
+
+
+PAIRS = ROOT + in_port(1, 20, 0) + in_port(2, 21, 1)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "bus"),
+    [("1a.0/00.0", 20), ("1a.1/00.0", 21), ("", 20), ("1a.2/00.0", 20), ("00.0", 20), ("x" * 100, 20)],
+)
+def test_it_goes_behind_the_bridge_that_the_guest_names_or_as_if_it_had_named_none(wanted: str, bus: int) -> None:
+    assert place(PAIRS, at("shmem", 21, 1), wanted=wanted) == (bus, 1 if bus == 20 else 2)
+
+
+def test_it_goes_behind_the_bridge_that_is_named_though_others_have_fewer() -> None:
+    assert place(PAIRS, at("shmem", 20, 1), at("shmem", 20, 2), wanted="1a.0/00.0") == (20, 3)
+
+
+def test_it_does_not_go_behind_the_named_bridge_if_that_is_full() -> None:
+    theirs = [at("interface", 20, slot) for slot in SLOTS]
+    assert place(PAIRS, *theirs, wanted="1a.0/00.0") == (21, 1)
+
+
+def test_bridges_that_are_in_each_other_are_named_by_nobody() -> None:
+    assert place(ROOT, in_port(2, 1, 0).replace("bus='0x00'", "bus='0x01'"), wanted="1a.0/00.0") == (1, 1)
 
 
 def test_a_full_bridge_is_passed_over() -> None:
@@ -172,7 +211,7 @@ def test_devices_whose_sockets_are_no_more_are_an_earlier_daemons(tmp_path: Path
 
 def test_a_stale_device_is_told_with_its_id_and_its_vectors(tmp_path: Path) -> None:
     tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
-    ours = device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), f"{tmp_path}/gone", 64, 5))
+    ours = device_xml(tree, Attach(DomainId(3), "uuid-3", DeviceId(1), f"{tmp_path}/gone", 64, 5, ""))
     foreign = f"<shmem name='x'><server path='{tmp_path}/other'/></shmem>"
     tree = ElementTree.fromstring(f"<domain><devices>{ours}{foreign}</devices></domain>")
     assert stale_devices(tree, tmp_path) == [
@@ -183,7 +222,7 @@ def test_a_stale_device_is_told_with_its_id_and_its_vectors(tmp_path: Path) -> N
 
 def test_a_place_that_rests_is_passed_over_and_waited_for_if_there_is_no_other() -> None:
     tree = ElementTree.fromstring(f"<domain><devices>{bridge(2)}</devices></domain>")
-    made = ElementTree.fromstring(device_xml(tree, ATTACH, {(2, 1), (2, 2)}))
+    made = ElementTree.fromstring(device_xml(tree, attach(), {(2, 1), (2, 2)}))
     assert hotplug_xml.place(made) == (2, 3)
     with pytest.raises(hotplug_xml.Resting):
-        device_xml(tree, ATTACH, {(2, slot) for slot in SLOTS})
+        device_xml(tree, attach(), {(2, slot) for slot in SLOTS})

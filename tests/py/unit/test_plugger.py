@@ -23,7 +23,7 @@ ALIAS, PLACE = "ua-kvmchan-5-0123456789abcdef", (2, 1)
 
 
 def attach(device: int, domain: int = 3) -> wire.Attach:
-    return wire.Attach(DomainId(domain), UUID, DeviceId(device), f"/socket/{device}", 2, 5)
+    return wire.Attach(DomainId(domain), UUID, DeviceId(device), f"/socket/{device}", 2, 5, "")
 
 
 def detach(device: int) -> wire.Detach:

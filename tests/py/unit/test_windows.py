@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
+from kvmchand.ids import Size
 from kvmchand.linux import bridges, pci
 from kvmchand.linux.bridges import Bridge
 from kvmchand.linux.pci import Bar, Function, SysfsError
 from kvmchand.services.vfio.windows import Windows
+from kvmchand.wire.vfio import Room
 
 MIB = 1 << 20
-LARGEST = 1 << 34
+LARGEST = Size(1 << 34)
 NOWHERE = Bar(0, 0)
 TOPS = {"0000:02:01.0": "0000:00:02.0", "0000:02:02.0": "0000:00:02.0", "0000:04:01.0": "0000:00:02.1"}
 """Functions behind two bridges, and what these are in on the root complex."""
@@ -25,7 +27,7 @@ class Kernel:
 
     def __init__(self, *found: Bridge) -> None:
         self.bridges = list(found)
-        self.widens = LARGEST
+        self.widens = int(LARGEST)
         self.locks = False
         self.anew: list[str] = []
 
@@ -45,7 +47,7 @@ class Kernel:
 
 
 def narrow(number: int, room: int = 0, *, is_idle: bool = True) -> Bridge:
-    return Bridge(f"0000:0{2 * number + 1}:00.0", f"0000:00:02.{number}", room, is_idle)
+    return Bridge(f"0000:0{2 * number + 1}:00.0", f"0000:00:02.{number}", f"02.{number}/00.0", room, is_idle)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
     monkeypatch.setattr(bridges, "bridges", made.find)
     monkeypatch.setattr(bridges, "widen", made.widen)
     monkeypatch.setattr(bridges, "find_anew", made.find_anew)
-    monkeypatch.setattr(pci, "on_root", TOPS.__getitem__)
+    monkeypatch.setattr(pci, "way", lambda address: [TOPS[address], address])
     return made
 
 
@@ -122,10 +124,10 @@ def test_a_device_comes_again_once_and_the_next_at_its_place_too(kernel: Kernel)
 
 
 def test_what_can_not_be_told_keeps_no_device_from_being_judged(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_address: str) -> str:
+    def fail(_address: str) -> list[str]:
         raise SysfsError("it is gone")
 
-    monkeypatch.setattr(pci, "on_root", fail)
+    monkeypatch.setattr(pci, "way", fail)
     assert Windows().make_room([arrived(FIRST, NOWHERE)]) == set()
 
 
@@ -135,16 +137,16 @@ def test_what_can_not_be_told_keeps_no_device_from_being_judged(kernel: Kernel, 
 def test_an_idle_bridge_has_room_for_anything_until_a_device_got_none(kernel: Kernel) -> None:
     windows = Windows()
     kernel.bridges = [narrow(0, MIB)]
-    assert windows.room() == LARGEST
+    assert windows.room() == Room(LARGEST, "02.0/00.0")
     windows.make_room([arrived(FIRST, NOWHERE)])
-    assert windows.room() == LARGEST
+    assert windows.room() == Room(LARGEST, "02.0/00.0")
     windows.make_room([arrived(FIRST, NOWHERE)])
-    assert windows.room() == MIB
+    assert windows.room() == Room(Size(MIB), "02.0/00.0")
 
 
 def test_the_room_is_that_of_the_bridge_that_has_most(kernel: Kernel) -> None:
     kernel.bridges = [narrow(0, MIB, is_idle=False), narrow(1, 4 * MIB, is_idle=False)]
-    assert Windows().room() == 4 * MIB
+    assert Windows().room() == Room(Size(4 * MIB), "02.1/00.0")
 
 
 def test_room_that_can_not_be_told_is_none(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:

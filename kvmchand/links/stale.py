@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmchand.ids import DomainId
-from kvmchand.links.ejection import Ejection
 from kvmchand.links.links import Links
+from kvmchand.links.unplugger import Ejection
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.libvirt.hypervisor import Hypervisor

@@ -11,7 +11,7 @@ import pytest
 
 from kvmchand.channels.device import Device, pair_of
 from kvmchand.ids import HOST, DomainId, Size
-from kvmchand.links import ejection, unplugger
+from kvmchand.links import unplugger
 from kvmchand.links.links import LinkLimits, Links
 from kvmchand.links.unplugger import Unplugger
 from kvmchand.runtime.loop import Loop
@@ -68,7 +68,7 @@ class Rig:
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
-    monkeypatch.setattr(ejection, "EJECT_DEADLINE", 0.001)
+    monkeypatch.setattr(unplugger, "EJECT_DEADLINE", 0.001)
     monkeypatch.setattr(unplugger, "RELEASE_DEADLINE", 0.001)
     made = Rig()
     yield made

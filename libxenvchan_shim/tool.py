@@ -12,14 +12,18 @@ from pathlib import Path
 
 from kvmchand.errors import InvalidArgument, NotFound, ProtocolError, VchanError
 from kvmchand.wire import client
+from libxenvchan_shim.api.domains import resolved
+from libxenvchan_shim.api.steps import Step
+from libxenvchan_shim.api.steps import run as run_steps
 from libxenvchan_shim.connection import Connection
 from libxenvchan_shim.protocol import DEADLINE, RUNTIME_DIR, store_path
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Generator, Iterator, Sequence
+    from typing import Any
 
-    from kvmchand.wire.client import Listing
+    from kvmchand.wire.client import GuestInfo, Listing
 
 
 def library_dir() -> Path:
@@ -85,9 +89,12 @@ def show(listed: Listing) -> str:
     def end(domain: int, pid: int) -> str:
         return f"{domain}:{pid or '-'}"
 
+    def daemon(guest: GuestInfo) -> str:
+        return "detached" if guest.detached else "yes" if guest.ready else "no"
+
     lines = [f"domains: {', '.join(f'{each.domain} ({each.kind})' for each in listed.domains)}"]
     if listed.guests:
-        rows = [(str(each.domain), each.name, "yes" if each.ready else "no", str(each.devices)) for each in listed.guests]
+        rows = [(str(each.domain), each.name, daemon(each), str(each.devices)) for each in listed.guests]
         lines += _table(("GUEST", "NAME", "KVMCHAND", "DEVICES"), rows)
     if listed.links:
         links = [(f"{each.domain}-{each.other}", str(each.devices), str(each.size), str(each.channels)) for each in listed.links]
@@ -116,6 +123,25 @@ def as_json(listed: Listing) -> str:
     parts = ("guests", "links", "devices", "channels")
     domains = [{"domain": each.domain, "kind": each.kind} for each in listed.domains]
     return json.dumps({"domains": domains, **{name: [each.as_dict() for each in getattr(listed, name)] for name in parts}})
+
+
+def _ask_for_domain(name: str, request: type[client.Detach | client.Attach]) -> None:
+    def steps() -> Generator[Step, Any, None]:
+        number = yield from resolved(name, "NAME")
+        yield Step(request(number), Connection.take_done)
+
+    with Connection.from_environment() as connection:
+        run_steps(connection, steps())
+
+
+def detach(arguments: argparse.Namespace) -> None:
+    """Run `kvmchan detach`."""
+    _ask_for_domain(arguments.name, client.Detach)
+
+
+def attach(arguments: argparse.Namespace) -> None:
+    """Run `kvmchan attach`."""
+    _ask_for_domain(arguments.name, client.Attach)
 
 
 def prepare_domain(arguments: argparse.Namespace) -> None:
@@ -184,13 +210,29 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SIZE",
         help="have the link to the host from the start, with this much memory, as 64M; 0: no more",
     )
+    for command, does, description in (
+        (
+            "detach",
+            "end a guest's channels and take its devices out, so that libvirt can save or migrate it",
+            "Ends all channels of a running guest, takes kvmchan's devices out of it, and returns when libvirt says that they "
+            "are gone. Then virsh can save, snapshot or migrate the guest. What is offered in the guest, and to it, waits until "
+            "it is attached, or runs again. A domain without KVM keeps its devices, so it is refused, and nothing changes.",
+        ),
+        (
+            "attach",
+            "give a detached guest its devices again",
+            "Undoes kvmchan detach. Not needed for a guest that starts, or that libvirt restores or migrates.",
+        ),
+    ):
+        subparser = commands.add_parser(command, help=does, description=description)
+        subparser.add_argument("name", metavar="NAME", help="the guest's name or uuid in libvirt, or its number")
     doctors.add_argument("--config", type=Path, metavar="FILE", help="the daemon's settings")
     doctors.add_argument("--uri", help="libvirt's; default: the settings', or qemu:///system")
     prepares.add_argument("--uri", default="qemu:///system", help="libvirt's; default %(default)s")
     return parser
 
 
-_OTHERS = {"doctor": diagnose, "prepare-domain": prepare_domain}
+_OTHERS = {"doctor": diagnose, "prepare-domain": prepare_domain, "detach": detach, "attach": attach}
 
 
 def main() -> None:

@@ -162,6 +162,8 @@ class Registry:
     domains: dict[DomainId, DomainKind] = field(default_factory=dict)
     unserved: dict[DomainId, str] = field(default_factory=dict)
     """Domains that run and are not among these, with the sentence that says why."""
+    detached: set[DomainId] = field(default_factory=set)
+    """Domains whose guests can't offer or connect to anything for now."""
     channels: dict[ChannelId, Channel] = field(default_factory=dict)
     ends: Ends = field(default_factory=Ends)
     _offers: dict[str, Channel] = field(default_factory=dict)
@@ -178,6 +180,7 @@ class Registry:
     def remove_domain(self, domain: DomainId) -> None:
         """Forget a domain whose ends have been released."""
         del self.domains[domain]
+        self.detached.discard(domain)
 
     def require_domain(self, domain: int, caller: DomainId) -> DomainId:
         """Return the domain's number.
@@ -275,7 +278,8 @@ class Registry:
         server_domain = self.require_domain(domain, caller)
         channel = self._offers.get(absolute)
         if channel is None or channel.server_domain != server_domain:
-            raise NotFound(f"domain {domain} offers no vchan at {absolute[:80]}: start its server first")
+            remedy = "it is detached: kvmchan attach" if server_domain in self.detached else "start its server first"
+            raise NotFound(f"domain {domain} offers no vchan at {absolute[:80]}: {remedy}")
         self._require_open(channel, caller, f"the vchan at {absolute[:80]}")
         return channel
 
@@ -305,10 +309,10 @@ class Registry:
         channel.had_client = True
         self.ends.hold(end, channel, Side.CLIENT)
 
-    def is_free(self, domain: DomainId, path: str) -> bool:
-        """Return whether `domain` offers a vchan at an absolute path that has no client."""
+    def offered_at(self, domain: DomainId, path: str) -> Channel | None:
+        """Return the vchan that `domain` offers at an absolute path, if it has no client."""
         channel = self._offers.get(path)
-        return channel is not None and channel.server_domain == domain and channel.client is None
+        return channel if channel is not None and channel.server_domain == domain and channel.client is None else None
 
     # ---- both ----
 

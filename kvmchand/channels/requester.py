@@ -23,13 +23,17 @@ class Requester(ABC):
     It exists from its first request until its connection ends or what it held is released.
     """
 
-    __slots__ = ("domain", "number", "pid")
+    __slots__ = ("domain", "is_admin", "number", "pid")
 
-    def __init__(self, number: ClientId, domain: DomainId, pid: int) -> None:
-        """Name a client. `pid` is its process, as its own machine numbers it."""
+    def __init__(self, number: ClientId, domain: DomainId, pid: int, *, is_admin: bool = False) -> None:
+        """Name a client.
+
+        `pid` is its process, as its own machine numbers it. `is_admin`: it may detach guests.
+        """
         self.number = number
         self.domain = domain
         self.pid = pid
+        self.is_admin = is_admin
 
     @abstractmethod
     def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:

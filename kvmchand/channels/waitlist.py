@@ -85,7 +85,7 @@ class Waitlist:
         """Tell all of them, as some may have left their wait, and never ask again."""
         vacant, self._vacant = self._vacant, {}
         for place in vacant:
-            for number in self._waiters.at(place) if self._registry.is_free(*place) else ():
+            for number in self._waiters.at(place) if self._registry.offered_at(*place) is not None else ():
                 waiting = self._waiters.get(number)
                 if waiting is not None and not waiting.is_told:
                     waiting.is_told = True

@@ -23,6 +23,7 @@ from kvmchand.channels.sharing import Sharing
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.config import Settings
 from kvmchand.errors import VchanError
+from kvmchand.host.detaching import Detaching
 from kvmchand.host.guests import GuestDesk
 from kvmchand.host.holdings import Holdings
 from kvmchand.host.listing import Lister
@@ -88,8 +89,9 @@ class Host:
         self._undo.callback(channels.close)
 
         room = Room(registry, channels, sharing, waitlist, (clients, store), pool)
-        desk = Desk(loop, registry, channels, sharing, waitlist, holdings, room, Lister(registry, channels, guests))
-        guest_desk = GuestDesk(registry, channels, waitlist, holdings, desk, store)
+        lister, detaching = Lister(registry, channels, guests), Detaching(loop, registry, machines)
+        desk = Desk(loop, registry, channels, sharing, waitlist, holdings, room, lister, detaching)
+        guest_desk = GuestDesk(registry, channels, waitlist, holdings, desk, detaching, store)
 
         registry.add_domain(HOST, DomainKind.HOST)
         for domain in settings.local_domains:

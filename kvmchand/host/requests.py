@@ -19,6 +19,7 @@ from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.channels.sharing import Sharing
 from kvmchand.channels.waitlist import Waitlist
 from kvmchand.errors import Busy, InternalError, LimitReached, NotFound, OutOfResources, ProtocolError, TimedOut, VchanError
+from kvmchand.host.detaching import Detaching
 from kvmchand.host.holdings import Holdings
 from kvmchand.host.listing import Lister
 from kvmchand.host.room import Room
@@ -58,6 +59,7 @@ class Desk(RequesterEvents):
         holdings: Holdings,
         room: Room,
         lister: Lister,
+        detaching: Detaching,
     ) -> None:
         """Have no request yet."""
         self._loop = loop
@@ -68,13 +70,14 @@ class Desk(RequesterEvents):
         self._holdings = holdings
         self._room = room
         self._lister = lister
+        self._detaching = detaching
         self._pending: dict[ClientId, Pending] = {}
 
     # ---- clients: RequesterEvents ----
 
     def on_request(self, requester: Requester, request: client.Request) -> None:
         """Serve a request, unless the one before has no answer yet."""
-        if requester.number in self._pending or requester.number in self._waitlist:
+        if any(requester.number in waiting for waiting in (self._pending, self._waitlist, self._detaching)):
             # One at a time, as the protocol has it; a guest's daemon may say anything.
             self._fail(requester, request, ProtocolError("a request came before the answer to the one before"))
         else:
@@ -145,6 +148,10 @@ class Desk(RequesterEvents):
                 requester.answer(self._lister.domains(requester, request.first))
             case client.List():
                 requester.answer(self._lister.page(requester, request.after))
+            case client.Detach():
+                self._detaching.detach(requester, request.domain)
+            case client.Attach():
+                self._detaching.attach(requester, request.domain)
             case _:
                 raise InternalError(f"no answer to {type(request).__name__}")
 
@@ -202,6 +209,7 @@ class Desk(RequesterEvents):
     def _forget_request(self, number: ClientId) -> None:
         self._forget_pending(number)
         self._waitlist.forget(number)
+        self._detaching.forget(number)
 
     def _forget_pending(self, number: ClientId) -> None:
         forgotten = self._pending.pop(number, None)

@@ -46,6 +46,24 @@ class GuestEvents(Protocol):
     def on_guest_gone(self, domain: DomainId) -> None:
         """React when a guest runs no more."""
 
+    def on_guest_leaving(self, domain: DomainId) -> None:
+        """React when a guest is being detached: every end that it has is dead."""
+
+    def on_guest_left(self, domain: DomainId) -> None:
+        """React when a guest that is detached has no device any more."""
+
+    def on_guest_attached(self, domain: DomainId) -> None:
+        """React when a guest is detached no more."""
+
+    def on_guest_away(self, domain: DomainId, kept: DomainId) -> None:
+        """React when a detached guest runs no more: what is offered to it is `kept`'s."""
+
+    def on_guest_returned(self, domain: DomainId, kept: DomainId) -> None:
+        """React when such a guest runs again: what is `kept`'s is offered to it."""
+
+    def on_guest_given_up(self, kept: DomainId) -> None:
+        """React when such a guest will not run again."""
+
     def on_unserved(self, domain: DomainId, sentence: str) -> None:
         """React when a domain runs that is no guest. `sentence`: why, and what to do."""
 
@@ -178,6 +196,9 @@ class Guest:
     """Plugs the control device again, which did not get into the guest."""
     patience: float = 1.0
     """Delay before the next attempt to plug the control device; doubles each time."""
+    is_detached: bool = False
+    leaving: set[str] = field(default_factory=set)
+    """The sockets of the devices that it still has to let go of, as it is detached."""
     _reason: str = ""
     """Why it has no link."""
 

@@ -53,10 +53,13 @@ class Guests:
         self._sessions.send(guest.session, message)
         return True
 
+    def _devices(self, guest: Guest) -> int:
+        return len(guest.leaving) if guest.is_detached else len(self._links.of(guest.domain))
+
     def listing(self) -> tuple[tuple[client.GuestInfo, ...], tuple[client.LinkInfo, ...]]:
         """Return what `kvmchan ls` shows of guests and links."""
         guests = tuple(
-            client.GuestInfo(guest.domain, guest.name, guest.is_greeted, len(self._links.of(guest.domain)))
+            client.GuestInfo(guest.domain, guest.name, guest.is_greeted, self._devices(guest), guest.is_detached)
             for guest in self._guests.values()
         )
         links = tuple(

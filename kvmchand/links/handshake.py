@@ -77,9 +77,13 @@ class Handshakes:
 
     def add(self, guest: Guest) -> None:
         """Open a guest's first session."""
+        self._watch(guest)
+        self.begin(guest)
+
+    def begin(self, guest: Guest) -> None:
+        """Open the first session on a control device that is about to be plugged."""
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME).to_bytes(8, "little")
         os.pwrite(self._devices.memory(guest.control), age, control.AGE_OFFSET)
-        self._watch(guest)
         self.renew(guest)
 
     def remove(self, guest: Guest) -> None:
@@ -102,6 +106,13 @@ class Handshakes:
                 device.ready.discard(guest.domain)
             guest.remotes.clear()
             self._events.on_guest_reset(guest.domain)
+
+    def refuse(self, guest: Guest, sentence: str) -> None:
+        """End a guest's session, and tell its daemon why."""
+        if guest.session is not None:
+            self._sessions.send(guest.session, control.Refused(sentence))
+            self.end(guest)
+        guest.is_greeted = False
 
     def is_there(self, guest: Guest) -> bool:
         """Return whether the guest's end has not said that it is gone."""
@@ -133,7 +144,7 @@ class Handshakes:
 
         It has set its live byte to 0, and waits until the page is written again.
         """
-        if guest.session is not None or self.is_there(guest):
+        if guest.is_detached or guest.session is not None or self.is_there(guest):
             return
         due = guest.opened + _INTERVAL
         if time.monotonic() < due:

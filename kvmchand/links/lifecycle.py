@@ -13,6 +13,7 @@ from collections.abc import Collection
 from kvmchand.config import Serve
 from kvmchand.errors import VchanError
 from kvmchand.ids import HOST, DeviceId, DomainId, Size
+from kvmchand.links.detachments import Detachments
 from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
@@ -40,6 +41,7 @@ class Lifecycle(HypervisorEvents):
         pool: Pool,
         handshakes: Handshakes,
         plugs: Plugs,
+        detachments: Detachments,
         events: GuestEvents,
         local_domains: Collection[DomainId],
         serve: Serve,
@@ -54,6 +56,7 @@ class Lifecycle(HypervisorEvents):
         self._pool = pool
         self._handshakes = handshakes
         self._plugs = plugs
+        self._detachments = detachments
         self._events = events
         self._local_domains = local_domains
         self._serve = serve
@@ -93,6 +96,7 @@ class Lifecycle(HypervisorEvents):
         self._guests.add(guest)
         log.info(f"domain {domain} ({name}) is here")
         self._events.on_guest(domain, name, found.uuid)
+        self._detachments.bring_back(found)
         self._handshakes.add(guest)
 
     def on_gone(self, domain: DomainId) -> None:
@@ -107,17 +111,25 @@ class Lifecycle(HypervisorEvents):
         self._handshakes.remove(guest)
         if guest.attachment is not None:
             guest.attachment.cancel()
-        self._events.on_guest_gone(domain)
+        if guest.is_detached:
+            self._detachments.keep(guest)
+        else:
+            self._events.on_guest_gone(domain)
         self._guests.remove(guest)
         self._pool.remove_guest(domain)
 
+    def on_undefined(self, uuid: str) -> None:
+        """Keep nothing for a domain that will not run again."""
+        self._detachments.give_up(uuid)
+
     def on_rebooted(self, domain: DomainId) -> None:
-        """End a guest's session, and open another."""
+        """End a guest's session, and open another unless the guest is detached."""
         guest = self._guests.get(domain)
         if guest is not None:
             log.info(f"domain {domain} ({guest.name}) starts anew")
             self._handshakes.end(guest, hangs_up=False)
-            self._handshakes.renew(guest)
+            if not guest.is_detached:
+                self._handshakes.renew(guest)
             for device in self._links.of(domain):
                 device.enabled.discard(domain)  # a reset turns all interrupts off
 
@@ -133,8 +145,9 @@ class Lifecycle(HypervisorEvents):
             self._pool.unplugger.take_back(attached, domain)
 
     def on_detached(self, domain: DomainId, socket: str) -> None:
-        """Note that a device has gone, if an earlier daemon left it."""
+        """Note that a device has gone, if an earlier daemon left it or the domain is detached."""
         self._pool.stale.note_gone(domain, socket)
+        self._detachments.note_gone(domain, socket)
 
     def on_attach_failed(self, domain: DomainId, device: DeviceId, sentence: str) -> None:
         """Plug a control device again later, and give any other up."""

@@ -157,6 +157,14 @@ class Links:
         self.rooms.pop(guest, None)
         self.widest.pop(guest, None)
 
+    @staticmethod
+    def renumber(device: Device, old: DomainId, new: DomainId) -> None:
+        """Note that a guest that has a device no more, and may get it again, has another number."""
+        device.pair = pair_of(*(new if each == old else each for each in device.pair))
+        device.peers = {new if each == old else each: peer for each, peer in device.peers.items()}
+        for guests in (device.attached, device.ready, device.enabled, device.plugged):
+            guests.discard(old)
+
     def _free_peer(self, guest: DomainId, taken: set[int]) -> int:
         """Return an id that no device of the guest has, nor the device's other guest."""
         used = {device.peers[guest] for device in self.of(guest)} | taken | {HOST_PEER, CONTROL_PEER, START_PEER}

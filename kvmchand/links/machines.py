@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from kvmchand.channels.requester import RequesterEvents
 from kvmchand.config import Settings
 from kvmchand.errors import VchanError
+from kvmchand.links.detachments import Detachments
 from kvmchand.links.guest import GuestEvents
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
@@ -30,6 +31,9 @@ from kvmchand.services.libvirt.hypervisor import Hypervisor
 
 class Machines:
     """The guests, their devices, and the services for both."""
+
+    detachments: Detachments
+    """Made by start()."""
 
     def __init__(self, loop: Loop, settings: Settings, fail: Callable[[VchanError], None]) -> None:
         """Prepare all, and start nothing.
@@ -63,7 +67,9 @@ class Machines:
         messages = Messages(
             links, guests, pool, self._sessions, handshakes, plugs, requests, events, limits.guest_channels, pairs
         )
-        lifecycle = Lifecycle(loop, links, guests, pool, handshakes, plugs, events, settings.local_domains, settings.guests.serve)
+        self.detachments = Detachments(loop, links, guests, pool, self._devices, self._hypervisor, handshakes, events)
+        served = settings.local_domains, settings.guests.serve
+        lifecycle = Lifecycle(loop, links, guests, pool, handshakes, plugs, self.detachments, events, *served)
         self._devices.start(plugs)
         self._sessions.start(messages)
         self._hypervisor.start(lifecycle)

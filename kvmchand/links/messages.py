@@ -98,6 +98,8 @@ class Messages(SessionEvents):
                 self._greet(guest, session, message)
             case _ if not guest.is_greeted:
                 raise ProtocolError("the guest's daemon said something before its hello")
+            case control.Ask() if guest.is_detached:
+                pass  # its session is about to end
             case control.Ask():
                 self._on_ask(guest, session, message)
             case control.Close():

@@ -90,6 +90,16 @@ class StaleDevices:
         stale.then = then
         self._ask(domain)
 
+    def sockets(self, domain: DomainId) -> set[str]:
+        """Return the sockets of those that a domain still has."""
+        stale = self._stale.get(domain)
+        return set(stale.devices) if stale is not None else set()
+
+    def ask_again(self, domain: DomainId) -> None:
+        """Ask a domain for those that it still has."""
+        for socket in self.sockets(domain):
+            self._hypervisor.detach(domain, Path(socket))
+
     def release(self, domain: DomainId, peer: int) -> None:
         """Let the guest's daemon drop a device that it has taken for one of ours."""
         if self._links.foreign_peers.get(domain):

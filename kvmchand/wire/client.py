@@ -18,6 +18,7 @@ Changes by version:
         in UTF-8.
     5: who waits for an offer is told of one, and asks again for it.
     6: domains have names and uuids, and an answer has as many domains as fit into a packet.
+    7: ends may share an interrupt vector; guests are detached, and attached again.
 """
 
 from __future__ import annotations
@@ -165,6 +166,24 @@ class GetDomains(Record):
     first: int
 
 
+class Detach(Record):
+    """Asks for the devices of the guest `domain` back, and so ends all of its channels.
+
+    For the host's administrator. Reply: Done, when libvirt says that it has none any more.
+    """
+
+    domain: int
+
+
+class Attach(Record):
+    """Asks for devices again for the guest `domain`, which was detached.
+
+    For the host's administrator. Reply: Done.
+    """
+
+    domain: int
+
+
 class Grant(Record):
     """An end of a channel.
 
@@ -270,12 +289,14 @@ class GuestInfo(Record):
     """A guest, as the host shows it.
 
     `name`: its hypervisor's. `ready`: its kvmchand is there. `devices`: ivshmem devices it has.
+    `detached`: it was detached, and gets none.
     """
 
     domain: DomainId
     name: str
     ready: bool
     devices: int
+    detached: bool
 
 
 class LinkInfo(Record):
@@ -363,6 +384,8 @@ REQUESTS: dict[str, type] = {
     "get-port": GetPort,
     "get-domains": GetDomains,
     "list": List,
+    "detach": Detach,
+    "attach": Attach,
 }
 
 REPLIES: dict[str, type] = {
@@ -377,7 +400,7 @@ REPLIES: dict[str, type] = {
 }
 
 if TYPE_CHECKING:
-    Request = Hello | Offer | Connect | Bind | Join | Share | Map | Notify | GetPort | GetDomains | List
+    Request = Hello | Offer | Connect | Bind | Join | Share | Map | Notify | GetPort | GetDomains | List | Detach | Attach
     Reply = Grant | Vacant | Pages | Done | Port | Domains | Listing | Error
 
 requests = Codec(REQUESTS)

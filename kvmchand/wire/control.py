@@ -17,7 +17,8 @@ Changes by version:
     5: those of version 6.
     6: devices are let go before they are unplugged; the guest says for how large a device it has
         room; control devices have an age.
-    7: the guest says behind which bridge it has room.
+    7: those of version 7 of the clients' protocol; a session that stood may end with Refused; the
+         guest says behind which bridge it has room.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class Welcome(Record):
 
 
 class Refused(Record):
-    """There will be no session. `sentence`: why."""
+    """There will be no session, or none any more. `sentence`: why."""
 
     sentence: str
 

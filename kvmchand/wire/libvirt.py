@@ -104,6 +104,12 @@ class Unprepared(Record):
     uuid: str
 
 
+class Undefined(Record):
+    """libvirt → main: a domain has no configuration any more, and does not run."""
+
+    uuid: str
+
+
 class Listed(Record):
     """libvirt → main: all is reported since the last (re)connect.
 
@@ -167,6 +173,7 @@ TO_MAIN: dict[str, type] = {
     "found": Found,
     "prepared": Prepared,
     "unprepared": Unprepared,
+    "undefined": Undefined,
     "listed": Listed,
     "gone": Gone,
     "rebooted": Rebooted,

@@ -38,6 +38,9 @@ class HypervisorEvents(Protocol):
     def on_unprepared(self, uuid: str) -> None:
         """React when a domain has no such device any more."""
 
+    def on_undefined(self, uuid: str) -> None:
+        """React when a domain that does not run has no configuration any more."""
+
     def on_rebooted(self, domain: DomainId) -> None:
         """React when a domain starts again, in the same QEMU."""
 
@@ -114,6 +117,10 @@ class Hypervisor(ServiceEvents):
         """Stop asking for a device, which the ivshmem server has seen go."""
         self._detaching.pop((domain, str(socket)), None)
 
+    def is_paused(self, domain: DomainId) -> bool:
+        """Return whether a domain is paused."""
+        return domain in self._paused
+
     def close(self) -> None:
         """End the libvirt process."""
         self._service.stop()
@@ -160,6 +167,8 @@ class Hypervisor(ServiceEvents):
                 self._events.on_prepared(message)
             case libvirt.Unprepared():
                 self._unprepare(message.uuid)
+            case libvirt.Undefined():
+                self._events.on_undefined(message.uuid)
             case libvirt.Gone():
                 self._lose(message.domain)
             case libvirt.Rebooted():

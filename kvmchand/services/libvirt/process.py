@@ -82,8 +82,8 @@ class Domains:
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._connected = asyncio.Event()
-        self._events: asyncio.Queue[tuple[Any, int | None] | None] = asyncio.Queue()
-        """What happened to which domain: a lifecycle event, or None if it was reset.
+        self._events: asyncio.Queue[tuple[Any, int | None, int] | None] = asyncio.Queue()
+        """What happened to which domain: a lifecycle event, or None for a reset, and its detail.
 
         A None alone says that the connection is lost.
         """
@@ -207,16 +207,16 @@ class Domains:
         if message is not None:
             self._say(message)
 
-    def _on_lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-        self._events.put_nowait((domain, event))
+    def _on_lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        self._events.put_nowait((domain, event, detail))
 
     def _on_removed(self, _connection: Any, domain: Any, alias: str, _opaque: Any) -> None:
         self._plugger.note_removed(domain.UUIDString(), alias)
 
     def _on_reboot(self, _connection: Any, domain: Any, _opaque: Any) -> None:
-        self._events.put_nowait((domain, None))
+        self._events.put_nowait((domain, None, 0))
 
-    async def _note(self, connection: Any, domain: Any, event: int | None) -> None:
+    async def _note(self, connection: Any, domain: Any, event: int | None, detail: int) -> None:
         """Report what happened to a domain, after what happened to it before."""
         uuid = domain.UUIDString()
         async with self._turns[uuid]:
@@ -224,11 +224,11 @@ class Domains:
             if event == libvirt.VIR_DOMAIN_EVENT_STARTED:
                 found = await asyncio.to_thread(inspection.look_at, domain, self._folder)
             if connection is self._connection:  # or all is reported anew
-                self._report(domain, uuid, event, found)
+                self._report(domain, uuid, event, detail, found)
         if uuid not in self._ids and not self._turns[uuid].locked():
             del self._turns[uuid]
 
-    def _report(self, domain: Any, uuid: str, event: int | None, found: wire.Found | None) -> None:
+    def _report(self, domain: Any, uuid: str, event: int | None, detail: int, found: wire.Found | None) -> None:
         match event:
             case libvirt.VIR_DOMAIN_EVENT_STARTED:
                 if found is not None:
@@ -237,6 +237,8 @@ class Domains:
                 self._spawn(self._tell_if_prepared(domain))
             case libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
                 self._say(wire.Unprepared(uuid))
+                if detail != libvirt.VIR_DOMAIN_EVENT_UNDEFINED_RENAMED and uuid not in self._ids:
+                    self._say(wire.Undefined(uuid))
             case libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 if uuid in self._ids:
                     number = self._ids.pop(uuid)

@@ -16,7 +16,7 @@ from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.errors import ProtocolError, VchanError
-from kvmchand.ids import GENERATION, ClientId, DomainId, Size
+from kvmchand.ids import GENERATION, HOST, ClientId, DomainId, Size
 from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
@@ -34,9 +34,10 @@ class Client(Requester):
 
     __slots__ = ("_clients", "sock")
 
-    def __init__(self, clients: Clients, number: ClientId, domain: DomainId, pid: int, sock: socket.socket) -> None:
+    def __init__(self, clients: Clients, number: ClientId, domain: DomainId, sock: socket.socket) -> None:
         """Own a connection. `clients` is the table that has the client."""
-        super().__init__(number, domain, pid)
+        pid, uid, _ = libc.peer_credentials(sock)  # from the socket, and not from what the local process says
+        super().__init__(number, domain, pid, is_admin=domain == HOST and uid in (0, os.geteuid()))
         self._clients = clients
         self.sock = sock
 
@@ -206,16 +207,13 @@ class Clients(ServiceEvents):
         sock = socket.socket(fileno=fds.borrow()[0])
         fds.steal()
         try:
-            # Both from the socket itself and not from what the local process says.
-            domain = self._sockets.domain_of(sock)
-            pid, _, _ = libc.peer_credentials(sock)
-            adopted = Client(self, number, domain, pid, sock)
+            adopted = Client(self, number, self._sockets.domain_of(sock), sock)
             self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         except BaseException:
             sock.close()
             raise
         self._clients[number] = adopted
-        idle = self._idle.setdefault(domain, {})
+        idle = self._idle.setdefault(adopted.domain, {})
         idle[number] = adopted
         while len(idle) > _IDLE_CLIENTS:
             next(iter(idle.values())).drop()

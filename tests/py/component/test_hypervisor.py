@@ -49,6 +49,7 @@ class Rig:
         self.told: list[tuple[object, ...]] = []
         self.detached: list[tuple[DomainId, str]] = []
         """Devices that domains have no more, by their sockets' paths."""
+        self.undefined: list[str] = []
         self.found: dict[DomainId, Found] = {}
         self.failure: VchanError | None = None
         self.sentence = ""
@@ -76,6 +77,9 @@ class Rig:
 
     def on_unprepared(self, uuid: str) -> None:
         self.told.append(("unprepared", uuid))
+
+    def on_undefined(self, uuid: str) -> None:
+        self.undefined.append(uuid)
 
     def on_rebooted(self, domain: DomainId) -> None:
         self.told.append(("rebooted", domain))
@@ -268,6 +272,21 @@ def test_a_domain_that_starts_again_is_another(host: Host, rig: Rig, domain: Dom
     again = host.create("one")
     assert again != domain
     rig.until_told(("gone", domain), ("found", again, "one"))
+
+
+def test_a_domain_that_is_undefined_is_told_and_not_one_that_runs_or_is_renamed(host: Host, rig: Rig, domain: DomainId) -> None:
+    uuid = rig.found[domain].uuid
+    host.define("one", uuid)
+    host.libvirtd.virsh("undefine", "one")
+    host.crash("one")
+    rig.until_told(("gone", domain))
+    host.define("one", uuid)
+    host.libvirtd.virsh("domrename", "one", "other")
+    two = host.create("two")
+    rig.until_told(("found", two, "two"))
+    assert rig.undefined == []
+    host.libvirtd.virsh("undefine", "other")
+    rig.until(lambda: rig.undefined == [uuid])
 
 
 def test_a_domain_that_is_paused_and_goes_on_says_so(host: Host, rig: Rig, domain: DomainId) -> None:

@@ -66,6 +66,13 @@ class Host:
         self.libvirtd.virsh("create", str(path), *(["--paused"] if paused else []))
         return DomainId(int(self.libvirtd.virsh("domid", name).stdout))
 
+    def define(self, name: str, uuid: str) -> None:
+        """Give a domain that create() has made a configuration, which outlives it."""
+        path = self._folder / f"{name}-defined.xml"
+        made = (self._folder / f"{name}.xml").read_text()
+        path.write_text(made.replace("</name>", f"</name><uuid>{uuid}</uuid>"))
+        self.libvirtd.virsh("define", str(path))
+
     def create_prepared(self, name: str, *, type: str = "qemu") -> DomainId:
         """One that is prepared for vchans."""
         return self.create(name, BRIDGE + IOMMU, type=type, features="<acpi/><ioapic driver='qemu'/>")

@@ -151,7 +151,15 @@ class Machine:
     """
 
     def __init__(
-        self, number: int, *, name: str = "", kvm: bool = True, left: int = 0, obstacle: str = "", lack: str = ""
+        self,
+        number: int,
+        *,
+        name: str = "",
+        uuid: str = "",
+        kvm: bool = True,
+        left: int = 0,
+        obstacle: str = "",
+        lack: str = "",
     ) -> None:
         self.number = number
         self.kvm = kvm
@@ -159,7 +167,7 @@ class Machine:
         self.obstacle = obstacle
         self.lack = lack
         self.name = name or f"guest-{number}"
-        self.uuid = f"uuid-{number}"
+        self.uuid = uuid or f"uuid-{number}"
         self.devices: dict[str, Plugged] = {}
         self.bridges: list[str] = []
         """Behind which each device should have gone, in the order that they came."""
@@ -271,6 +279,8 @@ class Hypervisor:
                     asked.unplugging.append(message.socket)
                     if not asked.is_stubborn:
                         self.let_go(asked)
+                else:
+                    yield libvirt.Detached(message.domain, message.socket)
 
     @staticmethod
     def _lose_stale(machine: Machine) -> Iterator[object]:
@@ -331,6 +341,7 @@ class Hypervisor:
                 self._tell(gone)
             for path in machine.unplugging:
                 machine.devices.pop(path).unplug()
+                self._tell(libvirt.Detached(machine.number, path))  # type: ignore[arg-type]
             machine.unplugging.clear()
             self.changed.notify_all()
 
@@ -338,9 +349,14 @@ class Hypervisor:
         with self.changed:
             self._tell(libvirt.Rebooted(machine.number))  # type: ignore[arg-type]
 
-    def pause(self, machine: Machine) -> None:
+    def pause(self, machine: Machine, paused: bool = True) -> None:
         with self.changed:
-            self._tell(libvirt.Paused(machine.number, True))  # type: ignore[arg-type]
+            self._tell(libvirt.Paused(machine.number, paused))  # type: ignore[arg-type]
+
+    def undefine(self, uuid: str) -> None:
+        """Remove the configuration of a domain that does not run."""
+        with self.changed:
+            self._tell(libvirt.Undefined(uuid))
 
     def close(self) -> None:
         self._is_ending = True
@@ -385,9 +401,9 @@ class ScriptedHost(Daemon):
         eventually(lambda: ours <= self.services().keys() and all(is_asleep(pid) for pid in services_of(self.pid).values()))
         return super()._fds_at_rest()
 
-    def guest(self, number: int, *, kvm: bool = True, left: int = 0) -> Guest:
+    def guest(self, number: int, *, uuid: str = "", kvm: bool = True, left: int = 0) -> Guest:
         """Start a machine, with a control device that no daemon uses yet."""
-        made = Guest(self, self.hypervisor.start(number, kvm=kvm, left=left))
+        made = Guest(self, self.hypervisor.start(number, uuid=uuid, kvm=kvm, left=left))
         self.guests.append(made)
         return made
 
@@ -492,8 +508,14 @@ class Guest:
         self._ready: set[str] = set()
         self._ends: list[End] = []
         self._serial = 0
+        self.take_control()
+
+    def take_control(self) -> Self:
+        """Take the control device, the first one or another one."""
+        self._ready.clear()
         self.control = self.wait_device(CONTROL_PEER)
         self.page = mmap.mmap(self.control.memory, control.DEVICE_BYTES)
+        return self
 
     # ---- devices ----
 

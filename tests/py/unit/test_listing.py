@@ -45,7 +45,7 @@ def uuid_of(number: int) -> str:
 
 
 DOMAINS = [client.DomainInfo(DomainId(each), "guest", name_of(each), uuid_of(each)) for each in range(600)]
-GUESTS = [client.GuestInfo(DomainId(each), f"“{each:03}”" * 12, True, 255) for each in range(400)]
+GUESTS = [client.GuestInfo(DomainId(each), f"“{each:03}”" * 12, True, 255, True) for each in range(400)]
 LINKS = [client.LinkInfo(DomainId(each), DomainId(1), 255, Size(1 << 40), 65536) for each in range(400)]
 LONGEST = "/local/domain/1/" + '"' * 3056
 

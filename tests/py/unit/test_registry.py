@@ -294,16 +294,16 @@ def test_a_domain_sees_the_channels_it_is_an_end_of_and_domain_0_sees_all(regist
 
 
 def test_a_vchan_is_free_while_it_stands_at_its_path_without_a_client(registry: Registry) -> None:
-    assert not registry.is_free(ONE, PATH)
+    assert not registry.offered_at(ONE, PATH)
     offer(registry)
-    assert registry.is_free(ONE, PATH)
-    assert not registry.is_free(TWO, PATH)
+    assert registry.offered_at(ONE, PATH)
+    assert not registry.offered_at(TWO, PATH)
     connect(registry)
-    assert not registry.is_free(ONE, PATH)
+    assert not registry.offered_at(ONE, PATH)
     registry.release(CLIENT)
-    assert registry.is_free(ONE, PATH)
+    assert registry.offered_at(ONE, PATH)
     registry.release(SERVER)
-    assert not registry.is_free(ONE, PATH)
+    assert not registry.offered_at(ONE, PATH)
 
 
 # ---- event channels ----

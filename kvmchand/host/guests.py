@@ -84,6 +84,10 @@ class GuestDesk(GuestEvents):
         """Note it."""
         self._registry.detached.discard(domain)
 
+    def on_device_spoiled(self, domain: DomainId, device: Device) -> None:
+        """Withdraw what is offered to the guest on the device, and tell the servers."""
+        self._channels.give_up_on(domain, device)
+
     def on_guest_away(self, domain: DomainId, kept: DomainId) -> None:
         """End all that the guest had, but keep what is offered to it, though no domain finds it."""
         self._reset(domain)

@@ -5,6 +5,10 @@ A guest is detached on request, because libvirt saves and migrates no domain tha
 Its channels end at once. Then its devices are unplugged, the control device last.
 
 What others offer to the guest keeps its device, which is plugged again when the guest is attached.
+But a QEMU that has lost a device with its interrupts on ends if it gets the same eventfds once more
+(KVM still has them: EBUSY, and QEMU 7.2 asserts that there is no error). So the control device is
+always another one, and others are given up if the guest's daemon did not let go of them in order.
+
 If the guest ends before that, its number may become another domain's. So what is offered to it is
 kept under a number that no domain gets, until a domain with its uuid runs.
 """
@@ -19,7 +23,7 @@ from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
 from kvmchand.links.links import Links
-from kvmchand.links.pool import Pool
+from kvmchand.links.pool import Pool, plug_control
 from kvmchand.links.unplugger import RELEASE_DEADLINE
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -127,8 +131,14 @@ class Detachments:
         if now < deadline and any(guest.domain in device.enabled for device in self._links.of(guest.domain)):
             guest.attachment = self._loop.call_at(now + _LOOK_INTERVAL, lambda: self._end_session(guest, deadline))
             return
+        self.note_reset(guest)
         self._handshakes.refuse(guest, "the host has detached this domain: kvmchan attach, on the host, gives it devices again")
         self._pool.unplugger.ask_back(guest.control, guest.domain)
+
+    def note_reset(self, guest: Guest) -> None:
+        """Note that the daemon of a detached guest will let go of nothing any more."""
+        if guest.is_detached:
+            guest.spoiled |= {device for device in self._links.of(guest.domain) if guest.domain in device.enabled}
 
     def note_gone(self, domain: DomainId, socket: str) -> None:
         """Note that libvirt says that a device has gone from a guest."""
@@ -143,7 +153,7 @@ class Detachments:
     def attach(self, domain: DomainId) -> None:
         """Give a detached guest devices again. Does nothing if it is not detached.
 
-        Raises Busy if it has not let go of all it had, and LimitReached as Pool.attach().
+        Raises Busy if it has not let go of all it had, and as plug_control().
         """
         guest = self._get(domain)
         if not guest.is_detached:
@@ -153,11 +163,21 @@ class Detachments:
                 f"domain {domain} ({guest.name}) still has to let go of {len(guest.leaving)} devices, and gets none before: try "
                 "again, or reset it (virsh reset)"
             )
-        self._pool.attach(guest.control, domain)
+        device = plug_control(self._pool, domain)
         log.info(f"domain {domain} ({guest.name}) is attached again")
+        self._handshakes.remove(guest)
+        self._give_up_spoiled(guest)
+        guest.control = device
         guest.is_detached = False
         self._events.on_guest_attached(domain)
-        self._handshakes.begin(guest)
+        self._handshakes.add(guest)
+
+    def _give_up_spoiled(self, guest: Guest) -> None:
+        for device in (guest.control, *guest.spoiled):
+            device.is_closing = True
+            self._events.on_device_spoiled(guest.domain, device)
+            self._pool.reap(device)
+        guest.spoiled.clear()
 
     # ---- guests that end while they are detached ----
 

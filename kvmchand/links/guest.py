@@ -55,6 +55,9 @@ class GuestEvents(Protocol):
     def on_guest_attached(self, domain: DomainId) -> None:
         """React when a guest is detached no more."""
 
+    def on_device_spoiled(self, domain: DomainId, device: Device) -> None:
+        """React when a guest will not get a device again: what is offered to it there is lost."""
+
     def on_guest_away(self, domain: DomainId, kept: DomainId) -> None:
         """React when a detached guest runs no more: what is offered to it is `kept`'s."""
 
@@ -199,6 +202,10 @@ class Guest:
     is_detached: bool = False
     leaving: set[str] = field(default_factory=set)
     """The sockets of the devices that it still has to let go of, as it is detached."""
+    spoiled: set[Device] = field(default_factory=set)
+    """Devices of which its QEMU may never let go wholly, as its daemon has not said that their
+    interrupts are off. They are of no use in the same QEMU.
+    """
     _reason: str = ""
     """Why it has no link."""
 

@@ -76,18 +76,14 @@ class Handshakes:
     # ---- sessions ----
 
     def add(self, guest: Guest) -> None:
-        """Open a guest's first session."""
-        self._watch(guest)
-        self.begin(guest)
-
-    def begin(self, guest: Guest) -> None:
-        """Open the first session on a control device that is about to be plugged."""
+        """Open the first session on a guest's control device."""
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME).to_bytes(8, "little")
         os.pwrite(self._devices.memory(guest.control), age, control.AGE_OFFSET)
+        self._watch(guest)
         self.renew(guest)
 
     def remove(self, guest: Guest) -> None:
-        """Open no more sessions of a guest. To be called after end()."""
+        """Open no more sessions on a guest's control device. To be called after end()."""
         self._forget_renewal(guest)
         self._loop.remove(self._event(guest))
 

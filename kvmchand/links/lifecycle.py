@@ -12,20 +12,20 @@ from collections.abc import Collection
 
 from kvmchand.config import Serve
 from kvmchand.errors import VchanError
-from kvmchand.ids import HOST, DeviceId, DomainId, Size
+from kvmchand.ids import DeviceId, DomainId
 from kvmchand.links.detachments import Detachments
 from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
 from kvmchand.links.links import Links
 from kvmchand.links.plugs import Plugs
-from kvmchand.links.pool import Pool
+from kvmchand.links.pool import Pool, plug_control
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.libvirt import machine_xml
 from kvmchand.services.libvirt.coldplug_xml import StartLink
 from kvmchand.services.libvirt.hypervisor import HypervisorEvents
-from kvmchand.wire import control, libvirt
+from kvmchand.wire import libvirt
 
 _PATIENCE_MAX = 60.0
 
@@ -85,8 +85,7 @@ class Lifecycle(HypervisorEvents):
             return
         self._pool.add_guest(found)
         try:
-            device = self._pool.add(HOST, domain, Size(control.DEVICE_BYTES), control=True)
-            self._pool.attach(device, domain)
+            device = plug_control(self._pool, domain)
         except VchanError as error:
             log.warning(f"domain {domain} ({name}) gets no control device: {error.sentence}")
             self._pool.remove_guest(domain)
@@ -127,6 +126,7 @@ class Lifecycle(HypervisorEvents):
         guest = self._guests.get(domain)
         if guest is not None:
             log.info(f"domain {domain} ({guest.name}) starts anew")
+            self._detachments.note_reset(guest)
             self._handshakes.end(guest, hangs_up=False)
             if not guest.is_detached:
                 self._handshakes.renew(guest)

@@ -35,10 +35,11 @@ class Plugs(DeviceEvents):
         if guest is not None and device is guest.control:
             self._handshakes.end(guest)
         elif guest is not None:
-            device.is_closing |= not guest.is_detached
             self._events.on_device_lost(domain, device)
-            taken_away = NotFound("the device that this channel needs was taken away: try again")
-            self._events.on_device_failed(domain, device, taken_away)
+            if not guest.is_detached:  # else it comes back, and what is offered there waits
+                device.is_closing = True
+                taken_away = NotFound("the device that this channel needs was taken away: try again")
+                self._events.on_device_failed(domain, device, taken_away)
             self._pool.reap(device)
 
     def on_cut_off(self, device: Device, domain: DomainId) -> None:

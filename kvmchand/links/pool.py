@@ -16,7 +16,7 @@ from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import SHARE, Rings
 from kvmchand.config import LinkSettings
 from kvmchand.errors import InternalError, LimitReached, NotFound, VchanError
-from kvmchand.ids import PAGE, DomainId, Size
+from kvmchand.ids import HOST, PAGE, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
 from kvmchand.links.slices import SliceRegion
@@ -26,7 +26,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
-from kvmchand.wire import libvirt
+from kvmchand.wire import control, libvirt
 
 _SESSION_FDS = 3
 """Of a guest's control session, beside its device's."""
@@ -49,6 +49,18 @@ def _device_of(memory: Region | SharedMemory) -> Device | None:
     if isinstance(memory, SharedMemory):
         return memory.slice.device if memory.slice is not None else None
     return memory.slice.device if isinstance(memory, SliceRegion) else None
+
+
+def plug_control(pool: Pool, guest: DomainId) -> Device:
+    """Put another control device into a guest. Raises as Pool.add() and Pool.attach()."""
+    device = pool.add(HOST, guest, Size(control.DEVICE_BYTES), control=True)
+    try:
+        pool.attach(device, guest)
+    except BaseException:
+        device.is_closing = True
+        pool.reap(device)
+        raise
+    return device
 
 
 class Pool:

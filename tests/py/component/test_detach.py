@@ -6,9 +6,6 @@ what is offered to it waits.
 from __future__ import annotations
 
 import select
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -19,53 +16,15 @@ from kvmchand.wire import control
 from libxenvchan_shim import State, Vchan
 from libxenvchan_shim import connect as connect_here
 from libxenvchan_shim import offer as offer_here
-from rig.daemon import Daemon, acting_as
+from rig.daemon import acting_as
 from rig.deadline import eventually
+from rig.detaching import attach, detach, detaching, kvmchan, release
 from rig.fixtures import Run
 from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
-from rig.paths import KVMCHAN
 
 NAME = f"guest-{ALICE}"
 AGAIN = 21
 """The number of Alice's domain when it has started again."""
-
-
-def kvmchan(host: Daemon, *words: str, domain: int = 0) -> str:
-    """Return what the command says on its standard error: nothing, or one sentence."""
-    done = subprocess.run([KVMCHAN, *words], env=host.environment(domain), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1 if done.stderr else 0, ""), done
-    return done.stderr
-
-
-@contextmanager
-def detaching(host: ScriptedHost, name: str = NAME) -> Iterator[None]:
-    """Run `kvmchan detach` beside what the guest does meanwhile, and assert that it succeeds."""
-    with subprocess.Popen([KVMCHAN, "detach", name], env=host.environment(), stderr=subprocess.PIPE, text=True) as asking:
-        yield
-        _, said = asking.communicate()
-        assert (asking.returncode, said) == (0, "")
-
-
-def release(guest: Guest) -> None:
-    """Let go of all devices, as the guest's daemon does."""
-    for device in [each for each in guest.machine.devices.values() if each.peer != CONTROL_PEER]:
-        guest.hear_release(device.peer)
-        guest.say(control.Released(device.peer))
-
-
-def detach(host: ScriptedHost, guest: Guest) -> None:
-    with detaching(host, guest.machine.name):
-        release(guest)
-        heard = guest.hear_end()
-        assert isinstance(heard[-1], control.Refused)
-        assert "kvmchan attach" in heard[-1].sentence
-    guest.part()
-    assert guest.machine.devices == {}
-
-
-def attach(host: ScriptedHost, guest: Guest) -> None:
-    assert kvmchan(host, "attach", guest.machine.name) == ""
-    guest.take_control().greet()
 
 
 def await_state(vchan: Vchan, state: State) -> None:
@@ -92,7 +51,7 @@ def test_channels_end_at_once_and_the_devices_are_taken_out(host: ScriptedHost, 
         for end, far in ((served, far_client), (used, far_server)):
             await_state(end, State.OPEN)
             far.send(b"last")
-        with detaching(host):
+        with detaching(host, NAME):
             for end in (served, used):  # before the guest has done anything
                 await_state(end, State.GONE)
                 assert end.recv(100) == b"last"
@@ -164,7 +123,7 @@ def test_a_guest_may_offer_to_one_that_is_detached(host: ScriptedHost, alice: Gu
 
 
 def test_its_clients_are_not_answered_by_a_session_that_is_ending(host: ScriptedHost, alice: Guest) -> None:
-    with detaching(host):
+    with detaching(host, NAME):
         (device,) = (each for each in alice.machine.devices.values() if each.peer != CONTROL_PEER)
         alice.hear_release(device.peer)
         alice.request(1, offer())
@@ -176,14 +135,48 @@ def test_its_clients_are_not_answered_by_a_session_that_is_ending(host: Scripted
 
 
 def test_a_guests_daemon_that_says_nothing_is_not_waited_for(host: ScriptedHost, alice: Guest) -> None:
-    with detaching(host):
+    with detaching(host, NAME):
         alice.hear_end()
     assert alice.machine.devices == {}
 
 
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_what_is_offered_on_a_device_that_was_not_let_go_is_over_in_the_same_qemu(
+    host: ScriptedHost, alice: Guest, is_reset: bool
+) -> None:
+    """QEMU may still have the device's events, and ends if it gets them once more."""
+    with acting_as(host), offer_here(ALICE, "waits") as server:
+        (before,) = (each.path for each in alice.machine.devices.values() if each.peer != CONTROL_PEER)
+        with detaching(host, NAME):
+            if is_reset:
+                host.wait_log("is detached")
+                alice.part()
+                host.hypervisor.reboot(alice.machine)
+        alice.part()
+        assert server.state is State.WAITING
+        attach(host, alice)
+        await_state(server, State.GONE)
+        with offer_here(ALICE, "again") as again:
+            alice.connect(1, 0, "/local/domain/0/again")
+            await_state(again, State.OPEN)
+            assert before not in alice.machine.devices
+            alice.close(1)
+
+
+def test_what_is_offered_on_a_device_that_was_not_let_go_is_found_in_another_qemu(host: ScriptedHost, alice: Guest) -> None:
+    with acting_as(host), offer_here(ALICE, "waits") as server:
+        with detaching(host, NAME):
+            pass
+        alice.stop()
+        again = host.guest(AGAIN, uuid=alice.machine.uuid).greet()
+        again.connect(1, 0, "/local/domain/0/waits")
+        await_state(server, State.OPEN)
+        again.close(1)
+
+
 def test_a_guest_without_a_daemon_is_detached(host: ScriptedHost) -> None:
     silent = host.guest(ALICE)
-    with detaching(host):
+    with detaching(host, NAME):
         pass
     assert silent.machine.devices == {}
     attach(host, silent)
@@ -193,7 +186,7 @@ def test_an_earlier_daemons_devices_go_too(host: ScriptedHost) -> None:
     alice = host.guest(ALICE, left=2)
     alice.machine.is_stubborn = True
     alice.meet()
-    with detaching(host):
+    with detaching(host, NAME):
         host.hypervisor.wait(lambda: len(alice.machine.unplugging) == 3, "not all devices are unplugged")
         alice.part()
         host.hypervisor.let_go(alice.machine)
@@ -202,7 +195,7 @@ def test_an_earlier_daemons_devices_go_too(host: ScriptedHost) -> None:
 
 def test_a_guest_that_is_reset_while_it_is_asked_to_let_go_stays_detached(host: ScriptedHost, alice: Guest) -> None:
     alice.machine.is_stubborn = True
-    with detaching(host):
+    with detaching(host, NAME):
         release(alice)
         alice.hear_end()
         host.hypervisor.wait(lambda: len(alice.machine.unplugging) == 2, "the devices are not asked for")
@@ -217,7 +210,7 @@ def test_a_guest_that_is_reset_while_it_is_asked_to_let_go_stays_detached(host: 
 
 
 def test_a_reset_ends_the_wait_for_the_guests_daemon_to_let_go(host: ScriptedHost, alice: Guest) -> None:
-    with detaching(host):
+    with detaching(host, NAME):
         (device,) = (each for each in alice.machine.devices.values() if each.peer != CONTROL_PEER)
         alice.hear_release(device.peer)
         alice.part()

@@ -14,6 +14,7 @@ from rig.deadline import in_time
 from rig.fixtures import (
     accelerator,
     alice,
+    bare_host,
     bare_kernel,
     bare_libvirtd,
     bob,
@@ -37,6 +38,7 @@ from rig.xen_program import xen, xen_program
 __all__ = [
     "accelerator",
     "alice",
+    "bare_host",
     "bare_kernel",
     "bare_libvirtd",
     "bob",

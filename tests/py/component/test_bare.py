@@ -6,7 +6,6 @@ they do with their devices.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from rig.compiler import compile_c, our_flags
 from rig.deadline import eventually
 from rig.guest import connect, offer
 from rig.ivshmem import ALICE, MIB, A, Rig
-from rig.libvirtd import PrivateLibvirtd
 from rig.network import HostProgram
 from rig.paths import ROOT
 from rig.rounds import rounds
@@ -40,17 +38,6 @@ LARGE = 64 * MIB
 def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A program that sends bytes of a pattern, and checks those that come."""
     return compile_c(tmp_path_factory.mktemp("stream"), STREAM, "-O2", *our_flags())
-
-
-@pytest.fixture
-def bare_host(bare_libvirtd: PrivateLibvirtd, bare_kernel: Path, tmp_path: Path) -> Iterator[BareHost]:
-    """A host's daemon. Its guests are ended after the test, and nothing of them may be left."""
-    host = BareHost(bare_libvirtd, tmp_path, bare_kernel)
-    try:
-        yield host
-        host.stop()
-    finally:
-        host.kill()
 
 
 # ---- streams ----

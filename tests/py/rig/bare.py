@@ -222,7 +222,8 @@ class BareMachine(Machine):
                 device = self.by_number(number)
                 self.devices.pop(device.path).unplug()
             case "irq", [number, vector]:
-                self.by_number(number).on_interrupt(vector)
+                for each in [each for each in self.bare_devices() if each.number == number]:  # it may have just gone
+                    each.on_interrupt(vector)
             case "end", [number, *status]:
                 self.ends[number].on_status(*status)
             case "noroom", [_function, _bar, size]:

@@ -12,7 +12,8 @@ import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from xml.sax.saxutils import quoteattr
 
 from kvmchand.admin.prepare import prepare
@@ -53,7 +54,8 @@ class BareDomain(BareMachine):
     """A domain from its creation to destroy().
 
     `machine`: q35, or pc. `prepared`: as `kvmchan prepare-domain` leaves a domain, which a pc can
-    not be. `devices`: more XML.
+    not be. `devices`: more XML. `bring`: has libvirt start it in another way, with its guest as it
+    was when it was saved, say.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class BareDomain(BareMachine):
         machine: str = "q35",
         prepared: bool = True,
         devices: str = "",
+        bring: Callable[[], object] | None = None,
     ) -> None:
         self._libvirtd = libvirtd
         self._is_over = False
@@ -90,12 +93,16 @@ class BareDomain(BareMachine):
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(console))
             listener.listen()
-            libvirtd.virsh("create", str(path))
+            if bring is None:
+                libvirtd.virsh("create", str(path))
+            else:
+                bring()
             sock, _ = listener.accept()
         console.unlink()
         path.unlink()
         self.pid = libvirtd.pid(name)
         super().__init__(int(libvirtd.virsh("domid", name).stdout), name, sock, kvm=accelerator == "kvm")
+        self.is_ready = bring is not None
 
     def log(self) -> str:
         lines = (self._libvirtd.log_folder / "qemu" / f"{self.name}.log").read_text(errors="replace").splitlines()
@@ -162,12 +169,15 @@ class BareGuest(Guest):
 class BareHost(Host):
     """A host's daemon with bare guests, on a libvirtd.
 
-    stop() asserts that nothing of them is left, once all domains are destroyed.
+    stop() asserts that nothing of them is left, once all domains are destroyed. `consoles`: the
+    folder that a domain brings from another host.
     """
 
-    def __init__(self, libvirtd: PrivateLibvirtd, folder: Path, kernel: Path, *options: str) -> None:
+    def __init__(
+        self, libvirtd: PrivateLibvirtd, folder: Path, kernel: Path, *options: str, consoles: Path | None = None
+    ) -> None:
         self.libvirtd = libvirtd
-        self._folder = folder
+        self._folder = consoles or folder
         self._kernel = kernel
         self._domains: list[BareDomain] = []
         self._guests: list[BareGuest] = []
@@ -178,9 +188,9 @@ class BareHost(Host):
         self._domains.append(BareDomain(self.libvirtd, self._folder, self._kernel, name, accelerator, **how))
         return self._domains[-1]
 
-    def guest(self, name: str, accelerator: str) -> BareGuest:
-        """Start a prepared domain, and greet the host as its daemon."""
-        self._guests.append(BareGuest(self.create(name, accelerator), self.log))
+    def guest(self, name: str, accelerator: str, **how: Any) -> BareGuest:
+        """Start a prepared domain, and greet the host as its daemon. `how`: as of BareDomain."""
+        self._guests.append(BareGuest(self.create(name, accelerator, **how), self.log))
         return self._guests[-1].greet()
 
     def stop(self) -> None:
@@ -191,6 +201,17 @@ class BareHost(Host):
     def kill(self) -> None:
         super().kill()
         self._end_guests()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End its guests, of which nothing may be left unless the test has failed."""
+        try:
+            if kind is None:
+                self.stop()
+        finally:
+            self.kill()
 
     def _end_guests(self) -> None:
         for domain in self._domains:

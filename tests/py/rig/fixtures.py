@@ -18,6 +18,7 @@ from rig.libvirtd import PrivateLibvirtd
 from rig.machine import FILES
 
 if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
+    from rig.bare_domain import BareHost
     from rig.domains import Host as Machines
     from rig.guest import Guest, ScriptedHost
     from rig.host import GuestDaemon
@@ -136,6 +137,15 @@ def bare_kernel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     private.require()
     return build(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture
+def bare_host(bare_libvirtd: PrivateLibvirtd, bare_kernel: Path, tmp_path: Path) -> Iterator[BareHost]:
+    """A host's daemon, for bare guests."""
+    from rig.bare_domain import BareHost
+
+    with BareHost(bare_libvirtd, tmp_path, bare_kernel) as host:
+        yield host
 
 
 @pytest.fixture(scope="session")

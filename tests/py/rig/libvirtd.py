@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 
@@ -44,8 +45,10 @@ stdio_handler = "file"
 _ENTER = """\
 set -e
 folder=$1
-shift
+host=$2
+shift 2
 mount --make-rprivate /
+[ -z "$host" ] || hostname "$host"
 for each; do
     mkdir -p "${each#*:}"
     mount --bind "$folder/${each%%:*}" "${each#*:}"
@@ -61,9 +64,9 @@ def lacking() -> str:
     for program in ("libvirtd", "virsh", "qemu-system-x86_64", "unshare"):
         if shutil.which(program) is None:
             return f"there is no {program}: ./run test installs it as root, where this machine's packages have it"
-    probe = subprocess.run(["unshare", "-m", "mount", "--make-rprivate", "/"], capture_output=True, text=True, check=False)
+    probe = subprocess.run(["unshare", "-mu", "mount", "--make-rprivate", "/"], capture_output=True, text=True, check=False)
     if probe.returncode:
-        return f"this machine lets nobody have a mount namespace: {probe.stderr.strip()}"
+        return f"this machine lets nobody have namespaces of mounts and host names: {probe.stderr.strip()}"
     return ""
 
 
@@ -110,11 +113,13 @@ def lack_kvm(reason: str) -> None:
 class PrivateLibvirtd:
     """Running from start() to stop().
 
-    Its domains outlive kill(), and a start() after that finds them.
+    Its domains outlive kill(), and a start() after that finds them. `host`: the name of another
+    machine that it takes this one for, so that domains can be migrated to it.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "") -> None:
         self._folder = folder
+        self._host = host
         self._process: subprocess.Popen[bytes] | None = None
         CACHE.mkdir(parents=True, exist_ok=True)
         for part in (*_PARTS, "sock"):
@@ -124,13 +129,16 @@ class PrivateLibvirtd:
         (folder / "etc" / "qemu.conf").write_text(_QEMU_CONF)
         self._socket = folder / "sock" / "libvirt-sock"
         self.log_folder = folder / "log"
-        (folder / "etc" / "libvirtd.conf").write_text(f'unix_sock_dir = "{folder}/sock"\nauth_unix_rw = "none"\n')
+        (folder / "etc" / "libvirtd.conf").write_text(
+            f'unix_sock_dir = "{folder}/sock"\nauth_unix_rw = "none"\nhost_uuid = "{uuid4()}"\n'
+        )
         self.uri = f"qemu+unix:///system?socket={quote(str(self._socket))}"
 
     def start(self) -> None:
+        mounts = [f"{part}:{path}" for part, path in _PARTS.items()]
         with (self._folder / "libvirtd.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["unshare", "-m", "sh", "-c", _ENTER, "sh", self._folder, *(f"{part}:{path}" for part, path in _PARTS.items())],
+                ["unshare", "-mu", "sh", "-c", _ENTER, "sh", self._folder, self._host, *mounts],
                 stdout=log,
                 stderr=log,
             )
@@ -173,13 +181,13 @@ class PrivateLibvirtd:
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[PrivateLibvirtd]:
+def running(folder: Path, host: str = "") -> Iterator[PrivateLibvirtd]:
     """Run one within the context, or skip.
 
-    `folder`: with a short path, as QEMU's own sockets are in there.
+    `folder`: with a short path, as QEMU's own sockets are in there. `host`: as PrivateLibvirtd's.
     """
     require()
-    made = PrivateLibvirtd(folder)
+    made = PrivateLibvirtd(folder, host)
     try:
         made.start()
         yield made

@@ -6,6 +6,7 @@ See Linux's Documentation/ABI/testing/sysfs-bus-pci. `root` is where sysfs is mo
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 from collections.abc import Iterable
@@ -325,6 +326,17 @@ class Events:
         except BlockingIOError:
             return None
         return parse_event(data) if sender == 0 else None
+
+    def drop(self) -> None:
+        """Drop the events that are waiting: whoever looks at sysfs now sees what they would say."""
+        while True:
+            try:
+                self.sock.recv(_UEVENT_BYTES)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
     def close(self) -> None:
         """Close the socket."""

@@ -57,8 +57,9 @@ class Opener:
             raise Unusable(f"it is revision {found.revision} of ivshmem, and only {REVISION} has interrupts: QEMU is too old")
         if len(found.bars) < 3 or not found.bars[2].size:
             raise Unusable(
-                "its memory (BAR 2) got no address: the bridge above it has too small a window. Ask for smaller rings, or have "
-                "a larger link to the host from the start (kvmchan prepare-domain --link-size)"
+                "its memory (BAR 2) got no address: the bridge above it has no window for so much, and can't be widened while "
+                "anything behind it is in use. Ask for smaller rings, or give the domain another pcie-root-port with a "
+                "pcie-to-pci-bridge in it"
             )
         if not found.group:
             self._allow_noiommu()

@@ -62,8 +62,8 @@ class Driver(Worker):
                 return
             self._loop.add(self._uevents.sock.fileno(), lambda _events: self._on_uevent())
             _load_modules()
-            if not self._windows.widen():
-                self._scan()
+            self._windows.widen()
+            self._scan(anew=True)
             for name in self._groups.names():
                 self._close_group_if_unused(name)  # main may have let go of all that was in it
             self._loop.run()
@@ -100,7 +100,7 @@ class Driver(Worker):
         try:
             event = self._uevents.take()
         except OSError:
-            self._scan()  # some were lost
+            self._scan(anew=True)  # some were lost
             return
         if event is None:
             return
@@ -109,8 +109,13 @@ class Driver(Worker):
         else:
             self._scan()
 
-    def _scan(self) -> None:
-        """Take every ivshmem function that is there and not ours yet."""
+    def _scan(self, *, anew: bool = False) -> None:
+        """Take every ivshmem function that is there and not ours yet.
+
+        `anew`: without the events so far, which may say that one went that has come again since.
+        """
+        if anew:
+            self._uevents.drop()
         try:
             addresses = pci.addresses()
         except pci.SysfsError as error:
@@ -120,8 +125,9 @@ class Driver(Worker):
             self._forget(address)
         found = [each for each in map(self._look_at, addresses) if each is not None]
         new = [each for each in found if each.address not in self._devices]
-        coming = self._windows.make_room(new)
-        new = [each for each in new if each.address not in coming]
+        if self._windows.make_room(new):
+            self._scan(anew=True)
+            return
         crowded = self._crowded(new)
         taken = [self._take(each) for each in new if each.address not in crowded]
         # The newest control device first: the host's daemon is at its other end.

@@ -49,42 +49,36 @@ class Windows:
         self._stuck: set[str] = set()
         """The bridges' functions of the root complex that got no more room."""
 
-    def widen(self) -> bool:
-        """Widen the idle bridges that are narrow, with all that is behind them.
-
-        Returns whether any was: what was behind them comes anew, as events say.
-        """
-        was_any = False
+    def widen(self) -> None:
+        """Widen the idle bridges that are narrow: what is behind them goes and comes again."""
         try:
             for room in _ROOMS:
                 narrow = [each for each in bridges.bridges(_is_idle) if each.is_idle and each.room < room]
                 if narrow:
                     bridges.widen(narrow, _UNALIGNED * room)
-                    was_any = True
         except pci.SysfsError as error:
             log.info(f"no bridge is widened before a device needs that: {error}")
-        return was_any
 
-    def make_room(self, new: Iterable[pci.Function]) -> set[str]:
+    def make_room(self, new: Iterable[pci.Function]) -> bool:
         """Have devices come again, with their bridges, that have no addresses.
 
-        Returns the functions that do, and so can't be used now.
+        Returns whether any did: what was seen of functions before counts no more.
         """
         lacking = {each.address for each in new if not all(bar.size for bar in each.bars[:_BARS])}
+        self._tried -= {each.address for each in new} - lacking
         if not lacking:
-            return set()
+            return False
         try:
-            tops = {each.address: pci.way(each.address)[0] for each in new}
-            idle = {each.top for each in bridges.bridges(_is_idle) if each.is_idle}
-            again = {tops[each] for each in lacking - self._tried if tops[each] in idle}
+            tops = {each: pci.way(each)[0] for each in lacking}
             self._stuck |= {tops[each] for each in lacking & self._tried}
-            self._tried = (self._tried - lacking) | {each for each in lacking if tops[each] in again}
+            again = {each.top for each in bridges.bridges(_is_idle) if each.is_idle} & set(tops.values()) - self._stuck
+            self._tried |= {each for each in lacking if tops[each] in again}
             if again:
                 bridges.find_anew(sorted(again))
         except pci.SysfsError as error:
             log.info(f"a device without addresses does not come again: {error}")
-            return set()
-        return {each for each in tops if tops[each] in again}
+            return False
+        return bool(again)
 
     def room(self) -> Room | None:
         """Return for how large a device there is room, and where, or None if that can't be told."""

@@ -248,6 +248,18 @@ def events() -> Iterator[pci.Events]:
     made.close()
 
 
+def test_waiting_events_are_dropped(events: pci.Events) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, events.sock.proto) as sender:
+        try:
+            for _ in range(3):
+                sender.sendto(uevent(), (events.sock.getsockname()[0], 0))
+        except PermissionError:
+            pytest.skip("only root may send such events")
+    events.drop()
+    with pytest.raises(BlockingIOError):
+        events.sock.recv(1)
+
+
 def test_an_event_that_another_process_sends_is_not_believed(events: pci.Events) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, events.sock.proto) as liar:
         try:

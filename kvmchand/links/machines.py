@@ -80,4 +80,4 @@ class Machines:
 
 
 def _log_failure(error: VchanError) -> None:
-    log.warning(f"virtual machines are not served any more: {error.sentence}")
+    log.warning(f"no virtual machines are served: {error.sentence}")

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from kvmchand.errors import ProtocolError, VchanError
+from kvmchand.errors import Busy, ProtocolError, VchanError
 from kvmchand.ids import HOST, DeviceId, DomainId
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
+from kvmchand.services.libvirt.claim import Claim
 from kvmchand.wire import libvirt
 from kvmchand.wire.packet import Fds
 
@@ -84,6 +85,10 @@ class Hypervisor(ServiceEvents):
         self._attaching: dict[tuple[DomainId, DeviceId], libvirt.Attach] = {}
         self._detaching: dict[tuple[DomainId, str], libvirt.Detach] = {}
         """By socket, until they are gone."""
+        self._claim = Claim(uri)
+        self._is_anothers = False
+        """Another daemon serves these domains, as was reported."""
+        self._fail = fail
         self._service = SupervisedService(loop, "libvirt", fail, site=True)
 
     def start(self, events: HypervisorEvents) -> None:
@@ -124,6 +129,7 @@ class Hypervisor(ServiceEvents):
     def close(self) -> None:
         """End the libvirt process."""
         self._service.stop()
+        self._claim.close()
 
     # ---- the libvirt process: ServiceEvents ----
 
@@ -146,6 +152,8 @@ class Hypervisor(ServiceEvents):
             case libvirt.Started():
                 self._found.clear()
                 self._found_prepared.clear()
+            case libvirt.Found() if not self._is_ours():
+                pass
             case libvirt.Found():
                 self._service.reset_failures()
                 self._found.add(message.domain)
@@ -191,6 +199,18 @@ class Hypervisor(ServiceEvents):
                 self._detaching.pop((message.domain, message.socket), None)
                 self._events.on_detached(message.domain, message.socket)
 
+    def _is_ours(self) -> bool:
+        """Return whether no other daemon serves libvirt's domains. That is found out once."""
+        if not self._is_anothers and not self._claim.take():
+            self._is_anothers = True
+            self._fail(
+                Busy(
+                    f"another kvmchand, process {self._claim.holder}, serves those of {self._uri}: end one of the two, "
+                    "or give this one --no-libvirt"
+                )
+            )
+        return not self._is_anothers
+
     def _unprepare(self, uuid: str) -> None:
         if uuid in self._prepared:
             self._prepared.discard(uuid)
@@ -202,6 +222,8 @@ class Hypervisor(ServiceEvents):
             self._attaching = {key: each for key, each in self._attaching.items() if key[0] != domain}
             self._detaching = {key: each for key, each in self._detaching.items() if key[0] != domain}
             self._events.on_gone(domain)
+            if not self._domains:
+                self._claim.close()
 
     def on_death(self, culprit: int | None) -> None:
         """Continue: the next process finds out what has changed."""

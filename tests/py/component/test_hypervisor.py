@@ -706,7 +706,7 @@ def test_without_libvirts_module_domains_are_not_served_and_local_ones_are(tmp_p
     script.chmod(0o755)
     daemon = GuestsDaemon(tmp_path, libvirt="test:///default", program=script)
     try:
-        eventually(lambda: "virtual machines are not served any more" in daemon.log(), daemon.log)
+        eventually(lambda: "no virtual machines are served" in daemon.log(), daemon.log)
         assert "without libvirt's Python module: install python3-libvirt" in daemon.log()
         assert daemon.listing()["channels"] == []
         assert "libvirt" not in daemon.services()

@@ -383,7 +383,7 @@ class ScriptedHost(Daemon):
         assert before is None
         os.environ["KVMCHAN_TEST_SERVICE"] = str(self.hypervisor.path)
         try:
-            super().__init__(folder, *options, program=program, domains=domains, libvirt="scripted")
+            super().__init__(folder, *options, program=program, domains=domains, libvirt=f"scripted:{folder}")
         except BaseException:
             self.kill()
             raise

@@ -26,8 +26,12 @@ except ImportError:
     libvirt = None  # said when it is needed
 
 _COMMAND_LINE = "intel_iommu=on"
-_BRIDGES_WANTED = 2
-"""Firmware leaves each of them a window for the control device and two devices of a link."""
+_BRIDGES_NEEDED, _BRIDGES_MADE = 2, 4
+"""What a domain should have, and what it gets if it has less.
+
+Where a guest's kernel does not let bridges be widened ahead, each large device takes one. SeaBIOS
+has I/O addresses for about nine, and other devices need some.
+"""
 
 
 @dataclass(slots=True)
@@ -120,7 +124,8 @@ def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
 
 def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
     devices = _within(root, "devices")
-    for _ in range(_BRIDGES_WANTED - len(machine_xml.bridges(root))):
+    have = len(machine_xml.bridges(root))
+    for _ in range(have, _BRIDGES_MADE if have < _BRIDGES_NEEDED else have):
         for model in ("pcie-root-port", "pcie-to-pci-bridge"):
             ElementTree.SubElement(devices, "controller", type="pci", model=model)
         made.changes.append("a root port with a bridge to conventional PCI in it, behind which ivshmem devices are plugged")

@@ -17,6 +17,9 @@ from kvmchand.channels.registry import Side
 from kvmchand.errors import LimitReached
 from kvmchand.ids import CONTROL_PEER, HOST, HOST_PEER, PAGE, START_PEER, DeviceId, DomainId, Size
 
+_SPARE = (4, 2)
+"""How many times the bytes that it is made for a large device may have: each is a hot-plug, and
+may take a bridge of its own."""
 _ROUTES_MAX = 3072
 """Interrupt routes of our devices, used and lost: KVM has 4096 for a machine, and QEMU ends at the
 next one.
@@ -123,6 +126,20 @@ class Links:
                 f"domain {guest}'s devices would have over {most} bytes: guest_bytes in the host's settings{remedy}"
             )
         device.attached.add(guest)
+
+    def size_for(self, guests: set[DomainId], usual: Size, least: Size) -> Size:
+        """Return the size of a device with a slice of `least` bytes, a power of two.
+
+        One that is larger than usual has room for more such slices, if these guests have the room.
+        """
+        if least <= usual:
+            return usual
+        sizes = (Size(least * times) for times in _SPARE)
+        return next((size for size in sizes if all(self._has_room(guest, size) for guest in guests)), least)
+
+    def _has_room(self, guest: DomainId, size: Size) -> bool:
+        used = sum(each.size for each in self.of(guest))
+        return size <= self.rooms.get(guest, Size(0)) and used + size <= self.limits.max_bytes // 2
 
     def require_window(self, pair: Pair, guest: DomainId, size: Size) -> None:
         """Raise LimitReached if a guest says that it has no window for a device of a pair's link.

@@ -227,7 +227,9 @@ class Pool:
                 return taken
         coming = [device for device in devices if not device.is_ready(owner)]
         if not coming:
-            device = self.add(owner, peer, Size(max(self._settings.size, 1 << (size - 1).bit_length())))
+            least = Size(1 << (size - 1).bit_length())
+            wanted = self._links.size_for({owner, peer} & self._guests, self._settings.size, least)
+            device = self.add(owner, peer, wanted)
             if device.is_ready(owner):
                 taken = self._links.allocate(device, size, wakes=wakes)
                 if taken is None:

@@ -93,13 +93,21 @@ def test_a_server_is_told_that_its_peer_could_not_use_the_device(host: ScriptedH
     eventually(lambda: links(host) == before)
 
 
+def test_a_large_device_has_room_for_the_next_large_channels(host: ScriptedHost, alice: Guest) -> None:
+    say_room(alice, 64 * MIB)
+    alice.offer(1, path="first", least=MIB, grows=True)
+    for number in range(2, 8):
+        alice.offer(number, path=f"next/{number}", least=MIB)
+    assert links(host)[0, ALICE] == (2, 17 * MIB)
+
+
 def test_a_device_goes_behind_the_bridge_that_the_guest_names_and_the_next_waits_for_another_word(
     host: ScriptedHost, alice: Guest
 ) -> None:
-    say_room(alice, 8 * MIB, "02.1/00.0")
+    say_room(alice, 4 * MIB, "02.1/00.0")
     alice.offer(1, path="first", least=MIB, grows=True)
     alice.offer(2, path="second", least=MIB, grows=True)
-    say_room(alice, 8 * MIB, "02.0/00.0" + "x" * 4000)
+    say_room(alice, 4 * MIB, "02.0/00.0" + "x" * 4000)
     alice.offer(3, path="third", least=MIB, grows=True)
     assert [each[:9] for each in alice.machine.bridges] == ["", "", "02.1/00.0", "", "02.0/00.0"]
     assert all(len(each) <= 100 for each in alice.machine.bridges)

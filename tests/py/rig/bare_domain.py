@@ -30,6 +30,8 @@ TYPES = {"tcg": "qemu", "kvm": "kvm"}
 CPUS = {"qemu": "", "kvm": HOST_CPU}
 ROOTS = {"q35": "<controller type='pci' index='0' model='pcie-root'/>", "pc": ""}
 """What libvirt adds to a domain that it keeps, and prepare-domain finds there."""
+BRIDGES = "<controller type='pci' model='pcie-root-port'/><controller type='pci' model='pcie-to-pci-bridge'/>" * 2
+"""With more, the guest takes one device's ejection for another's."""
 DOMAIN = """\
 <domain type='{type}'>
   <name>{name}</name>
@@ -81,7 +83,7 @@ class BareDomain(BareMachine):
             kernel=kernel,
             cpu=CPUS[kind],
             console=quoteattr(str(console)),
-            root=ROOTS[machine],
+            root=ROOTS[machine] + (BRIDGES if prepared else ""),
             devices=devices,
         )
         if prepared:

@@ -32,7 +32,7 @@ DOMAIN = """\
     <type arch='x86_64' machine='q35'>hvm</type>
 {firmware}    <kernel>{files}/{kernel}</kernel>
     <initrd>{files}/initrd</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on{words} kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
   <cpu match='exact' check='none'><model>{cpu}</model><feature policy='require' name='rdrand'/></cpu>
@@ -150,7 +150,7 @@ class Machine:
     """A guest, from create() to destroy().
 
     `cpu`: a model of QEMU's. Of an Intel processor UEFI does not trust the width of addresses, and
-    so leaves smaller windows.
+    so leaves smaller windows. `words`: more for its kernel's command line.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class Machine:
         bridges: int = BRIDGES,
         uefi: bool = False,
         cpu: str = "qemu64",
+        words: str = "",
     ) -> None:
         self.uri = uri
         self.name = name
@@ -180,6 +181,7 @@ class Machine:
             firmware=_UEFI if uefi else "",
             kernel="vmlinuz" if uefi else "vmlinux",
             cpu=cpu,
+            words=f" {words}" if words else "",
             tree=quote(str(ROOT)),
             agent=quote(str(AGENT)),
             folder=_in_xml(folder),

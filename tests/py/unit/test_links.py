@@ -518,3 +518,36 @@ def test_a_device_gets_no_id_of_one_that_an_earlier_daemon_left() -> None:
     links = Links(LinkLimits(100, 1 << 30), foreign_peers={ONE: {3, 4}})
     peers = [links.add(pair_of(HOST, ONE), {ONE}, Size(1 << 20), 64).peers[ONE] for _ in range(2)]
     assert not set(peers) & {3, 4}
+
+
+# ---- the size of a device ----
+
+MIB = 1 << 20
+
+
+def sized(links: Links, least: int, *guests: DomainId) -> int:
+    return links.size_for(set(guests), Size(MIB), Size(least)) // MIB
+
+
+@pytest.mark.parametrize(
+    ("least", "size"), [(4096, 1), (MIB, 1), (4 * MIB, 16), (16 * MIB, 64), (64 * MIB, 128), (256 * MIB, 256)]
+)
+def test_a_device_that_is_larger_than_usual_has_room_for_more_such_slices(least: int, size: int) -> None:
+    links = Links(LinkLimits(16, 256 * MIB), rooms={ONE: Size(1 << 34)})
+    assert sized(links, least, ONE) == size
+
+
+@pytest.mark.parametrize(("room", "size"), [(64, 16), (8, 8), (4, 4), (1, 4)])
+def test_a_large_device_has_no_more_than_all_its_guests_have_room_for(room: int, size: int) -> None:
+    links = Links(LinkLimits(16, 256 * MIB), rooms={ONE: Size(64 * MIB), TWO: Size(room * MIB)})
+    assert sized(links, 4 * MIB, ONE, TWO) == size
+
+
+def test_a_large_device_for_a_guest_that_says_nothing_of_its_room_is_as_small_as_can_be() -> None:
+    assert sized(Links(ENOUGH), 4 * MIB, ONE) == 4
+
+
+def test_a_large_device_leaves_half_of_what_a_guest_may_have_to_others() -> None:
+    links = Links(LinkLimits(16, 32 * MIB), rooms={ONE: Size(1 << 34)})
+    links.add(pair_of(HOST, ONE), {ONE}, Size(4 * MIB), 64)
+    assert sized(links, 4 * MIB, ONE) == 8

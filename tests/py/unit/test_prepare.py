@@ -38,10 +38,10 @@ def test_a_plain_domain_gets_all_that_is_needed() -> None:
     assert iommu is not None and iommu.get("model") == "intel"
     driver = iommu.find("driver")
     assert driver is not None and driver.attrib == {"intremap": "on", "caching_mode": "on"}
-    assert bridges(root) == 2
-    assert len(root.findall("devices/controller[@model='pcie-root-port']")) == 3
+    assert bridges(root) == 4
+    assert len(root.findall("devices/controller[@model='pcie-root-port']")) == 5
     assert made.obstacles == []
-    assert len(made.changes) == 6
+    assert len(made.changes) == 8
 
 
 def test_the_diff_is_of_what_is_added_only() -> None:
@@ -53,7 +53,7 @@ def test_the_diff_is_of_what_is_added_only() -> None:
         '<iommu model="intel">',
         '<driver intremap="on" caching_mode="on" />',
         "</iommu>",
-        *['<controller type="pci" model="pcie-root-port" />', '<controller type="pci" model="pcie-to-pci-bridge" />'] * 2,
+        *['<controller type="pci" model="pcie-root-port" />', '<controller type="pci" model="pcie-to-pci-bridge" />'] * 4,
     ]
 
 
@@ -86,8 +86,8 @@ def test_a_viommu_is_made_complete_and_keeps_what_else_it_has(driver: str, chang
     assert iommu.find("address") is not None
 
 
-@pytest.mark.parametrize(("have", "added"), [(0, 2), (1, 1), (2, 0), (3, 0)])
-def test_bridges_are_added_up_to_two(have: int, added: int) -> None:
+@pytest.mark.parametrize(("have", "added"), [(0, 4), (1, 3), (2, 0), (3, 0)])
+def test_a_domain_with_fewer_than_two_bridges_gets_four(have: int, added: int) -> None:
     bridge = "<controller type='pci' model='pcie-to-pci-bridge'/>"
     bare = re.sub(r"<controller type='pci' index='[24]' model='pcie-to-pci-bridge'/>", "", READY)
     made = prepare.prepare(bare.replace("<devices>", "<devices>" + bridge * have))

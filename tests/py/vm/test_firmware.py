@@ -21,10 +21,16 @@ FIRMWARES: dict[str, dict[str, Any]] = {
     "SeaBIOS": {},
     "UEFI": {"uefi": True},
     "UEFI with narrow addresses": {"uefi": True, "cpu": "Nehalem"},
+    "a kernel that widens no bridge ahead": {"uefi": True, "cpu": "Nehalem", "words": "lockdown=integrity"},
 }
 
 
-@pytest.fixture(scope="module", params=FIRMWARES)
+WIDENED = list(FIRMWARES)[:3]
+"""Without KVM, the devices of an earlier daemon keep their bridges in use: who has no more room
+there has none for the next daemon's."""
+
+
+@pytest.fixture(scope="module")
 def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """A host's daemon and two prepared guests, on a libvirtd of their own."""
     machine_is = FIRMWARES[request.param]
@@ -50,12 +56,14 @@ def sides(firmware: Network) -> Iterator[list[Machine | None]]:
     firmware.assert_clean()
 
 
+@pytest.mark.parametrize("firmware", FIRMWARES, indirect=True)
 @pytest.mark.parametrize(("server", "client"), [(0, 1), (1, 0), (1, 2)], ids=["to a guest", "from a guest", "between guests"])
 def test_the_largest_rings_fit(firmware: Network, stream: Path, sides: list[Machine | None], server: int, client: int) -> None:
     move(firmware, stream, sides[server], sides[client], out=3 * MIB, back=3 * MIB, ring=MIB)
     move(firmware, stream, sides[server], sides[client], out=5000, back=5000, channels=3)
 
 
+@pytest.mark.parametrize("firmware", WIDENED, indirect=True)
 def test_the_next_daemon_of_the_host_reaches_the_guests(firmware: Network, stream: Path, sides: list[Machine | None]) -> None:
     firmware.daemon.kill()
     firmware.start_host()

@@ -215,8 +215,8 @@ def _parser() -> argparse.ArgumentParser:
             "detach",
             "end a guest's channels and take its devices out, so that libvirt can save or migrate it",
             "Ends all channels of a running guest, takes kvmchan's devices out of it, and returns when libvirt says that they "
-            "are gone. Then virsh can save, snapshot or migrate the guest. What is offered in the guest, and to it, waits until "
-            "it is attached, or runs again. A domain without KVM keeps its devices, so it is refused, and nothing changes.",
+            "are gone. Then virsh can save, snapshot or migrate the guest. What is offered to it waits until it is attached, or "
+            "runs again. A domain without KVM keeps its devices, so it is refused, and nothing changes.",
         ),
         (
             "attach",

@@ -104,7 +104,8 @@ class BareDomain(BareMachine):
         path.unlink()
         self.pid = libvirtd.pid(name)
         super().__init__(int(libvirtd.virsh("domid", name).stdout), name, sock, kvm=accelerator == "kvm")
-        self.is_ready = bring is not None
+        if bring is not None:
+            self.is_ready = True  # else it says so itself, perhaps already
 
     def log(self) -> str:
         lines = (self._libvirtd.log_folder / "qemu" / f"{self.name}.log").read_text(errors="replace").splitlines()

@@ -258,6 +258,7 @@ class Driver(Worker):
         if any(each.peer == CONTROL_PEER for each in present):
             for each in present:
                 vfio.disable_irqs(each.fd, vfio.MSIX_IRQ)
+                vfio.close_device(-1, each.events)  # the kernel refuses to turn off what is off
 
     # ---- unplug ----
 

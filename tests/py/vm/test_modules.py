@@ -3,22 +3,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from libxenvchan_shim import connect, offer
 from rig.daemon import acting_as
 from rig.deadline import eventually
-from rig.libvirtd import PrivateLibvirtd
+from rig.libvirtd import PrivateLibvirtd, running
 from rig.machine import Machine
 from rig.network import GUEST_ENVIRONMENT, Host
 from rig.paths import KVMCHAN, KVMCHAND, PYTHON
 
 
 @pytest.mark.parametrize("module", ["vfio-pci", "vfio_iommu_type1"])
-def test_a_guest_whose_kernel_lacks_a_module(
-    libvirtd: PrivateLibvirtd, tmp_path_factory: pytest.TempPathFactory, module: str
-) -> None:
-    folder = tmp_path_factory.mktemp("m")
+def test_a_guest_whose_kernel_lacks_a_module(tmp_path_factory: pytest.TempPathFactory, module: str) -> None:
+    with running(tmp_path_factory.mktemp("lv")) as libvirtd:
+        assert_told(libvirtd, tmp_path_factory.mktemp("m"), module)
+
+
+def assert_told(libvirtd: PrivateLibvirtd, folder: Path, module: str) -> None:
+    """Assert that daemon and doctor of the guest say so, and that no program on the host waits."""
     name = module.replace("-", "_")
     machine = Machine(libvirtd.uri, "lacking", folder)
     machine.xml = machine.xml.replace("<cmdline>", f"<cmdline>module_blacklist={name} ")

@@ -21,7 +21,7 @@ from rig.deadline import eventually
 from rig.guest import ALICE, Guest, ScriptedHost, connect, offer
 from rig.libraries import exported
 from rig.paths import KVMCHAN, LIBDIR, PROGRAMS, PYTHON
-from rig.processes import in_poll, is_asleep, run
+from rig.processes import in_poll, run
 from rig.program import Program
 
 DISCONNECTED, CONNECTED, WAITING = "0", "1", "2"
@@ -132,7 +132,7 @@ def test_client_waits_until_its_server_is_there(start: Start) -> None:
             assert other.ask(f"server 2 8 {RING} {RING}") == "ok"
             assert other.ask("close") == "ok"
             assert other.ask(f"server 0 7 {RING} {RING}") == "ok"
-        assert is_asleep(client.pid)
+        client.wait_asleep()  # at first it may sleep until the daemon has heard it
         assert server.ask(f"server 2 7 {RING} {RING}") == "ok"
         assert client.line() == "ok"
         assert server.ask("wait") == "0"

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,15 @@ def find(guest: BareGuest, server: Vchan) -> None:
     guest.close(1)
 
 
+@contextmanager
+def found(host: BareHost) -> Iterator[tuple[BareGuest, Vchan]]:
+    """Start a guest that finds what a program on the host offers to it."""
+    alice = host.guest("alice", "kvm")
+    with acting_as(host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
+        find(alice, server)
+        yield alice, server
+
+
 def be_found(host: BareHost, guest: BareGuest) -> None:
     """Assert that a program on the host finds what its guest offers to it."""
     end = guest.open_end(2, offer(0, "far", 2 * BYTES), send=BYTES, is_server=True)
@@ -92,9 +102,8 @@ def end_of(host: BareHost, guest: BareGuest) -> None:
 def test_a_guest_is_saved_only_when_it_is_detached_and_restored_with_what_was_offered(
     bare_host: BareHost, tmp_path: Path
 ) -> None:
-    alice, image = bare_host.guest("alice", "kvm"), str(tmp_path / "image")
-    with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
-        find(alice, server)
+    image = str(tmp_path / "image")
+    with found(bare_host) as (alice, server):
         assert REFUSAL in bare_host.libvirtd.virsh("save", "alice", image, check=False).stderr
         detach(bare_host, alice)
         bare_host.libvirtd.virsh("save", "alice", image)
@@ -129,9 +138,7 @@ def migrate(source: BareHost, guest: BareGuest, target: BareHost, tmp_path: Path
 def test_a_guest_that_is_migrated_and_comes_back_finds_what_was_offered(
     bare_host: BareHost, elsewhere: BareHost, tmp_path: Path
 ) -> None:
-    alice = bare_host.guest("alice", "kvm")
-    with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
-        find(alice, server)
+    with found(bare_host) as (alice, server):
         detach(bare_host, alice)
         there = migrate(bare_host, alice, elsewhere, tmp_path)
         with acting_as(elsewhere), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as other:
@@ -146,9 +153,7 @@ def test_a_guest_that_is_migrated_and_comes_back_finds_what_was_offered(
 def test_a_guest_whose_migration_fails_halfway_stays_and_is_attached_again(
     bare_host: BareHost, elsewhere: BareHost, tmp_path: Path
 ) -> None:
-    alice = bare_host.guest("alice", "kvm")
-    with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
-        find(alice, server)
+    with found(bare_host) as (alice, server):
         detach(bare_host, alice)
         # Its QEMU there has the memory's first bytes when it ends.
         words = ("virsh", "-q", "-c", bare_host.libvirtd.uri, *migration(alice, elsewhere, tmp_path), "--bandwidth", "1")
@@ -169,9 +174,7 @@ def test_a_guest_whose_migration_fails_halfway_stays_and_is_attached_again(
 
 
 def test_a_guest_that_is_reset_while_an_unplug_is_pending_is_detached_and_comes_back(bare_host: BareHost) -> None:
-    alice = bare_host.guest("alice", "kvm")
-    with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
-        find(alice, server)
+    with found(bare_host) as (alice, server):
         alice.machine.set_policy("stubborn")
         with detaching(bare_host, "alice"):
             let_go(alice)

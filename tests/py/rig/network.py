@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +213,14 @@ def devices_left(host: Host) -> list[str]:
     """Return the memory and the sockets of devices that the daemon still has."""
     memory = [fd for fd in open_fds(host.pid) if fd.startswith("/memfd:kvmchan ")]
     return memory + [each.name for each in (host.runtime_dir / "ivshmem").iterdir() if each.name != "new"]
+
+
+@contextmanager
+def running(network: Network) -> Iterator[Network]:
+    """Start a network, and stop it; nothing of it is left, also if a test fails."""
+    try:
+        network.start()
+        yield network
+        network.stop()
+    finally:
+        network.kill()

@@ -13,7 +13,7 @@ import pytest
 from rig.compiler import compile_c, our_flags
 from rig.libvirtd import PrivateLibvirtd
 from rig.machine import Machine
-from rig.network import Network
+from rig.network import Network, running
 from rig.paths import BUILD
 
 PROGRAMS = Path(__file__).parent / "programs"
@@ -45,13 +45,8 @@ def _compiled(name: str) -> Path:
 @pytest.fixture(scope="session")
 def network(libvirtd: PrivateLibvirtd, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """A host's daemon, and two guests that were started at once, each with a daemon."""
-    made = Network(libvirtd, tmp_path_factory.mktemp("net"))
-    try:
-        made.start()
+    with running(Network(libvirtd, tmp_path_factory.mktemp("net"))) as made:
         yield made
-        made.stop()
-    finally:
-        made.kill()
 
 
 @pytest.fixture

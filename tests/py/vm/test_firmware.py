@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from kvmchand.admin.prepare import prepare
-from rig.libvirtd import lack, running
+from rig import libvirtd
 from rig.machine import OVMF, Machine
-from rig.network import Network
+from rig.network import Network, running
 from rig.streams import MIB, move
 
 FIRMWARES: dict[str, dict[str, Any]] = {
@@ -35,17 +35,13 @@ def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """A host's daemon and two prepared guests, on a libvirtd of their own."""
     machine_is = FIRMWARES[request.param]
     if machine_is and not OVMF.exists():
-        lack(f"there is no {OVMF}: ./run test installs it as root")
-    with running(tmp_path_factory.mktemp("lv")) as libvirtd:
-        made = Network(libvirtd, tmp_path_factory.mktemp("net"), bridges=0, **machine_is)
+        libvirtd.lack(f"there is no {OVMF}: ./run test installs it as root")
+    with libvirtd.running(tmp_path_factory.mktemp("lv")) as hypervisor:
+        made = Network(hypervisor, tmp_path_factory.mktemp("net"), bridges=0, **machine_is)
         for machine in made.machines:
             machine.xml = prepare(machine.xml).after
-        try:
-            made.start()
+        with running(made):
             yield made
-            made.stop()
-        finally:
-            made.kill()
 
 
 @pytest.fixture

@@ -58,12 +58,11 @@ class Detaching:
             requester.answer(client.Done())
             return
         due = time.monotonic() + DETACH_DEADLINE
-        patience = self._loop.call_at(due, lambda: self._give_up(requester))
+        patience = self._loop.call_at(due, lambda: self._give_up(requester, detachments.left(known)))
         self._waiting[requester.number] = _Waiting(requester, known, patience)
 
-    def _give_up(self, requester: Requester) -> None:
+    def _give_up(self, requester: Requester, left: int) -> None:
         domain = self._waiting.pop(requester.number).domain
-        left = self._machines.detachments.left(domain) if self._machines is not None else 0
         error = TimedOut(
             f"domain {domain} is detached, and its channels have ended, but its guest has not let go of {left} devices in "
             f"{DETACH_DEADLINE:.0f} s: programs there that do not close their ends keep them. It is asked again: say kvmchan "

@@ -24,7 +24,7 @@ from kvmchand.links.guests import Guests
 from kvmchand.links.handshake import Handshakes
 from kvmchand.links.links import Links
 from kvmchand.links.pool import Pool, plug_control
-from kvmchand.links.unplugger import RELEASE_DEADLINE
+from kvmchand.links.unplugger import LOOK_INTERVAL, RELEASE_DEADLINE
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
@@ -33,8 +33,6 @@ from kvmchand.wire import libvirt
 
 _LAST_NUMBER = DomainId(2**31 - 1)
 """The highest that there can be. libvirt counts its domains from 1 on."""
-_LOOK_INTERVAL = 0.02
-"""Seconds between two looks at whether a guest's daemon has let go of its devices."""
 
 
 class Detachments:
@@ -129,7 +127,7 @@ class Detachments:
         """Take the control device out, once the guest's daemon has let go of all others."""
         now = time.monotonic()
         if now < deadline and any(guest.domain in device.enabled for device in self._links.of(guest.domain)):
-            guest.attachment = self._loop.call_at(now + _LOOK_INTERVAL, lambda: self._end_session(guest, deadline))
+            guest.attachment = self._loop.call_at(now + LOOK_INTERVAL, lambda: self._end_session(guest, deadline))
             return
         self.note_reset(guest)
         self._handshakes.refuse(guest, "the host has detached this domain: kvmchan attach, on the host, gives it devices again")

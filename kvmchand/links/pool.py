@@ -15,7 +15,7 @@ from kvmchand.channels.region import Region, SharedMemory
 from kvmchand.channels.registry import Side
 from kvmchand.channels.rings import SHARE, Rings
 from kvmchand.config import LinkSettings
-from kvmchand.errors import InternalError, LimitReached, NotFound, VchanError
+from kvmchand.errors import InternalError, NotFound, VchanError
 from kvmchand.ids import HOST, PAGE, DomainId, Size
 from kvmchand.links.coldplug import ColdPlug
 from kvmchand.links.links import Links
@@ -54,13 +54,18 @@ def _device_of(memory: Region | SharedMemory) -> Device | None:
 def plug_control(pool: Pool, guest: DomainId) -> Device:
     """Put another control device into a guest. Raises as Pool.add() and Pool.attach()."""
     device = pool.add(HOST, guest, Size(control.DEVICE_BYTES), control=True)
+    _attach_or_give_up(pool, device, guest)
+    return device
+
+
+def _attach_or_give_up(pool: Pool, device: Device, domain: DomainId) -> None:
+    """Put a device into a guest, or remove it if that can't be. Raises as Pool.attach()."""
     try:
-        pool.attach(device, guest)
+        pool.attach(device, domain)
     except BaseException:
         device.is_closing = True
         pool.reap(device)
         raise
-    return device
 
 
 class Pool:
@@ -237,12 +242,7 @@ class Pool:
                 return taken
             coming = [device]
         for device in coming:
-            try:
-                self.attach(device, owner)
-            except LimitReached:
-                device.is_closing = True
-                self.reap(device)
-                raise
+            _attach_or_give_up(self, device, owner)
         raise NotYet(owner, coming)
 
     def require_ready(self, memory: Region | SharedMemory, caller: DomainId) -> None:

@@ -26,8 +26,9 @@ from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
 from kvmchand.wire import control
 
-_LOOK_INTERVAL = 0.02
-"""Seconds between two looks at whether a QEMU has read what it was sent: nothing tells us."""
+LOOK_INTERVAL = 0.02
+"""Seconds between two looks at whether a device may go: nothing tells us that a QEMU has read what
+it was sent."""
 RELEASE_DEADLINE = 2.0
 """Seconds in which a guest's daemon has to let go of a device."""
 EJECT_DEADLINE, _EJECT_DEADLINE_MAX = 10.0, 320.0
@@ -175,7 +176,7 @@ class Unplugger:
             if each in self._leaving and not is_held and self._devices.has_read(each.device, each.domain):
                 self._ask(each)
         if any(each.ejection is None for each in self._leaving) and (self._look is None or not self._look.is_waiting):
-            self._look = self._loop.call_at(now + _LOOK_INTERVAL, self._look_again)
+            self._look = self._loop.call_at(now + LOOK_INTERVAL, self._look_again)
 
     def _ask(self, leaving: _Leaving) -> None:
         device, domain = leaving.device, leaving.domain

@@ -15,20 +15,18 @@ from kvmchand.admin.shown import PATIENCE, Shown
 from kvmchand.config import LINK_BYTES
 from kvmchand.errors import TimedOut, VchanError
 from kvmchand.linux import bridges, pci
-from kvmchand.services.vfio.opener import UNCOVERED
+from kvmchand.services.vfio.iommu_groups import DRIVER
+from kvmchand.services.vfio.opener import REVISION, UNCOVERED
 from kvmchand.services.vfio.windows import is_ivshmem
 from kvmchand.wire import control
 from kvmchand.wire.client import DeviceInfo
 
-REVISION = 1
-"""The revision of ivshmem with a doorbell (QEMU's ivshmem-spec)."""
 WRITE_BACK = 500
 """MB/s above which memory counts as cached: uncached reads cost a bus cycle each, and are far
 slower.
 """
 _CONTROL = (control.DEVICE_BYTES, 1)
 """The bytes and vectors of the control device, which no other has."""
-_DRIVER = "vfio-pci"
 _MODULES = ("vfio_pci", "vfio_iommu_type1")
 
 
@@ -182,11 +180,11 @@ def _iommu(root: Path) -> Finding:
 def _device(function: pci.Function, known: DeviceInfo | None, sys: Path, *, is_linked: bool) -> Iterator[Finding]:
     name = f"device {function.address}"
     faults = list(_faults(function, sys, is_used=known is not None))
-    if not faults and function.driver != _DRIVER:
+    if not faults and function.driver != DRIVER:
         faults = [
             (
                 Kind.DRIVER,
-                f"it has {function.driver or 'no driver'} and not {_DRIVER}: is kvmchand guest running? its log says more",
+                f"it has {function.driver or 'no driver'} and not {DRIVER}: is kvmchand guest running? its log says more",
             )
         ]
     for kind, sentence in faults:
@@ -237,7 +235,7 @@ def _faults(function: pci.Function, sys: Path, *, is_used: bool) -> Iterator[tup
         yield Kind.GROUP, UNCOVERED
     for member in pci.group_members(function.group, sys) if function.group else []:
         other = _function(member, sys)
-        if other is not None and member != function.address and other.driver not in ("", _DRIVER, "pcieport"):
+        if other is not None and member != function.address and other.driver not in ("", DRIVER, "pcieport"):
             yield (
                 Kind.GROUP,
                 f"its IOMMU group {function.group} has {member} in it, which the driver {other.driver} has: plug the device "

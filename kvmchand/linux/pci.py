@@ -143,10 +143,10 @@ def function(address: str, root: Path = SYS) -> Function:
 def bridge(address: str, root: Path = SYS) -> str:
     """Return the bridge that a function is behind, or "" if it is on a root complex."""
     try:
-        above = _folder(address, root).resolve(strict=True).parent.name
-    except OSError:
+        *above, _ = way(address, root)
+    except SysfsError:
         return ""
-    return above if _ADDRESS.fullmatch(above) else ""
+    return above[-1] if above else ""
 
 
 def way(address: str, root: Path = SYS) -> list[str]:

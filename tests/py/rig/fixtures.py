@@ -15,7 +15,7 @@ import pytest
 from rig import libvirtd as private
 from rig.daemon import serving
 from rig.libvirtd import PrivateLibvirtd
-from rig.machine import FILES
+from rig.machine import Machine
 
 if TYPE_CHECKING:  # what these are made of needs the build, which not every test does
     from rig.bare_domain import BareHost
@@ -117,7 +117,7 @@ def fresh(kept_guest: Kept[GuestDaemon], request: pytest.FixtureRequest) -> Iter
 @pytest.fixture(scope="session")
 def libvirtd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirtd]:
     private.require()
-    if not (FILES / "initrd").exists():
+    if not (Machine.FILES / "initrd").exists():
         private.lack("there is no guest's kernel: ./run test makes one as root")
     with private.running(tmp_path_factory.mktemp("lv")) as made:
         yield made

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A guest for tests: a libvirt domain by TCG, over the machine's own root, and the agent in it.
+"""A guest for tests: a libvirt domain by TCG, with the agent in it.
 
 Lives until destroy(). Programs that a test starts in it are Programs: their lines come as they are
 written.
@@ -18,9 +18,8 @@ from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
 from rig.deadline import Hangs
-from rig.paths import ROOT
+from rig.paths import BUILD, ROOT
 
-FILES = ROOT / "build" / "guest"
 AGENT = ROOT / "tests" / "py" / "vm" / "guest" / "agent.py"
 
 DOMAIN = """\
@@ -32,7 +31,7 @@ DOMAIN = """\
     <type arch='x86_64' machine='q35'>hvm</type>
 {firmware}    <kernel>{files}/{kernel}</kernel>
     <initrd>{files}/initrd</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on{words} kvmchan.tree={tree} kvmchan.agent={agent}</cmdline>
+    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on {words}</cmdline>
   </os>
   <features><acpi/><ioapic driver='qemu'/></features>
   <cpu match='exact' check='none'><model>{cpu}</model><feature policy='require' name='rdrand'/></cpu>
@@ -41,10 +40,7 @@ DOMAIN = """\
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     <controller type='pci' index='0' model='pcie-root'/>
-{bridges}    <controller type='usb' model='none'/>
-    <filesystem type='mount' accessmode='passthrough' multidevs='remap'>
-      <source dir='/'/><target dir='root'/><readonly/>
-    </filesystem>
+{disks}{bridges}    <controller type='usb' model='none'/>
     <channel type='unix'><source mode='bind' path='{folder}/{name}.agent'/><target type='virtio' name='kvmchan.agent'/></channel>
     <channel type='unix'><source mode='bind' path='{folder}/{name}.port'/><target type='virtio' name='kvmchan.bench'/></channel>
     <serial type='file'><source path='{folder}/{name}.console'/></serial>
@@ -59,6 +55,11 @@ _UEFI = f"""\
     <loader readonly='yes' type='pflash'>{OVMF}</loader>
     <nvram template='{OVMF.with_name("OVMF_VARS_4M.fd")}'/>
 """
+_SHARED = """\
+    <filesystem type='mount' accessmode='passthrough' multidevs='remap'>
+      <source dir='{folder}'/><target dir='{tag}'/><readonly/>
+    </filesystem>
+"""
 BRIDGES = 6
 """For conventional PCI devices.
 
@@ -72,8 +73,13 @@ _BRIDGE = """\
 """
 
 
-def _in_xml(path: Path) -> str:
+def in_xml(path: Path) -> str:
     return escape(str(path), {"'": "&apos;"})
+
+
+def shared(folder: Path, tag: str) -> str:
+    """Return the XML of a folder of this machine that a guest can mount by its tag, to read."""
+    return _SHARED.format(folder=in_xml(folder), tag=tag)
 
 
 class GuestError(Exception):
@@ -147,11 +153,14 @@ class Program:
 
 
 class Machine:
-    """A guest, from create() to destroy().
+    """A guest over this machine's own root, from create() to destroy().
 
     `cpu`: a model of QEMU's. Of an Intel processor UEFI does not trust the width of addresses, and
     so leaves smaller windows. `words`: more for its kernel's command line.
     """
+
+    FILES = BUILD / "guest"
+    """Its kernel and its initramfs."""
 
     def __init__(
         self,
@@ -177,16 +186,23 @@ class Machine:
         self.xml = DOMAIN.format(
             name=name,
             memory=memory,
-            files=_in_xml(FILES),
+            files=in_xml(self.FILES),
             firmware=_UEFI if uefi else "",
             kernel="vmlinuz" if uefi else "vmlinux",
             cpu=cpu,
-            words=f" {words}" if words else "",
-            tree=quote(str(ROOT)),
-            agent=quote(str(AGENT)),
-            folder=_in_xml(folder),
+            words=f"{self._words()} {words}".strip(),
+            disks=self._disks(),
+            folder=in_xml(folder),
             bridges="".join(_BRIDGE.format(port=each, bridge=bridges + each) for each in range(1, bridges + 1)),
         )
+
+    def _words(self) -> str:
+        """Return what its init is to know, for its kernel's command line."""
+        return f"kvmchan.tree={quote(str(ROOT))} kvmchan.agent={quote(str(AGENT))}"
+
+    def _disks(self) -> str:
+        """Return the XML of where its files are."""
+        return shared(Path("/"), "root")
 
     def virsh(self, *arguments: str) -> str:
         done = subprocess.run(["virsh", "-q", "-c", self.uri, *arguments], capture_output=True, text=True)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from rig.daemon import Daemon
 from rig.deadline import eventually
@@ -99,11 +99,17 @@ class HostProgram:
         return self._process.pid
 
 
+N = TypeVar("N", bound="Network")
+
+
 class Network:
     """From start() to stop(). `machines`: two guests. restore() repairs what a test broke.
 
     `machine_is`: what the guests are, as of Machine.
     """
+
+    ENVIRONMENT: ClassVar[dict[str, str]] = GUEST_ENVIRONMENT
+    """Of programs in the guests."""
 
     def __init__(self, libvirtd: PrivateLibvirtd, folder: Path, **machine_is: Any) -> None:
         self._libvirtd = libvirtd
@@ -143,7 +149,7 @@ class Network:
         return self.host
 
     def start_daemon(self, machine: Machine) -> None:
-        self.daemons[machine.name] = machine.start(PYTHON, str(KVMCHAND), "guest", env=GUEST_ENVIRONMENT)
+        self.daemons[machine.name] = machine.start(PYTHON, str(KVMCHAND), "guest", env=self.ENVIRONMENT)
 
     def wait_linked(self, machine: Machine) -> None:
         """Wait until the host's daemon has heard the guest's, and the guest can use the link."""
@@ -198,7 +204,7 @@ class Network:
         if machine is None:
             program = HostProgram(words, self.daemon.environment())
         else:
-            program = machine.start(*words, env=GUEST_ENVIRONMENT)
+            program = machine.start(*words, env=self.ENVIRONMENT)
         self._programs.append(program)
         return program
 
@@ -206,7 +212,7 @@ class Network:
         return 0 if machine is None else machine.domain
 
     def listing_in(self, machine: Machine) -> str:
-        return machine.run(PYTHON, str(KVMCHAN), "ls", "--json", env=GUEST_ENVIRONMENT)
+        return machine.run(PYTHON, str(KVMCHAN), "ls", "--json", env=self.ENVIRONMENT)
 
 
 def devices_left(host: Host) -> list[str]:
@@ -216,7 +222,7 @@ def devices_left(host: Host) -> list[str]:
 
 
 @contextmanager
-def running(network: Network) -> Iterator[Network]:
+def running(network: N) -> Iterator[N]:
     """Start a network, and stop it; nothing of it is left, also if a test fails."""
     try:
         network.start()

@@ -9,7 +9,9 @@ packed kernel lies: the kernel's Documentation/arch/x86/boot.rst.
 from __future__ import annotations
 
 import lzma
+import shutil
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -17,14 +19,21 @@ _SECTOR = 512
 _SETUP_SECTORS = 0x1F1
 _PAYLOAD = 0x248
 """Where the header has the payload's offset behind the setup code, and its length."""
+_ZSTD = bytes.fromhex("28b52ffd")
+_ELF = b"\x7fELF"
 
 
 def unpacked(image: bytes) -> bytes:
     """Return the kernel within a bzImage, or the image itself."""
     offset, length = struct.unpack_from("<II", image, _PAYLOAD)
     start = (image[_SETUP_SECTORS] + 1) * _SECTOR + offset
+    packed = image[start : start + length]
+    if packed.startswith(_ZSTD) and shutil.which("zstd"):
+        # It complains of the kernel's length, which follows.
+        kernel = subprocess.run(["zstd", "-dc"], input=packed, capture_output=True, check=False).stdout
+        return kernel if kernel.startswith(_ELF) else image
     try:
-        return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(image[start : start + length])
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(packed)
     except lzma.LZMAError:
         return image
 

@@ -245,6 +245,8 @@ def _faults(function: pci.Function, sys: Path, *, is_used: bool) -> Iterator[tup
 
 def _windows(functions: list[pci.Function], sys: Path) -> Iterator[Finding]:
     """Yield what may still be plugged behind the bridges of our devices."""
+    if bridges.ON_PORTS:
+        return  # these are full
     bars = [bar for address in _addresses(sys) if (each := _function(address, sys)) is not None for bar in each.bars]
     for above in sorted({pci.bridge(each.address, sys) for each in functions} - {""}):
         try:

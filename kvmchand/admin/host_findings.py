@@ -14,7 +14,7 @@ from kvmchand.admin.findings import Finding, Grade, Kind
 from kvmchand.admin.prepare import libvirt
 from kvmchand.config import Serve
 from kvmchand.errors import VchanError
-from kvmchand.services.libvirt import machine_xml
+from kvmchand.services.libvirt import architectures, machine_xml
 from kvmchand.wire.client import GuestInfo, Listing
 
 PATIENCE = emulators.DEADLINE + 5
@@ -179,7 +179,7 @@ def machine(subject: str, name: str, live: str, kept: str, *, is_linked: bool) -
             Grade.BAD,
             Kind.SLOTS,
             subject,
-            "its bridges have no free slot: it gets no more devices until its XML has another bridge",
+            f"it gets no more devices: {architectures.of(tree).no_slot}",
         )
     elif not made.obstacles and not made.changes:
         room = "" if free is None else f" and {free} free slots for more"
@@ -198,7 +198,8 @@ def _remedy(name: str, kept: str) -> str:
 
 def free_slots(tree: ElementTree.Element) -> int | None:
     """Return how many more devices fit, or None if the domain has no bridges for them."""
-    free = {each.get("index", ""): set(machine_xml.SLOTS) for each in machine_xml.bridges(tree)}
+    slots = architectures.of(tree).slots
+    free = {each.get("index", ""): set(slots) for each in architectures.places(tree)}
     for address in tree.iterfind("devices/*/address[@type='pci']"):
         try:
             bus, slot = str(int(address.get("bus", ""), 0)), int(address.get("slot", ""), 0)

@@ -18,7 +18,8 @@ from xml.etree import ElementTree
 
 from kvmchand.errors import AccessDenied, InvalidArgument, NotFound, Unreachable, VchanError
 from kvmchand.ids import Size
-from kvmchand.services.libvirt import coldplug_xml, machine_xml
+from kvmchand.services.libvirt import architectures, coldplug_xml, machine_xml
+from kvmchand.services.libvirt.architectures import Architecture
 
 try:
     import libvirt as libvirt
@@ -26,12 +27,6 @@ except ImportError:
     libvirt = None  # said when it is needed
 
 _COMMAND_LINE = "intel_iommu=on"
-_BRIDGES_NEEDED, _BRIDGES_MADE = 2, 4
-"""What a domain should have, and what it gets if it has less.
-
-Where a guest's kernel does not let bridges be widened ahead, each large device takes one. SeaBIOS
-has I/O addresses for about nine, and other devices need some.
-"""
 
 
 @dataclass(slots=True)
@@ -76,9 +71,15 @@ def prepare(xml: str, start: StartLink | None = None) -> Prepared:
     before = _show(root)
     made = Prepared(before, before, obstacles=machine_xml.why_not_preparable(root))
     if not made.obstacles:
-        _add_iommu(root, made)
-        _add_bridge(root, made)
-        _see_to_command_line(root, made)
+        architecture = architectures.of(root)
+        if architecture is architectures.X86:
+            _add_ioapic(root, made)
+            _see_to_command_line(root, made)
+        if machine_xml.lacks_gic(root):
+            _within(_within(root, "features"), "gic").set("version", "3")
+            made.changes.append(machine_xml.GIC)
+        _add_iommu(root, architecture, made)
+        _add_places(root, architecture, made)
         if start is not None:
             made.changes += coldplug_xml.put(root, start.size, start.folder, start.socket)
         made.after = _show(root)
@@ -106,29 +107,32 @@ def _show(root: ElementTree.Element) -> str:
     return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
-def _add_iommu(root: ElementTree.Element, made: Prepared) -> None:
-    iommu = root.find("devices/iommu")
+def _add_ioapic(root: ElementTree.Element, made: Prepared) -> None:
     ioapic = _within(_within(root, "features"), "ioapic")
     if ioapic.get("driver") != "qemu":
         ioapic.set("driver", "qemu")
         made.changes.append("an I/O APIC of QEMU's, as interrupt remapping needs")
+
+
+def _add_iommu(root: ElementTree.Element, architecture: Architecture, made: Prepared) -> None:
+    iommu = root.find("devices/iommu")
     if iommu is None:
-        iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model="intel")
+        iommu = ElementTree.SubElement(_within(root, "devices"), "iommu", model=architecture.iommu)
         made.changes.append("a vIOMMU, without which the guest can't use devices by VFIO")
-    driver = _within(iommu, "driver")
-    for name in machine_xml.IOMMU_NEEDS:
+    for name in architecture.iommu_needs:
+        driver = _within(iommu, "driver")
         if driver.get(name) != "on":
             driver.set(name, "on")
             made.changes.append(f"{name} of the vIOMMU")
 
 
-def _add_bridge(root: ElementTree.Element, made: Prepared) -> None:
+def _add_places(root: ElementTree.Element, architecture: Architecture, made: Prepared) -> None:
     devices = _within(root, "devices")
-    have = len(machine_xml.bridges(root))
-    for _ in range(have, _BRIDGES_MADE if have < _BRIDGES_NEEDED else have):
-        for model in ("pcie-root-port", "pcie-to-pci-bridge"):
+    have = len(architectures.places(root))
+    for _ in range(have, architecture.made if have < architecture.needed else have):
+        for model in architecture.made_of:
             ElementTree.SubElement(devices, "controller", type="pci", model=model)
-        made.changes.append("a root port with a bridge to conventional PCI in it, behind which ivshmem devices are plugged")
+        made.changes.append(f"{architecture.place}, behind which ivshmem devices are plugged")
 
 
 def _see_to_command_line(root: ElementTree.Element, made: Prepared) -> None:

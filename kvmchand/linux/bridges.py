@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Bridges to conventional PCI, behind which devices are plugged, and the windows that they have.
+"""Bridges behind which devices are plugged, and the windows that they have.
+
+They are bridges to conventional PCI. On arm64 they are root ports of PCI Express, for one device
+each, for whose memory Linux makes the window itself when the device comes.
 
 A bridge forwards a window of addresses to what is behind it. Firmware sets it: SeaBIOS leaves 2 MiB
 to a bridge with nothing behind it, and UEFI leaves none, or 512 MiB. The kernel keeps a window
@@ -10,6 +13,7 @@ as large as what is behind it, and with Linux 6.1 and 6.12 as large as its regis
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +22,8 @@ from typing import NamedTuple
 
 from kvmchand.linux import pci
 
+ON_PORTS = os.uname().machine == "aarch64"
+"""Whether devices are plugged right into ports of PCI Express here."""
 _PREFETCHABLE = 0x24
 """Offset of a bridge's registers of its prefetchable window (PCI-to-PCI Bridge 1.2, 3.2.5.9)."""
 _REGISTERS = struct.Struct("<HHII")
@@ -41,19 +47,21 @@ class Bridge(NamedTuple):
     is_idle: bool
 
 
-def bridges(is_idle: Callable[[pci.Function], bool], root: Path = pci.SYS) -> list[Bridge]:
-    """Return all bridges to conventional PCI, sorted.
+def bridges(is_idle: Callable[[pci.Function], bool], root: Path = pci.SYS, *, on_ports: bool = ON_PORTS) -> list[Bridge]:
+    """Return all bridges behind which devices may be plugged, sorted.
 
-    `is_idle`: whether a function that is no bridge may go and come again. Raises SysfsError if they
-    can't be told.
+    `is_idle`: whether a function that is no bridge may go and come again. `on_ports`: that is right
+    behind ports of PCI Express, each of which takes one device. Raises SysfsError if they can't be
+    told.
     """
     seen = [pci.function(each, root) for each in pci.addresses(root)]
     bars = [bar for each in seen for bar in each.bars]
     ports = {each.address for each in seen if pci.is_bridge(each.address, root)}
     busy = {pci.way(each.address, root)[0] for each in seen if each.address not in ports and not is_idle(each)}
+    full = busy | {pci.bridge(each, root) for each in ports} if on_ports else set[str]()
     found = []
-    for address in sorted(ports):
-        if not pci.is_express_port(address, root):
+    for address in sorted(ports - full):
+        if pci.is_express_port(address, root) == on_ports:
             way = pci.way(address, root)
             place = "/".join(each.rpartition(":")[2] for each in way)
             room = max((pci.largest_fit(window, bars) for window in pci.windows(address, root)), default=0)

@@ -13,8 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 from xml.etree import ElementTree
 
-from kvmchand.services.libvirt import coldplug_xml, machine_xml
-from kvmchand.services.libvirt.machine_xml import SLOTS
+from kvmchand.services.libvirt import architectures, coldplug_xml, machine_xml
 from kvmchand.wire.libvirt import Attach, StaleDevice
 
 Place = tuple[int, int]
@@ -105,7 +104,8 @@ def _free_place(tree: ElementTree.Element, wanted: str, resting: Collection[Plac
     obstacle = machine_xml.obstacle(tree)
     if obstacle:
         raise Refused(obstacle)
-    ways = {int(each.get("index", "0")): _way(tree, each) for each in machine_xml.bridges(tree)}
+    architecture = architectures.of(tree)
+    ways = {int(each.get("index", "0")): _way(tree, each) for each in architectures.places(tree)}
     buses = list(ways)
     taken: dict[int, set[int]] = {bus: set() for bus in buses}
     ours: dict[int, int] = dict.fromkeys(buses, 0)
@@ -114,9 +114,9 @@ def _free_place(tree: ElementTree.Element, wanted: str, resting: Collection[Plac
         if bus in taken:
             taken[bus].add(slot)
             ours[bus] += device.tag == "shmem"
-    free = [(ways[bus] != wanted, ours[bus], bus, slot) for bus in buses for slot in SLOTS if slot not in taken[bus]]
+    free = [(ways[bus] != wanted, ours[bus], bus, slot) for bus in buses for slot in architecture.slots if slot not in taken[bus]]
     if not free:
-        raise Refused("its bridges for conventional PCI devices have no free slot: add another pcie-to-pci-bridge to its XML")
+        raise Refused(architecture.no_slot)
     rested = [each for each in free if each[2:] not in resting]
     if not rested:
         raise Resting

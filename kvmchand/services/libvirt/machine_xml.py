@@ -12,18 +12,9 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 
 from kvmchand.config import PREPARED, Serve
+from kvmchand.services.libvirt import architectures
 
-SLOTS = range(1, 32)
-"""Slots of a conventional PCI bridge."""
-_BRIDGES = ("pcie-to-pci-bridge", "pci-bridge")
-_IOMMU = "intel"
-"""The model of vIOMMU that gives our devices a group of their own, without which there is no VFIO.
-
-QEMU tells its virtio-iommu of a bridge to conventional PCI, and not of the devices behind it, so
-that Linux gives them none (QEMU 7.2, Linux 6.12).
-"""
-IOMMU_NEEDS = ("intremap", "caching_mode")
-"""What has to be on in it."""
+GIC = "a GIC of version 3, without which VFIO lets no device of the guest's have interrupts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +27,9 @@ class Fitness:
     """Why it is not prepared. A machine that can take no device never is."""
 
 
-def bridges(tree: ElementTree.Element) -> list[ElementTree.Element]:
-    """Return the bridges that a device may be plugged into.
-
-    A root bus is none. What comes to a root bus of conventional PCI while the firmware starts ends
-    a QEMU with KVM (KVM_SET_USER_MEMORY_REGION failed, QEMU 7.2), and a root bus of PCI Express
-    takes nothing while its domain runs.
-    """
-    controllers = tree.iterfind("devices/controller")
-    return [each for each in controllers if each.get("type") == "pci" and each.get("model") in _BRIDGES]
-
-
 def obstacle(tree: ElementTree.Element) -> str:
     """Return why a domain's machine can take no device, and what to do; or ""."""
-    if bridges(tree):
+    if architectures.places(tree):
         return ""
     if any(each.get("model") == "pci-root" for each in tree.iterfind("devices/controller")):
         return (
@@ -57,11 +37,7 @@ def obstacle(tree: ElementTree.Element) -> str:
             "starts ends QEMU: install the guest anew in a domain with machine type q35, or add "
             "<controller type='pci' model='pci-bridge'/> to its XML"
         )
-    return (
-        "its XML has no bridge for conventional PCI devices, as ivshmem is one: add "
-        "<controller type='pci' model='pcie-root-port'/> and "
-        "<controller type='pci' model='pcie-to-pci-bridge'/> (kvmchan prepare-domain does)"
-    )
+    return architectures.of(tree).no_place
 
 
 def why_not_preparable(tree: ElementTree.Element) -> list[str]:
@@ -69,19 +45,25 @@ def why_not_preparable(tree: ElementTree.Element) -> list[str]:
     found = []
     kind = tree.find("os/type")
     machine = "" if kind is None else kind.get("machine", "")
-    architecture = "" if kind is None else kind.get("arch", "")
-    if architecture != "x86_64":
-        found.append(f"it is a {architecture or 'nameless'} machine, and kvmchan's guests are x86_64")
-    elif "q35" not in machine:
+    name = "" if kind is None else kind.get("arch", "")
+    architecture = architectures.of(tree)
+    if name != architecture.name:
+        found.append(f"it is a {name or 'nameless'} machine, and kvmchan's guests are {architectures.known()}")
+    elif architecture.machine not in machine:
         found.append(
             f"its machine type is {machine or 'not known'}, which has no vIOMMU, and can't be changed under an installed guest: "
-            "install the guest anew in a domain with machine type q35"
+            f"install the guest anew in a domain with machine type {architecture.machine}"
+        )
+    elif architecture is architectures.ARM64 and tree.find("features/acpi") is None:
+        found.append(
+            "it has no ACPI, without which its kernel puts all PCI devices into one IOMMU group: add <acpi/> to its features, "
+            "and UEFI, which that needs (<os firmware='efi'>)"
         )
     found += [
-        f"it has a vIOMMU of model {each.get('model')}, which gives devices behind a bridge to conventional PCI no IOMMU group: "
-        f"make that {_IOMMU}, or remove it, and try again"
+        f"it has a vIOMMU of model {each.get('model')}, which {architecture.not_iommu}: make that {architecture.iommu}, or "
+        "remove it, and try again"
         for each in tree.iterfind("devices/iommu")
-        if each.get("model") != _IOMMU
+        if each.get("model") != architecture.iommu
     ]
     return found
 
@@ -89,15 +71,25 @@ def why_not_preparable(tree: ElementTree.Element) -> list[str]:
 def _missing(tree: ElementTree.Element) -> list[str]:
     """Return what a machine that can be prepared lacks, as noun phrases."""
     missing = []
+    architecture = architectures.of(tree)
     iommu = tree.find("devices/iommu")
     if iommu is None:
         missing.append("a vIOMMU, without which the guest can't use devices by VFIO")
     else:
         driver = iommu.find("driver")
-        missing += [f"{part} of the vIOMMU" for part in IOMMU_NEEDS if driver is None or driver.get(part) != "on"]
-    if not bridges(tree):
-        missing.append("a bridge to conventional PCI, behind which ivshmem devices are plugged")
+        needs = architecture.iommu_needs
+        missing += [f"{part} of the vIOMMU" for part in needs if driver is None or driver.get(part) != "on"]
+    if lacks_gic(tree):
+        missing.append(GIC)
+    if not architectures.places(tree):
+        missing.append(f"{architecture.place}, behind which ivshmem devices are plugged")
     return missing
+
+
+def lacks_gic(tree: ElementTree.Element) -> bool:
+    """Return whether a machine of arm64 has an interrupt controller that confines no device."""
+    gic = tree.find("features/gic")
+    return architectures.of(tree) is architectures.ARM64 and (gic is None or gic.get("version") not in ("3", "host"))
 
 
 def fitness(tree: ElementTree.Element, *, is_persistent: bool) -> Fitness:

@@ -22,8 +22,8 @@ _PEER_MAX = 0xFFFF
 _COMMAND = 4
 _COMMAND_MEMORY, _COMMAND_MASTER = 2, 4
 _NO_IOMMU = (
-    "there is no vIOMMU: add <iommu model='intel'> to the domain (kvmchan prepare-domain does), and intel_iommu=on "
-    "to the guest's kernel command line"
+    "there is no vIOMMU: prepare the domain (kvmchan prepare-domain on the host), and, on x86_64, add intel_iommu=on to the "
+    "guest's kernel command line"
 )
 UNCOVERED = (
     "it has no IOMMU group, for the machine's vIOMMU does not cover it: a vIOMMU of model virtio covers no device behind a "
@@ -107,8 +107,8 @@ class Opener:
                 log.warning("VFIO's no-IOMMU mode is turned on, as the settings allow: the kernel will count as tainted")
         except FileNotFoundError as error:
             raise Unusable(
-                "there is no vIOMMU, and no VFIO in this kernel that does without (CONFIG_VFIO_NOIOMMU): add "
-                "<iommu model='intel'> to the domain (kvmchan prepare-domain does)"
+                "there is no vIOMMU, and no VFIO in this kernel that does without (CONFIG_VFIO_NOIOMMU): prepare the domain "
+                "(kvmchan prepare-domain on the host)"
             ) from error
 
     def _group_name(self, address: str) -> str:

@@ -51,6 +51,8 @@ class Windows:
 
     def widen(self) -> None:
         """Widen the idle bridges that are narrow: what is behind them goes and comes again."""
+        if bridges.ON_PORTS:
+            return
         try:
             for room in _ROOMS:
                 narrow = [each for each in bridges.bridges(_is_idle) if each.is_idle and each.room < room]

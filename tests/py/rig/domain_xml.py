@@ -59,6 +59,23 @@ READY = """\
 </domain>
 """
 
+VIRT = """\
+<domain type='kvm'>
+  <name>arm</name>
+  <os firmware='efi'><type arch='aarch64' machine='virt-7.2'>hvm</type></os>
+  <features><acpi/><gic version='2'/></features>
+  <devices>
+    <emulator>/usr/bin/qemu-system-aarch64</emulator>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x01' function='0x0' multifunction='on'/>
+    </controller>
+    <interface type='network'><address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></interface>
+  </devices>
+</domain>
+"""
+"""One for arm64."""
+
 
 def direct(command_line: str | None, xml: str = READY) -> str:
     """Return the same domain, with its kernel given by the host."""

@@ -76,6 +76,15 @@ def test_only_the_bridge_with_a_function_in_use_is_not_idle(sysfs: Sysfs) -> Non
     assert [each.is_idle for each in bridges.bridges(has_no_driver, sysfs.root)] == [False, True]
 
 
+def test_on_arm64_devices_go_into_ports_with_no_bridge_in_them(sysfs: Sysfs) -> None:
+    add_pair(sysfs, [(0xE0000000, MIB)])
+    for port, taken in ((OTHER_PORT, "vfio-pci"), ("0000:00:02.2", "")):
+        sysfs.add_bridge(port, [(0xF0000000, 2 * MIB)], express_type=ROOT_PORT, driver="pcieport")
+        sysfs.add_device(f"0000:0{3 if taken else 4}:00.0", 0xF0000000, MIB if taken else 0x1000, behind=port, driver=taken)
+    found = bridges.bridges(has_no_driver, sysfs.root, on_ports=True)
+    assert [(each.place, each.is_idle) for each in found] == [("02.2", True)], "a port that is in use takes nothing more"
+
+
 def hide_config(sysfs: Sysfs) -> None:
     (sysfs.folder(BRIDGE) / "config").write_bytes(bytes(64))
 

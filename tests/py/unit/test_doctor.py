@@ -18,12 +18,12 @@ from kvmchand.admin.shown import Shown
 from kvmchand.config import LinkSettings, Settings
 from kvmchand.errors import InvalidArgument, TimedOut, Unreachable, VchanError
 from kvmchand.ids import DomainId, Size
-from kvmchand.linux import pci
+from kvmchand.linux import bridges, pci
 from kvmchand.services.libvirt import machine_xml
 from kvmchand.services.vfio import windows
 from kvmchand.services.vfio.opener import UNCOVERED
 from kvmchand.wire.client import DeviceInfo, DomainInfo, Listing
-from rig.domain_xml import Q35, READY, direct
+from rig.domain_xml import Q35, READY, VIRT, direct
 from rig.paths import ROOT
 
 MEMORY, UNSET = 0x0014220C, 0x20000000
@@ -528,6 +528,11 @@ def test_a_bridge_s_windows_are_its_ranges_of_memory(machine: Machine) -> None:
     assert [window.size for window in pci.windows(BRIDGE, machine.sys)] == [4 * MIB]
 
 
+def test_on_arm64_nothing_is_said_of_ports_which_take_one_device(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridges, "ON_PORTS", True)
+    assert [each.subject for each in machine.findings() if each.subject.startswith("bridge")] == []
+
+
 def test_a_bridge_whose_windows_are_full_is_a_note(machine: Machine) -> None:
     path = machine.folder(BRIDGE) / "resource"
     path.write_text(
@@ -666,8 +671,9 @@ def test_bridges_without_a_free_slot() -> None:
         (PREPARED.replace("</devices>", "<x><address type='pci' bus='x' slot='1'/></x></devices>"), 62),
         (PREPARED.replace("</devices>", "<x><address type='drive' bus='2' slot='1'/></x></devices>"), 62),
         (PREPARED.replace("</devices>", "<x><address type='pci'/></x></devices>"), 62),
+        (VIRT.replace("</interface>", "</interface><controller type='pci' index='2' model='pcie-root-port'/>"), 1),
     ],
-    ids=["none", "one full", "nearly full", "other buses", "no bridge", "no number", "no PCI", "no bus"],
+    ids=["none", "one full", "nearly full", "other buses", "no bridge", "no number", "no PCI", "no bus", "arm64"],
 )
 def test_free_slots(xml: str, free: int | None) -> None:
     assert host_findings.free_slots(ElementTree.fromstring(xml)) == free

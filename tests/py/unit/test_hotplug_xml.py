@@ -188,6 +188,31 @@ def test_a_bridge_below_a_root_bus_of_conventional_pci_is_a_place() -> None:
     assert place(PCI_ROOT, bridge(1, "pci-bridge"), at("sound", 0, 4)) == (1, 1)
 
 
+def arm(*devices: str) -> ElementTree.Element:
+    return ElementTree.fromstring(
+        f"<domain><os><type arch='aarch64' machine='virt'>hvm</type></os><devices>{''.join(devices)}</devices></domain>"
+    )
+
+
+def root_port(index: int) -> str:
+    address = f"<address type='pci' bus='0x00' slot='0x01' function='{index:#x}'/>"
+    return f"<controller type='pci' index='{index}' model='pcie-root-port'>{address}</controller>"
+
+
+@pytest.mark.parametrize(("wanted", "bus"), [("", 3), ("01.4", 4), ("01.2", 3)])
+def test_on_arm64_it_goes_into_a_free_port(wanted: str, bus: int) -> None:
+    tree = arm(ROOT, *map(root_port, (1, 2, 3, 4)), at("disk", 1, 0), at("shmem", 2, 0))
+    address = ElementTree.fromstring(device_xml(tree, attach(wanted))).find("address")
+    assert address is not None
+    assert (address.get("bus"), address.get("slot")) == (str(bus), "0")
+
+
+@pytest.mark.parametrize("devices", [[at("shmem", 1, 0)], [at("disk", 1, 0)]])
+def test_on_arm64_without_a_free_port_it_is_refused(devices: list[str]) -> None:
+    with pytest.raises(Refused, match="pcie-root-port"):
+        device_xml(arm(ROOT, root_port(1), *devices), attach())
+
+
 @pytest.mark.parametrize(
     "device",
     [

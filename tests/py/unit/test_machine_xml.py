@@ -10,8 +10,9 @@ import pytest
 
 from kvmchand.admin import prepare
 from kvmchand.config import Serve
-from kvmchand.services.libvirt.machine_xml import Fitness, bridges, fitness, is_wanted, refusal
-from rig.domain_xml import Q35, READY, direct
+from kvmchand.services.libvirt.architectures import places
+from kvmchand.services.libvirt.machine_xml import Fitness, fitness, is_wanted, refusal
+from rig.domain_xml import Q35, READY, VIRT, direct
 
 PC = """\
 <domain type='kvm'>
@@ -69,7 +70,7 @@ def test_what_a_machine_lacks_is_named_with_what_gives_it(xml: str, lacks: list[
 
 
 def test_what_can_be_prepared_and_what_not_is_as_prepare_domain_says() -> None:
-    for xml in (PC, PC_WITH_BRIDGE, Q35.replace("x86_64", "aarch64"), VIRTIO, READY.replace("model='intel'", "model='smmuv3'")):
+    for xml in (PC, PC_WITH_BRIDGE, VIRT.replace("aarch64", "riscv64"), VIRTIO, READY.replace("model='intel'", "model='smmuv3'")):
         assert judged(xml).lack == "; ".join(prepare.prepare(xml).obstacles) != ""
 
 
@@ -109,7 +110,55 @@ def test_a_machine_with_a_root_bus_alone_can_take_none(xml: str, why: str, remed
 
 
 def test_the_bridges_of_a_machine() -> None:
-    assert [each.get("index") for each in bridges(ElementTree.fromstring(READY))] == ["2", "4"]
+    assert [each.get("index") for each in places(ElementTree.fromstring(READY))] == ["2", "4"]
+
+
+# ---- arm64's ----
+
+VIRT_READY = prepare.prepare(VIRT).after
+PORT = "<controller type='pci' index='{}' model='pcie-root-port'/>"
+
+
+def with_ports(*indexes: int, more: str = "") -> str:
+    ports = "".join(PORT.format(each) for each in indexes)
+    return VIRT.replace("</devices>", f"{ports}{more}<iommu model='smmuv3'/></devices>").replace("version='2'", "version='3'")
+
+
+@pytest.mark.parametrize("xml", [VIRT_READY, with_ports(2), with_ports(2).replace("version='3'", "version='host'")])
+def test_a_prepared_machine_of_arm64(xml: str) -> None:
+    assert judged(xml) == Fitness("", "")
+
+
+def test_what_a_machine_of_arm64_lacks_is_named() -> None:
+    found = judged(VIRT)
+    assert "its XML has no pcie-root-port with nothing behind it" in found.obstacle
+    for each in ("a vIOMMU", "a GIC of version 3", "a pcie-root-port with nothing behind it"):
+        assert each in found.lack
+    assert "kvmchan prepare-domain arm --apply" in found.lack
+
+
+@pytest.mark.parametrize(
+    ("xml", "why"),
+    [
+        (VIRT.replace("<acpi/>", ""), "it has no ACPI, without which its kernel puts all PCI devices into one IOMMU group"),
+        (VIRT.replace("virt-7.2", "versatilepb"), "its machine type is versatilepb"),
+        (
+            with_ports(2).replace("smmuv3", "virtio"),
+            "a vIOMMU of model virtio, which Debian 12's kernel for arm64 has no driver for: make that smmuv3",
+        ),
+    ],
+)
+def test_what_can_not_be_prepared_on_arm64(xml: str, why: str) -> None:
+    assert why in judged(xml).lack
+    assert judged(xml).lack == "; ".join(prepare.prepare(xml).obstacles)
+
+
+def test_devices_go_into_ports_of_arm64_with_nothing_of_others_behind_them() -> None:
+    theirs = "<disk><address type='pci' bus='0x03' slot='0x00'/></disk><disk><address type='pci' bus='x' slot='0x00'/></disk>"
+    ours = "<shmem name='kvmchan-1'><address type='pci' bus='0x02' slot='0x00'/></shmem>"
+    bridge = "<controller type='pci' index='9' model='pcie-to-pci-bridge'><address type='pci' bus='5' slot='0'/></controller>"
+    tree = ElementTree.fromstring(with_ports(2, 3, 4, 5, more=theirs + ours + bridge))
+    assert [each.get("index") for each in places(tree)] == ["2", "4"]
 
 
 # ---- the settings ----

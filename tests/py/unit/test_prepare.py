@@ -11,7 +11,7 @@ import pytest
 from kvmchand.admin import prepare
 from kvmchand.admin.prepare import Prepared
 from kvmchand.errors import InvalidArgument
-from rig.domain_xml import Q35, READY, direct
+from rig.domain_xml import Q35, READY, VIRT, direct
 
 
 def after(made: Prepared) -> ElementTree.Element:
@@ -93,6 +93,29 @@ def test_a_domain_with_fewer_than_two_bridges_gets_four(have: int, added: int) -
     made = prepare.prepare(bare.replace("<devices>", "<devices>" + bridge * have))
     assert bridges(after(made)) == have + added
     assert len(made.changes) == added
+
+
+def test_a_plain_domain_of_arm64_gets_all_that_is_needed() -> None:
+    made = prepare.prepare(VIRT)
+    root = after(made)
+    assert [each.attrib for each in root.findall("devices/iommu")] == [{"model": "smmuv3"}]
+    assert [each.attrib for each in root.findall("features/gic")] == [{"version": "3"}]
+    assert len(root.findall("devices/controller[@model='pcie-root-port']")) == 13
+    assert (bridges(root), root.find("features/ioapic"), root.find("devices/iommu/driver")) == (0, None, None)
+    assert (len(made.changes), made.hints, made.obstacles) == (14, [], [])
+    assert prepare.prepare(made.after).changes == []
+
+
+def test_ports_of_arm64_that_are_taken_do_not_count() -> None:
+    once = ElementTree.fromstring(prepare.prepare(VIRT).after)
+    devices = once.find("devices")
+    assert devices is not None
+    for index, each in enumerate(devices.findall("controller[@model='pcie-root-port']")):
+        each.set("index", str(index + 1))
+    for bus in range(2, 13):
+        disk = ElementTree.SubElement(devices, "disk")
+        ElementTree.SubElement(disk, "address", type="pci", bus=f"{bus:#x}", slot="0")
+    assert len(prepare.prepare(ElementTree.tostring(once, encoding="unicode")).changes) == 11
 
 
 # ---- the guest's kernel ----
@@ -197,7 +220,8 @@ def test_comments_and_text_are_kept() -> None:
         ("arch='x86_64' machine='pc-i440fx-7.2'", "pc-i440fx-7.2"),
         ("arch='x86_64' machine='microvm'", "microvm"),
         ("arch='x86_64'", "not known"),
-        ("arch='aarch64' machine='virt-7.2'", "aarch64"),
+        ("arch='aarch64' machine='versatilepb'", "versatilepb"),
+        ("arch='riscv64' machine='virt'", "riscv64"),
         ("arch='i686' machine='pc-q35-7.2'", "i686"),
         ("", "nameless"),
     ],

@@ -93,6 +93,12 @@ def test_a_kernel_in_lockdown_is_left_alone(kernel: Kernel, capfd: pytest.Captur
     assert "it is in lockdown" in capfd.readouterr().err
 
 
+def test_on_arm64_no_bridge_is_widened_ahead(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bridges, "ON_PORTS", True)
+    Windows().widen()
+    assert kernel.anew == []
+
+
 # ---- when a device has come ----
 
 

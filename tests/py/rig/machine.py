@@ -13,6 +13,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
@@ -28,38 +29,66 @@ DOMAIN = """\
   <memory unit='MiB'>{memory}</memory>
   <vcpu>2</vcpu>
   <os>
-    <type arch='x86_64' machine='q35'>hvm</type>
+    {platform.type}
 {firmware}    <kernel>{files}/{kernel}</kernel>
     <initrd>{files}/initrd</initrd>
-    <cmdline>console=ttyS0 quiet panic=-1 no_timer_check intel_iommu=on {words}</cmdline>
+    <cmdline>{platform.words} quiet panic=-1 {words}</cmdline>
   </os>
-  <features><acpi/><ioapic driver='qemu'/></features>
-  <cpu match='exact' check='none'><model>{cpu}</model><feature policy='require' name='rdrand'/></cpu>
+  <features><acpi/>{platform.features}</features>
+  <cpu match='exact' check='none'><model>{cpu}</model>{platform.cpu}</cpu>
   <on_reboot>restart</on_reboot>
   <on_crash>destroy</on_crash>
   <devices>
-    <emulator>/usr/bin/qemu-system-x86_64</emulator>
+    <emulator>/usr/bin/{platform.emulator}</emulator>
     <controller type='pci' index='0' model='pcie-root'/>
 {disks}{bridges}    <controller type='usb' model='none'/>
     <channel type='unix'><source mode='bind' path='{folder}/{name}.agent'/><target type='virtio' name='kvmchan.agent'/></channel>
     <channel type='unix'><source mode='bind' path='{folder}/{name}.port'/><target type='virtio' name='kvmchan.bench'/></channel>
     <serial type='file'><source path='{folder}/{name}.console'/></serial>
     <memballoon model='none'/>
-    <iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>
+    {platform.iommu}
   </devices>
 </domain>
 """
-OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
-"""UEFI's firmware."""
-_UEFI = f"""\
-    <loader readonly='yes' type='pflash'>{OVMF}</loader>
-    <nvram template='{OVMF.with_name("OVMF_VARS_4M.fd")}'/>
+_UEFI = """\
+    <loader readonly='yes' type='pflash'>{code}</loader>
+    <nvram template='{variables}'/>
 """
 _SHARED = """\
     <filesystem type='mount' accessmode='passthrough' multidevs='remap'>
       <source dir='{folder}'/><target dir='{tag}'/><readonly/>
     </filesystem>
 """
+
+
+class Platform(NamedTuple):
+    """What machines of an architecture are.
+
+    `code`, `variables`: UEFI's firmware. `words`: on the kernel's command line.
+    """
+
+    emulator: str
+    type: str
+    features: str
+    cpu: str
+    iommu: str
+    words: str
+    code: Path
+    variables: Path
+
+
+OVMF = Path("/usr/share/OVMF/OVMF_CODE_4M.fd")
+"""UEFI's firmware."""
+_X86 = Platform(
+    emulator="qemu-system-x86_64",
+    type="<type arch='x86_64' machine='q35'>hvm</type>",
+    features="<ioapic driver='qemu'/>",
+    cpu="<feature policy='require' name='rdrand'/>",
+    iommu="<iommu model='intel'><driver intremap='on' caching_mode='on'/></iommu>",
+    words="console=ttyS0 no_timer_check intel_iommu=on",
+    code=OVMF,
+    variables=OVMF.with_name("OVMF_VARS_4M.fd"),
+)
 BRIDGES = 6
 """For conventional PCI devices.
 
@@ -161,6 +190,7 @@ class Machine:
 
     FILES = BUILD / "guest"
     """Its kernel and its initramfs."""
+    PLATFORM = _X86
 
     def __init__(
         self,
@@ -187,7 +217,8 @@ class Machine:
             name=name,
             memory=memory,
             files=in_xml(self.FILES),
-            firmware=_UEFI if uefi else "",
+            platform=self.PLATFORM,
+            firmware=_UEFI.format(code=self.PLATFORM.code, variables=self.PLATFORM.variables) if uefi else "",
             kernel="vmlinuz" if uefi else "vmlinux",
             cpu=cpu,
             words=f"{self._words()} {words}".strip(),

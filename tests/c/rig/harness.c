@@ -16,6 +16,7 @@
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -48,9 +49,9 @@ struct mapping {
 static struct mapping mappings[64];
 static pthread_mutex_t mappings_lock = PTHREAD_MUTEX_INITIALIZER;
 
-void *__real_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+void *__real_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset);
 int __real_munmap(void *address, size_t size);
-void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset);
+void *__wrap_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset);
 int __wrap_munmap(void *address, size_t size);
 
 static struct mapping *mapping_find(ino_t inode, off_t offset, const uint8_t *memory)
@@ -71,27 +72,40 @@ static struct mapping *mapping_find(ino_t inode, off_t offset, const uint8_t *me
 static void *mapping_make(struct mapping *mapping, size_t size, int protection, int flags, int fd,
 			  off_t offset)
 {
-	mapping->start = __real_mmap(NULL, size + 2 * (size_t)PAGE, PROT_NONE,
-				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	mapping->start = __real_mmap64(NULL, size + 2 * (size_t)PAGE, PROT_NONE,
+				       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	check(mapping->start != MAP_FAILED);
 	mapping->size = size;
-	return __real_mmap(mapping->start + PAGE, size, protection, flags | MAP_FIXED, fd, offset);
+	return __real_mmap64(mapping->start + PAGE, size, protection, flags | MAP_FIXED, fd,
+			     offset);
 }
 
-void *__wrap_mmap(void *address, size_t size, int protection, int flags, int fd, off_t offset)
+void *__wrap_mmap64(void *address, size_t size, int protection, int flags, int fd, off_t offset)
 {
 	struct mapping *mapping;
 	struct stat status;
+	int error;
 
-	if (fd < 0 || address || fstat(fd, &status) < 0)
-		return __real_mmap(address, size, protection, flags, fd, offset);
+	/* ThreadSanitizer would take that for a write, but another thread's access meets either
+	 * the old memory or the new. */
+	if (address)
+		return (void *)syscall(SYS_mmap, address, size, protection, flags, fd, offset);
+	if (fd < 0 || fstat(fd, &status) < 0)
+		return __real_mmap64(address, size, protection, flags, fd, offset);
 	pthread_mutex_lock(&mappings_lock);
 	mapping = mapping_find(status.st_ino, offset, NULL);
 	check(mapping);
+	if (!mapping->users &&
+	    mapping_make(mapping, size, protection, flags, fd, offset) == MAP_FAILED) {
+		error = errno;
+		__real_munmap(mapping->start, size + 2 * (size_t)PAGE);
+		pthread_mutex_unlock(&mappings_lock);
+		errno = error;
+		return MAP_FAILED;
+	}
 	if (!mapping->users++) {
 		mapping->inode = status.st_ino;
 		mapping->offset = offset;
-		check(mapping_make(mapping, size, protection, flags, fd, offset) != MAP_FAILED);
 	}
 	equal(size, mapping->size);
 	pthread_mutex_unlock(&mappings_lock);

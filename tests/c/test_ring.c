@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "dataplane/copy.h"
+#include "ring/copy.h"
 #include "ring/ring.h"
 
 #define SIZE 64u

@@ -13,8 +13,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "dataplane/copy.h"
 #include "dataplane/error.h"
+#include "ring/copy.h"
 #include "ring/page.h"
 
 /* BAR 0 of an ivshmem device: a store to this register interrupts a peer. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
-#include "dataplane/copy.h"
+#include "ring/copy.h"
 
 #include <pthread.h>
 #include <stdint.h>

@@ -15,7 +15,9 @@ from kvmchand.channels.rings import Rings
 
 _HEADER = struct.Struct("=HHBBBB")  # left_order, right_order, cli_live, srv_live, cli_notify, srv_notify
 _HEADER_OFFSET = 16
-_CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE = 2, 1, 1
+_SERVER_THERE, _NOTIFY_WRITE = 1, 1
+CLIENT_NONE_YET = 2
+"""The client's live byte where none has come."""
 _INDEXES = struct.Struct("=II")  # cons, prod
 LEFT_INDEXES, RIGHT_INDEXES = 252, 508
 _LIVE_OFFSET = {Side.CLIENT: 20, Side.SERVER: 21}
@@ -43,7 +45,7 @@ class Page:
 
     def initialize(self, rings: Rings) -> None:
         """Write what a server's arrival leaves, on zeroed memory, before anyone can connect."""
-        header = _HEADER.pack(rings.left, rings.right, _CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE, 0)
+        header = _HEADER.pack(rings.left, rings.right, CLIENT_NONE_YET, _SERVER_THERE, _NOTIFY_WRITE, 0)
         os.pwrite(self.fd, header, self.offset + _HEADER_OFFSET)
 
     def live(self, side: Side) -> int:

@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from kvmchand.channels.page import Page
+from kvmchand.channels.page import CLIENT_NONE_YET, Page
 from kvmchand.channels.registry import Side
 from kvmchand.ids import HOST_PEER
 from kvmchand.linux.eventfd import drain_event
@@ -27,8 +27,6 @@ _LOOK_AGAIN = 1.0
 event said so."""
 _DOORBELL = 12
 """Offset in BAR 0 (QEMU's ivshmem-spec)."""
-_NONE_YET = 2
-"""The client's live byte where the host waits for one."""
 
 
 class Handshake:
@@ -58,7 +56,7 @@ class Handshake:
         self._control = control
         self._loop.add(control.events[0], lambda _events: self._look())
         page = Page(control.fd, control.memory)
-        if page.live(Side.CLIENT) != _NONE_YET:
+        if page.live(Side.CLIENT) != CLIENT_NONE_YET:
             page.set_live(Side.CLIENT, 0)
             os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
         self._look_later()
@@ -83,7 +81,7 @@ class Handshake:
         if control is None:
             return
         drain_event(control.events[0])
-        if Page(control.fd, control.memory).live(Side.CLIENT) != _NONE_YET:
+        if Page(control.fd, control.memory).live(Side.CLIENT) != CLIENT_NONE_YET:
             return
         self.stop()
         fds = (control.fd, control.events[0])

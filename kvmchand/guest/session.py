@@ -124,6 +124,8 @@ class Session(SessionEvents):
                 self.requests.take_answer(message)
             case control.Closed():
                 self.requests.finish_close(message.client)
+            case control.Detached():
+                self.requests.part()
             case control.Release():
                 self._release(message.peer)
             case control.Again():

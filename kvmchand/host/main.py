@@ -87,6 +87,8 @@ class Host:
         self._undo.callback(holdings.close)
         self._undo.callback(sharing.close)
         self._undo.callback(channels.close)
+        if machines is not None:
+            self._undo.callback(machines.leave_memory)
 
         room = Room(registry, channels, sharing, waitlist, (clients, store), pool)
         lister, detaching = Lister(registry, channels, guests), Detaching(loop, registry, machines)

@@ -29,7 +29,7 @@ from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.devices import Devices
 from kvmchand.services.libvirt.hypervisor import Hypervisor
-from kvmchand.wire import libvirt
+from kvmchand.wire import control, libvirt
 
 _LAST_NUMBER = DomainId(2**31 - 1)
 """The highest that there can be. libvirt counts its domains from 1 on."""
@@ -115,6 +115,9 @@ class Detachments:
         devices = self._links.of(domain)
         here = [device for device in devices if domain in device.attached | device.plugged]
         guest.leaving = {str(self._devices.socket_path(device, domain)) for device in here} | self._pool.stale.sockets(domain)
+        for device in devices:
+            device.ready.discard(domain)  # so that the memory stays what it is while the guest has it mapped
+        self._guests.tell_daemon(domain, control.Detached())
         self._events.on_guest_leaving(domain)
         for device in devices:
             if device is not guest.control:

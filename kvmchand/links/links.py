@@ -209,15 +209,20 @@ class Links:
         offset, vectors, is_shared = taken
         return Slice(device, offset, size, {Side.SERVER: vectors[0], Side.CLIENT: vectors[-1]} if wakes else {}, is_shared)
 
-    def free(self, freed: Slice) -> None:
-        """Free a slice, or park it while a guest may still have it mapped."""
+    def free(self, freed: Slice) -> bool:
+        """Free a slice, or park it while a guest may still have it mapped.
+
+        Returns whether it is free now, to be zeroed.
+        """
         device = freed.device
         device.slices -= 1
-        if freed.given and not device.attached <= device.ready:
+        is_used = freed.given and not device.attached <= device.ready
+        if is_used:
             device.parked.append(freed)
         else:
             device.give_back(freed)
         device.is_closing |= self.dedicated  # a process may still have it mapped
+        return not is_used
 
     def set_ready(self, device: Device, guest: DomainId) -> list[Slice]:
         """Note that the guest can use the device.

@@ -74,6 +74,11 @@ class Machines:
         self._sessions.start(messages)
         self._hypervisor.start(lifecycle)
 
+    def leave_memory(self) -> None:
+        """Zero nothing any more that guests may have mapped, who do not know yet that we end."""
+        for device in self._links.devices.values():
+            device.ready.clear()
+
     def close(self) -> None:
         """End the services, and all devices with them."""
         self._undo.close()

@@ -265,8 +265,8 @@ class Pool:
         return _device_of(memory) is device
 
     def _free(self, freed: Slice) -> None:
-        self._devices.zero(freed.device, freed.offset, freed.size)
-        self._links.free(freed)
+        if self._links.free(freed):
+            self._devices.zero(freed.device, freed.offset, freed.size)
         self.reap(freed.device)
 
     @property

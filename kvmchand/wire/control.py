@@ -18,7 +18,7 @@ Changes by version:
     6: devices are let go before they are unplugged; the guest says for how large a device it has
         room; control devices have an age.
     7: those of version 7 of the clients' protocol; a session that stood may end with Refused; the
-         guest says behind which bridge it has room.
+         guest says behind which bridge it has room, and is told that it is detached.
 """
 
 from __future__ import annotations
@@ -167,6 +167,13 @@ class Closed(Record):
     client: ClientId
 
 
+class Detached(Record):
+    """The guest is detached: all its channels end now, and its devices are asked back.
+
+    What it offers is asked for again in the next session.
+    """
+
+
 class Release(Record):
     """The device `peer` is to be unplugged, or is an earlier daemon's. Reply: Released."""
 
@@ -262,6 +269,7 @@ TO_GUEST: dict[str, type] = {
     "granted": Granted,
     "shared": Shared,
     "closed": Closed,
+    "detached": Detached,
     "release": Release,
     "again": Again,
     "store-output": store.Output,

@@ -5,10 +5,15 @@ what is offered to it waits.
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 
 import pytest
 
+from kvmchand.channels.page import CLIENT_NONE_YET, Page
+from kvmchand.channels.registry import Side
+from kvmchand.channels.rings import Rings
 from kvmchand.errors import NotFound
 from kvmchand.ids import CONTROL_PEER
 from kvmchand.wire import client as wire
@@ -128,7 +133,31 @@ def test_its_clients_are_not_answered_by_a_session_that_is_ending(host: Scripted
         alice.hear_release(device.peer)
         alice.request(1, offer())
         alice.say(control.Released(device.peer))
-        assert [type(each) for each in alice.hear_end()] == [control.Refused]
+        assert [type(each) for each in alice.hear_end()] == [control.Detached, control.Refused]
+
+
+@pytest.mark.parametrize("how", ["detached", "stopped"])
+def test_what_a_guest_offers_stays_in_the_memory_that_the_guest_still_has(host: ScriptedHost, alice: Guest, how: str) -> None:
+    """There its daemon sees that no client has come, and its programs what they have written."""
+    server = alice.offer(1)
+    server.send(b"early")
+    (device,) = (each for each in alice.machine.devices.values() if each.peer != CONTROL_PEER)
+    memory = os.dup(device.memory)
+    page, rings = Page(memory, server.grant.offset), Rings(server.grant.left_order, server.grant.right_order)
+    try:
+        if how == "detached":
+            with detaching(host, NAME):
+                alice.hear_release(device.peer)
+                seen = page.live(Side.CLIENT), page.ready(rings).client
+                alice.say(control.Released(device.peer))
+                alice.hear_end()
+        else:
+            host.process.send_signal(signal.SIGTERM)
+            assert host.process.wait() == 0
+            seen = page.live(Side.CLIENT), page.ready(rings).client
+        assert seen == (CLIENT_NONE_YET, 5)
+    finally:
+        os.close(memory)
 
 
 # ---- guests that do not let go ----

@@ -58,6 +58,13 @@ class Requester(ABC):
     def drop(self) -> None:
         """End a client from this side, and with it what it holds."""
 
+    def move(self, packet: bytes, memory: int) -> bool:
+        """Tell a server's end in this guest where it goes on, in memory that stays the caller's.
+
+        Returns False if the client is gone, or was dropped because it does not read.
+        """
+        raise NotImplementedError
+
     def take_back(self) -> bool | None:
         """End the connection of a client that has not read its grant, which it left behind.
 

@@ -24,6 +24,8 @@ class Plugging(FunctionEvents):
 
     def on_device(self, function: Function) -> None:
         """Take a device that works, and begin on it or tell the host."""
+        if function.peer == CONTROL_PEER:
+            self._session.leave()  # before the devices of that session go, so that what is offered on them stays
         for address in self._devices.outdated_by(function):
             self._forget(address)
         self._devices.add(function)

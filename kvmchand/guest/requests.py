@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the clients in this guest ask for.
 
-Requests wait for the link to the host or are under way there; ends are on a device.
+Requests wait for the link to the host or are under way there; ends are on a device, or parked until
+they are offered again.
 
 No channel is known here. A message may be lost with a control process, so what has no answer is
 kept, to be said again.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.errors import OutOfResources, ProtocolError, Unreachable
 from kvmchand.guest.devices import Devices
+from kvmchand.guest.offers import Offers
 from kvmchand.ids import ClientId, Size
 from kvmchand.linux.eventfd import share_event, signal_event
 from kvmchand.runtime import log
@@ -52,6 +54,7 @@ class Requests(RequesterEvents):
         """Have no request yet. `tell` sends a message to the host."""
         self._loop = loop
         self._devices = devices
+        self._offers = Offers()
         self._tell = tell
         self.refusal = "no kvmchand answers on the host: is it running there, and does it serve this guest?"
         """Why there is no link to the host, as far as is known."""
@@ -84,6 +87,7 @@ class Requests(RequesterEvents):
 
     def on_close(self, closing: Requester) -> None:
         """Have the host release a client's end; the client waits for that."""
+        self._offers.remove(closing.number)
         if closing.number not in self._asked:
             self._forget(closing)
         elif closing.number not in self._closing:
@@ -126,6 +130,7 @@ class Requests(RequesterEvents):
         self._asked.pop(number, None)
         self._closing.discard(number)
         self._ends.pop(number, None)
+        self._offers.remove(number)
 
     def _cut(self, number: ClientId) -> None:
         """End a client whose peer is out of reach. Its waits end with its connection."""
@@ -140,6 +145,8 @@ class Requests(RequesterEvents):
     def ask_waiting(self) -> None:
         """Ask the host what waits, for its daemon has welcomed this one."""
         self._is_linked = True
+        for requester, offer in self._offers.parked():
+            self._ask(requester, offer)
         waiting, self._waiting = self._waiting, {}
         for each in waiting.values():
             each.patience.cancel()
@@ -154,10 +161,18 @@ class Requests(RequesterEvents):
             self._tell(message)
 
     def part(self) -> None:
-        """End every client that the host knows of, for the link to it is gone."""
+        """End every client that the host knows of, for the link to it is gone.
+
+        What is offered and has had no client stays. The host is asked for it again.
+        """
         self._is_linked = False
         for number in list(self._asked):
-            self._cut(number)
+            if self._offers.park(number):
+                del self._asked[number]
+                self._unanswered.pop(number, None)
+                self._ends.pop(number, None)
+            elif number in self._asked:  # else it has just gone
+                self._cut(number)
         self._closing.clear()
 
     def cut_on(self, function: Function) -> None:
@@ -188,22 +203,51 @@ class Requests(RequesterEvents):
         requester = self._asked[answer.client]
         try:
             match answer:
+                case control.Reply() if self._offers.is_parked(answer.client):
+                    reply = answer.reply
+                    sentence = reply.sentence if isinstance(reply, client.Error) else "the host's answer is invalid"
+                    self._end_offer(answer.client, sentence)
                 case control.Reply():
                     self._reply(requester, _believed(answer.reply))
                 case control.Granted():
                     function = self._devices.of_grant(answer)
-                    self._grant(requester, function, function.events[answer.vector], function.place(answer.grant))
+                    event, grant = function.events[answer.vector], function.place(answer.grant)
+                    if self._offers.is_parked(answer.client):
+                        self._unpark(answer.client, function, event, grant)
+                    else:
+                        self._grant(requester, ask.request, function, event, grant)
                 case control.Shared():
                     function = self._devices.of_pages(answer)
                     pages = client.Pages(answer.pages.ref, answer.pages.pages, Size(function.memory + answer.pages.offset))
                     self._give(requester, function, -1, pages, (function.fd,))
         except ProtocolError as error:
+            if self._offers.is_parked(answer.client):
+                self._end_offer(answer.client, error.sentence)
+                return
             log.warning(f"the host's answer to client {requester.number} is invalid: {error.sentence}")
             self._reply(requester, client.Error(error.code, f"the host's answer is invalid: {error.sentence}"))
 
-    def _grant(self, requester: Requester, function: Function, event: int, grant: client.Grant) -> None:
-        """Answer with an end of a channel, which waits for an event of its own or a shared one."""
-        if grant.events == "doorbell":
+    def _unpark(self, number: ClientId, function: Function, event: int, grant: client.Grant) -> None:
+        """Let an end go on that the host has offered again."""
+        try:
+            self._offers.unpark(number, function, event, grant)
+        except (OSError, ProtocolError) as error:
+            self._end_offer(number, str(error))
+            return
+        if number in self._asked:  # it may have just gone
+            self._ends[number] = (function, event)
+
+    def _end_offer(self, number: ClientId, why: str) -> None:
+        log.warning(f"what client {number} offers ends, since it can't be offered again: {why}")
+        self._cut(number)
+
+    def _grant(self, requester: Requester, request: client.Request, function: Function, event: int, grant: client.Grant) -> None:
+        """Answer with an end of a channel.
+
+        It waits for an event of its own, or for a shared one. A server's end always does the
+        latter, since it may get another vector.
+        """
+        if grant.events == "doorbell" and not isinstance(request, client.Offer):
             self._give(requester, function, event, grant, (function.fd, event))
             return
         try:
@@ -212,8 +256,14 @@ class Requests(RequesterEvents):
             sentence = f"this guest's kvmchand can't share an event: {error.strerror}"
             self._reply(requester, client.Error(OutOfResources.code, sentence))
             return
-        with shared:
-            self._give(requester, function, event, grant, (function.fd, shared.fileno()))
+        grant = client.Grant(**grant.as_dict() | {"events": "shared doorbell"})
+        fds = (function.fd, shared.fileno())
+        if isinstance(request, client.Offer):
+            self._offers.add(requester, request, function, event, grant, shared)
+            self._give(requester, function, event, grant, fds)
+        else:
+            with shared:
+                self._give(requester, function, event, grant, fds)
 
     def _give(self, requester: Requester, function: Function, event: int, reply: client.Reply, fds: Sequence[int]) -> None:
         """Answer with an end that is on `function`."""

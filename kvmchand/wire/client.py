@@ -18,7 +18,8 @@ Changes by version:
         in UTF-8.
     5: who waits for an offer is told of one, and asks again for it.
     6: domains have names and uuids, and an answer has as many domains as fit into a packet.
-    7: ends may share an interrupt vector; guests are detached, and attached again.
+    7: ends may share an interrupt vector; guests are detached, and attached again; a packet of
+        move.py may follow the grant of a server's end.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ class Grant(Record):
         interrupt the peer.
     shared eventfd, shared doorbell: the same where other ends wait for the same eventfd. Instead of
         it comes an epoll with it, edge-triggered; each end then gets each event, and nobody may
-        read the eventfd.
+        read the eventfd. A server's end in a guest always has an epoll: see move.py.
 
     `offset` is where mmap of the first descriptor has the region. What has no use is 0.
     """

@@ -43,8 +43,15 @@ class Client(Requester):
 
     def answer(self, reply: client.Reply, fds: Sequence[int] = ()) -> bool:
         """Send a reply and the descriptors beside it, which stay the caller's."""
+        return self._send(client.replies.encode(reply), fds)
+
+    def move(self, packet: bytes, memory: int) -> bool:
+        """Tell a server's end where it goes on."""
+        return self._send(packet, (memory,))
+
+    def _send(self, packet: bytes, fds: Sequence[int]) -> bool:
         try:
-            send_packet(self.sock, client.replies.encode(reply), fds, AT_ONCE)
+            send_packet(self.sock, packet, fds, AT_ONCE)
         except OSError:
             self.drop()
             return False

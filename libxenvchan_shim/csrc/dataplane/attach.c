@@ -9,7 +9,7 @@
 
 #include "dataplane/end.h"
 #include "dataplane/error.h"
-#include "dataplane/vchan.h"
+#include "dataplane/way.h"
 #include "ring/atomics.h"
 #include "ring/page.h"
 
@@ -203,7 +203,7 @@ struct libxenvchan *kvmchan_attach(const struct kvmchan_grant *grant)
 		goto undo;
 	spin_init(&v->spin);
 	v->in.spin = v->out.spin = v->spin;
-	if (vchan_resume(v) < 0)
+	if (vchan_resume(v) < 0 || vchan_let_move(v) < 0)
 		goto undo;
 	close(grant->region_fd);
 	vchan_arrive(v, grant);
@@ -226,6 +226,7 @@ void kvmchan_hang_up(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
 
+	vchan_stay(v);
 	way_show(&v->in);
 	way_show(&v->out);
 	shared_set_live(v->own_live, 0);
@@ -256,7 +257,8 @@ void kvmchan_forget(struct libxenvchan *ctrl)
 {
 	struct vchan *v = vchan_of(ctrl);
 
-	vchan_lose(v);
+	/* Without the lock, which a thread of the parent's may have held. */
+	atomic_store(&v->state, LOST);
 	event_end(&v->event);
 	/* If there is no memory, the child keeps the mapping. */
 	(void)mmap(v->page, v->size, PROT_READ | PROT_WRITE,

@@ -3,6 +3,7 @@
 #ifndef KVMCHAN_END_H
 #define KVMCHAN_END_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -18,6 +19,8 @@ enum state {
 	USABLE,
 	LOST,	/* no event can come: peer and daemon are gone, the peer shut the way, or we did */
 	BROKEN, /* the peer broke the ring's rules */
+	/* Usable, and may move: a server's end in a guest that has seen no client (move.h) */
+	OFFERED,
 };
 
 /* Two threads that use one end shall not use one cache line. */
@@ -45,6 +48,8 @@ struct vchan {
 	uint8_t *asked; /* where the peer asks us */
 	struct listed_end listed;
 	_Atomic enum state state;
+	pthread_mutex_t moving; /* held to move, and to leave OFFERED */
+	_Atomic uint32_t moves;
 	_Alignas(LINE) struct event event;
 };
 
@@ -54,15 +59,9 @@ static inline struct vchan *vchan_of(struct libxenvchan *ctrl) { return (struct 
  * or our end closes. */
 static inline void way_show(const struct way *way) { shared_show(way->shown, way->ring.own); }
 
-/*
- * Close the channel for us, because no event can come any more. The peer may still be there for
- * others, so its live byte stays as it is.
- */
-static inline void vchan_lose(struct vchan *v)
+static inline enum state vchan_state(const struct vchan *v)
 {
-	enum state usable = USABLE;
-
-	atomic_compare_exchange_strong(&v->state, &usable, LOST);
+	return atomic_load_explicit(&v->state, memory_order_relaxed);
 }
 
 #endif

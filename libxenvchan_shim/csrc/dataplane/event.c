@@ -266,7 +266,7 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 {
 	struct pollfd polled[] = {
 	    {.fd = event->fd, .events = POLLIN},
-	    {.fd = event->control.fd, .events = POLLRDHUP},
+	    {.fd = event->control.fd, .events = POLLRDHUP | (event->move ? POLLIN : 0)},
 	    {.fd = event->wake_fd, .events = POLLIN},
 	};
 	enum event_result result;
@@ -282,6 +282,11 @@ static enum event_result eventfd_take(struct event *event, uint64_t deadline)
 	if (polled[2].revents)
 		return EVENT_LOST;
 	lost = control_is_lost(event, polled[1].revents);
+	if (event->move && event->control.fd >= 0 && polled[1].revents & POLLIN) {
+		result = event->move(event);
+		if (result != EVENT_NONE)
+			return result;
+	}
 	if (polled[0].revents & POLLIN && event_is_marked(event->fd) && take_pending(event))
 		return lost ? EVENT_LAST : EVENT_TAKEN;
 	return lost ? EVENT_LOST : EVENT_NONE;

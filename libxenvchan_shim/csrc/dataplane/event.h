@@ -22,6 +22,14 @@
 #include "dataplane/handle.h"
 #include "dataplane/waiters.h"
 
+enum event_result {
+	EVENT_TAKEN,
+	EVENT_LAST,	   /* one was taken, and nobody is left who could send another */
+	EVENT_NONE,	   /* none is pending, or none came until the deadline */
+	EVENT_INTERRUPTED, /* a signal */
+	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
+};
+
 struct event {
 	struct xenevtchn_handle handle; /* what ctrl->event points to */
 	uint32_t port;
@@ -29,18 +37,12 @@ struct event {
 	enum kvmchan_events kind;
 	int notify_fd;	/* where we send to an eventfd */
 	void *doorbell; /* where we ring one: the page it is in */
-	uint32_t doorbell_value;
+	_Atomic uint32_t doorbell_value;
 	struct connection control;
 	struct waiters waiters;
 	int wake_fd; /* an eventfd that event_shut() makes readable; -1: none yet */
-};
-
-enum event_result {
-	EVENT_TAKEN,
-	EVENT_LAST,	   /* one was taken, and nobody is left who could send another */
-	EVENT_NONE,	   /* none is pending, or none came until the deadline */
-	EVENT_INTERRUPTED, /* a signal */
-	EVENT_LOST, /* nobody is left who could send one, or the descriptor is no longer ours */
+	/* Takes what the daemon sends to an end that may move (move.h); NULL: it sends nothing. */
+	enum event_result (*move)(struct event *event);
 };
 
 /* Mark a file of ours that is no socket, so that it can be told from what a program opens by the

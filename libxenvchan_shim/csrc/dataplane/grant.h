@@ -21,7 +21,8 @@ enum kvmchan_events {
 	 * device's doorbell interrupts the peer. */
 	KVMCHAN_EVENTS_DOORBELL,
 	/* The same two where other ends wait for the same eventfd, so that nobody may read it:
-	 * event_fd is an epoll with it, edge-triggered. Events may be meant for others. */
+	 * event_fd is an epoll with it, edge-triggered. Events may be meant for others. A server's
+	 * end in a guest always has an epoll, since another eventfd may come (move.h). */
 	KVMCHAN_EVENTS_SHARED_EVENTFD,
 	KVMCHAN_EVENTS_SHARED_DOORBELL,
 };
@@ -41,6 +42,18 @@ struct kvmchan_grant {
 	char path[4352];   /* absolute; "" where there is none */
 };
 /* cffi: end */
+
+#define KVMCHAN_MOVE_MAGIC "kvmmove" /* and its NUL */
+
+/* What a server's end in a guest may be sent behind its grant: where it goes on. No JSON, since the
+ * data plane reads it (kvmchand/wire/move.py). The memory is beside it. */
+struct kvmchan_move {
+	char magic[8];
+	uint64_t offset;   /* as in the grant */
+	uint64_t doorbell; /* the same */
+	uint32_t doorbell_value;
+	uint32_t reserved; /* 0 */
+};
 
 /* Return whether an end rings the device's doorbell. */
 static inline bool events_have_doorbell(uint32_t events)

@@ -34,7 +34,7 @@ static int in_place(struct vchan *v, struct way *way, size_t least, struct iovec
 
 	if (call_begin(v, way, least) < 0)
 		return -1;
-	if (ring_look(&way->ring) == RING_BROKEN)
+	if (way_look(v, way) == RING_BROKEN)
 		return way_leave(way, fail_broken(v));
 	count = way_has(v, way, least, effort_of(v), NEVER);
 	if (count >= (int)least)
@@ -49,12 +49,14 @@ int kvmchan_look(struct libxenvchan *ctrl, size_t least, struct iovec pieces[2])
 
 int kvmchan_reserve(struct libxenvchan *ctrl, size_t least, struct iovec pieces[2])
 {
+	vchan_stay(vchan_of(ctrl)); /* the caller writes to the ring */
 	return in_place(vchan_of(ctrl), &vchan_of(ctrl)->out, least, pieces);
 }
 
 /* Move our index on by @count bytes, and tell the peer. */
 static int move_on(struct vchan *v, struct way *way, size_t count, uint8_t bit)
 {
+	vchan_stay(v);
 	if (call_begin(v, way, count) < 0)
 		return -1;
 	if (count > ring_known(&way->ring))

@@ -42,7 +42,7 @@ static int do_read(struct libxenvchan *ctrl, void *data, size_t size, enum effor
 
 	if (call_begin(v, &v->in, size) < 0)
 		return -1;
-	if (size == 0 && ring_look(&v->in.ring) == 0)
+	if (size == 0 && way_look(v, &v->in) == 0)
 		result = vchan_is_open(v) ? 0 : fail_closed();
 	else
 		result = receive(v, data, size ? 1 : 0, (uint32_t)size, effort);
@@ -79,7 +79,10 @@ int kvmchan_peek(struct libxenvchan *ctrl, void *data, size_t size)
 
 static int put(struct vchan *v, const void *data, uint32_t count)
 {
-	ring_put(&v->out.ring, data, count);
+	if (vchan_state(v) == OFFERED)
+		offered_put(v, data, count);
+	else
+		ring_put(&v->out.ring, data, count);
 	tell_peer(v, VCHAN_NOTIFY_WRITE);
 	return (int)count;
 }
@@ -111,8 +114,7 @@ static int write_all(struct vchan *v, const uint8_t *data, uint32_t size, enum e
 			return fail_closed();
 		left = size - done;
 		if (available < left)
-			available =
-			    effort == ASK ? way_available(v, out, left) : ring_look(&out->ring);
+			available = effort == ASK ? way_available(v, out, left) : way_look(v, out);
 		if (available == RING_BROKEN)
 			return fail_broken(v);
 		if (available > left)
@@ -171,7 +173,7 @@ static int wait_event(struct vchan *v, uint64_t deadline)
 	uint32_t count = event_count(&v->event);
 	struct spin_wait wait;
 
-	if (atomic_load_explicit(&v->state, memory_order_relaxed) == BROKEN)
+	if (vchan_state(v) == BROKEN)
 		return fail_broken(v);
 	spin_begin(&v->spin, &wait);
 	if (wait.until > deadline)
@@ -204,7 +206,7 @@ static int ask_and_look(struct vchan *v, struct way *way)
 	uint32_t available;
 
 	way_ask(v, way);
-	available = ring_look(&way->ring);
+	available = way_look(v, way);
 	return available == RING_BROKEN ? 0 : (int)available;
 }
 
@@ -261,7 +263,7 @@ static int look(struct vchan *v, struct way *way)
 	int open =
 	    vchan_is_open(v); /* before the look, as what was written before a close counts */
 
-	if (ring_look(&way->ring) == RING_BROKEN)
+	if (way_look(v, way) == RING_BROKEN)
 		return fail_broken(v);
 	if (!open && (way->ring.produces || !ring_known(&way->ring)))
 		return fail_closed();
@@ -284,7 +286,10 @@ int64_t kvmchan_try_look(struct libxenvchan *ctrl)
 
 int64_t kvmchan_try_reserve(struct libxenvchan *ctrl)
 {
-	return ctrl ? try_look(ctrl, &vchan_of(ctrl)->out) : -EBADF;
+	if (!ctrl)
+		return -EBADF;
+	vchan_stay(vchan_of(ctrl)); /* the caller writes to the ring */
+	return try_look(ctrl, &vchan_of(ctrl)->out);
 }
 
 int kvmchan_try_ask(struct libxenvchan *ctrl, int what)
@@ -310,7 +315,7 @@ int kvmchan_glance(struct libxenvchan *ctrl, int what)
 	uint32_t there;
 
 	shared_request(v->ask, way->asks);
-	there = ring_glance(&way->ring);
+	there = vchan_state(v) == OFFERED ? offered_glance(v, way) : ring_glance(&way->ring);
 	return there == RING_BROKEN ? 0 : (int)there;
 }
 

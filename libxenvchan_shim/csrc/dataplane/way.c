@@ -44,15 +44,15 @@ uint32_t way_available(struct vchan *v, struct way *way, size_t want)
 
 	if (want <= available)
 		return available;
-	available = ring_look(&way->ring);
+	available = way_look(v, way);
 	if (want <= available) /* also when broken, as that is the largest number */
 		return available;
 	way_ask(v, way);
-	return ring_look(&way->ring);
+	return way_look(v, way);
 }
 
 /* Let more than the @available bytes gather while the peer adds some: see spin.h. */
-static void way_gather(struct way *way, uint32_t available)
+static void way_gather(struct vchan *v, struct way *way, uint32_t available)
 {
 	struct spin_gather gather;
 	uint32_t enough = way->ring.size / 4;
@@ -60,7 +60,7 @@ static void way_gather(struct way *way, uint32_t available)
 	if (available >= enough || !spin_gather_begin(&way->spin, &gather, available))
 		return;
 	do {
-		available = ring_look(&way->ring);
+		available = way_look(v, way);
 	} while (available < enough && spin_gather_turn(&way->spin, &gather, available));
 }
 
@@ -92,10 +92,10 @@ int way_wait(struct vchan *v, struct way *way, uint32_t want, enum effort effort
 	if (wait.until > deadline)
 		wait.until = deadline;
 	while (spin_turn(&wait)) {
-		available = ring_look(&way->ring);
+		available = way_look(v, way);
 		if (available >= want || !vchan_is_open(v)) {
 			spin_end(&way->spin, &wait, false);
-			way_gather(way, available);
+			way_gather(v, way, available);
 			return 0;
 		}
 	}
@@ -142,9 +142,9 @@ int way_readable(struct vchan *v, uint32_t least, uint32_t most, enum effort eff
 			open = vchan_is_open(v);
 			/* A call that is about to wait asks for no event yet: spinning may do. */
 			if (effort == TRY)
-				available = ring_look(&in->ring);
+				available = way_look(v, in);
 			else if (!open || effort == ASK || least > in->ring.size ||
-				 (available = ring_look(&in->ring)) >= least)
+				 (available = way_look(v, in)) >= least)
 				available = way_available(v, in, most);
 			if (available == RING_BROKEN)
 				return fail_broken(v);
@@ -173,7 +173,7 @@ int way_writable(struct vchan *v, size_t least, enum effort effort, uint64_t dea
 			return fail_closed();
 		if (available < least)
 			available = effort == TRY || (effort >= WAIT && least <= out->ring.size)
-					? ring_look(&out->ring)
+					? way_look(v, out)
 					: way_available(v, out, least);
 		if (available == RING_BROKEN)
 			return fail_broken(v);

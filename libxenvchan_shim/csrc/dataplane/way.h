@@ -12,6 +12,7 @@
 
 #include "dataplane/end.h"
 #include "dataplane/error.h"
+#include "dataplane/move.h"
 #include "ring/atomics.h"
 
 int fail_closed(void);
@@ -21,16 +22,35 @@ int fail_broken(struct vchan *v);
 
 static inline int vchan_is_open(struct vchan *v)
 {
+	enum state state = vchan_state(v);
 	uint8_t peer;
 
-	if (atomic_load_explicit(&v->state, memory_order_relaxed) != USABLE)
-		return 0;
+	if (state != USABLE)
+		return state == OFFERED ? offered_is_open(v) : 0;
 	if (!v->ctrl.is_server)
 		return shared_live(v->peer_live) != 0;
 	if (v->ctrl.server_persist)
 		return 1;
 	peer = shared_live(v->peer_live);
 	return peer > 2 ? 1 : peer;
+}
+
+/* Look at a direction: ring_look(). */
+static inline uint32_t way_look(struct vchan *v, struct way *way)
+{
+	return vchan_state(v) == OFFERED ? offered_look(v, way) : ring_look(&way->ring);
+}
+
+/*
+ * Close the channel for us, because no event can come any more. The peer may still be there for
+ * others, so its live byte stays as it is.
+ */
+static inline void vchan_lose(struct vchan *v)
+{
+	enum state usable = USABLE;
+
+	vchan_stay(v);
+	atomic_compare_exchange_strong(&v->state, &usable, LOST);
 }
 
 /* Send the peer an event if it asked for one. After shared_publish(). */
@@ -80,7 +100,7 @@ static inline int way_leave(struct way *way, int result)
 /* Begin a call about @size bytes. */
 static inline int call_begin(struct vchan *v, struct way *way, size_t size)
 {
-	if (atomic_load_explicit(&v->state, memory_order_relaxed) == BROKEN)
+	if (vchan_state(v) == BROKEN)
 		return fail_broken(v);
 	if (size > INT_MAX)
 		return fail(EINVAL, "%zu bytes are too many for one call: it returns an int", size);

@@ -63,7 +63,7 @@ void ring_move(struct ring *ring, uint32_t count)
 	shared_publish(ring->own_index, ring->own);
 }
 
-void ring_put(struct ring *ring, const void *data, uint32_t count)
+static inline void copy_in(const struct ring *ring, const void *data, uint32_t count)
 {
 	uint32_t offset = ring->own & (ring->size - 1);
 	uint32_t first = before_end(ring, offset, count);
@@ -72,6 +72,16 @@ void ring_put(struct ring *ring, const void *data, uint32_t count)
 		copy(ring->buffer + offset, data, first);
 	if (count > first)
 		copy(ring->buffer, (const uint8_t *)data + first, count - first);
+}
+
+void ring_fill(const struct ring *ring, const void *data, uint32_t count)
+{
+	copy_in(ring, data, count);
+}
+
+void ring_put(struct ring *ring, const void *data, uint32_t count)
+{
+	copy_in(ring, data, count);
 	ring_move(ring, count);
 }
 

@@ -48,7 +48,9 @@ uint32_t ring_look(struct ring *ring);
 /* Return the same as ring_look(), but keep nothing of it: for threads that this direction is not.
  */
 uint32_t ring_glance(const struct ring *ring);
-/* Copy @count bytes into the ring, at most ring_known(), and publish our index. */
+/* Copy @count bytes into the ring, at most ring_known(). */
+void ring_fill(const struct ring *ring, const void *data, uint32_t count);
+/* The same, and publish our index. */
 void ring_put(struct ring *ring, const void *data, uint32_t count);
 /* Copy @count bytes out of the ring, at most ring_known(), and publish our index. */
 void ring_get(struct ring *ring, void *data, uint32_t count);

@@ -162,11 +162,11 @@ class GuestDaemon(Daemon):
         )
         self.wake()
 
-    def greet(self) -> Self:
+    def greet(self, domain: DomainId = DOMAIN) -> Self:
         """Meet the guest's daemon, hear hello, and say welcome."""
         self.meet()
         assert self.hear() == control.Hello(control.VERSION)
-        self.say(control.Welcome(DOMAIN))
+        self.say(control.Welcome(domain))
         return self
 
     def say(self, message: Any) -> None:
@@ -197,6 +197,13 @@ class GuestDaemon(Daemon):
         ask = self.hear()
         assert isinstance(ask, control.Ask), ask
         return ask
+
+    def hang_up(self) -> None:
+        """End the session, and return when the guest knows."""
+        self.page[SERVER_LIVE] = 0
+        self.wake()
+        self.wait_started()
+        self._part()
 
     def _part(self) -> None:
         ctrl, self._ctrl = self._ctrl, None
@@ -231,6 +238,8 @@ class GuestDaemon(Daemon):
         assert "Traceback" not in self.log(), self.log()
 
     def stop(self) -> None:
+        if not self.is_running():
+            return  # the test has killed it
         self.assert_clean()
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait() == 0, self.log()

@@ -222,3 +222,25 @@ def test_a_killed_host_daemon_is_gone_at_once_and_guests_find_the_next(
     # Without KVM they keep the devices of the daemon before until they end.
     assert before[0] < guest.devices()
     assert before[1] < other.devices()
+
+
+@pytest.mark.last
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_what_a_guest_offers_outlives_the_hosts_daemon(
+    network: Network, stream: Path, guest: Machine, how: signal.Signals
+) -> None:
+    path, numbers = f"/local/domain/{guest.domain}/{PATH}", [str(each) for each in (1, MIB, MIB, 65536, 65536)]
+    serving = network.run_on(guest, stream, "server", "0", path, *numbers)
+    serving.wait_line("offered")
+    network.daemon.process.send_signal(how)
+    network.daemon.process.wait()
+    network.start_host()
+    network.restore()
+    eventually(lambda: [each["state"] for each in network.daemon.channels()] == ["waiting"], network.daemon.log)
+    connecting = network.run_on(None, stream, "client", str(guest.domain), path, *numbers)
+    for each in (connecting, serving):
+        each.wait_line("done")
+    for each in (connecting, serving):
+        each.end_input()
+        each.wait_line("closed")
+        assert each.wait() == 0, each.lines

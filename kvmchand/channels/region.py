@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A channel's shared memory and event channel, as the daemon has them.
 
-The memory of shared pages is here, too. The daemon never maps any of it. Each holder of an end on
-this machine gets an open file description of its own, with a lock on one byte that is that
-holder's, so the daemon can ask whether the holder still has the region mapped. A region lives until
-both ends are gone.
+The memory of shared pages is here, too. The daemon maps any of it for single accesses only. Each
+holder of an end on this machine gets an open file description of its own, with a lock on one byte
+that is that holder's, so the daemon can ask whether the holder still has the region mapped. A
+region lives until both ends are gone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kvmchand.channels.registry import Channel, Side
 from kvmchand.channels.rings import Rings
 from kvmchand.errors import AccessDenied, OutOfResources
 from kvmchand.ids import ClientId, Size
-from kvmchand.linux import ofd
+from kvmchand.linux import mapping, ofd
 from kvmchand.wire import client
 
 
@@ -219,7 +219,7 @@ class SharedMemory:
 
     def clear(self, offset: int) -> None:
         """Clear one byte of the pages."""
-        os.pwrite(self.memory, b"\0", self.offset + offset)
+        mapping.write(self.memory, self.offset + offset, b"\0")
 
     def close(self) -> None:
         """Let the memory go."""

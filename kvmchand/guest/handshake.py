@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
-from kvmchand.channels.page import CLIENT_NONE_YET, Page
+from kvmchand.channels.page import CLIENT_NONE_YET, DevicePage
 from kvmchand.channels.registry import Side
 from kvmchand.ids import HOST_PEER
 from kvmchand.linux.eventfd import drain_event
@@ -55,7 +55,7 @@ class Handshake:
         self.stop()
         self._control = control
         self._loop.add(control.events[0], lambda _events: self._look())
-        page = Page(control.fd, control.memory)
+        page = DevicePage(control.fd, control.memory)
         if page.live(Side.CLIENT) != CLIENT_NONE_YET:
             page.set_live(Side.CLIENT, 0)
             os.pwrite(control.fd, struct.pack("<I", HOST_PEER << 16), control.doorbell + _DOORBELL)
@@ -81,7 +81,7 @@ class Handshake:
         if control is None:
             return
         drain_event(control.events[0])
-        if Page(control.fd, control.memory).live(Side.CLIENT) != CLIENT_NONE_YET:
+        if DevicePage(control.fd, control.memory).live(Side.CLIENT) != CLIENT_NONE_YET:
             return
         self.stop()
         fds = (control.fd, control.events[0])

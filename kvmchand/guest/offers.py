@@ -12,7 +12,7 @@ import select
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kvmchand.channels.page import CLIENT_NONE_YET, Page
+from kvmchand.channels.page import CLIENT_NONE_YET, DevicePage, Page
 from kvmchand.channels.region import make_memory
 from kvmchand.channels.registry import Side
 from kvmchand.channels.requester import Requester
@@ -45,7 +45,7 @@ class _Offer:
         if self.function is None:
             return False
         try:
-            return Page(self.function.fd, self.offset).live(Side.CLIENT) != CLIENT_NONE_YET
+            return DevicePage(self.function.fd, self.offset).live(Side.CLIENT) != CLIENT_NONE_YET
         except (OSError, IndexError):
             return True  # the device has gone already: nobody knows
 

@@ -7,7 +7,6 @@ ends is followed by another when a daemon there asks for it.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -18,6 +17,7 @@ from kvmchand.errors import OutOfResources
 from kvmchand.ids import CONTROL_PEER, GENERATION, HOST_PEER, PAGE, Size
 from kvmchand.links.guest import Guest, GuestEvents
 from kvmchand.links.links import Links
+from kvmchand.linux import mapping
 from kvmchand.linux.eventfd import drain_event, signal_event
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
@@ -78,7 +78,7 @@ class Handshakes:
     def add(self, guest: Guest) -> None:
         """Open the first session on a guest's control device."""
         age = time.clock_gettime_ns(time.CLOCK_BOOTTIME).to_bytes(8, "little")
-        os.pwrite(self._devices.memory(guest.control), age, control.AGE_OFFSET)
+        mapping.write(self._devices.memory(guest.control), control.AGE_OFFSET, age)
         self._watch(guest)
         self.renew(guest)
 

@@ -21,7 +21,7 @@ from typing import Protocol
 from kvmchand.channels.device import Device
 from kvmchand.errors import InvalidArgument, OutOfResources, VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId
-from kvmchand.linux import libc
+from kvmchand.linux import mapping
 from kvmchand.linux.burst import Burst
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.handshake import handshake
@@ -199,8 +199,8 @@ class Devices(PortEvents):
         return self._port(device, domain).has_read
 
     def zero(self, device: Device, offset: int, size: int) -> None:
-        """Make a part of the memory read as zero, and free it until it is written again."""
-        libc.punch_hole(self._made[device.number].memory, offset, size)
+        """Overwrite a part of the memory with zeroes."""
+        mapping.zero(self._made[device.number].memory, offset, size)
 
     @staticmethod
     def fds(device: Device) -> int:

@@ -10,21 +10,14 @@ from __future__ import annotations
 import fcntl
 import os
 import select
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-_PATIENCE = 0.005
-"""Seconds before a blocked call is interrupted.
-
-It blocks only if another holder fills the eventfd and clears its flag just as we write.
-"""
+from kvmchand.linux.interrupt import interrupted_soon
 
 
 def signal_event(event: int) -> None:
     """Wake whoever waits for the event."""
     fcntl.fcntl(event, fcntl.F_SETFL, os.O_NONBLOCK)
-    with _interrupted_soon():
+    with interrupted_soon():  # if another holder fills it and clears the flag just now
         try:
             os.eventfd_write(event, 1)
         except (BlockingIOError, InterruptedError):
@@ -47,22 +40,3 @@ def drain_event(event: int) -> None:
         os.preadv(event, [bytearray(8)], -1, os.RWF_NOWAIT)
     except BlockingIOError:
         pass
-
-
-@contextmanager
-def _interrupted_soon() -> Iterator[None]:
-    """Interrupt a system call that blocks.
-
-    For a process's first thread, which is the only thread of each of our processes.
-    """
-    try:
-        handler = signal.signal(signal.SIGALRM, lambda *_: None)
-    except ValueError:
-        yield
-        return
-    before = signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *before)
-        signal.signal(signal.SIGALRM, handler)

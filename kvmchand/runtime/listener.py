@@ -66,7 +66,7 @@ class Listener:
         except BlockingIOError:
             return None
         except OSError as error:
-            log.warning(f"a connection was dropped, for lack of descriptors: {error.strerror}")
+            log.warning(f"a connection was dropped, for lack of descriptors: {error.strerror}", whose=self.settings.whose)
             self._spare.refuse(self.sock)
             return None
         sock.setblocking(False)

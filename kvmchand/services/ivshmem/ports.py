@@ -187,7 +187,7 @@ class Port:
         if self.connection is not None and has_gone(self.connection.sock):
             self.end()  # as the ivshmem process is about to say
         if self.connection is not None and not libc.are_of_one_process(self.connection.sock, sock):
-            log.warning(f"{self} is connected: another that connected is refused")
+            log.warning(f"{self} is connected: another that connected is refused", whose=str(self))
             refuse(sock)
             self.listener.unread.end(sock)
             return

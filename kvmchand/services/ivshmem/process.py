@@ -112,7 +112,9 @@ class Ivshmem(Worker):
         finally:
             self._marker.clear()
         if said:
-            log.warning("a QEMU said something, which the ivshmem protocol does not have: its connection is ended")
+            log.warning(
+                "a QEMU said something, which the ivshmem protocol does not have: its connection is ended", whose="a QEMU"
+            )
         del device.connections[number]
         self._loop.remove(connection.fileno())
         hang_up(connection)

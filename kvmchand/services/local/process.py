@@ -14,6 +14,7 @@ from enum import Enum
 
 from kvmchand.errors import LimitReached, ProtocolError, TimedOut, VchanError
 from kvmchand.ids import ClientId
+from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
@@ -92,7 +93,9 @@ class Local(Acceptor):
 
     def _drop(self, dropped: Client, error: VchanError) -> None:
         """End a connection for what it did. Main's duplicate then hangs up."""
-        log.warning(f"{dropped.listener.settings.whose}, client {dropped.number}: {error.sentence}")
+        whose = dropped.listener.settings.whose
+        _, user, _ = libc.peer_credentials(dropped.sock)
+        log.warning(f"{whose}, client {dropped.number}: {error.sentence}", whose=f"{whose}, user {user}")
         _say(dropped.sock, error)
         try:
             dropped.sock.shutdown(socket.SHUT_RDWR)

@@ -104,7 +104,7 @@ class Forward(ServiceEvents):
                     self._tell(message)
             case store.Ended():
                 if message.client in self._asked:
-                    log.warning(f"the host has ended connection {message.client} to the store")
+                    log.warning(f"the host has ended connection {message.client} to the store", whose="the store")
                     self._end(message.client)
 
     def _give_up(self, number: ClientId) -> None:

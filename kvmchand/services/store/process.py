@@ -155,7 +155,10 @@ class Store(Streams):
         refused = self._tree.offer(offered.channel, offered.path, offered.server, offered.client, offered.ref, offered.port)
         if refused is not None:
             why = _NOT_SHOWN[refused.number]
-            log.warning(f"domain {offered.server}'s vchan at {offered.path} is not shown in the store, for {why}")
+            log.warning(
+                f"domain {offered.server}'s vchan at {offered.path} is not shown in the store, for {why}",
+                whose=f"domain {offered.server}",
+            )
 
     def _with_remote(self, client: ClientId, action: Callable[[RemoteStream], None]) -> None:
         stream = self._streams.get(client)

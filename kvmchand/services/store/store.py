@@ -158,7 +158,9 @@ class Store(ServiceEvents):
         remote = remotes.get(request.client)
         if remote is None:
             if len(remotes) >= _REMOTES_MAX:
-                log.warning(f"domain {domain} is refused another connection to the store: it has {len(remotes)}")
+                log.warning(
+                    f"domain {domain} is refused another connection to the store: it has {len(remotes)}", whose=f"domain {domain}"
+                )
                 self._events.on_output(domain, store.Ended(request.client))
                 return
             self._last_remote += 1
@@ -229,7 +231,7 @@ class Store(ServiceEvents):
         try:
             self._events.on_connection()
         except OutOfResources as error:
-            log.warning(f"a new connection to the store is ended: {error.sentence}")
+            log.warning(f"a new connection to the store is ended: {error.sentence}", whose="the store")
             self._connections.drop(new)
             self._tell(store.Ended(new))
 

@@ -242,7 +242,9 @@ class Streams(Acceptor):
     # ---- connections ----
 
     def _on_refused(self, listener: Listener, _sock: socket.socket, error: VchanError) -> None:
-        log.warning(f"a connection to the store of {listener.settings.whose} is refused: {error.sentence}")
+        log.warning(
+            f"a connection to the store of {listener.settings.whose} is refused: {error.sentence}", whose=listener.settings.whose
+        )
 
     def _on_accepted(self, number: ClientId, listener: Listener, sock: socket.socket) -> None:
         self._say(store.Connected(number), (sock.fileno(),))
@@ -312,7 +314,7 @@ class Streams(Acceptor):
     def _fail(self, stream: Stream, error: OSError) -> None:
         if stream.number in self._streams:
             if isinstance(error, VchanError):
-                log.warning(f"{stream.whose}, store client {stream.number}, is dropped: {error.sentence}")
+                log.warning(f"{stream.whose}, store client {stream.number}, is dropped: {error.sentence}", whose=stream.whose)
             self._end(stream)
 
     def _take_turn(self, stream: Stream) -> None:

@@ -5,11 +5,14 @@ else notices.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rig.clients import RawClient
 from rig.daemon import Daemon
 from rig.deadline import eventually
 from rig.guest import Guest, ScriptedHost
 from rig.held import held
+from rig.stalled import drain, stalled
 
 
 def assert_answers(daemon: Daemon) -> None:
@@ -46,3 +49,23 @@ def test_a_slice_is_freed_while_a_program_of_the_host_holds_the_device(host: Scr
             alice.close(1)
             near.close()
             assert alice.is_answered()
+
+
+def test_nobody_reads_the_log(tmp_path: Path) -> None:
+    with stalled() as (reading, writing):
+        daemon = Daemon(tmp_path, stderr=writing)
+        try:
+            for _ in range(3):
+                with RawClient(daemon, 1) as client:
+                    client.say(b"nonsense")
+                    client.hear_error("protocol")
+            assert_answers(daemon)
+            drain(reading)
+            with RawClient(daemon, 1) as client:
+                client.say(b"nonsense")
+                client.hear_error("protocol")
+            said = drain(reading).decode()
+            assert "lines before this one were lost" in said
+            daemon.stop()
+        finally:
+            daemon.kill()

@@ -34,8 +34,15 @@ class Daemon:
     """Where the part of the log that log() returns begins."""
 
     def __init__(
-        self, folder: Path, *options: str, domains: Iterable[int] = (1, 2), libvirt: str = "", program: Path = KVMCHAND
+        self,
+        folder: Path,
+        *options: str,
+        domains: Iterable[int] = (1, 2),
+        libvirt: str = "",
+        program: Path = KVMCHAND,
+        stderr: int | None = None,
     ) -> None:
+        """`stderr`: where it is to log, in place of a file."""
         self.runtime_dir = folder / "run"
         self.log_path = folder / "kvmchand.log"
         notify_path = folder / "notify"
@@ -45,7 +52,9 @@ class Daemon:
             for domain in domains:
                 arguments += ["--local-domain", str(domain)]
             self.process = subprocess.Popen(
-                [str(program), *arguments, *options], stderr=log, env={**os.environ, "NOTIFY_SOCKET": str(notify_path)}
+                [str(program), *arguments, *options],
+                stderr=log if stderr is None else stderr,
+                env={**os.environ, "NOTIFY_SOCKET": str(notify_path)},
             )
             self.ready = self._await_ready(notify)
         notify_path.unlink()

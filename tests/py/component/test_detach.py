@@ -25,7 +25,8 @@ from rig.daemon import acting_as
 from rig.deadline import eventually
 from rig.detaching import attach, detach, detaching, kvmchan, release
 from rig.fixtures import Run
-from rig.guest import ALICE, BOB, Guest, ScriptedHost, connect, offer
+from rig.guest import ALICE, BOB, Guest, ScriptedHost, ScriptedPlugged, connect, offer
+from rig.streams import MIB
 
 NAME = f"guest-{ALICE}"
 AGAIN = 21
@@ -387,6 +388,21 @@ def test_without_kvm_nothing_ends_and_the_sentence_says_why(host: ScriptedHost) 
             assert ours.state is State.OPEN
     assert set(plain.machine.devices) == before
     assert known(host) == {"ready": True, "devices": 2, "detached": False}
+
+
+def test_a_device_from_the_domains_start_stays_and_the_sentence_says_so(host: ScriptedHost) -> None:
+    uuid, path = f"uuid-{ALICE}", host.runtime_dir / "ivshmem" / "start"
+    host.hypervisor.prepare(uuid, path.name, MIB, 4)
+    eventually(path.exists)
+    present = ScriptedPlugged(str(path), 4)
+    guest = host.guest(ALICE)
+    sentence = kvmchan(host, "detach", NAME)
+    assert "has a device from its start, which can't be unplugged" in sentence
+    assert "Nothing has changed" in sentence
+    assert not known(host)["detached"]
+    host.hypervisor.unprepare(uuid)
+    guest.stop()
+    present.unplug()
 
 
 def test_a_paused_guest_can_not_let_go(host: ScriptedHost, alice: Guest) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from kvmchand.channels.page import LEFT_INDEXES, RIGHT_INDEXES
-from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE
+from kvmchand.ids import CONTROL_PEER, HOST_PEER, PAGE, Size
 from kvmchand.linux.eventfd import share_event
 from kvmchand.wire import client, control, dataplane, libvirt
 from kvmchand.wire.codec import PACKET_MAX
@@ -352,6 +352,16 @@ class Hypervisor:
     def pause(self, machine: Machine, paused: bool = True) -> None:
         with self.changed:
             self._tell(libvirt.Paused(machine.number, paused))  # type: ignore[arg-type]
+
+    def prepare(self, uuid: str, socket: str, size: int, vectors: int) -> None:
+        """Give a domain that does not run a device from its next start on."""
+        with self.changed:
+            self._tell(libvirt.Prepared(uuid, socket, Size(size), vectors, True))
+
+    def unprepare(self, uuid: str) -> None:
+        """Take that device from a domain's XML."""
+        with self.changed:
+            self._tell(libvirt.Unprepared(uuid))
 
     def undefine(self, uuid: str) -> None:
         """Remove the configuration of a domain that does not run."""

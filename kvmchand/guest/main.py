@@ -20,6 +20,7 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
 from kvmchand.runtime.signals import notify, open_stdio, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
+from kvmchand.services.closer.closer import Closer
 from kvmchand.services.local.clients import Clients
 from kvmchand.services.vfio.functions import Functions
 from kvmchand.wire import client
@@ -46,6 +47,7 @@ class Guest:
     def _open(self, settings: Settings) -> None:
         raise_descriptor_limit()
         require_user(settings.service_user)
+        self._undo.callback(Closer(self._loop, settings.service_user, self._fail).close)
         devices = Devices()
         self._undo.callback(devices.close)
         self._sockets = Sockets(settings.runtime_dir, settings.socket)

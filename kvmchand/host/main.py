@@ -38,6 +38,7 @@ from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
 from kvmchand.runtime.signals import notify, open_stdio, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
+from kvmchand.services.closer.closer import Closer
 from kvmchand.services.local.clients import Clients
 from kvmchand.services.store.store import Store
 from kvmchand.wire import client
@@ -62,6 +63,7 @@ class Host:
         loop, limits, user = self._loop, settings.limits, settings.service_user
         raise_descriptor_limit()
         require_user(user)
+        self._undo.callback(Closer(loop, user, self._fail).close)
         self._sockets = Sockets(settings.runtime_dir, settings.socket)
         self._undo.callback(self._sockets.close)
         self._undo.enter_context(stopped_by_signals(loop))

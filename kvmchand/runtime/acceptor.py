@@ -11,6 +11,7 @@ from abc import abstractmethod
 
 from kvmchand.errors import VchanError
 from kvmchand.ids import ClientId, DomainId
+from kvmchand.runtime import closer
 from kvmchand.runtime.listener import Listener, Spare
 from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
@@ -64,7 +65,7 @@ class Acceptor(Worker):
             listener.check(sock)
         except VchanError as error:
             self._on_refused(listener, sock, error)
-            sock.close()
+            closer.close(sock)
             return
         number, self._next = ClientId(self._next), self._next + 1
         self._on_accepted(number, listener, sock)

@@ -12,7 +12,7 @@ import struct
 
 from kvmchand.errors import AccessDenied, LimitReached
 from kvmchand.linux import libc
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log
 from kvmchand.wire import local
 
 _SO_PEERGROUPS = 59
@@ -41,7 +41,7 @@ class Spare:
         """Take a connection off the queue, and close it."""
         os.close(self._fd)
         try:
-            sock.accept()[0].close()
+            closer.close(sock.accept()[0])
         except OSError:
             pass
         self._fd = self._open()

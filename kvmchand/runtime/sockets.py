@@ -18,6 +18,7 @@ from pathlib import Path
 from kvmchand.config import SocketSettings
 from kvmchand.errors import Busy, InvalidArgument
 from kvmchand.ids import DomainId, Size
+from kvmchand.runtime import closer, passrights
 from kvmchand.runtime.privileges import group_number
 from kvmchand.wire import local
 
@@ -74,7 +75,8 @@ class Sockets:
     def _listen(self, domain: DomainId, name: str, kind: int, *, is_store: bool) -> None:
         path = self._directory / name
         sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
-        self._undo.callback(sock.close)
+        self._undo.callback(closer.close, sock)
+        passrights.refuse(sock)
         try:
             with _umask(0o777):
                 sock.bind(str(path))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kvmchand.errors import InternalError, VchanError
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log
 from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
 from kvmchand.runtime.marker import Marker
 from kvmchand.wire.packet import AT_ONCE, Fds, receive_packet, send_packet
@@ -50,12 +51,13 @@ class Service:
         """Start the process. `site`: it needs packages beside the standard library."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         page = os.memfd_create(f"kvmchand-{name}", os.MFD_CLOEXEC)
+        fds = [closer.descriptor(), theirs.fileno(), page]
         try:
             os.ftruncate(page, mmap.PAGESIZE)
             self.marker = Marker(page)
             self._process = subprocess.Popen(
-                [sys.executable, "-I", *([] if site else ["-S"]), str(_ENTRY), name, str(theirs.fileno()), str(page)],
-                pass_fds=(theirs.fileno(), page),
+                [sys.executable, "-I", *([] if site else ["-S"]), str(_ENTRY), name, *map(str, fds)],
+                pass_fds=[fd for fd in fds if fd >= 0],
                 stdin=subprocess.DEVNULL,
             )
         except BaseException:
@@ -75,12 +77,12 @@ class Service:
         """End the service, unless it has ended. Returns its exit status, negative for a signal."""
         self.sock.close()
         self.marker.close()
-        try:
-            status = self._process.wait(timeout=_END_DEADLINE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
-        return status
+        for _ in range(2):
+            try:
+                return self._process.wait(timeout=_END_DEADLINE)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        return -signal.SIGKILL  # it sleeps where no signal reaches it, and ends when it wakes
 
 
 class ServiceEvents(Protocol):

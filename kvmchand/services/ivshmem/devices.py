@@ -23,6 +23,7 @@ from kvmchand.errors import InvalidArgument, OutOfResources, VchanError
 from kvmchand.ids import HOST_PEER, DeviceId, DomainId
 from kvmchand.linux import mapping
 from kvmchand.linux.burst import Burst
+from kvmchand.runtime import passrights
 from kvmchand.runtime.loop import Loop
 from kvmchand.services.ivshmem.handshake import handshake
 from kvmchand.services.ivshmem.ports import Listener, Port, PortEvents, Spare
@@ -157,6 +158,7 @@ class Devices(PortEvents):
         """Return a socket in the directory, to which nobody is connected yet. Raises OSError."""
         with ExitStack() as undo:
             sock = undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            passrights.refuse(sock)
             # /proc/net/unix shows everyone the path that a socket was bound to, so the secret one
             # comes after that.
             bound = self._private / str(next(self._sockets))

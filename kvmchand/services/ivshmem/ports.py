@@ -18,7 +18,7 @@ from kvmchand.channels.device import Device
 from kvmchand.ids import DomainId
 from kvmchand.linux import libc
 from kvmchand.linux.burst import Burst
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log
 from kvmchand.runtime.loop import Loop, Timer
 from kvmchand.services.ivshmem.handshake import refuse, refuse_all
 from kvmchand.services.ivshmem.unread import Unread, has_gone, has_read, wait_read
@@ -41,7 +41,7 @@ class Listener:
         """Refuse who waits, close the socket and remove its path."""
         for refused in refuse_all(self.sock):
             self.unread.end(refused)
-        self.sock.close()
+        closer.close(self.sock)
         self.path.unlink(missing_ok=True)
 
 
@@ -72,7 +72,7 @@ class Spare:
         if self._refused is not None:
             if not has_read(self._refused):
                 return False
-            self._refused.close()
+            closer.close(self._refused)
             self._refused = None
             self._fd = _open_nothing()
         os.close(self._fd)
@@ -89,7 +89,7 @@ class Spare:
             os.close(self._fd)
         else:
             wait_read([self._refused])
-            self._refused.close()
+            closer.close(self._refused)
 
 
 class PortEvents(Protocol):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from kvmchand.ids import DeviceId
 from kvmchand.linux.eventfd import signal_event
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log
 from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.worker import Worker, serve
@@ -53,9 +53,9 @@ class Device:
         for event in self.events:
             os.close(event)
         for listener in self.listeners:
-            listener.close()
+            closer.close(listener)
         for connection in self.connections.values():
-            connection.close()
+            closer.close(connection)
 
 
 class Ivshmem(Worker):
@@ -104,7 +104,7 @@ class Ivshmem(Worker):
         connection = device.connections[number]
         self._marker.set(number)
         try:
-            said = connection.recv(1, AT_ONCE)
+            said = connection.recv(1, socket.MSG_PEEK | AT_ONCE)
         except BlockingIOError:
             return
         except OSError:

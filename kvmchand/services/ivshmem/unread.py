@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from kvmchand.linux import libc
+from kvmchand.runtime import closer
 from kvmchand.runtime.loop import Loop, Timer
 
 PATIENCE = 5.0
@@ -91,4 +92,4 @@ def hang_up(sock: socket.socket) -> None:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
         pass  # gone already
-    sock.close()
+    closer.close(sock)

@@ -18,7 +18,7 @@ from kvmchand.channels.requester import Requester, RequesterEvents
 from kvmchand.errors import ProtocolError, VchanError
 from kvmchand.ids import GENERATION, HOST, ClientId, DomainId, Size
 from kvmchand.linux import libc
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log
 from kvmchand.runtime.loop import HALF_CLOSED, HUNG_UP, Loop
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
@@ -217,7 +217,7 @@ class Clients(ServiceEvents):
             adopted = Client(self, number, self._sockets.domain_of(sock), sock)
             self._loop.add(sock.fileno(), lambda events: self._on_hang_up(adopted, events), HALF_CLOSED)
         except BaseException:
-            sock.close()
+            closer.close(sock)
             raise
         self._clients[number] = adopted
         idle = self._idle.setdefault(adopted.domain, {})
@@ -252,7 +252,7 @@ class Clients(ServiceEvents):
         del self._clients[gone.number]
         self._idle[gone.domain].pop(gone.number, None)
         self._loop.remove(gone.sock.fileno())
-        gone.sock.close()
+        closer.end(gone.sock)
 
     def drop(self, dropped: Client) -> None:
         """Forget a client that was ended from this side, and report that."""
@@ -263,5 +263,5 @@ class Clients(ServiceEvents):
         """End the local process and all connections."""
         self._service.stop()
         for each in self._clients.values():
-            each.sock.close()
+            closer.end(each.sock)
         self._clients.clear()

@@ -15,14 +15,15 @@ from enum import Enum
 from kvmchand.errors import LimitReached, ProtocolError, TimedOut, VchanError
 from kvmchand.ids import ClientId
 from kvmchand.linux import libc
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log, passrights
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
 from kvmchand.runtime.loop import HALF_CLOSED, READABLE, Timer
 from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.worker import serve
 from kvmchand.wire import client, local
-from kvmchand.wire.packet import AT_ONCE, Fds, receive_packet, send_packet
+from kvmchand.wire.codec import PACKET_MAX
+from kvmchand.wire.packet import AT_ONCE, send_packet
 
 HELLO_DEADLINE = 5.0
 """Seconds that a new connection has for its hello and its first request."""
@@ -108,7 +109,7 @@ class Local(Acceptor):
         self._stop_waiting(gone)
         gone.listener.clients -= 1
         self._loop.remove(gone.sock.fileno())
-        gone.sock.close()
+        closer.close(gone.sock)
 
     def _stop_waiting(self, served: Client) -> None:
         """Stop the client's deadline: it has made its first request, or is gone."""
@@ -136,18 +137,15 @@ class Local(Acceptor):
 
     def _take_packet(self, sender: Client, events: int) -> Phase | None:
         """Return how far the client is after its next packet, or None if that was its end."""
-        data, fds = receive_packet(sender.sock)
-        with fds:
-            if data or not events & HALF_CLOSED:
-                self._on_request(sender, data, fds)
-                return sender.phase
+        data = passrights.receive(sender.sock, PACKET_MAX)
+        if data or not events & HALF_CLOSED:
+            self._on_request(sender, data)
+            return sender.phase
         self._forget(sender)
         return None
 
-    def _on_request(self, sender: Client, data: bytes, fds: Fds) -> None:
+    def _on_request(self, sender: Client, data: bytes) -> None:
         request = client.requests.decode(data)
-        if len(fds):
-            raise ProtocolError(f"{len(fds)} descriptors came with a request: none belongs there")
         if sender.phase is Phase.NEW:
             self._greet(sender, request)
         elif isinstance(request, client.Hello):

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from kvmchand.errors import ProtocolError
 from kvmchand.ids import GENERATION, ClientId, DomainId
+from kvmchand.runtime import closer
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.wire import local
 from kvmchand.wire.packet import Fds
@@ -70,7 +71,7 @@ class Connections:
             if self._counts[domain] >= CONNECTIONS_MAX:
                 raise ProtocolError(f"domain {domain} has {CONNECTIONS_MAX} connections, and got another")
         except BaseException:
-            sock.close()
+            closer.close(sock)
             raise
         self._counts[domain] += 1
         adopted = self._connections[number] = Connection(number, domain, sock)
@@ -81,7 +82,7 @@ class Connections:
         gone = self._connections.pop(number, None)
         if gone is not None:
             self._counts[gone.domain] -= 1
-            gone.sock.close()
+            closer.end(gone.sock)
 
     def drop(self, number: ClientId) -> None:
         """End a connection."""

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from kvmchand.errors import LimitReached, ProtocolError, VchanError
 from kvmchand.ids import HOST, ClientId, DomainId
-from kvmchand.runtime import log
+from kvmchand.runtime import closer, log, passrights
 from kvmchand.runtime.acceptor import Acceptor
 from kvmchand.runtime.listener import Listener
 from kvmchand.runtime.loop import EDGE, HALF_CLOSED, HUNG_UP, READABLE, WRITABLE
@@ -176,7 +176,7 @@ class SocketStream(Stream):
     def take(self) -> Taken | None:
         """Return its next request, or None if none is complete."""
         try:
-            data = self.sock.recv(store.REQUEST_BYTES, socket.MSG_PEEK)
+            data = passrights.peek(self.sock, store.REQUEST_BYTES)
         except BlockingIOError:
             return None
         found = protocol.take(data)
@@ -196,7 +196,7 @@ class SocketStream(Stream):
             self.sock.shutdown(socket.SHUT_RDWR)  # main has a duplicate
         except OSError:
             pass  # gone already
-        self.sock.close()
+        closer.close(self.sock)
 
 
 class Streams(Acceptor):

@@ -240,46 +240,6 @@ def test_wrong_version(served: Daemon, version: int) -> None:
         client.hear_end()
 
 
-@pytest.mark.parametrize("count", [1, 253])
-@pytest.mark.parametrize("greeted", [False, True], ids=["with hello", "with a request"])
-def test_descriptors_where_none_belong(served: Daemon, greeted: bool, count: int) -> None:
-    with RawClient(served) as client:
-        if greeted:
-            client.hello()
-        client.say(LIST if greeted else HELLO, [0] * count)
-        assert str(count) in client.hear_error("protocol")
-        client.hear_end()
-
-
-def test_descriptors_beside_a_packet_that_is_no_message(served: Daemon) -> None:
-    with RawClient(served) as client:
-        client.hello().say(b"not JSON", [0, 1, 2])
-        client.hear_error("protocol")
-        client.hear_end()
-
-
-def test_descriptors_beside_an_oversized_packet(served: Daemon) -> None:
-    with RawClient(served) as client:
-        client.hello().say(bytes(40000), [0] * 253)
-        client.hear_error("protocol")
-        client.hear_end()
-
-
-def test_descriptors_beside_an_empty_packet(served: Daemon) -> None:
-    with RawClient(served) as client:
-        socket.send_fds(client.hello().sock, [b""], [0, 1, 2])
-        client.hear_error("protocol")
-        client.hear_end()
-
-
-def test_a_connection_sent_to_the_daemon_over_itself(served: Daemon) -> None:
-    """A socket in its own queue would outlive its process, if the daemon kept it."""
-    with RawClient(served) as client:
-        client.hello().say(LIST, [client.sock.fileno()])
-        client.hear_error("protocol")
-        client.hear_end()
-
-
 def test_second_channel_on_one_connection(served: Daemon) -> None:
     with RawClient(served) as client:
         granted = client.hello().offer()

@@ -31,7 +31,7 @@ def services_of(main: int) -> dict[str, int]:
     found = {}
     for pid in children(main):
         try:
-            *_, entry, name, _socket, _page, _end = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            *_, entry, name, _closer, _socket, _page, _end = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, ValueError):
             continue  # it has ended, or not begun
         if entry.endswith(b"services/__main__.py"):

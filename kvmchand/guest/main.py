@@ -18,7 +18,7 @@ from kvmchand.linux import libc
 from kvmchand.runtime import log
 from kvmchand.runtime.loop import Loop
 from kvmchand.runtime.privileges import raise_descriptor_limit, require_user
-from kvmchand.runtime.signals import notify, open_stdio, stopped_by_signals
+from kvmchand.runtime.signals import keep_watchdog, notify, open_stdio, stopped_by_signals
 from kvmchand.runtime.sockets import Sockets
 from kvmchand.services.closer.closer import Closer
 from kvmchand.services.local.clients import Clients
@@ -69,6 +69,7 @@ class Guest:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT."""
+        keep_watchdog(self._loop)
         self._loop.run()
         if self._failure is not None:
             raise self._failure

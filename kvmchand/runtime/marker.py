@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The page in which a service notes whose bytes it reads, and main how many packets it has sent."""
+"""The page that main and a service share.
+
+The service notes there whose bytes it reads, and that it is alive; main, how many packets it has
+sent.
+"""
 
 from __future__ import annotations
 
 import mmap
+import time
 
+BEAT = 10.0
+"""Seconds between two notes of a service that it is alive."""
 _NOBODY = 0
 
 
@@ -35,6 +42,14 @@ class Marker:
     def sent(self) -> int:
         """Return how many packets main has had for the service."""
         return self._words[1]
+
+    def beat(self) -> None:
+        """Note that the service is alive now."""
+        self._words[2] = time.monotonic_ns()
+
+    def silence(self) -> float:
+        """Return for how many seconds the service has not noted that."""
+        return (time.monotonic_ns() - self._words[2]) / 1e9
 
     def close(self) -> None:
         """Unmap the page."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -65,7 +66,22 @@ def notify(state: str) -> None:
         return
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)
             sock.connect("\0" + address[1:] if address.startswith("@") else address)
             sock.send(state.encode())
     except OSError as error:
         log.warning(f"the service manager at {address} can't be told {state}: {error.strerror}")
+
+
+def keep_watchdog(loop: Loop) -> None:
+    """Tell the service manager that we live, as often as it wants (sd_watchdog_enabled(3))."""
+    pid, period = os.environ.get("WATCHDOG_PID", ""), os.environ.get("WATCHDOG_USEC", "")
+    if not period.isdecimal() or pid not in ("", str(os.getpid())):
+        return
+    interval = int(period) / 2e6
+
+    def tell() -> None:
+        notify("WATCHDOG=1")
+        loop.call_at(time.monotonic() + interval, tell)
+
+    tell()

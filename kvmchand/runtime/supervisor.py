@@ -17,6 +17,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ from typing import Protocol
 
 from kvmchand.errors import InternalError, VchanError
 from kvmchand.runtime import closer, log
-from kvmchand.runtime.loop import READABLE, WRITABLE, Loop
-from kvmchand.runtime.marker import Marker
+from kvmchand.runtime.loop import READABLE, WRITABLE, Loop, Timer
+from kvmchand.runtime.marker import BEAT, Marker
 from kvmchand.wire.packet import AT_ONCE, Fds, receive_packet, send_packet
 
 _END_DEADLINE = 0.5
@@ -39,6 +40,8 @@ Its peers make main say many things at once, which is not its fault.
 """
 _RESTARTS_MAX = 5
 """Restarts in a row without success, after which a service is given up."""
+_PATIENCE = 3 * BEAT
+"""Seconds without a sign of life after which a service is killed, but only at the second look."""
 HOPELESS = 3
 """Exit status of a service that would fail again. It has said why."""
 _ENTRY = Path(__file__).parents[1] / "services" / "__main__.py"
@@ -55,6 +58,7 @@ class Service:
         try:
             os.ftruncate(page, mmap.PAGESIZE)
             self.marker = Marker(page)
+            self.marker.beat()
             self._process = subprocess.Popen(
                 [sys.executable, "-I", *([] if site else ["-S"]), str(_ENTRY), name, *map(str, fds)],
                 pass_fds=[fd for fd in fds if fd >= 0],
@@ -114,10 +118,13 @@ class SupervisedService:
     _events: ServiceEvents
     """The object that start() was given."""
 
-    def __init__(self, loop: Loop, name: str, fail: Callable[[VchanError], None], *, site: bool = False) -> None:
+    def __init__(
+        self, loop: Loop, name: str, fail: Callable[[VchanError], None], *, site: bool = False, patience: float = _PATIENCE
+    ) -> None:
         """Start nothing yet.
 
-        `fail` is called when the service has ended for good. `site`: as for Service.
+        `fail` is called when the service has ended for good. `site`: as for Service. `patience`:
+        seconds between two looks whether it hangs.
         """
         self._loop = loop
         self._name = name
@@ -129,6 +136,10 @@ class SupervisedService:
         self._waiting_bytes = 0
         self._is_full = False
         """Something waits for room in its socket."""
+        self._patience = patience
+        self._is_late = False
+        """It seemed to hang when we last looked."""
+        self._next_look: Timer | None = None
 
     def start(self, events: ServiceEvents) -> None:
         """Start the process. From now on `events` hears of it, and of those that follow it."""
@@ -146,6 +157,23 @@ class SupervisedService:
             pass  # it has ended already, as its socket will say; or never read, and is killed then
         # After all others: whoever has died is found dead before anyone's request is looked at.
         self._loop.add(service.sock.fileno(), self._on_ready, last=True)
+        self._is_late = False
+        self._look_later()
+
+    def _look_later(self) -> None:
+        self._next_look = self._loop.call_at(time.monotonic() + self._patience, self._look)
+
+    def _look(self) -> None:
+        """Kill the process if it hangs. At the first look perhaps all of us stood still."""
+        service = self._service
+        if service is None:
+            return
+        hangs = service.marker.silence() > self._patience
+        if hangs and self._is_late:
+            log.warning(f"the {self._name} process is killed, for it hangs")
+            service.kill()
+        self._is_late = hangs
+        self._look_later()
 
     def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send the service a packet. The descriptors stay the caller's.
@@ -268,6 +296,7 @@ class SupervisedService:
     def _on_end(self, service: Service) -> None:
         self._loop.remove(service.sock.fileno())
         self._service = None
+        self._stop_looking()
         self._forget_waiting()
         culprit = service.marker.get()
         status = service.stop()
@@ -281,8 +310,13 @@ class SupervisedService:
             return
         self._launch()
 
+    def _stop_looking(self) -> None:
+        if self._next_look is not None:
+            self._next_look.cancel()
+
     def stop(self) -> None:
         """End the service, and drop what waits."""
+        self._stop_looking()
         if self._service is not None:
             self._service.stop()
             self._service = None

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json.decoder  # noqa: F401 # what says that bytes are no JSON, when we may not read files any more
 import signal
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from kvmchand.linux import libc
 from kvmchand.runtime.loop import Loop
-from kvmchand.runtime.marker import Marker
+from kvmchand.runtime.marker import BEAT, Marker
 from kvmchand.wire.codec import Codec
 from kvmchand.wire.packet import Fds, receive_packet, send_packet
 
@@ -32,6 +33,7 @@ class Worker(ABC):
         self._heard = 0
         """Packets heard, of those that the marker counts."""
         self._loop.add(main.fileno(), self._on_main)
+        self._beat()
 
     @abstractmethod
     def run(self) -> None:
@@ -40,6 +42,10 @@ class Worker(ABC):
     @abstractmethod
     def _obey(self, message: object, fds: Fds) -> None:
         """Do what main says. Descriptors that are not stolen are closed."""
+
+    def _beat(self) -> None:
+        self._marker.beat()
+        self._loop.call_at(time.monotonic() + BEAT, self._beat)
 
     def _wait_for_start(self) -> bool:
         """Hear only main until _start(). Returns False if main has ended.

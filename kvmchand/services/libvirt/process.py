@@ -23,6 +23,7 @@ from typing import Any
 from kvmchand.ids import DomainId
 from kvmchand.linux import libc
 from kvmchand.runtime import log
+from kvmchand.runtime.marker import BEAT, Marker
 from kvmchand.runtime.supervisor import HOPELESS
 from kvmchand.services.libvirt import inspection
 from kvmchand.services.libvirt.plugger import Plugger
@@ -69,8 +70,9 @@ def _register_events(loop: asyncio.AbstractEventLoop) -> None:
 class Domains:
     """The process's whole state."""
 
-    def __init__(self, main: socket.socket) -> None:
+    def __init__(self, main: socket.socket, marker: Marker) -> None:
         self._main = main
+        self._marker = marker
         self._folder = Path()
         """The folder of the devices' sockets."""
         self._connection: Any = None
@@ -96,11 +98,16 @@ class Domains:
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         self._main.setblocking(False)
         loop.add_reader(self._main.fileno(), self._hear_main)
+        self._beat()
         await self._ended.wait()
         for task in self._tasks:
             task.cancel()
         # A thread may be within a call of libvirt's that does not end: nothing is ours to tidy up.
         os._exit(0)
+
+    def _beat(self) -> None:
+        self._marker.beat()
+        asyncio.get_running_loop().call_later(BEAT, self._beat)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -284,7 +291,7 @@ def _deregister(connection: Any, callbacks: list[int]) -> None:
     gc.collect()
 
 
-def main(socket_fd: int, _marker_fd: int) -> None:
+def main(socket_fd: int, marker_fd: int) -> None:
     """Run the process."""
     libc.set_process_name("kvmchand-virt")
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -295,8 +302,8 @@ def main(socket_fd: int, _marker_fd: int) -> None:
             "or start kvmchand host with --no-libvirt"
         )
         sys.exit(HOPELESS)
-    asyncio.run(_serve(socket.socket(fileno=socket_fd)))
+    asyncio.run(_serve(socket.socket(fileno=socket_fd), Marker(marker_fd)))
 
 
-async def _serve(main_socket: socket.socket) -> None:
-    await Domains(main_socket).run()
+async def _serve(main_socket: socket.socket, marker: Marker) -> None:
+    await Domains(main_socket, marker).run()

@@ -17,6 +17,8 @@ from kvmchand.runtime.supervisor import ServiceEvents, SupervisedService
 from kvmchand.wire import client, control, vfio
 from kvmchand.wire.packet import Fds
 
+_PATIENCE = 120.0
+"""As the supervisor's: where the processor is emulated, to find devices anew takes long."""
 _ORDER_MIN = 10
 
 
@@ -126,7 +128,7 @@ class Functions(ServiceEvents):
         self._groups: dict[str, Fds] = {}
         self._functions: dict[str, Function] = {}
         """The functions that were reported, including closed ones until they are removed."""
-        self._service = SupervisedService(loop, "vfio", fail)
+        self._service = SupervisedService(loop, "vfio", fail, patience=_PATIENCE)
 
     def start(self, events: FunctionEvents) -> None:
         """Start the vfio process. From now on `events` hears of devices."""

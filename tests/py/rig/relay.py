@@ -9,11 +9,15 @@ import os
 import select
 import socket
 
+from kvmchand.runtime.marker import BEAT, Marker
 
-def main(socket_fd: int, _marker_fd: int) -> None:
+
+def main(socket_fd: int, marker_fd: int) -> None:
+    marker = Marker(marker_fd)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as test:
         test.connect(os.environ["KVMCHAN_TEST_SERVICE"])
         socket.send_fds(test, [b"\0"], [socket_fd])
     poll = select.poll()
     poll.register(socket_fd, 0)
-    poll.poll()  # until main's end of it is closed
+    while not poll.poll(BEAT * 1000):  # until main's end of it is closed
+        marker.beat()

@@ -27,6 +27,11 @@ class FakeService:
         self.marker = Marker(page)
         os.close(page)
 
+        self.is_killed = False
+
+    def kill(self) -> None:
+        self.is_killed = True
+
     def stop(self) -> int:
         self.marker.close()
         self.sock.close()
@@ -81,3 +86,32 @@ def test_what_was_drained_in_the_same_turn_is_not_waited_for(loop: Loop, monkeyp
     finally:
         service.stop()
         os.close(event)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeService:
+    """The next service that is started."""
+    made = FakeService("fake")
+    monkeypatch.setattr(supervisor, "Service", lambda _name, *, site: made)
+    return made
+
+
+def test_a_service_that_hangs_is_killed(loop: Loop, fake: FakeService, capfd: pytest.CaptureFixture[str]) -> None:
+    service = SupervisedService(loop, "fake", fail, patience=0.001)
+    service.start(Owner())
+    while not fake.is_killed:
+        loop.turn()
+    service.stop()
+    assert "the fake process is killed, for it hangs" in capfd.readouterr().err
+
+
+def test_a_service_that_is_late_once_is_not_killed(loop: Loop, fake: FakeService) -> None:
+    service = SupervisedService(loop, "fake", fail, patience=0.001)
+    service.start(Owner())
+    while not service._is_late:
+        loop.turn()
+    fake.marker._words[2] = 1 << 63  # it never is late again
+    while service._is_late:
+        loop.turn()
+    service.stop()
+    assert not fake.is_killed

@@ -125,7 +125,9 @@ class Remote(Requester):
         if fds:
             raise InternalError(f"{len(fds)} descriptors can't get into domain {self.domain}")
         if isinstance(reply, client.Error):
-            log.info(f"domain {self.domain}, client {self.number}: refused: {reply.sentence}", whose=f"domain {self.domain}")
+            log.info(
+                f"domain {self.domain}, client {self.number}: refused: {reply.sentence}", whose=f"domain {self.domain}'s requests"
+            )
         return self._send(reply_to(self._remote, self._serial, reply))
 
     def grant(self, channel: Channel, region: Region, side: Side) -> bool:

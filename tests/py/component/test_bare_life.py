@@ -121,6 +121,22 @@ def test_a_guest_is_saved_only_when_it_is_detached_and_restored_with_what_was_of
         be_found(bare_host, once_more)
 
 
+def test_a_guest_goes_on_after_a_snapshot_and_returns_from_it(bare_host: BareHost, tmp_path: Path) -> None:
+    image = str(tmp_path / "image")
+    snapshot = ("snapshot-create-as", "alice", "one", "--memspec", f"file={image}")
+    with found(bare_host) as (alice, server):
+        assert REFUSAL in bare_host.libvirtd.virsh(*snapshot, check=False).stderr
+        detach(bare_host, alice)
+        bare_host.libvirtd.virsh(*snapshot)
+        attach(bare_host, alice)
+        find(alice, server)
+        end_of(bare_host, alice)
+        # It was not detached, and its memory is an old one.
+        again = bare_host.guest("alice", "kvm", bring=lambda: bare_host.libvirtd.virsh("restore", image))
+    with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
+        find(again, server)
+
+
 def migration(guest: BareGuest, target: BareHost, tmp_path: Path) -> tuple[str, ...]:
     """Return virsh's words."""
     way = f"unix://{tmp_path}/to-{target.pid}"

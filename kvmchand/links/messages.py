@@ -88,7 +88,7 @@ class Messages(SessionEvents):
 
     def _lose(self, guest: Guest, sentence: str) -> None:
         if guest.note_unlinked(sentence):
-            log.warning(f"the control link to domain {guest.domain} is lost: {sentence}", whose=f"domain {guest.domain}")
+            log.warning(f"the control link to domain {guest.domain} is lost: {sentence}")
         self._handshakes.end(guest, hangs_up=self._handshakes.is_there(guest))
         self._handshakes.renew_if_asked(guest)
 
@@ -123,7 +123,9 @@ class Messages(SessionEvents):
             case control.Room():
                 self._on_room(guest, message)
             case control.Unusable():
-                log.warning(f"domain {guest.domain} can't use a device: {message.sentence}", whose=f"domain {guest.domain}")
+                log.warning(
+                    f"domain {guest.domain} can't use a device: {message.sentence}", whose=f"the devices of domain {guest.domain}"
+                )
                 for device in self._devices_by_peer(guest, message.peer):
                     self._plugs.fail(device, guest.domain, message.sentence)
 
@@ -168,7 +170,7 @@ class Messages(SessionEvents):
             raise ProtocolError(sentence)
         guest.is_greeted = True
         guest.note_linked()
-        log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here", whose=f"domain {guest.domain}")
+        log.info(f"domain {guest.domain} ({guest.name}): its kvmchand is here")
         self._sessions.send(session, control.Welcome(guest.domain))
         self._pool.stale.greet(guest.domain, lambda: self._prepare_links(guest, session))
 
@@ -178,7 +180,7 @@ class Messages(SessionEvents):
             if len(guest.remotes) >= self._max_clients:
                 log.warning(
                     f"domain {guest.domain} is refused another client: it has {len(guest.remotes)}",
-                    whose=f"domain {guest.domain}",
+                    whose=f"the clients of domain {guest.domain}",
                 )
                 error = LimitReached(
                     f"domain {guest.domain} has {len(guest.remotes)} clients: guest_channels in the host's settings"

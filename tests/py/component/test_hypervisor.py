@@ -661,7 +661,7 @@ if said.exists():
     runpy.run_path({entry!r}, run_name="__main__")
 else:
     said.touch()
-    main = socket.socket(fileno=int(sys.argv[2]))
+    main = socket.socket(fileno=int(sys.argv[3]))
     main.recv(65536)
     socket.send_fds(main, [{packet!r}], [0])
     main.recv(65536)

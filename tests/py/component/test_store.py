@@ -257,12 +257,6 @@ def test_a_request_that_is_too_long_ends_its_connection_and_no_other(daemon: Dae
         assert other.read("domid") == "0"
 
 
-def test_descriptors_beside_a_request_are_closed(daemon: Daemon) -> None:
-    with store(daemon) as client:
-        socket.send_fds(client.sock, [packet(Kind.READ, "domid")], [0, 0])
-        assert client.reply() == b"0"
-
-
 def test_a_client_that_closes_its_direction_is_gone(daemon: Daemon) -> None:
     with store(daemon) as client:
         client.say(packet(Kind.READ, "domid")[:10])

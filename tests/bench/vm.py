@@ -193,7 +193,7 @@ class Bench:
         got = statistics.median(figures)
         self._report.add(
             "first channel of two guests",
-            f"≤ {MOST_FIRST_MS / 1e3:.0f} s",
+            f"≤ {MOST_FIRST_MS / 1e3:.1f} s",
             f"{got / 1e3:.2f} s",
             got <= MOST_FIRST_MS,
             f"ms: {spread(figures)}",

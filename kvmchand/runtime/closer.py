@@ -37,14 +37,21 @@ def descriptor() -> int:
     return -1 if _closer is None else _closer.fileno()
 
 
-def end(outside: socket.socket) -> None:
-    """End a connection, and close it. Never waits."""
-    if _closer is not None:
-        try:
-            outside.shutdown(socket.SHUT_RDWR)  # now, and not when it is closed
-        except OSError:
-            pass  # gone already
+def hang_up(outside: socket.socket) -> None:
+    """End a connection, for all duplicates of it, and close it. Never waits."""
+    try:
+        outside.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # gone already
     close(outside)
+
+
+def end(outside: socket.socket) -> None:
+    """Close the last duplicate of a connection, which ends it at once. Never waits."""
+    if _closer is None:
+        outside.close()
+    else:
+        hang_up(outside)  # that process closes it later
 
 
 def close(outside: socket.socket) -> None:

@@ -22,7 +22,7 @@ from kvmchand.runtime.marker import Marker
 from kvmchand.runtime.privileges import drop_privileges
 from kvmchand.runtime.worker import Worker, serve
 from kvmchand.services.ivshmem.handshake import refuse_all
-from kvmchand.services.ivshmem.unread import hang_up, wait_read
+from kvmchand.services.ivshmem.unread import wait_read
 from kvmchand.wire import ivshmem
 from kvmchand.wire.packet import AT_ONCE, Fds
 
@@ -117,7 +117,7 @@ class Ivshmem(Worker):
             )
         del device.connections[number]
         self._loop.remove(connection.fileno())
-        hang_up(connection)
+        closer.hang_up(connection)
         self._say(ivshmem.Gone(number))
 
 

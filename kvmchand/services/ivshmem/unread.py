@@ -38,18 +38,18 @@ class Unread:
     def end(self, sock: socket.socket) -> None:
         """End a connection, for all duplicates of it, once its QEMU has read everything."""
         if has_read(sock):
-            hang_up(sock)
+            closer.hang_up(sock)
             return
         self._socks.append(sock)
         if len(self._socks) > _KEPT_MAX:
-            hang_up(self._socks.pop(0))
+            closer.hang_up(self._socks.pop(0))
         self._interval = _FIRST_INTERVAL
         self._look()
 
     def _look(self) -> None:
         for sock in [each for each in self._socks if has_read(each)]:
             self._socks.remove(sock)
-            hang_up(sock)
+            closer.hang_up(sock)
         if self._next_look is not None:
             self._next_look.cancel()
             self._next_look = None
@@ -61,7 +61,7 @@ class Unread:
         """Wait until all is read, but not for ever, and end the connections."""
         wait_read(self._socks)
         for sock in self._socks:
-            hang_up(sock)
+            closer.hang_up(sock)
         self._socks.clear()
         if self._next_look is not None:
             self._next_look.cancel()
@@ -84,12 +84,3 @@ def wait_read(socks: Sequence[socket.socket]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not all(map(has_read, socks)) and time.monotonic() < deadline:
         time.sleep(_FIRST_INTERVAL)
-
-
-def hang_up(sock: socket.socket) -> None:
-    """End a connection, for all duplicates of it."""
-    try:
-        sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # gone already
-    closer.close(sock)

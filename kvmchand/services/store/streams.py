@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvmchand.errors import LimitReached, ProtocolError, VchanError
+from kvmchand.errors import LimitReached, VchanError
 from kvmchand.ids import HOST, ClientId, DomainId
 from kvmchand.runtime import closer, log, passrights
 from kvmchand.runtime.acceptor import Acceptor
@@ -186,17 +186,11 @@ class SocketStream(Stream):
             return None
         request, size = found
         taken = self.sock.recv(size)
-        if len(taken) != size:
-            raise ProtocolError("a request came with descriptors beside it")
         return Taken(request, taken, size == len(data))
 
     def close(self) -> None:
         """End the connection, for main's duplicate, too."""
-        try:
-            self.sock.shutdown(socket.SHUT_RDWR)  # main has a duplicate
-        except OSError:
-            pass  # gone already
-        closer.close(self.sock)
+        closer.hang_up(self.sock)
 
 
 class Streams(Acceptor):

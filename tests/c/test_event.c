@@ -12,7 +12,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -256,17 +255,6 @@ static void the_descriptor_to_select_on_is_the_eventfd(void)
 
 /* ---- eventfds that several ends share ---- */
 
-/* What the daemon gives an end to wait on then. */
-static int share(int event)
-{
-	struct epoll_event wanted = {.events = EPOLLIN | EPOLLET};
-	int fd = epoll_create1(EPOLL_CLOEXEC);
-
-	check(fd >= 0);
-	equal(epoll_ctl(fd, EPOLL_CTL_ADD, event, &wanted), 0);
-	return fd;
-}
-
 /* Two devices whose servers' ends wait for one eventfd. */
 static void sharing_open(struct device devices[2])
 {
@@ -283,7 +271,7 @@ static void sharing_open(struct device devices[2])
 		}
 		grant = device_grant(device, true);
 		close(grant.event_fd);
-		grant.event_fd = share(device->channel.server_socket);
+		grant.event_fd = share_event(device->channel.server_socket);
 		grant.events = KVMCHAN_EVENTS_SHARED_EVENTFD;
 		device->channel.server = attached(&grant);
 		grant = device_grant(device, false);

@@ -9,7 +9,6 @@
 
 #include <stdatomic.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -46,17 +45,6 @@ static int make_place(void)
 	return memory;
 }
 
-/* What the daemon gives a server in a guest to wait on. */
-static int share(int event)
-{
-	struct epoll_event wanted = {.events = EPOLLIN | EPOLLET};
-	int fd = epoll_create1(EPOLL_CLOEXEC);
-
-	check(fd >= 0);
-	equal(epoll_ctl(fd, EPOLL_CTL_ADD, event, &wanted), 0);
-	return fd;
-}
-
 static void offer(struct offered *offered)
 {
 	struct kvmchan_grant grant = {
@@ -77,7 +65,7 @@ static void offer(struct offered *offered)
 	offered->daemon = sockets[1];
 	grant.control_fd = sockets[0];
 	grant.region_fd = duplicate(offered->place);
-	grant.event_fd = share(offered->event);
+	grant.event_fd = share_event(offered->event);
 	offered->server = kvmchan_attach(&grant);
 	if (!offered->server)
 		test_fail(__FILE__, __LINE__, "no end: %s", kvmchan_last_error());

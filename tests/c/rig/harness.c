@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -359,6 +360,16 @@ int duplicate(int fd)
 
 	check(other >= 0);
 	return other;
+}
+
+int share_event(int event)
+{
+	struct epoll_event wanted = {.events = EPOLLIN | EPOLLET};
+	int fd = epoll_create1(EPOLL_CLOEXEC);
+
+	check(fd >= 0);
+	equal(epoll_ctl(fd, EPOLL_CTL_ADD, event, &wanted), 0);
+	return fd;
 }
 
 struct kvmchan_grant channel_grant(const struct channel *channel, bool server)

@@ -91,6 +91,9 @@ struct channel {
 void page_initialize(int region, off_t offset, uint32_t left, uint32_t right);
 /* Another descriptor of the same. */
 int duplicate(int fd);
+/* What the daemon gives an end to wait on where the eventfd @event is not its own for good: an
+ * epoll, which the caller closes. */
+int share_event(int event);
 /* The memory and the sockets, no ends yet. */
 void channel_make(struct channel *channel, uint32_t left, uint32_t right);
 /* Lets both rings of a channel without ends go on from indexes of the test's choice. */

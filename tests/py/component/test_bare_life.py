@@ -99,6 +99,11 @@ def end_of(host: BareHost, guest: BareGuest) -> None:
     eventually(lambda: f"domain {guest.domain} ({guest.machine.name}) is gone" in host.log(), host.log)
 
 
+def restore(host: BareHost, image: str) -> BareGuest:
+    """Let a guest go on from an image of its memory."""
+    return host.guest("alice", "kvm", bring=lambda: host.libvirtd.virsh("restore", image))
+
+
 def test_a_guest_is_saved_only_when_it_is_detached_and_restored_with_what_was_offered(
     bare_host: BareHost, tmp_path: Path
 ) -> None:
@@ -108,14 +113,14 @@ def test_a_guest_is_saved_only_when_it_is_detached_and_restored_with_what_was_of
         detach(bare_host, alice)
         bare_host.libvirtd.virsh("save", "alice", image)
         end_of(bare_host, alice)
-        again = bare_host.guest("alice", "kvm", bring=lambda: bare_host.libvirtd.virsh("restore", image))
+        again = restore(bare_host, image)
         assert again.domain != alice.domain
         find(again, server)
         be_found(bare_host, again)
         # The host still has the session of a guest that was not detached, when its memory is an
         # old one.
         end_of(bare_host, again)
-        once_more = bare_host.guest("alice", "kvm", bring=lambda: bare_host.libvirtd.virsh("restore", image))
+        once_more = restore(bare_host, image)
     with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
         find(once_more, server)
         be_found(bare_host, once_more)
@@ -132,7 +137,7 @@ def test_a_guest_goes_on_after_a_snapshot_and_returns_from_it(bare_host: BareHos
         find(alice, server)
         end_of(bare_host, alice)
         # It was not detached, and its memory is an old one.
-        again = bare_host.guest("alice", "kvm", bring=lambda: bare_host.libvirtd.virsh("restore", image))
+        again = restore(bare_host, image)
     with acting_as(bare_host), offer_here("alice", PATH, read_min=BYTES, write_min=BYTES) as server:
         find(again, server)
 

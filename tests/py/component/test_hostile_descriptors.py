@@ -142,6 +142,17 @@ def test_one_comes_first_of_all(patient: Daemon, data: bytes, ends: bool) -> Non
         assert_answers(patient)
 
 
+def assert_refused(daemon: Daemon, client: RawClient, data: bytes, fds: list[int]) -> None:
+    """Assert that a packet with descriptors is refused, by the kernel or by the daemon."""
+    try:
+        socket.send_fds(client.sock, [data], fds)
+    except PermissionError:
+        assert "closer" not in daemon.services()
+    else:
+        client.hear_error("protocol")
+        client.hear_end()
+
+
 @pytest.mark.parametrize("count", [1, 253])
 @pytest.mark.parametrize("data", [LIST, b"not JSON", bytes(40000), b""], ids=["a request", "nonsense", "too much", "nothing"])
 @pytest.mark.parametrize("greeted", [False, True], ids=["first", "second"])
@@ -149,25 +160,13 @@ def test_none_belongs_beside_any_packet(patient: Daemon, greeted: bool, data: by
     with RawClient(patient) as client:
         if greeted:
             client.hello()
-        try:
-            socket.send_fds(client.sock, [data], [0] * count)
-        except PermissionError:
-            assert "closer" not in patient.services()
-        else:
-            client.hear_error("protocol")
-            client.hear_end()
+        assert_refused(patient, client, data, [0] * count)
 
 
 def test_a_connection_is_sent_over_itself(patient: Daemon) -> None:
     """It would outlive its process, if the daemon kept it."""
     with RawClient(patient).hello() as client:
-        try:
-            client.say(LIST, [client.sock.fileno()])
-        except PermissionError:
-            assert "closer" not in patient.services()
-        else:
-            client.hear_error("protocol")
-            client.hear_end()
+        assert_refused(patient, client, LIST, [client.sock.fileno()])
 
 
 def test_one_comes_beside_a_request(patient: Daemon) -> None:

@@ -156,8 +156,11 @@ class Network:
         domain = machine.domain
         eventually(
             lambda: any(each["domain"] == domain and each["ready"] for each in self.guests()),
-            lambda: f"{self.guests()} {self.daemons[machine.name].lines}",
+            lambda: f"{self.guests()} {self._said_by_daemon(machine)}",
         )
+
+    def _said_by_daemon(self, machine: Machine) -> str:
+        return str(self.daemons[machine.name].lines)
 
     def restore(self) -> None:
         """Start again whatever the last test ended."""
@@ -170,6 +173,14 @@ class Network:
                 self.start_daemon(machine)
         for machine in self.machines:
             self.wait_linked(machine)
+
+    def lend(self) -> Iterator[list[Machine | None]]:
+        """Serve as a fixture's body: the host and the guests, and no channel when the test has
+        ended.
+        """
+        self.restore()
+        yield [None, *self.machines]
+        self.assert_clean()
 
     def assert_clean(self) -> None:
         for program in self._programs:

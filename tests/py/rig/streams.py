@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rig.machine import Machine
-from rig.network import Network
+from rig.machine import Machine, Program
+from rig.network import HostProgram, Network
 
 MIB = 1 << 20
 
@@ -33,6 +33,11 @@ def move(
     serving.wait_line("offered")
     numbers = [str(each) for each in (channels, back, out, call, ring)]
     connecting = network.run_on(client, stream, "client", str(here), path, *numbers)
+    finish(serving, connecting)
+
+
+def finish(serving: HostProgram | Program, connecting: HostProgram | Program) -> None:
+    """Wait until both have moved all bytes, and let them close."""
     # The client first: if it can't connect, its server waits for ever, and does not know why.
     for each in (connecting, serving):
         each.wait_line("done")

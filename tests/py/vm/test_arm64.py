@@ -32,9 +32,7 @@ def arm64(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
 @pytest.fixture
 def sides(arm64: Network) -> Iterator[list[Machine | None]]:
     """The host and two guests; and no channel when the test has ended."""
-    arm64.restore()
-    yield [None, *arm64.machines]
-    arm64.assert_clean()
+    yield from arm64.lend()
 
 
 @pytest.mark.parametrize(

@@ -48,9 +48,7 @@ def firmware(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def sides(firmware: Network) -> Iterator[list[Machine | None]]:
     """The host and two guests; and no channel when the test has ended."""
-    firmware.restore()
-    yield [None, *firmware.machines]
-    firmware.assert_clean()
+    yield from firmware.lend()
 
 
 @pytest.mark.parametrize("firmware", FIRMWARES, indirect=True)

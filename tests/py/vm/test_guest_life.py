@@ -17,7 +17,7 @@ from rig.daemon import acting_as
 from rig.deadline import eventually, in_time
 from rig.machine import Machine, Program
 from rig.network import HostProgram, Network
-from rig.streams import MIB, move
+from rig.streams import MIB, finish, move
 
 AT_ONCE = 1.0
 """Seconds within which a death is learnt of."""
@@ -235,9 +235,4 @@ def test_what_a_guest_offers_outlives_the_hosts_daemon(network: Network, stream:
     network.restore()
     eventually(lambda: [each["state"] for each in network.daemon.channels()] == ["waiting"], network.daemon.log)
     connecting = network.run_on(None, stream, "client", str(guest.domain), path, *numbers)
-    for each in (connecting, serving):
-        each.wait_line("done")
-    for each in (connecting, serving):
-        each.end_input()
-        each.wait_line("closed")
-        assert each.wait() == 0, each.lines
+    finish(serving, connecting)

@@ -48,9 +48,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InstalledNet
 @pytest.fixture
 def sides(installed: InstalledNetwork) -> Iterator[list[Machine | None]]:
     """The host and two guests; and no channel when the test has ended."""
-    installed.restore()
-    yield [None, *installed.machines]
-    installed.assert_clean()
+    yield from installed.lend()
 
 
 @pytest.mark.parametrize(
